@@ -1,0 +1,69 @@
+/* What the example programs share: flags, and durations as Go writes them ("300ms", "1.5s", "1m30s"). */
+#ifndef CLI_H
+#define CLI_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Reads a duration of LEN characters; false if it is none, is negative, or exceeds 49 days (32 bits of milliseconds). */
+static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
+    static const struct {
+        const char *unit;
+        double ms;
+    } units[] = {{"ns", 1e-6}, {"us", 1e-3}, {"ms", 1}, {"s", 1e3}, {"m", 60e3}, {"h", 3600e3}};
+    const size_t unit_count = sizeof units / sizeof *units;
+    char copy[64];
+    if (len == 0 || len >= sizeof copy) return false;
+    memcpy(copy, text, len);
+    copy[len] = '\0';
+    if (strcmp(copy, "0") == 0) return *ms = 0, true;
+    double total = 0;
+    for (char *rest = copy; *rest != '\0';) {
+        size_t digits = strspn(rest, "0123456789.");
+        if (digits == 0) return false;
+        char *unit;
+        double number = strtod(rest, &unit);
+        if (unit != rest + digits) return false;
+        size_t letters = strcspn(unit, "0123456789."), i = 0;
+        while (i < unit_count && (strlen(units[i].unit) != letters || memcmp(units[i].unit, unit, letters) != 0)) i++;
+        if (i == unit_count) return false;
+        total += number * units[i].ms;
+        rest = unit + letters;
+    }
+    if (total > 4294967293.0) return false;
+    *ms = (uint32_t)llround(total);
+    return true;
+}
+
+/* The value of flag NAME ("addr" for -addr or --addr, VALUE behind a space or a '='), if argv[*i] is that flag. */
+static inline const char *cli_flag(char **argv, int *i, const char *name) {
+    const char *flag = argv[*i];
+    if (*flag != '-') return NULL;
+    flag += flag[1] == '-' ? 2 : 1;
+    size_t len = strlen(name);
+    if (strncmp(flag, name, len) != 0) return NULL;
+    if (flag[len] == '=') return flag + len + 1;
+    if (flag[len] != '\0') return NULL;
+    if (argv[*i + 1] == NULL) {
+        fprintf(stderr, "%s: -%s needs a value\n", argv[0], name);
+        exit(2);
+    }
+    return argv[++*i];
+}
+
+/* As an option's milliseconds, where 0 would mean the default. Exits if it is no duration. */
+static inline uint32_t cli_timeout(const char *program, const char *text) {
+    uint32_t ms;
+    if (!cli_duration(text, strlen(text), &ms)) {
+        fprintf(stderr, "%s: '%s' is not a duration\n", program, text);
+        exit(2);
+    }
+    return ms == 0 ? 0xFFFFFFFEu : ms; /* HTTPDOWN_NOW */
+}
+
+#endif

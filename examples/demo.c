@@ -1,0 +1,69 @@
+/* A slow server that stops without losing a request: GET /?duration=20s answers at once, sleeps, and answers again.
+ *
+ *     build/demo & curl 'http://127.0.0.1:8080/?duration=3s' & sleep 1; kill %1; wait
+ */
+#define _POSIX_C_SOURCE 200809L
+#include <httpdown.h>
+#include <inttypes.h>
+#include <unistd.h>
+
+#include "cli.h"
+
+static void say(httpdown_request *request, const char *what, httpdown_bytes duration) {
+    char line[128];
+    int len = snprintf(line, sizeof line, "%s %.*s with pid %d\n", what, (int)duration.len, duration.data, getpid());
+    if (httpdown_reply_write(request, line, (size_t)len) != 0) return; /* gone, or killed: the end will tell */
+}
+
+static void on_request(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    httpdown_bytes query = httpdown_request_query(request), duration = {"0", 1};
+    if (query.len > 9 && memcmp(query.data, "duration=", 9) == 0) {
+        duration.data = query.data + 9;
+        duration.len = query.len - 9;
+    }
+    uint32_t ms;
+    if (!cli_duration(duration.data, duration.len, &ms)) {
+        httpdown_reply_text(request, 400, "bad duration; write 300ms, 1.5s or 1m\n");
+        return;
+    }
+    httpdown_header headers[] = {{httpdown_str("content-type"), httpdown_str("text/plain; charset=utf-8")}};
+    if (httpdown_reply_start(request, 200, headers, 1) != 0) return;
+    say(request, "going to sleep", duration);
+    if (httpdown_request_wait_cancelled(request, ms) == HTTPDOWN_STATUS_WOULD_BLOCK) say(request, "slept", duration);
+    httpdown_reply_finish(request);
+}
+
+static void on_phase(const httpdown_server *server, int phase, void *user_data) {
+    (void)user_data;
+    char addr[64];
+    if (phase != HTTPDOWN_PHASE_SERVING || httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
+    printf("serving on http://%s/ with pid %d\n", addr, getpid());
+    fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    httpdown_options options = {
+        .struct_size = sizeof options,
+        .addr = "127.0.0.1:8080",
+        .handler = on_request,
+        .on_phase = on_phase,
+        .stop_timeout_ms = 10000,
+        .kill_timeout_ms = 1000,
+    };
+    for (int i = 1; i < argc; i++) {
+        const char *value;
+        if ((value = cli_flag(argv, &i, "addr"))) options.addr = value;
+        else if ((value = cli_flag(argv, &i, "stop-timeout"))) options.stop_timeout_ms = cli_timeout(argv[0], value);
+        else if ((value = cli_flag(argv, &i, "kill-timeout"))) options.kill_timeout_ms = cli_timeout(argv[0], value);
+        else return fprintf(stderr, "usage: %s [-addr A] [-stop-timeout D] [-kill-timeout D]\n", argv[0]), 2;
+    }
+    char error[256];
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    int status = httpdown_run(&options, &report, error, sizeof error); /* until TERM or INT */
+    if (report.phase == HTTPDOWN_PHASE_STOPPED)
+        printf("stopped after %" PRIu64 " ms: %" PRIu64 " requests, %" PRIu64 " served, %" PRIu64 " killed\n",
+               report.stop_duration_ms, report.requests, report.served, report.killed);
+    if (status != 0) fprintf(stderr, "%s: %s: %s\n", argv[0], httpdown_status_string(status), error);
+    return status != 0;
+}

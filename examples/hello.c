@@ -1,0 +1,135 @@
+/* The server for benchmarks and test suites: "Hello, World!" everywhere, POST /echo, GET /bytes/N. */
+#define _POSIX_C_SOURCE 200809L
+#include <httpdown.h>
+#include <pthread.h>
+#include <unistd.h>
+
+#include "cli.h"
+
+static int dispatch = HTTPDOWN_DISPATCH_POOL;
+
+static const httpdown_header octets = {{"content-type", 12}, {"application/octet-stream", 24}};
+
+/* Sends the body back as it comes: of however much, 64 KiB are here at a time. */
+static void echo(httpdown_request *request) {
+    char buffer[65536];
+    size_t count;
+    if (httpdown_reply_start(request, 200, &octets, 1) != 0) {
+        httpdown_reply_abort(request);
+        return;
+    }
+    for (;;) {
+        int status = httpdown_request_read(request, buffer, sizeof buffer, &count);
+        if (status == 0 && count == 0) break;
+        if (status == 0) status = httpdown_reply_write(request, buffer, count);
+        if (status != 0) {
+            httpdown_reply_abort(request);
+            return;
+        }
+    }
+    httpdown_reply_finish(request);
+}
+
+static void bytes(httpdown_request *request, uint64_t count) {
+    static const char zeroes[65536];
+    char length[24];
+    snprintf(length, sizeof length, "%llu", (unsigned long long)count);
+    httpdown_header headers[] = {octets, {httpdown_str("content-length"), httpdown_str(length)}};
+    if (httpdown_reply_start(request, 200, headers, 2) != 0) {
+        httpdown_reply_abort(request);
+        return;
+    }
+    while (count > 0) {
+        size_t piece = count < sizeof zeroes ? (size_t)count : sizeof zeroes;
+        if (httpdown_reply_write(request, zeroes, piece) != 0) break; /* gone, or killed */
+        count -= piece;
+    }
+    if (count > 0) httpdown_reply_abort(request);
+    else httpdown_reply_finish(request);
+}
+
+static bool starts_with(httpdown_bytes text, const char *prefix) {
+    size_t len = strlen(prefix);
+    return text.len >= len && memcmp(text.data, prefix, len) == 0;
+}
+
+/* What may take long; runs where it may block. The request is owned. */
+static void *slowly(void *user_data) {
+    httpdown_request *request = user_data;
+    httpdown_bytes path = httpdown_request_path(request);
+    if (!starts_with(path, "/bytes/")) {
+        echo(request);
+        return NULL;
+    }
+    uint64_t count = 0;
+    bool valid = path.len > 7 && path.len < 7 + 19;
+    for (size_t i = 7; valid && i < path.len; i++) {
+        valid = path.data[i] >= '0' && path.data[i] <= '9';
+        count = count * 10 + (uint64_t)(path.data[i] - '0');
+    }
+    if (valid) bytes(request, count);
+    else httpdown_reply_text(request, 400, "not a number\n");
+    return NULL;
+}
+
+static void on_request(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    httpdown_bytes path = httpdown_request_path(request);
+    bool is_echo = httpdown_bytes_equal(path, "/echo") && httpdown_bytes_equal(httpdown_request_method(request), "POST");
+    if (!is_echo && !starts_with(path, "/bytes/")) {
+        httpdown_reply_text(request, 200, "Hello, World!");
+        return;
+    }
+    if (dispatch == HTTPDOWN_DISPATCH_POOL) {
+        if (httpdown_request_defer(request) == 0) slowly(request);
+        return;
+    }
+    /* On an I/O thread, or on the only thread that takes from the queue: elsewhere. */
+    pthread_t thread;
+    if (dispatch == HTTPDOWN_DISPATCH_INLINE && httpdown_request_defer(request) != 0) return;
+    if (pthread_create(&thread, NULL, slowly, request) != 0) httpdown_reply_text(request, 503, "no thread\n");
+    else pthread_detach(thread);
+}
+
+/* Takes requests from the queue until none can come any more. */
+static void *take(void *server) {
+    httpdown_request *requests[16];
+    size_t count;
+    while (httpdown_next(server, HTTPDOWN_FOREVER, requests, 16, &count) == 0)
+        for (size_t i = 0; i < count; i++) on_request(requests[i], NULL);
+    return NULL;
+}
+
+static void on_phase(const httpdown_server *server, int phase, void *user_data) {
+    (void)user_data;
+    static pthread_t taker;
+    static bool taking;
+    char addr[64];
+    if (phase == HTTPDOWN_PHASE_SERVING && httpdown_local_addr(server, 0, addr, sizeof addr) == 0) {
+        printf("serving on http://%s/ with pid %d\n", addr, getpid());
+        fflush(stdout);
+        taking = dispatch == HTTPDOWN_DISPATCH_QUEUE && pthread_create(&taker, NULL, take, (void *)server) == 0;
+    }
+    /* The last event: when it has been delivered, the server is freed. */
+    if (phase == HTTPDOWN_PHASE_STOPPED && taking) pthread_join(taker, NULL);
+}
+
+int main(int argc, char **argv) {
+    httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:8080", .on_phase = on_phase};
+    for (int i = 1; i < argc; i++) {
+        const char *value;
+        if ((value = cli_flag(argv, &i, "addr"))) options.addr = value;
+        else if ((value = cli_flag(argv, &i, "threads"))) options.io_threads = (uint32_t)strtoul(value, NULL, 10);
+        else if ((value = cli_flag(argv, &i, "dispatch"))) {
+            if (strcmp(value, "inline") == 0) dispatch = HTTPDOWN_DISPATCH_INLINE;
+            else if (strcmp(value, "queue") == 0) dispatch = HTTPDOWN_DISPATCH_QUEUE;
+            else if (strcmp(value, "pool") != 0) return fprintf(stderr, "%s: no dispatch '%s'\n", argv[0], value), 2;
+        } else return fprintf(stderr, "usage: %s [-addr A] [-threads N] [-dispatch inline|pool|queue]\n", argv[0]), 2;
+    }
+    options.dispatch = dispatch;
+    options.handler = dispatch == HTTPDOWN_DISPATCH_QUEUE ? NULL : on_request;
+    char error[256];
+    int status = httpdown_run(&options, NULL, error, sizeof error); /* until TERM or INT */
+    if (status != 0) fprintf(stderr, "%s: %s: %s\n", argv[0], httpdown_status_string(status), error);
+    return status != 0;
+}

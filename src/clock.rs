@@ -1,0 +1,177 @@
+//! Time as the server sees it: the machine's, or a test's.
+//!
+//! The timers of a stop and the minute between two counts of connections run on the server's clock. A test gives the
+//! server a [`MockClock`] and moves it by hand, so that a stop timeout of a minute is tested in a millisecond.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+
+/// A future that ends when its time has come.
+pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where the server takes its time from.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// The time since some fixed moment; never goes back.
+    fn now(&self) -> Duration;
+
+    /// A timer. It is set when this is called, not when it is first polled, and is polled only on a thread of the
+    /// server's that has a tokio runtime.
+    fn sleep(&self, duration: Duration) -> Sleep;
+}
+
+/// The machine's monotonic clock.
+#[derive(Debug)]
+pub struct SystemClock(Instant);
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+/// A clock that stands still until it is [advanced](MockClock::advance). Clones show the same time.
+///
+/// All of it may be called from any thread.
+#[derive(Clone, Debug, Default)]
+pub struct MockClock(Arc<Mock>);
+
+#[derive(Debug, Default)]
+struct Mock {
+    state: Mutex<MockState>,
+    timers_changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct MockState {
+    now: Duration,
+    next_id: u64,
+    timers: Vec<MockTimer>,
+}
+
+#[derive(Debug)]
+struct MockTimer {
+    id: u64,
+    due: Duration,
+    waker: Option<Waker>,
+}
+
+impl MockClock {
+    /// A clock at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Moves the time on and fires every timer that is due by then. Does not wait for what the timers set off.
+    pub fn advance(&self, by: Duration) {
+        let mut due = Vec::new();
+        {
+            let mut state = self.0.lock();
+            state.now = state.now.saturating_add(by);
+            let now = state.now;
+            state.timers.retain_mut(|timer| {
+                let fires = timer.due <= now;
+                if fires {
+                    due.extend(timer.waker.take());
+                }
+                !fires
+            });
+        }
+        due.into_iter().for_each(Waker::wake);
+    }
+
+    /// Blocks until at least `count` timers are set, so that a test knows that the server has come to the point where
+    /// it waits. `timeout` is real time.
+    ///
+    /// A server with [`Stats`](crate::Stats) always has one timer set, for its count of connections every minute.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] if that has not happened within `timeout`.
+    pub fn wait_for_timers(&self, count: usize, timeout: Duration) -> Result<()> {
+        let state = self.0.lock();
+        let (state, _) = self
+            .0
+            .timers_changed
+            .wait_timeout_while(state, timeout, |state| state.timers.len() < count)
+            .unwrap_or_else(PoisonError::into_inner);
+        if state.timers.len() < count {
+            return Err(Error::WouldBlock);
+        }
+        Ok(())
+    }
+}
+
+impl Mock {
+    fn lock(&self) -> std::sync::MutexGuard<'_, MockState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Clock for MockClock {
+    fn now(&self) -> Duration {
+        self.0.lock().now
+    }
+
+    fn sleep(&self, duration: Duration) -> Sleep {
+        let mut state = self.0.lock();
+        let id = state.next_id;
+        state.next_id += 1;
+        let due = state.now.saturating_add(duration);
+        if due > state.now {
+            state.timers.push(MockTimer {
+                id,
+                due,
+                waker: None,
+            });
+            self.0.timers_changed.notify_all();
+        }
+        drop(state);
+        Box::pin(MockSleep {
+            mock: Arc::clone(&self.0),
+            id,
+        })
+    }
+}
+
+struct MockSleep {
+    mock: Arc<Mock>,
+    id: u64,
+}
+
+impl Future for MockSleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.mock.lock();
+        match state.timers.iter_mut().find(|timer| timer.id == self.id) {
+            Some(timer) => {
+                timer.waker = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        }
+    }
+}
+
+impl Drop for MockSleep {
+    fn drop(&mut self) {
+        let mut state = self.mock.lock();
+        state.timers.retain(|timer| timer.id != self.id);
+    }
+}

@@ -1,0 +1,116 @@
+//! One connection: how it is driven, and what a stop does to it.
+//!
+//! hyper speaks HTTP over a [`Socket`] that notices every byte, and to a service that notices every request; both tell
+//! the [`Conn`], which is the one place that knows the connection's state.
+
+mod io;
+mod service;
+mod track;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+
+use crate::events::LogLevel;
+use crate::lifecycle::Phase;
+
+pub(crate) use service::{BoxError, Plain, Respond};
+pub(crate) use track::{Accepted, Conn, Inflight, Registry};
+pub use track::{ConnInfo, ConnState};
+
+use io::Socket;
+use service::Tracked;
+
+/// How a connection came to its end.
+enum End {
+    /// hyper is done with it: closed on either side, or handed to whoever upgraded it.
+    Done,
+    /// A kill cut it.
+    Cut,
+    /// A request's head did not come in time.
+    HeaderTimeout,
+}
+
+/// Serves one connection to its end.
+pub(crate) async fn serve<R: Respond>(accepted: Accepted, respond: R) {
+    let shared = Arc::clone(accepted.conn().shared());
+    let conn = Arc::clone(accepted.conn());
+    let socket = match Socket::new(accepted) {
+        Ok(socket) => socket,
+        Err(error) => {
+            shared.events.log(
+                LogLevel::Error,
+                format!("cannot drive a connection: {error}"),
+            );
+            return;
+        }
+    };
+    if let End::Done = drive(socket, respond, &conn).await {
+        conn.hijacked_if_open();
+    }
+}
+
+async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End {
+    let shared = conn.shared();
+    // half_close: a client that sends its request and then a FIN still reads; by default hyper would cancel its handler.
+    let http = http1::Builder::new()
+        .half_close(true)
+        .serve_connection(
+            TokioIo::new(socket),
+            Tracked::new(respond, Arc::clone(conn)),
+        )
+        .with_upgrades();
+    let mut http = pin!(http);
+    // Polled once each, to be woken when the phase comes; after that a look at the phase itself is cheaper.
+    let mut draining = pin!(shared.phases.reached(Phase::Draining));
+    let mut killing = pin!(shared.phases.reached(Phase::Killing));
+    let (mut waits_for_draining, mut waits_for_killing, mut closing) = (false, false, false);
+    let mut header_timer = None;
+
+    poll_fn(|cx| {
+        if !waits_for_draining {
+            waits_for_draining = true;
+            let _ = draining.as_mut().poll(cx);
+        }
+        loop {
+            let phase = shared.phases.get();
+            if let Poll::Ready(result) = http.as_mut().poll(cx) {
+                if result.is_ok() {
+                    conn.response_flushed();
+                }
+                return Poll::Ready(End::Done);
+            }
+            if phase >= Phase::Killing {
+                conn.reset_if_unfinished();
+                return Poll::Ready(End::Cut);
+            }
+            if phase < Phase::Draining {
+                break;
+            }
+            if !waits_for_killing {
+                waits_for_killing = true;
+                if killing.as_mut().poll(cx).is_ready() {
+                    continue;
+                }
+            }
+            if closing || !conn.is_between_requests() {
+                break;
+            }
+            closing = true;
+            conn.closed_by_stop();
+            http.as_mut().graceful_shutdown();
+        }
+        if !conn.is_reading_head() {
+            header_timer = None;
+            return Poll::Pending;
+        }
+        let timer = header_timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(shared.config.header_timeout)));
+        timer.as_mut().poll(cx).map(|()| End::HeaderTimeout)
+    })
+    .await
+}

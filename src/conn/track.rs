@@ -1,0 +1,440 @@
+//! What the server knows of a connection and of the requests on it.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::sync::Notify;
+
+use crate::error::Error;
+use crate::events::ConnEvent;
+use crate::ledger::{Count, Ledger, Report};
+use crate::lifecycle::Phase;
+use crate::server::Shared;
+use crate::sys;
+
+/// Where a connection is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ConnState {
+    /// Accepted; no byte has come yet.
+    New = 0,
+    /// From the first byte of a request to the last byte of its response.
+    Active = 1,
+    /// Between two requests.
+    Idle = 2,
+    /// Taken over by a handler (an upgrade): no longer HTTP.
+    Hijacked = 3,
+    /// Gone.
+    Closed = 4,
+}
+
+impl ConnState {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::New,
+            1 => Self::Active,
+            2 => Self::Idle,
+            3 => Self::Hijacked,
+            _ => Self::Closed,
+        }
+    }
+}
+
+/// The connection that a request came on. A service finds it among the request's extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnInfo {
+    /// The connection's number, unique within its server.
+    pub id: u64,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The server's address that the client connected to.
+    pub local: SocketAddr,
+}
+
+/// All connections of a server that anything still holds: a socket, a handler, a queued request.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    conns: Mutex<HashMap<u64, Weak<Conn>>>,
+    accepted: AtomicU64,
+    emptied: Notify,
+}
+
+impl Registry {
+    /// Takes a new connection in. The stream is non-blocking.
+    pub(crate) fn accept(
+        shared: &Arc<Shared>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Accepted {
+        let registry = &shared.registry;
+        let conn = Arc::new(Conn {
+            info: ConnInfo {
+                id: registry.accepted.fetch_add(1, Ordering::Relaxed),
+                peer,
+                local,
+            },
+            shared: Arc::clone(shared),
+            state: AtomicU8::new(ConnState::New as u8),
+            descriptor: Mutex::new(Some(stream.as_raw_fd())),
+            ledger: Ledger::default(),
+            reading_head: AtomicBool::new(false),
+            in_service: Count::default(),
+            unflushed: Count::default(),
+            refused: Count::default(),
+            held: Count::default(),
+        });
+        registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
+        conn.tell(ConnState::New);
+        Accepted {
+            open: Open(conn),
+            stream,
+        }
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.lock().is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Resets whatever is still connected.
+    pub(crate) fn reset_all(&self) {
+        for conn in self.all() {
+            conn.reset();
+        }
+    }
+
+    /// How many requests are held by handlers, or wait in a queue.
+    pub(crate) fn held(&self) -> u64 {
+        self.all().iter().map(|conn| conn.held.get()).sum()
+    }
+
+    /// Adds up the connections that are still held and, from `closed`, those that are not.
+    pub(crate) fn add_to(&self, report: &mut Report, closed: &Ledger) {
+        let conns = self.lock();
+        let held: Vec<_> = conns.values().filter_map(Weak::upgrade).collect();
+        closed.add_to(report);
+        drop(conns);
+        report.connections = self.accepted.load(Ordering::Relaxed);
+        for conn in held {
+            conn.ledger.add_to(report);
+            let count = match conn.state() {
+                ConnState::New => &mut report.conns_new,
+                ConnState::Active => &mut report.conns_active,
+                ConnState::Idle => &mut report.conns_idle,
+                ConnState::Hijacked => &mut report.conns_hijacked,
+                ConnState::Closed => continue,
+            };
+            *count += 1;
+            report.conns_open += 1;
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Conn>> {
+        self.lock().values().filter_map(Weak::upgrade).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Weak<Conn>>> {
+        self.conns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One connection. Its task writes the counts; others only read them.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    info: ConnInfo,
+    shared: Arc<Shared>,
+    state: AtomicU8,
+    /// While the socket is open: for a reset from another thread.
+    descriptor: Mutex<Option<RawFd>>,
+    ledger: Ledger,
+    /// Bytes of a request have come, but not yet its whole head.
+    reading_head: AtomicBool,
+    /// Requests that the service has and whose response is not all in hyper's hands.
+    in_service: Count,
+    /// Responses that hyper has whole and that are not yet all in the kernel's hands.
+    unflushed: Count,
+    /// How many of those were answered 503 by a kill.
+    refused: Count,
+    /// Requests that anything still holds.
+    held: Count,
+}
+
+impl Conn {
+    pub(crate) fn info(&self) -> ConnInfo {
+        self.info
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn state(&self) -> ConnState {
+        ConnState::from_u8(self.state.load(Ordering::Relaxed))
+    }
+
+    fn set_state(&self, state: ConnState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+        self.tell(state);
+    }
+
+    fn tell(&self, state: ConnState) {
+        let events = &self.shared.events;
+        events.conn(ConnEvent {
+            id: self.info.id,
+            peer: self.info.peer,
+            state,
+        });
+    }
+
+    pub(super) fn bytes_read(&self) {
+        if self.is_between_requests() {
+            self.reading_head.store(true, Ordering::Relaxed);
+            self.set_state(ConnState::Active);
+        }
+    }
+
+    /// hyper has read a request's head and gives it to the service.
+    pub(super) fn request_begins(self: &Arc<Self>) -> Arc<Inflight> {
+        // A pipelined request has been read together with the one before it.
+        self.bytes_read();
+        self.reading_head.store(false, Ordering::Relaxed);
+        self.ledger.requests.bump();
+        self.in_service.bump();
+        self.held.add(1);
+        Arc::new(Inflight {
+            conn: Arc::clone(self),
+            state: AtomicU8::new(OPEN),
+            changed: Notify::new(),
+        })
+    }
+
+    /// hyper has all of a response.
+    pub(super) fn response_written(&self) {
+        self.in_service.move_to(&self.unflushed);
+    }
+
+    /// The service failed when the response had begun: hyper will cut it. After a kill that is what was asked of it.
+    pub(super) fn response_failed(&self) {
+        if self.is_killed() {
+            self.in_service.move_to(&self.ledger.killed);
+        } else {
+            self.in_service.move_to(&self.ledger.failed);
+            self.shared.events.sum("handler.error", 1.0);
+        }
+    }
+
+    fn is_killed(&self) -> bool {
+        self.shared.phases.get() >= Phase::Killing
+    }
+
+    /// The kernel has all that hyper had.
+    pub(super) fn response_flushed(&self) {
+        if self.unflushed.get() == 0 {
+            return;
+        }
+        if self.refused.get() > 0 {
+            self.refused.take();
+            self.unflushed.move_to(&self.ledger.killed);
+        }
+        self.unflushed.move_to(&self.ledger.served);
+        if self.in_service.get() == 0 && self.state() == ConnState::Active {
+            self.set_state(ConnState::Idle);
+        }
+    }
+
+    pub(super) fn is_between_requests(&self) -> bool {
+        matches!(self.state(), ConnState::New | ConnState::Idle)
+    }
+
+    pub(super) fn is_reading_head(&self) -> bool {
+        self.reading_head.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_waiting_for_handler(&self) -> bool {
+        self.in_service.get() > 0
+    }
+
+    /// The stop closes it between two requests.
+    pub(super) fn closed_by_stop(&self) {
+        self.shared.closed_idle.add(1);
+    }
+
+    /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.
+    pub(super) fn hijacked_if_open(&self) {
+        if self.descriptor().is_some() {
+            self.set_state(ConnState::Hijacked);
+            self.shared.events.sum("conn.closed", 1.0);
+        }
+    }
+
+    /// Has the kernel send a reset when the socket is closed, so that a cut response cannot look complete.
+    pub(super) fn reset_if_unfinished(&self) {
+        if self.is_between_requests() {
+            return;
+        }
+        if let Some(fd) = *self.descriptor() {
+            sys::with_fd(fd, |fd| {
+                let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
+            });
+        }
+    }
+
+    fn reset(&self) {
+        if let Some(fd) = *self.descriptor() {
+            sys::with_fd(fd, sys::reset);
+        }
+    }
+
+    fn closed(&self) {
+        *self.descriptor() = None;
+        let killed = self.is_killed();
+        let ledger = &self.ledger;
+        if killed && self.is_reading_head() {
+            // A request of which a byte has come is a request.
+            ledger.requests.bump();
+            ledger.killed.bump();
+        }
+        let lost = if killed { &ledger.killed } else { &ledger.gone };
+        lost.add(self.in_service.take() + self.unflushed.take());
+        if self.state() != ConnState::Hijacked {
+            self.shared.events.sum("conn.closed", 1.0);
+        }
+        self.set_state(ConnState::Closed);
+    }
+
+    fn descriptor(&self) -> MutexGuard<'_, Option<RawFd>> {
+        self.descriptor
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        let registry = &self.shared.registry;
+        let mut conns = registry.lock();
+        // Under the lock, so that no report counts it twice.
+        self.shared.ledger.add(&self.ledger);
+        conns.remove(&self.info.id);
+        if conns.is_empty() {
+            registry.emptied.notify_waiters();
+        }
+    }
+}
+
+/// Stands for an open socket: dropped just before it is closed.
+#[derive(Debug)]
+pub(super) struct Open(Arc<Conn>);
+
+impl Open {
+    pub(super) fn conn(&self) -> &Arc<Conn> {
+        &self.0
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.closed();
+    }
+}
+
+/// A connection that no runtime drives yet.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    open: Open,
+    stream: TcpStream,
+}
+
+impl Accepted {
+    pub(super) fn conn(&self) -> &Arc<Conn> {
+        self.open.conn()
+    }
+
+    pub(super) fn into_parts(self) -> (Open, TcpStream) {
+        (self.open, self.stream)
+    }
+}
+
+const OPEN: u8 = 0;
+const COMPLETE: u8 = 1;
+const LOST: u8 = 2;
+
+/// One request, from its head to the end of its response and of its handler: what the side that drives the connection
+/// and the side that answers know of each other.
+#[derive(Debug)]
+pub(crate) struct Inflight {
+    conn: Arc<Conn>,
+    state: AtomicU8,
+    changed: Notify,
+}
+
+impl Inflight {
+    pub(crate) fn conn(&self) -> &Arc<Conn> {
+        &self.conn
+    }
+
+    /// hyper has all of the response.
+    pub(super) fn complete(&self) {
+        self.state.store(COMPLETE, Ordering::Release);
+    }
+
+    /// The response can no longer reach the client.
+    pub(super) fn lose(&self) {
+        self.state.store(LOST, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state.load(Ordering::Acquire) == COMPLETE
+    }
+
+    /// Why there is no more use in answering.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        let killed = self.conn.is_killed();
+        match self.state.load(Ordering::Acquire) {
+            COMPLETE => None,
+            _ if killed => Some(Error::Killed),
+            LOST => Some(Error::Gone),
+            _ => None,
+        }
+    }
+
+    /// Waits until there is no more use in answering.
+    pub(crate) async fn until_lost(&self) -> Error {
+        loop {
+            let changed = self.changed.notified();
+            let killing = self.conn.shared.phases.reached(Phase::Killing);
+            if let Some(why) = self.lost() {
+                return why;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = killing => {}
+            }
+        }
+    }
+
+    /// The answer is the 503 of a kill: it counts as killed, not as served.
+    pub(crate) fn refused(&self) {
+        self.conn.refused.add(1);
+    }
+}
+
+impl Drop for Inflight {
+    fn drop(&mut self) {
+        self.conn.held.sub(1);
+    }
+}

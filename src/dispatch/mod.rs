@@ -1,0 +1,131 @@
+//! How requests reach a handler: three ways, one [`Exchange`].
+
+mod pool;
+mod queue;
+
+use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use http::Request;
+use hyper::body::Incoming;
+
+pub use queue::{RequestQueue, Taken};
+
+use crate::conn::{Inflight, Respond};
+use crate::error::Error;
+use crate::exchange::{Exchange, Reply, ReplyBody};
+use pool::Pool;
+
+/// Answers requests. Called from several threads at once.
+pub trait Handler: Send + Sync + 'static {
+    /// Answers one request, now or, from whatever thread the exchange is moved to, later.
+    ///
+    /// If it panics, or drops the exchange unanswered, the client gets a 500.
+    fn handle(&self, exchange: Exchange);
+}
+
+impl<F: Fn(Exchange) + Send + Sync + 'static> Handler for F {
+    fn handle(&self, exchange: Exchange) {
+        self(exchange);
+    }
+}
+
+/// On which threads a [`Handler`] is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Dispatch {
+    /// On a pool of at most this many threads, started as they are needed: the handler may block.
+    Pool(NonZeroUsize),
+    /// On the thread that drives the connection: the fastest, but the handler must not block, because the other
+    /// connections of that thread wait for it.
+    Inline,
+}
+
+impl Default for Dispatch {
+    /// A pool of up to 512 threads. An idle one costs some kilobytes and ends after 10 seconds, so the limit is there
+    /// to protect the machine, not to be tuned; requests beyond it wait.
+    fn default() -> Self {
+        Self::Pool(const { NonZeroUsize::new(512).unwrap() })
+    }
+}
+
+/// What stands behind the connections, as the control thread sees it.
+pub(crate) enum Backend {
+    /// A service of the host's, or a handler in place: nothing to end.
+    Direct,
+    Pool(Arc<Pool>),
+    Queue(RequestQueue),
+}
+
+impl Backend {
+    /// A kill: what nobody has begun to work on is answered with 503.
+    pub(crate) fn refuse_queued(&self) {
+        match self {
+            Self::Direct => {}
+            Self::Pool(pool) => pool.take_queued().into_iter().for_each(Exchange::refuse),
+            Self::Queue(queue) => queue.end().into_iter().for_each(Exchange::refuse),
+        }
+    }
+
+    /// No more requests will come. With `join`, waits for the threads, whose handlers have all returned.
+    pub(crate) fn close(self, join: bool) {
+        match self {
+            Self::Direct => {}
+            Self::Pool(pool) => pool.close(join),
+            Self::Queue(queue) => queue.end().into_iter().for_each(Exchange::refuse),
+        }
+    }
+}
+
+/// Gives each request to wherever it is answered.
+#[derive(Clone)]
+pub(crate) enum Dispatcher {
+    Inline(Arc<dyn Handler>),
+    Pool(Arc<Pool>),
+    Queue(RequestQueue),
+}
+
+impl Dispatcher {
+    pub(crate) fn new(dispatch: Dispatch, handler: impl Handler, server: u64) -> Self {
+        let handler: Arc<dyn Handler> = Arc::new(handler);
+        match dispatch {
+            Dispatch::Inline => Self::Inline(handler),
+            Dispatch::Pool(threads) => Self::Pool(Arc::new(Pool::new(handler, threads, server))),
+        }
+    }
+
+    pub(crate) fn backend(&self) -> Backend {
+        match self {
+            Self::Inline(_) => Backend::Direct,
+            Self::Pool(pool) => Backend::Pool(Arc::clone(pool)),
+            Self::Queue(queue) => Backend::Queue(queue.clone()),
+        }
+    }
+}
+
+impl Respond for Dispatcher {
+    type Body = ReplyBody;
+    type Error = Error;
+    type Future = Reply;
+
+    fn respond(&self, request: Request<Incoming>, inflight: &Arc<Inflight>) -> Reply {
+        let (exchange, reply) = Exchange::new(request, Arc::clone(inflight));
+        match self {
+            Self::Inline(handler) => call(&**handler, exchange),
+            Self::Pool(pool) => pool.push(exchange),
+            Self::Queue(queue) => queue.push(exchange),
+        }
+        reply
+    }
+}
+
+/// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500.
+fn call(handler: &dyn Handler, exchange: Exchange) {
+    // It counts until it returns, even when it has answered before.
+    let hold = exchange.hold();
+    let panicked = catch_unwind(AssertUnwindSafe(|| handler.handle(exchange))).is_err();
+    if panicked {
+        hold.log_panic();
+    }
+}

@@ -1,0 +1,86 @@
+//! What can go wrong, as one type: each kind has its status code in the C interface.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// A result of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a call failed. Cheap to clone: every waiter of a stop gets the same one.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// An argument makes no sense; the text says which and why.
+    InvalidArgument(String),
+    /// An option asks for something that this version does not know.
+    Unsupported(String),
+    /// An address could not be parsed or resolved.
+    Address(String),
+    /// The operating system refused; the text says what was tried.
+    Io(String, Arc<io::Error>),
+    /// A thread or a descriptor could not be had.
+    OutOfResources(String, Arc<io::Error>),
+    /// The stop timeout passed, or a kill was asked for, and requests were cut.
+    Killed,
+    /// The kill timeout passed and handlers were still running: they were abandoned.
+    TimedOut,
+    /// The server has stopped: too late for this call.
+    Stopped,
+    /// The call would wait for the very thread or request that it is made from.
+    WouldDeadlock,
+    /// The request has been answered already, or its answer has begun.
+    AlreadyReplied,
+    /// Nothing there yet, or no room yet: when a call's own timeout passed, or on a thread that must not wait.
+    WouldBlock,
+    /// The client has left.
+    Gone,
+    /// The process was forked, and this is the child: the server's threads live in the parent.
+    Forked,
+}
+
+impl Error {
+    pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Self {
+        let what = what.into();
+        match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN) => {
+                Self::OutOfResources(what, Arc::new(error))
+            }
+            _ => Self::Io(what, Arc::new(error)),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InvalidArgument(text) | Self::Unsupported(text) | Self::Address(text) => {
+                f.write_str(text)
+            }
+            Self::Io(what, error) | Self::OutOfResources(what, error) => {
+                write!(f, "{what}: {error}")
+            }
+            Self::Killed => f.write_str(
+                "requests were cut, because the stop timeout had passed or a kill was asked for",
+            ),
+            Self::TimedOut => {
+                f.write_str("handlers were still running when the kill timeout had passed")
+            }
+            Self::Stopped => f.write_str("the server has stopped"),
+            Self::WouldDeadlock => f.write_str("the call would wait for itself"),
+            Self::AlreadyReplied => f.write_str("the request has been answered already"),
+            Self::WouldBlock => f.write_str("the call would have to wait"),
+            Self::Gone => f.write_str("the client has left"),
+            Self::Forked => f.write_str("the server lives in the parent of this forked process"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io(_, error) | Self::OutOfResources(_, error) => Some(error),
+            _ => None,
+        }
+    }
+}

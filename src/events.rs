@@ -1,0 +1,253 @@
+//! What the server tells its host, from a bounded queue: one thread delivers it, or the host pulls it.
+//!
+//! Nothing that serves or stops ever waits here. When the reader is too slow, events are dropped and counted.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::conn::ConnState;
+use crate::error::{Error, Result};
+use crate::lifecycle::Phase;
+use crate::stats::{StatKind, Stats};
+
+/// How many events of connections wait at most. At 100,000 requests a second, two events each, it is 80 ms' worth.
+const CAPACITY: usize = 16_384;
+/// What is kept free beyond that for the rare events: stats, phases and log lines are not pushed out by connections.
+const RESERVE: usize = 1_024;
+
+/// Something that the server tells its host.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A value for a monitoring system: see [`Stats`] for the keys.
+    Stat {
+        /// What kind of value it is.
+        kind: StatKind,
+        /// Its name.
+        key: &'static str,
+        /// The value; seconds for a time.
+        value: f64,
+    },
+    /// A connection has changed its state.
+    Conn(ConnEvent),
+    /// The server has entered a phase.
+    Phase(Phase),
+    /// Something that a person should know.
+    Log(LogLevel, String),
+}
+
+/// A change of a connection's state.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnEvent {
+    /// The connection's number, unique within its server.
+    pub id: u64,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The state that it has now.
+    pub state: ConnState,
+}
+
+/// How much a log line matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something is odd; the server goes on.
+    Warning,
+    /// For information.
+    Info,
+}
+
+/// Which kinds of event anybody wants: what nobody wants is not made.
+#[derive(Clone, Copy, Debug, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "one for each kind of event")]
+pub(crate) struct Interest {
+    pub(crate) stats: bool,
+    pub(crate) conns: bool,
+    pub(crate) phases: bool,
+    pub(crate) logs: bool,
+}
+
+impl Interest {
+    pub(crate) fn any(self) -> bool {
+        self.stats || self.conns || self.phases || self.logs
+    }
+}
+
+pub(crate) type OnConn = Box<dyn FnMut(ConnEvent) + Send>;
+pub(crate) type OnPhase = Box<dyn FnMut(Phase) + Send>;
+pub(crate) type OnLog = Box<dyn FnMut(LogLevel, &str) + Send>;
+
+/// The callbacks of a server. They run on the events thread, one at a time.
+#[derive(Default)]
+pub(crate) struct Observers {
+    pub(crate) stats: Option<Box<dyn Stats>>,
+    pub(crate) conns: Option<OnConn>,
+    pub(crate) phases: Option<OnPhase>,
+    pub(crate) logs: Option<OnLog>,
+}
+
+impl Observers {
+    pub(crate) fn interest(&self) -> Interest {
+        Interest {
+            stats: self.stats.is_some(),
+            conns: self.conns.is_some(),
+            phases: self.phases.is_some(),
+            logs: self.logs.is_some(),
+        }
+    }
+
+    fn deliver(&mut self, event: Event) {
+        match event {
+            Event::Stat { kind, key, value } => {
+                if let Some(stats) = &mut self.stats {
+                    match kind {
+                        StatKind::Avg => stats.bump_avg(key, value),
+                        StatKind::Sum => stats.bump_sum(key, value),
+                        StatKind::Histogram => stats.bump_histogram(key, value),
+                        StatKind::Time => stats.bump_time(key, value),
+                    }
+                }
+            }
+            Event::Conn(event) => self.conns.iter_mut().for_each(|f| f(event)),
+            Event::Phase(phase) => self.phases.iter_mut().for_each(|f| f(phase)),
+            Event::Log(level, text) => self.logs.iter_mut().for_each(|f| f(level, &text)),
+        }
+    }
+}
+
+impl fmt::Debug for Observers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.interest().fmt(f)
+    }
+}
+
+/// The queue.
+#[derive(Debug)]
+pub(crate) struct Events {
+    interest: Interest,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Event>,
+    closed: bool,
+    dropped: u64,
+}
+
+impl Events {
+    pub(crate) fn new(interest: Interest) -> Self {
+        Self {
+            interest,
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    pub(crate) fn interest(&self) -> Interest {
+        self.interest
+    }
+
+    pub(crate) fn stat(&self, kind: StatKind, key: &'static str, value: f64) {
+        if self.interest.stats {
+            self.push(Event::Stat { kind, key, value });
+        }
+    }
+
+    pub(crate) fn sum(&self, key: &'static str, value: f64) {
+        self.stat(StatKind::Sum, key, value);
+    }
+
+    pub(crate) fn conn(&self, event: ConnEvent) {
+        if self.interest.conns {
+            self.push(Event::Conn(event));
+        }
+    }
+
+    pub(crate) fn phase(&self, phase: Phase) {
+        if self.interest.phases {
+            self.push(Event::Phase(phase));
+        }
+    }
+
+    pub(crate) fn log(&self, level: LogLevel, text: impl Into<String>) {
+        if self.interest.logs {
+            self.push(Event::Log(level, text.into()));
+        }
+    }
+
+    fn push(&self, event: Event) {
+        let room = match event {
+            Event::Conn(_) => CAPACITY,
+            _ => CAPACITY + RESERVE,
+        };
+        let mut queue = self.lock();
+        if queue.closed || queue.events.len() >= room {
+            queue.dropped += 1;
+            return;
+        }
+        queue.events.push_back(event);
+        drop(queue);
+        self.changed.notify_one();
+    }
+
+    /// How many events were lost because nobody took them in time.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.lock().dropped
+    }
+
+    /// No more events: what is queued can still be taken.
+    pub(crate) fn close(&self) {
+        self.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Takes the oldest event, waiting for one until `deadline` (`None`: without limit).
+    pub(crate) fn next(&self, deadline: Option<Instant>) -> Result<Event> {
+        let mut queue = self.lock();
+        loop {
+            if let Some(event) = queue.events.pop_front() {
+                return Ok(event);
+            }
+            if queue.closed {
+                return Err(Error::Stopped);
+            }
+            queue = match deadline {
+                None => self
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left == Duration::ZERO {
+                        return Err(Error::WouldBlock);
+                    }
+                    self.changed
+                        .wait_timeout(queue, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+            };
+        }
+    }
+
+    /// The life of the events thread.
+    pub(crate) fn deliver_all(&self, mut observers: Observers) {
+        while let Ok(event) = self.next(None) {
+            // A host's callback that panics costs that event, not the ones behind it.
+            let delivered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                observers.deliver(event);
+            }));
+            drop(delivered);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,552 @@
+//! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::request::Parts;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::conn::{ConnInfo, Inflight};
+use crate::error::{Error, Result};
+use crate::events::LogLevel;
+use crate::runtime;
+use crate::server::Server;
+
+/// A response is handed to the connection in pieces of at most this many bytes …
+const PIECE: usize = 64 << 10;
+/// … of which this many may wait: a slow client makes the writer wait instead of filling the memory.
+const PIECES: usize = 4;
+
+/// One request, and the means to answer it once.
+///
+/// It can be moved to any thread and kept: the client waits. Reading and writing may block, which they never do on a
+/// thread that drives connections ([`Dispatch::Inline`](crate::Dispatch::Inline)): there they fail with
+/// [`Error::WouldBlock`].
+///
+/// Dropped without an answer, the client gets a 500; dropped within an answer, the client sees it cut.
+pub struct Exchange {
+    head: Parts,
+    body: RequestBody,
+    answer: Answer,
+    /// The answer has no body (HEAD, 204, 304): what is written for it goes nowhere.
+    bodyless: bool,
+    inflight: Arc<Inflight>,
+}
+
+struct RequestBody {
+    incoming: Incoming,
+    /// What has been received and not yet read.
+    rest: Bytes,
+}
+
+enum Answer {
+    Owed(oneshot::Sender<Response<ReplyBody>>),
+    Begun(mpsc::Sender<Piece>),
+    Given,
+}
+
+pub(crate) enum Piece {
+    Data(Bytes),
+    End,
+}
+
+impl Exchange {
+    /// Makes the two sides of a request: one for the handler, one for the connection.
+    pub(crate) fn new(request: Request<Incoming>, inflight: Arc<Inflight>) -> (Self, Reply) {
+        let (head, incoming) = request.into_parts();
+        let (owed, reply) = oneshot::channel();
+        let exchange = Self {
+            body: RequestBody {
+                incoming,
+                rest: Bytes::new(),
+            },
+            bodyless: head.method == Method::HEAD,
+            head,
+            answer: Answer::Owed(owed),
+            inflight,
+        };
+        (exchange, Reply(reply))
+    }
+
+    /// The request's method.
+    #[must_use]
+    pub fn method(&self) -> &Method {
+        &self.head.method
+    }
+
+    /// The request's target, as it came.
+    #[must_use]
+    pub fn uri(&self) -> &Uri {
+        &self.head.uri
+    }
+
+    /// The request's version of HTTP.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.head.version
+    }
+
+    /// The request's headers.
+    #[must_use]
+    pub fn headers(&self) -> &HeaderMap {
+        &self.head.headers
+    }
+
+    /// The connection that it came on.
+    #[must_use]
+    pub fn conn(&self) -> ConnInfo {
+        self.inflight.conn().info()
+    }
+
+    /// The server that it came to.
+    #[must_use]
+    pub fn server(&self) -> Server {
+        Server::of(Arc::clone(self.inflight.conn().shared()))
+    }
+
+    /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
+    #[must_use]
+    pub fn cancelled(&self) -> Option<Error> {
+        self.inflight.lost()
+    }
+
+    /// Something that can wait, on any thread, until there is no more use in answering.
+    #[must_use]
+    pub fn cancellation(&self) -> Cancellation {
+        Cancellation(Arc::clone(&self.inflight))
+    }
+
+    /// Keeps the request among those that a stop waits for, though it has been answered: until a handler returns.
+    pub(crate) fn hold(&self) -> Hold {
+        Hold {
+            inflight: Arc::clone(&self.inflight),
+        }
+    }
+
+    /// Reads the next bytes of the request's body into `buf`; 0 is its end. Blocks until there are some.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if the client left or broke the protocol within its body, [`Error::Killed`] after a kill,
+    /// [`Error::WouldBlock`] on an I/O thread if nothing is there.
+    pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let data = self.read_bytes(buf.len())?;
+        buf[..data.len()].copy_from_slice(&data);
+        Ok(data.len())
+    }
+
+    /// As [`Exchange::read`], not copied: at most `limit` bytes; none is the end.
+    ///
+    /// # Errors
+    /// As [`Exchange::read`].
+    pub fn read_bytes(&mut self, limit: usize) -> Result<Bytes> {
+        if self.body.rest.is_empty() && limit > 0 {
+            self.body.rest = self.next_data()?.unwrap_or_default();
+        }
+        let count = limit.min(self.body.rest.len());
+        Ok(self.body.rest.split_to(count))
+    }
+
+    /// Reads what is left of the request's body, if that is at most `limit` bytes. Blocks until all of it is there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the body is longer; otherwise as [`Exchange::read`].
+    pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
+        let too_long = || Error::InvalidArgument(format!("the body exceeds {limit} bytes"));
+        if self.body.size_hint().lower() > limit as u64 {
+            return Err(too_long());
+        }
+        let mut whole = std::mem::take(&mut self.body.rest);
+        let mut parts = Vec::new();
+        while let Some(data) = self.next_data()? {
+            if whole.len() + parts.len() + data.len() > limit {
+                return Err(too_long());
+            }
+            if whole.is_empty() && parts.is_empty() {
+                whole = data; // The usual case: one piece, not copied.
+            } else {
+                parts.extend_from_slice(&data);
+            }
+        }
+        if parts.is_empty() {
+            return Ok(whole);
+        }
+        parts.splice(0..0, whole);
+        Ok(parts.into())
+    }
+
+    fn next_data(&mut self) -> Result<Option<Bytes>> {
+        let inflight = &self.inflight;
+        let incoming = &mut self.body.incoming;
+        wait_for(async {
+            loop {
+                let frame = tokio::select! {
+                    biased;
+                    frame = incoming.frame() => frame,
+                    why = inflight.until_lost() => return Err(why),
+                };
+                match frame {
+                    None => return Ok(None),
+                    // An empty frame, or trailers: not the end yet.
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                        _ => {}
+                    },
+                    Some(Err(_)) => return Err(inflight.lost().unwrap_or(Error::Gone)),
+                }
+            }
+        })
+    }
+
+    /// Answers with a whole response. Does not wait for the client.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or the headers contradict the body (the client
+    /// gets a 500); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more;
+    /// [`Error::AlreadyReplied`] if an answer has begun, which is cut by this.
+    pub fn reply(mut self, response: Response<Bytes>) -> Result<()> {
+        let length = response.body().len() as u64;
+        check_head(
+            response.status(),
+            response.headers(),
+            Some(length),
+            self.bodyless,
+        )?;
+        self.answer_with(response.map(|body| ReplyBody::Whole(Some(body))))
+    }
+
+    /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
+    ///
+    /// The body goes out chunked unless the headers have a Content-Length. The head is sent at once.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set
+    /// (nothing was sent: answer otherwise); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any
+    /// more; [`Error::AlreadyReplied`].
+    pub fn start(&mut self, response: Response<()>) -> Result<()> {
+        check_head(response.status(), response.headers(), None, self.bodyless)?;
+        let (pieces, queue) = mpsc::channel(PIECES);
+        let status = response.status();
+        self.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let result = self.answer_with(response.map(|()| ReplyBody::Pieces(queue)));
+        if result.is_ok() {
+            self.answer = Answer::Begun(pieces);
+        }
+        result
+    }
+
+    /// Whether [`Exchange::start`] has succeeded.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        matches!(self.answer, Answer::Begun(_))
+    }
+
+    /// Sends more of the body: at once, as far as the client takes it. Blocks while too much waits already.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more, [`Error::InvalidArgument`] before
+    /// [`Exchange::start`], [`Error::WouldBlock`] on an I/O thread if there is no room for all of it (then none of it
+    /// is taken).
+    pub fn write(&mut self, data: &[u8]) -> Result<()> {
+        let pieces = data.chunks(PIECE).map(Bytes::copy_from_slice);
+        self.write_pieces(pieces.len(), pieces)
+    }
+
+    /// As [`Exchange::write`], not copied.
+    ///
+    /// # Errors
+    /// As [`Exchange::write`].
+    pub fn write_bytes(&mut self, mut data: Bytes) -> Result<()> {
+        let count = data.len().div_ceil(PIECE);
+        let next = move || (!data.is_empty()).then(|| data.split_to(data.len().min(PIECE)));
+        self.write_pieces(count, std::iter::from_fn(next))
+    }
+
+    fn write_pieces(&mut self, count: usize, pieces: impl Iterator<Item = Bytes>) -> Result<()> {
+        let Answer::Begun(queue) = &self.answer else {
+            return Err(Error::InvalidArgument("no answer has begun".into()));
+        };
+        if let Some(why) = self.inflight.lost() {
+            return Err(why);
+        }
+        if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() < count {
+            return Err(Error::WouldBlock);
+        }
+        for piece in pieces {
+            self.send(Piece::Data(piece))?;
+        }
+        Ok(())
+    }
+
+    /// Ends an answer that was begun. Does not wait for the client.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get all of it any more, [`Error::InvalidArgument`]
+    /// before [`Exchange::start`] (the client gets a 500), [`Error::WouldBlock`] on an I/O thread with no room left
+    /// (the client sees the answer cut).
+    pub fn finish(mut self) -> Result<()> {
+        if !self.is_started() {
+            return Err(Error::InvalidArgument("no answer has begun".into()));
+        }
+        if let Some(why) = self.inflight.lost() {
+            return Err(why);
+        }
+        self.send(Piece::End)?;
+        self.answer = Answer::Given;
+        Ok(())
+    }
+
+    fn send(&mut self, piece: Piece) -> Result<()> {
+        let Answer::Begun(pieces) = &self.answer else {
+            return Err(Error::AlreadyReplied);
+        };
+        let piece = match pieces.try_send(piece) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(piece)) => return self.not_taken(&piece),
+            Err(mpsc::error::TrySendError::Full(piece)) => piece,
+        };
+        match wait_for(async { Ok(pieces.send(piece).await) })? {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::SendError(piece)) => self.not_taken(&piece),
+        }
+    }
+
+    /// What it means that the connection takes no more pieces.
+    fn not_taken(&self, piece: &Piece) -> Result<()> {
+        if !self.inflight.is_complete() {
+            return Err(self.inflight.lost().unwrap_or(Error::Gone));
+        }
+        // All that a Content-Length promised has been sent: the end says nothing new.
+        match piece {
+            Piece::End => Ok(()),
+            Piece::Data(_) if self.bodyless => Ok(()),
+            Piece::Data(_) => Err(Error::InvalidArgument(
+                "the body exceeds its Content-Length".into(),
+            )),
+        }
+    }
+
+    fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
+        // After a kill no answer may slip through, or the client could not tell it from one that was finished in time.
+        if let Some(why) = self.inflight.lost() {
+            return Err(why);
+        }
+        match std::mem::replace(&mut self.answer, Answer::Given) {
+            Answer::Owed(owed) => owed
+                .send(response)
+                .map_err(|_| self.inflight.lost().unwrap_or(Error::Gone)),
+            begun => {
+                self.answer = begun;
+                Err(Error::AlreadyReplied)
+            }
+        }
+    }
+
+    /// Answers with the 503 of a kill: nobody has taken the request in time.
+    pub(crate) fn refuse(mut self) {
+        self.inflight.refused();
+        if let Answer::Owed(owed) = std::mem::replace(&mut self.answer, Answer::Given) {
+            let text = "the server is stopping\n";
+            let _ = owed.send(plain(StatusCode::SERVICE_UNAVAILABLE, text));
+        }
+    }
+
+    fn log(&self, text: String) {
+        let shared = self.inflight.conn().shared();
+        shared.events.log(LogLevel::Error, text);
+    }
+}
+
+impl RequestBody {
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.incoming.size_hint();
+        hint.set_lower(hint.lower().saturating_add(self.rest.len() as u64));
+        hint
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        match std::mem::replace(&mut self.answer, Answer::Given) {
+            Answer::Given => {}
+            // The receiver sees that no end came.
+            Answer::Begun(_) => self.log(format!(
+                "a handler left its answer to {} unfinished",
+                self.head.uri
+            )),
+            Answer::Owed(owed) => {
+                if self.inflight.lost().is_none() {
+                    let shared = self.inflight.conn().shared();
+                    shared.events.sum("handler.error", 1.0);
+                    self.log(format!("a handler did not answer {}", self.head.uri));
+                }
+                let _ = owed.send(plain(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "internal server error\n",
+                ));
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("method", &self.head.method)
+            .field("uri", &self.head.uri)
+            .field("conn", &self.conn())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Waits until there is no more use in answering a request; independent of the [`Exchange`] itself.
+#[derive(Clone, Debug)]
+pub struct Cancellation(Arc<Inflight>);
+
+impl Cancellation {
+    /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
+    #[must_use]
+    pub fn cancelled(&self) -> Option<Error> {
+        self.0.lost()
+    }
+
+    /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before.
+    #[must_use]
+    pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
+        runtime::block_on(self.0.until_lost(), deadline)
+    }
+
+    /// Waits until there is no more use in answering, and says why.
+    pub async fn wait(&self) -> Error {
+        self.0.until_lost().await
+    }
+}
+
+/// See [`Exchange::hold`].
+#[derive(Debug)]
+pub(crate) struct Hold {
+    inflight: Arc<Inflight>,
+}
+
+impl Hold {
+    pub(crate) fn log_panic(&self) {
+        let events = &self.inflight.conn().shared().events;
+        events.log(LogLevel::Error, "a handler panicked");
+    }
+}
+
+/// What would confuse the client about where the response ends.
+fn check_head(
+    status: StatusCode,
+    headers: &HeaderMap,
+    length: Option<u64>,
+    bodyless: bool,
+) -> Result<()> {
+    let wrong = |what: String| Err(Error::InvalidArgument(what));
+    if status.is_informational() {
+        return wrong(format!("{status} is not a final status"));
+    }
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return wrong("Transfer-Encoding is not the handler's to set".into());
+    }
+    let mut declared = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(value) = declared.next() {
+        let number = value
+            .to_str()
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok());
+        if number.is_none() || declared.next().is_some() {
+            return wrong("Content-Length is not one number".into());
+        }
+        if !bodyless && length.is_some() && length != number {
+            return wrong("Content-Length is not the length of the body".into());
+        }
+    }
+    Ok(())
+}
+
+fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {
+    let mut response = Response::new(ReplyBody::Whole(Some(Bytes::from_static(text.as_bytes()))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static("text/plain; charset=utf-8"),
+    );
+    response
+}
+
+/// Waits on this thread, unless it is one that drives connections: that would wait for itself.
+fn wait_for<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let deadline = runtime::on_io_thread().then(Instant::now);
+    runtime::block_on(future, deadline).unwrap_or(Err(Error::WouldBlock))
+}
+
+/// The answer, as the connection waits for it.
+#[derive(Debug)]
+pub(crate) struct Reply(oneshot::Receiver<Response<ReplyBody>>);
+
+impl Future for Reply {
+    type Output = Result<Response<ReplyBody>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx).map_err(|_| Error::Stopped)
+    }
+}
+
+/// The body of an answer, as the connection takes it.
+#[derive(Debug)]
+pub(crate) enum ReplyBody {
+    Whole(Option<Bytes>),
+    Pieces(mpsc::Receiver<Piece>),
+}
+
+impl fmt::Debug for Piece {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Data(_) => "Data",
+            Self::End => "End",
+        })
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match &mut *self {
+            Self::Whole(body) => Poll::Ready(body.take().map(|data| Ok(Frame::data(data)))),
+            Self::Pieces(pieces) => pieces.poll_recv(cx).map(|piece| match piece {
+                Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+                Some(Piece::End) => None,
+                None => Some(Err(Error::Gone)),
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
+            Self::Pieces(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, Bytes::len) as u64),
+            Self::Pieces(_) => SizeHint::default(),
+        }
+    }
+}

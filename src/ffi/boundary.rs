@@ -1,0 +1,283 @@
+//! Where C becomes Rust and Rust becomes C: panics, errors, pointers, buffers, caller-sized structs.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::io::ErrorKind;
+use std::mem::{MaybeUninit, size_of};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use super::types::httpdown_status::{self, *};
+use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
+use crate::error::{Error, Result};
+use crate::process;
+
+/// The body of every function that returns a status.
+pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
+    or_else(
+        HTTPDOWN_STATUS_FORKED,
+        HTTPDOWN_STATUS_PANIC,
+        || match body() {
+            Ok(()) => HTTPDOWN_STATUS_OK,
+            Err(error) => status_of(&error),
+        },
+    ) as c_int
+}
+
+/// The body of every function that returns a value: `fallback` stands for a NULL argument, a fork and a panic.
+pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
+    or_else(fallback, fallback, || body().unwrap_or(fallback))
+}
+
+fn or_else<T>(forked: T, panicked: T, body: impl FnOnce() -> T) -> T {
+    if process::forked() {
+        return forked;
+    }
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(panicked)
+}
+
+pub(super) fn status_of(error: &Error) -> httpdown_status {
+    match error {
+        Error::InvalidArgument(_) => HTTPDOWN_STATUS_INVALID_ARGUMENT,
+        Error::Unsupported(_) => HTTPDOWN_STATUS_UNSUPPORTED,
+        Error::Address(_) => HTTPDOWN_STATUS_ADDR_INVALID,
+        Error::Io(_, error) => match error.kind() {
+            ErrorKind::AddrInUse => HTTPDOWN_STATUS_ADDR_IN_USE,
+            ErrorKind::PermissionDenied => HTTPDOWN_STATUS_PERMISSION_DENIED,
+            _ => HTTPDOWN_STATUS_IO,
+        },
+        Error::OutOfResources(..) => HTTPDOWN_STATUS_OUT_OF_RESOURCES,
+        Error::Killed => HTTPDOWN_STATUS_KILLED,
+        Error::TimedOut => HTTPDOWN_STATUS_TIMED_OUT,
+        Error::Stopped => HTTPDOWN_STATUS_STOPPED,
+        Error::WouldDeadlock => HTTPDOWN_STATUS_WOULD_DEADLOCK,
+        Error::AlreadyReplied => HTTPDOWN_STATUS_ALREADY_REPLIED,
+        Error::WouldBlock => HTTPDOWN_STATUS_WOULD_BLOCK,
+        Error::Gone => HTTPDOWN_STATUS_GONE,
+        Error::Forked => HTTPDOWN_STATUS_FORKED,
+    }
+}
+
+/// A status as text: static.
+pub(super) fn status_text(status: c_int) -> &'static CStr {
+    match status {
+        0 => c"ok",
+        1 => c"invalid argument",
+        2 => c"not supported by this version of httpdown",
+        3 => c"invalid address",
+        4 => c"address in use",
+        5 => c"permission denied",
+        6 => c"operating system error",
+        7 => c"timed out: handlers were abandoned",
+        8 => c"the server has stopped",
+        9 => c"the call would wait for itself",
+        10 => c"the request has been answered already",
+        11 => c"out of resources",
+        12 => c"the call would have to wait",
+        13 => c"the client has left",
+        14 => c"killed: requests were cut",
+        15 => c"the server lives in the parent of this forked process",
+        99 => c"a bug in httpdown",
+        _ => c"unknown status",
+    }
+}
+
+/// A pointer that must not be NULL.
+///
+/// # Safety
+/// If it is not NULL it is valid for `'a`, as the header says of the function's argument.
+pub(super) unsafe fn borrow<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
+    // SAFETY: the caller's promise.
+    unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
+}
+
+/// Where a result shall be written: it must not be NULL.
+///
+/// # Safety
+/// If it is not NULL it may be written to.
+pub(super) unsafe fn output<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut MaybeUninit<T>> {
+    // SAFETY: the caller's promise; MaybeUninit does not mind what is there now.
+    unsafe { pointer.cast::<MaybeUninit<T>>().as_mut() }.ok_or_else(|| null(name))
+}
+
+/// An array; NULL is fine if it is empty.
+///
+/// # Safety
+/// If `count` is not 0 and the pointer not NULL, there are that many.
+pub(super) unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    if count > isize::MAX as usize / size_of::<T>() {
+        return Err(Error::InvalidArgument(format!("{name}: absurd length")));
+    }
+    // SAFETY: not NULL, not longer than memory can be, and the caller promises the rest.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// Memory to be filled; NULL is fine if it is empty.
+///
+/// # Safety
+/// If `count` is not 0 and the pointer not NULL, there is room for that many.
+pub(super) unsafe fn room<'a, T>(
+    pointer: *mut T,
+    count: usize,
+    name: &str,
+) -> Result<&'a mut [MaybeUninit<T>]> {
+    // SAFETY: the same promise; checked in the same way.
+    let memory = unsafe { slice(pointer.cast::<MaybeUninit<T>>().cast_const(), count, name)? };
+    let start = memory.as_ptr().cast_mut();
+    // SAFETY: as checked; the caller lets us write there, and nobody else looks meanwhile.
+    Ok(unsafe { std::slice::from_raw_parts_mut(start, memory.len()) })
+}
+
+/// A text; NULL is `None`.
+///
+/// # Safety
+/// If it is not NULL it is NUL-terminated.
+pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a str>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller's promise.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    text.to_str()
+        .map(Some)
+        .map_err(|_| Error::InvalidArgument(format!("{name} is not UTF-8")))
+}
+
+fn null(name: &str) -> Error {
+    Error::InvalidArgument(format!("{name} is NULL"))
+}
+
+impl httpdown_bytes {
+    pub(super) const NONE: Self = Self {
+        data: std::ptr::null(),
+        len: 0,
+    };
+
+    pub(super) fn of(bytes: &[u8]) -> Self {
+        Self {
+            data: bytes.as_ptr().cast(),
+            len: bytes.len(),
+        }
+    }
+
+    /// # Safety
+    /// If `len` is not 0 and `data` not NULL, there are that many bytes.
+    pub(super) unsafe fn as_slice<'a>(self, name: &str) -> Result<&'a [u8]> {
+        // SAFETY: the same promise.
+        unsafe { slice(self.data.cast(), self.len, name) }
+    }
+}
+
+/// Writes a text into a caller's buffer: cut to what fits, at a character's border, and NUL-terminated.
+pub(super) fn write_text(buffer: &mut [MaybeUninit<c_char>], text: &str) {
+    let Some(room) = buffer.len().checked_sub(1) else {
+        return;
+    };
+    // A NUL within would end it early.
+    let text = text.split('\0').next().unwrap_or("");
+    let mut end = room.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    for (to, from) in buffer.iter_mut().zip(&text.as_bytes()[..end]) {
+        to.write(c_char::from_ne_bytes([*from]));
+    }
+    buffer[end].write(0);
+}
+
+/// A text in an array of a struct: as [`write_text`].
+pub(super) fn text_array<const N: usize>(text: &str) -> [c_char; N] {
+    let mut array = [MaybeUninit::new(0); N];
+    write_text(&mut array, text);
+    // Every element was initialised, with zero or with a byte of the text.
+    // SAFETY: see above.
+    array.map(|byte| unsafe { byte.assume_init() })
+}
+
+/// A caller's timeout as a duration; 0 is `default`.
+pub(super) fn duration_or(ms: u32, default: Duration) -> Duration {
+    match ms {
+        0 => default,
+        HTTPDOWN_NOW => Duration::ZERO,
+        HTTPDOWN_FOREVER => Duration::MAX,
+        ms => Duration::from_millis(ms.into()),
+    }
+}
+
+/// When a call that waits so long gives up.
+pub(super) fn deadline(timeout_ms: u32) -> Option<Instant> {
+    Instant::now().checked_add(duration_or(timeout_ms, Duration::ZERO))
+}
+
+/// A `#[repr(C)]` struct whose first field is its own size, a `usize`, and for which all zeroes is valid.
+///
+/// # Safety
+/// All of that must hold.
+pub(super) unsafe trait Sized: Copy {
+    /// The least size that makes sense.
+    const LEAST: usize;
+}
+
+/// Sizes beyond this are no struct's: a field that was not set, most likely.
+const GREATEST: usize = 4096;
+
+/// Reads a struct of the size that its caller knows: what an older caller does not have is zero, what a newer one has
+/// must be.
+///
+/// # Safety
+/// The pointer is NULL, or readable for as many bytes as its first field says.
+pub(super) unsafe fn read_sized<T: Sized>(pointer: *const T, name: &str) -> Result<T> {
+    // SAFETY: at least the size is readable.
+    let size = unsafe { size_of_callers(pointer, name)? };
+    // SAFETY: that many bytes are readable, and callers initialise all of them: there is no padding.
+    let bytes = unsafe { slice(pointer.cast::<u8>(), size, name)? };
+    let (known, newer) = bytes.split_at(size.min(size_of::<T>()));
+    if newer.iter().any(|byte| *byte != 0) {
+        return Err(Error::Unsupported(format!(
+            "{name}: something is set that this version of httpdown does not know"
+        )));
+    }
+    let mut copy = MaybeUninit::<T>::zeroed();
+    // SAFETY: `known` is not longer than `T`, and a local does not overlap it.
+    unsafe { std::ptr::copy_nonoverlapping(known.as_ptr(), copy.as_mut_ptr().cast(), known.len()) };
+    // SAFETY: zeroes are valid for `T`, and so is what a caller of any version puts there.
+    Ok(unsafe { copy.assume_init() })
+}
+
+/// Writes as much of a struct as its caller knows, and zeroes what the caller knows beyond that.
+///
+/// # Safety
+/// The pointer is NULL, or writable for as many bytes as its first field says.
+pub(super) unsafe fn write_sized<T: Sized>(pointer: *mut T, value: T, name: &str) -> Result<()> {
+    // SAFETY: the same promise.
+    let size = unsafe { size_of_callers(pointer, name)? };
+    let known = size.min(size_of::<T>());
+    let field = size_of::<usize>();
+    let from = (&raw const value).cast::<u8>();
+    let to = pointer.cast::<u8>();
+    // SAFETY: both are at least `known` bytes long; the size itself stays as the caller set it.
+    unsafe { std::ptr::copy_nonoverlapping(from.add(field), to.add(field), known - field) };
+    // SAFETY: the caller says that there are `size` bytes.
+    unsafe { to.add(known).write_bytes(0, size - known) };
+    Ok(())
+}
+
+/// The size that a caller has set in its struct.
+///
+/// # Safety
+/// The pointer is NULL, or its first field is readable.
+pub(super) unsafe fn size_of_callers<T: Sized>(pointer: *const T, name: &str) -> Result<usize> {
+    // SAFETY: the same promise.
+    let size = *unsafe { borrow(pointer.cast::<usize>(), name)? };
+    if size < T::LEAST || size > GREATEST {
+        return Err(Error::InvalidArgument(format!(
+            "{name}: struct_size is {size}; set it to sizeof the struct"
+        )));
+    }
+    Ok(size)
+}

@@ -1,0 +1,241 @@
+//! `httpdown_options`: read, checked, and turned into a builder.
+
+use std::ffi::c_int;
+use std::mem::{MaybeUninit, offset_of};
+use std::num::NonZeroUsize;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use super::boundary::{Sized, borrow, duration_or, read_sized, slice, text};
+use super::callbacks::{self, CHandler, CStats, ForeignData, Host};
+use super::server::httpdown_server;
+use super::types::{
+    httpdown_dispatch, httpdown_event, httpdown_event_kind, httpdown_options, httpdown_stop_report,
+};
+use crate::events::Interest;
+use crate::{Builder, Dispatch, Error, Listener, Result, Server};
+
+// SAFETY: zero is valid in each field, and the size comes first.
+unsafe impl Sized for httpdown_options {
+    const LEAST: usize = offset_of!(httpdown_options, fds);
+}
+
+// SAFETY: as above.
+unsafe impl Sized for httpdown_stop_report {
+    const LEAST: usize = offset_of!(httpdown_stop_report, stop_duration_ms);
+}
+
+// SAFETY: as above.
+unsafe impl Sized for httpdown_event {
+    const LEAST: usize = offset_of!(httpdown_event, conn_id);
+}
+
+/// Where a server listens by default.
+const DEFAULT_ADDR: &str = ":80";
+/// More threads than this are a mistake, or a negative number.
+const MOST_THREADS: u32 = 1 << 16;
+/// More descriptors than this are a mistake.
+const MOST_FDS: usize = 1024;
+
+/// Sets everything to its default: zero, but for `struct_size`. For C++ before C++20, and for languages without
+/// designated initialisers. `struct_size` is sizeof(httpdown_options) as the caller knows it. Does nothing if
+/// `options` is NULL or the size makes no sense.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_options_init(options: *mut httpdown_options, struct_size: usize) {
+    if options.is_null() || !(size_of::<usize>()..=4096).contains(&struct_size) {
+        return;
+    }
+    let bytes = options.cast::<MaybeUninit<u8>>();
+    // SAFETY: the caller says that so many bytes are its struct.
+    unsafe { bytes.write_bytes(0, struct_size) };
+    // SAFETY: the size is the first field.
+    unsafe { options.cast::<usize>().write(struct_size) };
+}
+
+/// The options, with the host's data already in safe hands: whatever is wrong with the rest, it is destroyed once.
+pub(super) struct Options {
+    raw: httpdown_options,
+    data: Arc<ForeignData>,
+}
+
+impl Options {
+    /// # Safety
+    /// The pointer is NULL or points to options, as the header describes them.
+    pub(super) unsafe fn read(options: *const httpdown_options) -> Result<Self> {
+        // SAFETY: the same promise.
+        let raw = unsafe { read_sized(options, "options")? };
+        let data = Arc::new(ForeignData {
+            pointer: raw.user_data,
+            destroy: raw.destroy,
+        });
+        Ok(Self { raw, data })
+    }
+
+    /// Starts the server that they describe. `server` is what callbacks will be told about.
+    pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<Server> {
+        let Self { raw, data } = self;
+        if raw.reserved != 0 {
+            return Err(Error::Unsupported("options.reserved is not 0".into()));
+        }
+        let host = Host {
+            server: Arc::clone(server),
+            data,
+        };
+        let builder = builder(&raw, &host)?;
+        let dispatch = dispatch(&raw)?;
+        let listeners = listeners(&raw)?;
+        let started = match dispatch {
+            None => builder.queue(listeners)?,
+            Some(dispatch) => {
+                let handler = CHandler {
+                    host,
+                    handler: raw.handler,
+                };
+                builder.handle(listeners, dispatch, handler)?
+            }
+        };
+        // The server has copies; the descriptors that it was given are now ours to close.
+        for fd in fds(&raw)? {
+            // SAFETY: open, as the copy has shown, and the caller has given it to us.
+            drop(unsafe { OwnedFd::from_raw_fd(*fd) });
+        }
+        Ok(started)
+    }
+}
+
+fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
+    let mut builder = Server::builder();
+    let defaults = crate::server::Config::default();
+    builder = builder
+        .stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout))
+        .kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout))
+        .lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck))
+        .header_timeout(duration_or(raw.header_timeout_ms, defaults.header_timeout));
+    if !raw.clock.is_null() {
+        // SAFETY: the header's preface: a clock.
+        let clock = unsafe { borrow(raw.clock, "options.clock")? };
+        builder = builder.clock(clock.clock.clone());
+    }
+    if let Some(count) = threads(raw.io_threads, "options.io_threads")? {
+        builder = builder.io_threads(count);
+    }
+    let stats = raw.stats;
+    let has_stats = stats.bump_avg.is_some()
+        || stats.bump_sum.is_some()
+        || stats.bump_histogram.is_some()
+        || stats.bump_time.is_some();
+    if raw.pull_events != 0 {
+        let has_callbacks = has_stats
+            || raw.on_conn_state.is_some()
+            || raw.on_phase.is_some()
+            || raw.on_log.is_some();
+        if has_callbacks {
+            let why = "options.pull_events excludes callbacks for events".into();
+            return Err(Error::InvalidArgument(why));
+        }
+        return Ok(builder.pull(interest(raw.pull_events)?));
+    }
+    if has_stats {
+        let host = host.clone();
+        builder = builder.stats(CStats { host, stats });
+    }
+    if raw.on_conn_state.is_some() {
+        builder = builder.on_conn_state(callbacks::conn_state(host.clone(), raw.on_conn_state));
+    }
+    if raw.on_phase.is_some() {
+        builder = builder.on_phase(callbacks::phase(host.clone(), raw.on_phase));
+    }
+    if raw.on_log.is_some() {
+        builder = builder.on_log(callbacks::log(host.clone(), raw.on_log));
+    }
+    Ok(builder)
+}
+
+/// `None`: the queue.
+fn dispatch(raw: &httpdown_options) -> Result<Option<Dispatch>> {
+    const POOL: c_int = httpdown_dispatch::HTTPDOWN_DISPATCH_POOL as c_int;
+    const INLINE: c_int = httpdown_dispatch::HTTPDOWN_DISPATCH_INLINE as c_int;
+    const QUEUE: c_int = httpdown_dispatch::HTTPDOWN_DISPATCH_QUEUE as c_int;
+    let dispatch = match raw.dispatch {
+        POOL => Some(
+            threads(raw.pool_threads, "options.pool_threads")?
+                .map_or_else(Dispatch::default, Dispatch::Pool),
+        ),
+        INLINE => Some(Dispatch::Inline),
+        QUEUE => None,
+        other => {
+            let why = format!("options.dispatch {other} is not known");
+            return Err(Error::Unsupported(why));
+        }
+    };
+    match (dispatch, raw.handler) {
+        (Some(_), None) => Err(Error::InvalidArgument("options.handler is NULL".into())),
+        (None, Some(_)) => Err(Error::InvalidArgument(
+            "options.handler is set, but the queue has none".into(),
+        )),
+        _ => Ok(dispatch),
+    }
+}
+
+fn threads(count: u32, name: &str) -> Result<Option<NonZeroUsize>> {
+    if count > MOST_THREADS {
+        return Err(Error::InvalidArgument(format!("{name} is {count}")));
+    }
+    Ok(NonZeroUsize::new(count as usize))
+}
+
+fn interest(kinds: u32) -> Result<Interest> {
+    let has = |kind: httpdown_event_kind| kinds & kind as u32 != 0;
+    if kinds >= 16 {
+        let why = format!("options.pull_events {kinds} is not known");
+        return Err(Error::Unsupported(why));
+    }
+    Ok(Interest {
+        stats: has(httpdown_event_kind::HTTPDOWN_EVENT_STAT),
+        conns: has(httpdown_event_kind::HTTPDOWN_EVENT_CONN),
+        phases: has(httpdown_event_kind::HTTPDOWN_EVENT_PHASE),
+        logs: has(httpdown_event_kind::HTTPDOWN_EVENT_LOG),
+    })
+}
+
+fn fds(raw: &httpdown_options) -> Result<&[c_int]> {
+    if raw.fd_count > MOST_FDS {
+        let why = format!("options.fd_count is {}", raw.fd_count);
+        return Err(Error::InvalidArgument(why));
+    }
+    // SAFETY: the header's preface: an array of that length.
+    unsafe { slice(raw.fds, raw.fd_count, "options.fds") }
+}
+
+fn listeners(raw: &httpdown_options) -> Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    for &fd in fds(raw)? {
+        let wrong = |why: &str| Error::InvalidArgument(format!("descriptor {fd}: {why}"));
+        if fd < 0 {
+            return Err(wrong("negative"));
+        }
+        // SAFETY: not -1; whether it is open, the copy will show.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        // A copy, so that the caller's own stays whole if anything fails.
+        let copy = fd
+            .try_clone_to_owned()
+            .map_err(|error| wrong(&error.to_string()))?;
+        let listener = Listener::from_fd(copy)?;
+        listeners.push(if raw.fds_shared == 0 {
+            listener
+        } else {
+            listener.shared()
+        });
+    }
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    let addr = unsafe { text(raw.addr, "options.addr")? };
+    let default = listeners.is_empty().then_some(DEFAULT_ADDR);
+    for addr in addr
+        .or(default)
+        .into_iter()
+        .flat_map(|list| list.split(','))
+    {
+        listeners.push(Listener::bind(addr.trim())?);
+    }
+    Ok(listeners)
+}

@@ -1,0 +1,672 @@
+//! `httpdown_request`: read and answered.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+
+use super::boundary::{borrow, deadline, output, room, slice, status, value};
+use super::callbacks::ForeignData;
+use super::server::httpdown_server;
+use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
+use crate::{Cancellation, Error, Exchange, Result, Taken};
+
+/// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
+/// (httpdown_reply_start, _write, _finish).
+///
+/// From a handler it is lent until the handler returns, unless httpdown_request_defer or httpdown_reply_start has
+/// succeeded: then it is owned, as is one from httpdown_next, and lives until it is ended. What is borrowed from it
+/// lives until then. One thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
+pub struct httpdown_request {
+    /// None when it has been ended.
+    exchange: Mutex<Option<Exchange>>,
+    ownership: AtomicU8,
+    cancellation: Cancellation,
+    server: Arc<httpdown_server>,
+    /// The whole body, once it has been asked for.
+    body: OnceLock<Bytes>,
+    target: OnceLock<String>,
+    peer: OnceLock<String>,
+    local: OnceLock<String>,
+    _taken: Option<Taken>,
+}
+
+/// The handler has it until it returns.
+const LENT: u8 = 0;
+/// Somebody has it until it is ended.
+const OWNED: u8 = 1;
+
+impl httpdown_request {
+    fn new(
+        exchange: Exchange,
+        server: &Arc<httpdown_server>,
+        ownership: u8,
+        taken: Option<Taken>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            cancellation: exchange.cancellation(),
+            exchange: Mutex::new(Some(exchange)),
+            ownership: AtomicU8::new(ownership),
+            server: Arc::clone(server),
+            body: OnceLock::new(),
+            target: OnceLock::new(),
+            peer: OnceLock::new(),
+            local: OnceLock::new(),
+            _taken: taken,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Exchange>> {
+        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something of the request that is still unanswered, or being answered.
+    fn with<T>(&self, f: impl FnOnce(&mut Exchange) -> Result<T>) -> Result<T> {
+        self.lock()
+            .as_mut()
+            .ok_or(Error::AlreadyReplied)
+            .and_then(f)
+    }
+}
+
+/// Calls a handler with a request that is lent to it.
+pub(super) fn lend(
+    exchange: Exchange,
+    server: &Arc<httpdown_server>,
+    handler: impl FnOnce(*mut httpdown_request),
+) {
+    let request = httpdown_request::new(exchange, server, LENT, None);
+    handler(Arc::as_ptr(&request).cast_mut());
+    if request.ownership.load(Ordering::Acquire) == LENT {
+        // If it is not answered, dropping it is a 500 and a line in the log.
+        drop(request.lock().take());
+    }
+}
+
+/// Gives a request away for good: whoever has the pointer ends it.
+pub(super) fn own(
+    exchange: Exchange,
+    server: &Arc<httpdown_server>,
+    taken: Taken,
+) -> *mut httpdown_request {
+    let request = httpdown_request::new(exchange, server, OWNED, Some(taken));
+    Arc::into_raw(request).cast_mut()
+}
+
+/// From lent to owned: the pointer then keeps the request alive by itself.
+fn keep(request: &httpdown_request) {
+    if request.ownership.swap(OWNED, Ordering::AcqRel) == LENT {
+        // SAFETY: every request is in an Arc, and this one is alive.
+        unsafe { Arc::increment_strong_count(std::ptr::from_ref(request)) };
+    }
+}
+
+/// Ends a request with `answer`, whatever that comes to.
+///
+/// # Safety
+/// The pointer is NULL or a request that has not been ended, or that was ended in the handler that it was lent to.
+unsafe fn end(
+    request: *mut httpdown_request,
+    answer: impl FnOnce(Exchange) -> Result<()>,
+) -> c_int {
+    status(|| {
+        // SAFETY: the caller's promise.
+        let handle = unsafe { borrow(request, "request")? };
+        let exchange = handle.lock().take().ok_or(Error::AlreadyReplied)?;
+        let result = answer(exchange);
+        if handle.ownership.load(Ordering::Acquire) == OWNED {
+            // SAFETY: the count that the owner's pointer stands for; the owner has just used it for the last time.
+            unsafe { Arc::decrement_strong_count(request.cast_const()) };
+        }
+        result
+    })
+}
+
+/// A field of the request, borrowed until it is ended.
+///
+/// # Safety
+/// The pointer is NULL or a request.
+unsafe fn field(
+    request: *const httpdown_request,
+    get: impl FnOnce(&httpdown_request, &Exchange) -> httpdown_bytes,
+) -> httpdown_bytes {
+    value(httpdown_bytes::NONE, || {
+        // SAFETY: the caller's promise.
+        let request = unsafe { borrow(request, "request")? };
+        request.with(|exchange| Ok(get(request, exchange)))
+    })
+}
+
+/// The method, as it came: "GET". Borrowed until the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_method(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |_, exchange| {
+            httpdown_bytes::of(exchange.method().as_str().as_bytes())
+        })
+    }
+}
+
+/// The target, as it came: mostly path and query, "/a%20b?c=d". Borrowed until the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_target(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request, exchange| {
+            let target = request.target.get_or_init(|| exchange.uri().to_string());
+            httpdown_bytes::of(target.as_bytes())
+        })
+    }
+}
+
+/// The path of the target, not decoded: "/a%20b". Borrowed until the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_path(request: *const httpdown_request) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |_, exchange| {
+            httpdown_bytes::of(exchange.uri().path().as_bytes())
+        })
+    }
+}
+
+/// What follows the question mark in the target, not decoded: "c=d"; `data` is NULL if there is none. Borrowed until
+/// the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_query(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |_, exchange| {
+            let query = exchange.uri().query();
+            query.map_or(httpdown_bytes::NONE, |query| {
+                httpdown_bytes::of(query.as_bytes())
+            })
+        })
+    }
+}
+
+/// How the request came: "http". Static. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_scheme(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe { field(request, |_, _| httpdown_bytes::of(b"http")) }
+}
+
+/// The version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_version(request: *const httpdown_request) -> c_int {
+    value(0, || {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        request.with(|exchange| {
+            Ok(if exchange.version() == Version::HTTP_10 {
+                10
+            } else {
+                11
+            })
+        })
+    })
+}
+
+/// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none.
+/// Borrowed until the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_header(
+    request: *const httpdown_request,
+    name: *const c_char,
+) -> httpdown_bytes {
+    if name.is_null() {
+        return httpdown_bytes::NONE;
+    }
+    // SAFETY: the header's preface: NUL-terminated.
+    let name = unsafe { CStr::from_ptr(name) };
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |_, exchange| {
+            let name = HeaderName::from_bytes(name.to_bytes());
+            let value = name.ok().and_then(|name| exchange.headers().get(name));
+            value.map_or(httpdown_bytes::NONE, |value| {
+                httpdown_bytes::of(value.as_bytes())
+            })
+        })
+    }
+}
+
+/// How many header fields there are. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_header_count(request: *const httpdown_request) -> usize {
+    value(0, || {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        request.with(|exchange| Ok(exchange.headers().len()))
+    })
+}
+
+/// Header fields, all at once: writes up to `capacity` of them, from the `first` on (0: from the beginning), and their
+/// number into `*count`. Fields of the same name stand together, in the order in which they came. Borrowed until the
+/// request is ended. Never blocks.
+///
+/// Returns OK, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_headers(
+    request: *const httpdown_request,
+    first: usize,
+    headers: *mut httpdown_header,
+    capacity: usize,
+    count: *mut usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        // SAFETY: the header's preface: NULL or an array of that size.
+        let headers = unsafe { room(headers, capacity, "headers")? };
+        // SAFETY: the header's preface: NULL or writable.
+        let count = unsafe { output(count, "count")? };
+        request.with(|exchange| {
+            let mut written = 0;
+            let fields = exchange.headers().iter().skip(first);
+            for (place, (name, value)) in headers.iter_mut().zip(fields) {
+                place.write(httpdown_header {
+                    name: httpdown_bytes::of(name.as_str().as_bytes()),
+                    value: httpdown_bytes::of(value.as_bytes()),
+                });
+                written += 1;
+            }
+            count.write(written);
+            Ok(())
+        })
+    })
+}
+
+/// The client's address: "127.0.0.1:50000". Borrowed until the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_peer_addr(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request, exchange| {
+            let peer = request
+                .peer
+                .get_or_init(|| exchange.conn().peer.to_string());
+            httpdown_bytes::of(peer.as_bytes())
+        })
+    }
+}
+
+/// The server's address that the client connected to. Borrowed until the request is ended. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_local_addr(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request, exchange| {
+            let local = request
+                .local
+                .get_or_init(|| exchange.conn().local.to_string());
+            httpdown_bytes::of(local.as_bytes())
+        })
+    }
+}
+
+/// The number of the request's connection, as the option `on_conn_state` tells it. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_conn_id(request: *const httpdown_request) -> u64 {
+    value(0, || {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        request.with(|exchange| Ok(exchange.conn().id))
+    })
+}
+
+/// The server that the request came to; a handler may run before httpdown_serve has returned it. Borrowed until the
+/// request is ended; not to be freed by this pointer unless it is also yours. NULL if `request` is. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_server(
+    request: *const httpdown_request,
+) -> *const httpdown_server {
+    value(std::ptr::null(), || {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        Ok(Arc::as_ptr(&request.server))
+    })
+}
+
+/// Reads the next bytes of the request's body into `buffer`, and their number into `*count`: 0 is the end. Blocks
+/// until there are some.
+///
+/// Returns OK, GONE (the client has left, or its body is malformed), KILLED, WOULD_BLOCK (on a thread that drives
+/// connections, if nothing is there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_read(
+    request: *mut httpdown_request,
+    buffer: *mut c_void,
+    capacity: usize,
+    count: *mut usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        // SAFETY: the header's preface: NULL or a buffer of that size.
+        let buffer = unsafe { room(buffer.cast::<u8>(), capacity, "buffer")? };
+        // SAFETY: the header's preface: NULL or writable.
+        let count = unsafe { output(count, "count")? };
+        if buffer.is_empty() {
+            return Err(Error::InvalidArgument("no room to read into".into()));
+        }
+        let data = request.with(|exchange| exchange.read_bytes(buffer.len()))?;
+        for (place, byte) in buffer.iter_mut().zip(&data) {
+            place.write(*byte);
+        }
+        count.write(data.len());
+        Ok(())
+    })
+}
+
+/// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed until the request is ended.
+/// Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
+///
+/// Returns OK, INVALID_ARGUMENT (also: it is longer), and as httpdown_request_read.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_body(
+    request: *mut httpdown_request,
+    limit: usize,
+    body: *mut httpdown_bytes,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        // SAFETY: the header's preface: NULL or writable.
+        let output = unsafe { output(body, "body")? };
+        request.with(|exchange| {
+            if request.body.get().is_none() {
+                let _ = request.body.set(exchange.read_to_end(limit)?);
+            }
+            output.write(httpdown_bytes::of(
+                request.body.get().map_or(&[], |body| body),
+            ));
+            Ok(())
+        })
+    })
+}
+
+/// Whether there is no more use in answering: the client has left, or the server was killed. Never blocks. Any thread,
+/// also while another uses the request, until it is ended.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
+    value(true, || {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        Ok(request.cancellation.cancelled().is_some())
+    })
+}
+
+/// Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
+/// request, until it is ended.
+///
+/// Returns WOULD_BLOCK (the time has passed: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_wait_cancelled(
+    request: *const httpdown_request,
+    timeout_ms: u32,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        let why = request.cancellation.wait_until(deadline(timeout_ms));
+        Err(why.unwrap_or(Error::WouldBlock))
+    })
+}
+
+/// Keeps a request that was lent to a handler: it is owned now, may be moved to another thread, and must be ended.
+/// Never blocks.
+///
+/// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_defer(request: *mut httpdown_request) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        request.with(|_| {
+            keep(request);
+            Ok(())
+        })
+    })
+}
+
+/// Answers with a whole response, and ends the request, whatever this returns. All is copied before it returns. Does
+/// not wait for the client.
+///
+/// `status_code` is from 200 to 999. Content-Length is set for you; so is Date. A header's name or value with a
+/// character that does not belong there (CR, LF, NUL) is refused: the client then gets a 500, as for any
+/// INVALID_ARGUMENT.
+///
+/// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply(
+    request: *mut httpdown_request,
+    status_code: c_int,
+    headers: *const httpdown_header,
+    header_count: usize,
+    body: *const c_void,
+    body_len: usize,
+) -> c_int {
+    // SAFETY: the same promise.
+    unsafe {
+        end(request, |exchange| {
+            let body = slice(body.cast::<u8>(), body_len, "body")?;
+            let head = response(status_code, headers, header_count)?;
+            exchange.reply(head.map(|()| Bytes::copy_from_slice(body)))
+        })
+    }
+}
+
+/// Answers with a text (NUL-terminated UTF-8) as text/plain. Otherwise as httpdown_reply.
+///
+/// Returns as httpdown_reply.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_text(
+    request: *mut httpdown_request,
+    status_code: c_int,
+    text: *const c_char,
+) -> c_int {
+    // SAFETY: the same promise.
+    unsafe {
+        end(request, |exchange| {
+            let text = super::boundary::text(text, "text")?;
+            let text = text.ok_or_else(|| Error::InvalidArgument("text is NULL".into()))?;
+            let mut head = response(status_code, std::ptr::null(), 0)?;
+            head.headers_mut().insert(
+                http::header::CONTENT_TYPE,
+                HeaderValue::from_static("text/plain; charset=utf-8"),
+            );
+            exchange.reply(head.map(|()| Bytes::copy_from_slice(text.as_bytes())))
+        })
+    }
+}
+
+/// Answers with a body that is not copied: it must stay as it is until `release` (may be NULL) is called with
+/// `release_data`, exactly once, on any thread, whatever this returns; perhaps before it returns. Otherwise as
+/// httpdown_reply.
+///
+/// Returns as httpdown_reply.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_borrowed(
+    request: *mut httpdown_request,
+    status_code: c_int,
+    headers: *const httpdown_header,
+    header_count: usize,
+    body: *const c_void,
+    body_len: usize,
+    release: httpdown_destroy_fn,
+    release_data: *mut c_void,
+) -> c_int {
+    let owner = ForeignData {
+        pointer: release_data,
+        destroy: release,
+    };
+    // SAFETY: the same promise.
+    unsafe {
+        end(request, |exchange| {
+            let bytes = slice(body.cast::<u8>(), body_len, "body")?;
+            let body = Bytes::from_owner(Lent {
+                bytes,
+                _owner: owner,
+            });
+            let head = response(status_code, headers, header_count)?;
+            exchange.reply(head.map(|()| body))
+        })
+    }
+}
+
+/// Memory of the host's, until it is dropped.
+struct Lent {
+    bytes: &'static [u8],
+    _owner: ForeignData,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+/// Begins an answer whose body follows in pieces. The head is sent at once. On OK the request is owned and must be
+/// ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never blocks.
+///
+/// The body goes out chunked, unless there is a Content-Length among the headers.
+///
+/// Returns as httpdown_reply.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_start(
+    request: *mut httpdown_request,
+    status_code: c_int,
+    headers: *const httpdown_header,
+    header_count: usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        // SAFETY: the header's preface: an array of that length.
+        let head = unsafe { response(status_code, headers, header_count)? };
+        request.with(|exchange| exchange.start(head))?;
+        keep(request);
+        Ok(())
+    })
+}
+
+/// Sends more of the body, as soon as the client takes it. `data` is copied. Blocks while too much waits already
+/// (256 KiB): a slow client slows the writer.
+///
+/// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
+/// room for all of it: nothing was taken), ALREADY_REPLIED, INVALID_ARGUMENT (also: no answer has begun, or this
+/// exceeds its Content-Length), FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_write(
+    request: *mut httpdown_request,
+    data: *const c_void,
+    len: usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a request.
+        let request = unsafe { borrow(request, "request")? };
+        // SAFETY: the header's preface: bytes of that length.
+        let data = unsafe { slice(data.cast::<u8>(), len, "data")? };
+        request.with(|exchange| exchange.write(data))
+    })
+}
+
+/// Ends an answer that was begun, and the request, whatever this returns. Does not wait for the client. Without
+/// httpdown_reply_start the client gets a 500.
+///
+/// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
+/// room left: the client sees the answer cut), ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -> c_int {
+    // SAFETY: the same promise.
+    unsafe { end(request, Exchange::finish) }
+}
+
+/// Ends a request without an answer: the client gets a 500 or, if an answer has begun, sees it cut. Never blocks.
+///
+/// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_abort(request: *mut httpdown_request) -> c_int {
+    // SAFETY: the same promise.
+    unsafe {
+        end(request, |exchange| {
+            drop(exchange);
+            Ok(())
+        })
+    }
+}
+
+/// The bytes of a NUL-terminated text, for a httpdown_header. NULL gives none. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_str(text: *const c_char) -> httpdown_bytes {
+    if text.is_null() {
+        return httpdown_bytes::NONE;
+    }
+    // SAFETY: the header's preface: NUL-terminated.
+    httpdown_bytes::of(unsafe { CStr::from_ptr(text) }.to_bytes())
+}
+
+/// Whether bytes are just this NUL-terminated text. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_bytes_equal(bytes: httpdown_bytes, text: *const c_char) -> bool {
+    if text.is_null() {
+        return false;
+    }
+    // SAFETY: the header's preface: NUL-terminated.
+    let text = unsafe { CStr::from_ptr(text) };
+    // SAFETY: the header's preface: bytes of that length.
+    let bytes = unsafe { bytes.as_slice("bytes") };
+    bytes.is_ok_and(|bytes| bytes == text.to_bytes())
+}
+
+/// # Safety
+/// NULL or an array of that length.
+unsafe fn response(
+    status_code: c_int,
+    headers: *const httpdown_header,
+    header_count: usize,
+) -> Result<Response<()>> {
+    let wrong = |what: &str| Error::InvalidArgument(what.to_owned());
+    let code = u16::try_from(status_code).ok();
+    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+    let mut response = Response::new(());
+    *response.status_mut() = code.ok_or_else(|| wrong("no such status code"))?;
+    // SAFETY: the caller's promise.
+    let headers = unsafe { slice(headers, header_count, "headers")? };
+    let map: &mut HeaderMap = response.headers_mut();
+    for header in headers {
+        // SAFETY: the header's preface: bytes of that length.
+        let name = unsafe { header.name.as_slice("header name")? };
+        // SAFETY: as above.
+        let value = unsafe { header.value.as_slice("header value")? };
+        let name = HeaderName::from_bytes(name).map_err(|_| wrong("not a header name"))?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| wrong("not a header value"))?;
+        map.try_append(name, value)
+            .map_err(|_| wrong("too many headers"))?;
+    }
+    Ok(response)
+}

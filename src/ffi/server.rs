@@ -1,0 +1,468 @@
+//! `httpdown_server`: started, asked, stopped.
+
+use std::ffi::{c_char, c_int};
+use std::mem::MaybeUninit;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, OnceLock};
+
+use super::boundary::{
+    borrow, deadline, output, room, size_of_callers, status, status_of, status_text, text_array,
+    value, write_sized, write_text,
+};
+use super::options::Options;
+use super::request::{httpdown_request, own};
+use super::types::httpdown_event_kind::*;
+use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
+use crate::server::SignalledRun;
+use crate::{Error, Event, Report, Result, Server};
+
+/// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
+pub struct httpdown_server {
+    /// Set before anybody else can wait for it: callbacks know this struct before the server has started.
+    server: OnceLock<Server>,
+}
+
+impl httpdown_server {
+    pub(super) fn get(&self) -> &Server {
+        self.server.wait()
+    }
+}
+
+/// Starts a server, and returns at once: it runs on threads of its own.
+///
+/// On OK `*server` is yours, to be ended by httpdown_free; otherwise it is NULL, and `error` (may be NULL) has the
+/// reason as text, cut to `error_size` and NUL-terminated. Blocks only while a host name in `addr` is looked up.
+///
+/// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES,
+/// FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_serve(
+    options: *const httpdown_options,
+    server: *mut *mut httpdown_server,
+    error: *mut c_char,
+    error_size: usize,
+) -> c_int {
+    // SAFETY: the header's preface: NULL or a buffer of that size.
+    let error = unsafe { room(error, error_size, "error") };
+    explained(error, || {
+        // SAFETY: the header's preface: NULL or writable.
+        let output = unsafe { output(server, "server")? };
+        output.write(std::ptr::null_mut());
+        // SAFETY: the header's preface: NULL or options.
+        let started = start(unsafe { Options::read(options)? })?;
+        output.write(Arc::into_raw(started).cast_mut());
+        Ok(())
+    })
+}
+
+/// Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
+///
+/// A second signal goes straight to the kill; a third does what it would have done without us. What the signals did
+/// before is restored at the end; only one run can be under way in a process. To learn when the server listens, and
+/// where, set the option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run,
+/// however it ended. `error` as for httpdown_serve. Blocks.
+///
+/// Returns as httpdown_serve and, when the server has run, as httpdown_stop.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_run(
+    options: *const httpdown_options,
+    report: *mut httpdown_stop_report,
+    error: *mut c_char,
+    error_size: usize,
+) -> c_int {
+    // SAFETY: the header's preface: NULL or a buffer of that size.
+    let error = unsafe { room(error, error_size, "error") };
+    explained(error, || {
+        // SAFETY: the header's preface: NULL or options. Read first: from here on `destroy` is ours to call.
+        let options = unsafe { Options::read(options)? };
+        // SAFETY: the header's preface: NULL or a report.
+        unsafe { check_report(report)? };
+        let run = SignalledRun::catch()?;
+        let handle = start(options)?;
+        let server = handle.get().clone();
+        let result = run.run(&server);
+        // SAFETY: the header's preface: NULL or a report.
+        unsafe { give_report(report, &server, &result)? };
+        server.close();
+        result.map(drop)
+    })
+}
+
+fn start(options: Options) -> Result<Arc<httpdown_server>> {
+    let handle = Arc::new(httpdown_server {
+        server: OnceLock::new(),
+    });
+    let server = options.serve(&handle)?;
+    // Callbacks that are faster than us wait for this.
+    let _ = handle.server.set(server);
+    Ok(handle)
+}
+
+/// As `status`, and says in the caller's buffer why not.
+fn explained(
+    buffer: Result<&mut [MaybeUninit<c_char>]>,
+    body: impl FnOnce() -> Result<()>,
+) -> c_int {
+    let mut why = None;
+    let code = status(|| {
+        let result = body();
+        why = result.as_ref().err().map(ToString::to_string);
+        result
+    });
+    if let Ok(buffer) = buffer {
+        let fallback = || status_text(code).to_str().unwrap_or("").to_owned();
+        write_text(
+            buffer,
+            &match code {
+                0 => String::new(),
+                _ => why.unwrap_or_else(fallback),
+            },
+        );
+    }
+    code
+}
+
+/// Stops the server: no new connections, what is there is finished, and then the result. Blocks, at most for
+/// lame_duck_ms + stop_timeout_ms + kill_timeout_ms. Whoever calls later, or meanwhile, waits for the same end and
+/// gets the same result.
+///
+/// Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
+/// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (on a thread of
+/// the server's own, or one that holds an unfinished request of the queue: the stop has begun then), INVALID_ARGUMENT,
+/// FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_stop(server: *const httpdown_server) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? };
+        server.get().stop_blocking().map(drop)
+    })
+}
+
+/// Begins the stop and returns at once. A second time it does nothing. Never blocks; may be called in a signal
+/// handler, and anywhere else.
+///
+/// Returns OK, INVALID_ARGUMENT, FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_stop_begin(server: *const httpdown_server) -> c_int {
+    // SAFETY: the same promise.
+    unsafe { begin(server, Server::stop_begin) }
+}
+
+/// Goes straight to the kill, whether a stop has begun or not, and returns at once. Otherwise as httpdown_stop_begin.
+///
+/// Returns OK, INVALID_ARGUMENT, FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_kill_begin(server: *const httpdown_server) -> c_int {
+    // SAFETY: the same promise.
+    unsafe { begin(server, Server::kill_begin) }
+}
+
+/// Allocates nothing, because it may run in a signal handler.
+unsafe fn begin(server: *const httpdown_server, order: fn(&Server)) -> c_int {
+    if crate::process::forked() {
+        return httpdown_status::HTTPDOWN_STATUS_FORKED as c_int;
+    }
+    // SAFETY: the header's preface: NULL or a server.
+    match unsafe { server.as_ref() } {
+        Some(server) => order(server.get()),
+        None => return httpdown_status::HTTPDOWN_STATUS_INVALID_ARGUMENT as c_int,
+    }
+    httpdown_status::HTTPDOWN_STATUS_OK as c_int
+}
+
+/// Waits until the server has ended entirely, whoever has stopped it, at most `timeout_ms`. Any number of threads may
+/// wait; all get the same result. `report` may be NULL (otherwise set its struct_size); it is written whenever the
+/// server has ended.
+///
+/// Returns as httpdown_stop, and WOULD_BLOCK at the timeout.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_wait(
+    server: *const httpdown_server,
+    timeout_ms: u32,
+    report: *mut httpdown_stop_report,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? }.get();
+        // SAFETY: the header's preface: NULL or a report.
+        unsafe { check_report(report)? };
+        let result = server.wait_blocking(deadline(timeout_ms));
+        if server.outcome().is_some() {
+            // SAFETY: as above.
+            unsafe { give_report(report, server, &result)? };
+        }
+        result.map(drop)
+    })
+}
+
+/// The counts as they are now, at any time. Never blocks. Set `report->struct_size` before.
+///
+/// Returns OK, INVALID_ARGUMENT, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_report(
+    server: *const httpdown_server,
+    report: *mut httpdown_stop_report,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? }.get();
+        // SAFETY: the header's preface: NULL or a report.
+        unsafe { size_of_callers(report, "report")? };
+        let result = server.outcome().unwrap_or(Ok(()));
+        let result = result.map(|()| server.report());
+        // SAFETY: as above.
+        unsafe { give_report(report, server, &result) }
+    })
+}
+
+/// How far the server has come: a httpdown_phase_code; HTTPDOWN_PHASE_STOPPED also if `server` is NULL and after a
+/// fork. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_phase(server: *const httpdown_server) -> c_int {
+    value(crate::Phase::Stopped as c_int, || {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? };
+        Ok(server.get().phase() as c_int)
+    })
+}
+
+/// Whether new requests are welcome, for a readiness probe: false from the beginning of a stop on. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_ready(server: *const httpdown_server) -> bool {
+    value(false, || {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? };
+        Ok(server.get().is_ready())
+    })
+}
+
+/// Writes the address that the server listens on as text ("127.0.0.1:8080") into `buffer`, NUL-terminated; 64 bytes
+/// are enough. `index` counts the listening sockets: `fds` first, then those of `addr`. Never blocks.
+///
+/// Returns OK, INVALID_ARGUMENT (also: no such index, or the buffer is too small), FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_local_addr(
+    server: *const httpdown_server,
+    index: usize,
+    buffer: *mut c_char,
+    size: usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? }.get();
+        // SAFETY: the header's preface: NULL or a buffer of that size.
+        let buffer = unsafe { room(buffer, size, "buffer")? };
+        let addr = server.local_addrs().get(index).map(ToString::to_string);
+        match addr {
+            Some(addr) if addr.len() < buffer.len() => {
+                write_text(buffer, &addr);
+                Ok(())
+            }
+            Some(_) => Err(Error::InvalidArgument("the buffer is too small".into())),
+            None => Err(Error::InvalidArgument("no such listening socket".into())),
+        }
+    })
+}
+
+/// Ends a server: stops it if nobody has, waits until its threads have ended, and frees it. NULL is fine.
+///
+/// Blocks as httpdown_stop does, and then until the callbacks for events have been called, at most kill_timeout_ms.
+/// On a thread that would wait for itself (in a handler, say) it returns at once, and the rest follows elsewhere.
+/// Handlers that never return are left behind; `destroy` is called when the last of them does return. Nothing may use
+/// the server meanwhile or afterwards. In a forked child it does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_free(server: *mut httpdown_server) {
+    value((), || {
+        if !server.is_null() {
+            // SAFETY: it came from httpdown_serve, and is freed once.
+            let handle = unsafe { Arc::from_raw(server.cast_const()) };
+            handle.get().clone().close();
+        }
+        Ok(())
+    });
+}
+
+/// Takes requests from the queue (the option `dispatch` is HTTPDOWN_DISPATCH_QUEUE): up to `capacity` of them into
+/// `requests`, and their number into `*count`. Waits for the first, at most `timeout_ms`. Any thread may call it,
+/// several at once. The requests are owned: each is to be ended exactly once, by any thread.
+///
+/// While one of them is unfinished, the calling thread must not wait for the server to stop: WOULD_DEADLOCK.
+/// Requests can be taken until the kill; what nobody has taken by then is answered with 503.
+///
+/// Returns OK, WOULD_BLOCK (at the timeout), STOPPED (no request can come any more), INVALID_ARGUMENT, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_next(
+    server: *const httpdown_server,
+    timeout_ms: u32,
+    requests: *mut *mut httpdown_request,
+    capacity: usize,
+    count: *mut usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let handle = unsafe { borrow(server, "server")? };
+        // SAFETY: the header's preface: NULL or an array of that size.
+        let requests = unsafe { room(requests, capacity, "requests")? };
+        // SAFETY: the header's preface: NULL or writable.
+        let count = unsafe { output(count, "count")? };
+        let queue = handle.get().queue().ok_or_else(no_queue)?;
+        let taken = queue.take(requests.len(), deadline(timeout_ms))?;
+        count.write(taken.len());
+        // SAFETY: `server` is the Arc that httpdown_serve gave out; the request keeps it alive.
+        unsafe { Arc::increment_strong_count(server) };
+        // SAFETY: the count was just increased for this.
+        let handle = unsafe { Arc::from_raw(server) };
+        for (place, (exchange, taken)) in requests.iter_mut().zip(taken) {
+            place.write(own(exchange, &handle, taken));
+        }
+        Ok(())
+    })
+}
+
+/// A descriptor for the program's own event loop: readable (level-triggered) while requests wait in the queue, and
+/// after the end. It belongs to the server; do not read from it or close it. Never blocks.
+///
+/// Returns OK, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_queue_fd(
+    server: *const httpdown_server,
+    fd: *mut c_int,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? }.get();
+        // SAFETY: the header's preface: NULL or writable.
+        let fd = unsafe { output(fd, "fd")? };
+        let queue = server.queue().ok_or_else(no_queue)?;
+        fd.write(queue.descriptor()?.as_raw_fd());
+        Ok(())
+    })
+}
+
+fn no_queue() -> Error {
+    Error::InvalidArgument("the server has no queue".into())
+}
+
+/// Takes the oldest event (the option `pull_events`), waiting for one at most `timeout_ms`. Any thread may call it,
+/// several at once. Set `event->struct_size` before. Events that nobody takes in time are dropped, and counted in the
+/// report.
+///
+/// Returns OK, WOULD_BLOCK (at the timeout), STOPPED (the server has ended and all were taken), INVALID_ARGUMENT,
+/// FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_next_event(
+    server: *const httpdown_server,
+    timeout_ms: u32,
+    event: *mut httpdown_event,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? }.get();
+        // SAFETY: the header's preface: NULL or an event.
+        unsafe { size_of_callers(event, "event")? };
+        let next = server.next_event(deadline(timeout_ms))?;
+        // SAFETY: as above.
+        unsafe { write_sized(event, next.into(), "event") }
+    })
+}
+
+impl From<Event> for httpdown_event {
+    fn from(event: Event) -> Self {
+        let of = |kind: super::types::httpdown_event_kind, code: c_int| Self {
+            struct_size: size_of::<Self>(),
+            kind: kind as c_int,
+            code,
+            conn_id: 0,
+            value: 0.0,
+            name: [0; 64],
+            text: [0; 512],
+        };
+        match event {
+            Event::Stat { kind, key, value } => Self {
+                value,
+                name: text_array(key),
+                ..of(HTTPDOWN_EVENT_STAT, kind as c_int)
+            },
+            Event::Conn(conn) => Self {
+                conn_id: conn.id,
+                name: text_array(&conn.peer.to_string()),
+                ..of(HTTPDOWN_EVENT_CONN, conn.state as c_int)
+            },
+            Event::Phase(phase) => of(HTTPDOWN_EVENT_PHASE, phase as c_int),
+            Event::Log(level, text) => Self {
+                text: text_array(&text),
+                ..of(HTTPDOWN_EVENT_LOG, level as c_int)
+            },
+        }
+    }
+}
+
+/// # Safety
+/// NULL or a report.
+unsafe fn check_report(report: *mut httpdown_stop_report) -> Result<()> {
+    if !report.is_null() {
+        // SAFETY: not NULL, so a report.
+        unsafe { size_of_callers(report, "report")? };
+    }
+    Ok(())
+}
+
+/// # Safety
+/// NULL or a report.
+unsafe fn give_report(
+    report: *mut httpdown_stop_report,
+    server: &Server,
+    result: &Result<Report>,
+) -> Result<()> {
+    if report.is_null() {
+        return Ok(());
+    }
+    let status = result
+        .as_ref()
+        .map_or_else(status_of, |_| httpdown_status::HTTPDOWN_STATUS_OK);
+    let of = server.report();
+    let value = httpdown_stop_report {
+        struct_size: size_of::<httpdown_stop_report>(),
+        phase: of.phase as c_int,
+        status: status as c_int,
+        stop_duration_ms: u64::try_from(of.stop_duration.as_millis()).unwrap_or(u64::MAX),
+        connections: of.connections,
+        conns_open: of.conns_open,
+        conns_new: of.conns_new,
+        conns_active: of.conns_active,
+        conns_idle: of.conns_idle,
+        conns_hijacked: of.conns_hijacked,
+        closed_idle: of.closed_idle,
+        requests: of.requests,
+        served: of.served,
+        failed: of.failed,
+        gone: of.gone,
+        killed: of.killed,
+        abandoned: of.abandoned,
+        events_dropped: of.events_dropped,
+    };
+    // SAFETY: not NULL, so a report.
+    unsafe { write_sized(report, value, "report") }
+}
+
+/// What a status means, as English text: static, NUL-terminated, never NULL. May be called anywhere.
+#[unsafe(no_mangle)]
+pub extern "C" fn httpdown_status_string(status: c_int) -> *const c_char {
+    status_text(status).as_ptr()
+}
+
+/// The version of the library that runs, as text: static, NUL-terminated. That of the header is HTTPDOWN_VERSION.
+#[unsafe(no_mangle)]
+pub extern "C" fn httpdown_version() -> *const c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}

@@ -1,0 +1,377 @@
+//! What crosses the boundary by value, and the names of what does not.
+
+use std::ffi::{c_char, c_int, c_void};
+
+use super::clock::httpdown_clock;
+use super::request::httpdown_request;
+use super::server::httpdown_server;
+
+/// What a call came to. Functions return it as an int. Numbers are never reused.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum httpdown_status {
+    /// Done.
+    HTTPDOWN_STATUS_OK = 0,
+    /// An argument makes no sense: NULL where something is needed, a size or a value out of range.
+    HTTPDOWN_STATUS_INVALID_ARGUMENT = 1,
+    /// The options ask for something that this version of the library does not know.
+    HTTPDOWN_STATUS_UNSUPPORTED = 2,
+    /// An address could not be parsed or resolved.
+    HTTPDOWN_STATUS_ADDR_INVALID = 3,
+    /// The address is in use.
+    HTTPDOWN_STATUS_ADDR_IN_USE = 4,
+    /// The operating system does not permit it (a port below 1024, mostly).
+    HTTPDOWN_STATUS_PERMISSION_DENIED = 5,
+    /// Another error of the operating system.
+    HTTPDOWN_STATUS_IO = 6,
+    /// The kill timeout passed and handlers were still running: they were abandoned.
+    HTTPDOWN_STATUS_TIMED_OUT = 7,
+    /// The server has stopped: too late for this call.
+    HTTPDOWN_STATUS_STOPPED = 8,
+    /// The call would wait for the thread or the request that it is made from.
+    HTTPDOWN_STATUS_WOULD_DEADLOCK = 9,
+    /// The request has been answered already, or its answer has begun.
+    HTTPDOWN_STATUS_ALREADY_REPLIED = 10,
+    /// Threads, descriptors or memory could not be had.
+    HTTPDOWN_STATUS_OUT_OF_RESOURCES = 11,
+    /// Nothing there yet, or no room yet: at a call's own timeout, or on a thread that must not wait.
+    HTTPDOWN_STATUS_WOULD_BLOCK = 12,
+    /// The client has left.
+    HTTPDOWN_STATUS_GONE = 13,
+    /// The stop timeout passed, or a kill was asked for, and requests were cut.
+    HTTPDOWN_STATUS_KILLED = 14,
+    /// The process was forked, and this is the child: the server's threads live in the parent.
+    HTTPDOWN_STATUS_FORKED = 15,
+    /// A bug in httpdown. Please report it.
+    HTTPDOWN_STATUS_PANIC = 99,
+}
+
+/// How far a server has come: httpdown_phase. A phase only moves forward.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_phase_code {
+    /// Accepting and answering.
+    HTTPDOWN_PHASE_SERVING = 0,
+    /// Still accepting, but no longer ready (lame_duck_ms).
+    HTTPDOWN_PHASE_LAME_DUCK = 1,
+    /// The listening sockets are being emptied and closed.
+    HTTPDOWN_PHASE_QUIESCING = 2,
+    /// No new connections; what is there is finished (stop_timeout_ms).
+    HTTPDOWN_PHASE_DRAINING = 3,
+    /// What is left is cut (kill_timeout_ms).
+    HTTPDOWN_PHASE_KILLING = 4,
+    /// The end.
+    HTTPDOWN_PHASE_STOPPED = 5,
+}
+
+/// Where a connection is in its life.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_conn_state {
+    /// Accepted; no byte has come yet.
+    HTTPDOWN_CONN_NEW = 0,
+    /// From the first byte of a request to the last byte of its response.
+    HTTPDOWN_CONN_ACTIVE = 1,
+    /// Between two requests.
+    HTTPDOWN_CONN_IDLE = 2,
+    /// Taken over by a handler: no longer HTTP.
+    HTTPDOWN_CONN_HIJACKED = 3,
+    /// Gone.
+    HTTPDOWN_CONN_CLOSED = 4,
+}
+
+/// How requests reach the program: the option `dispatch`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_dispatch {
+    /// The handler is called on a pool of threads (`pool_threads`), and may block.
+    HTTPDOWN_DISPATCH_POOL = 0,
+    /// The handler is called on the thread that drives the connection: the fastest, but it must not block, because
+    /// other connections wait for it. Reading and writing fail with WOULD_BLOCK there instead of waiting.
+    HTTPDOWN_DISPATCH_INLINE = 1,
+    /// There is no handler: the program takes requests with httpdown_next.
+    HTTPDOWN_DISPATCH_QUEUE = 2,
+}
+
+/// How much a log line matters.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_log_level {
+    /// Something failed.
+    HTTPDOWN_LOG_ERROR = 0,
+    /// Something is odd; the server goes on.
+    HTTPDOWN_LOG_WARNING = 1,
+    /// For information.
+    HTTPDOWN_LOG_INFO = 2,
+}
+
+/// Kinds of event, as bits for the option `pull_events`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_event_kind {
+    /// A value for a monitoring system. `code` is a httpdown_stat_kind, `name` the key, `value` the value.
+    HTTPDOWN_EVENT_STAT = 1,
+    /// A connection's state. `code` is a httpdown_conn_state, `conn_id` the connection, `name` the client's address.
+    HTTPDOWN_EVENT_CONN = 2,
+    /// A new phase. `code` is a httpdown_phase_code.
+    HTTPDOWN_EVENT_PHASE = 4,
+    /// A log line. `code` is a httpdown_log_level, `text` the line.
+    HTTPDOWN_EVENT_LOG = 8,
+}
+
+/// Which callback of httpdown_stats a value would have gone to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_stat_kind {
+    /// bump_avg
+    HTTPDOWN_STAT_AVG = 0,
+    /// bump_sum
+    HTTPDOWN_STAT_SUM = 1,
+    /// bump_histogram
+    HTTPDOWN_STAT_HISTOGRAM = 2,
+    /// bump_time; seconds
+    HTTPDOWN_STAT_TIME = 3,
+}
+
+/// Bytes that belong to somebody else. Text is not NUL-terminated. `data` is NULL only where there is nothing at all
+/// (no such header); with `len` 0 it may be anything.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct httpdown_bytes {
+    /// The first byte.
+    pub data: *const c_char,
+    /// How many there are.
+    pub len: usize,
+}
+
+/// A header field, of a request or for a reply.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct httpdown_header {
+    /// Its name; of a request, in lower case.
+    pub name: httpdown_bytes,
+    /// Its value.
+    pub value: httpdown_bytes,
+}
+
+/// Answers a request: now (httpdown_reply...), or later (httpdown_request_defer, httpdown_reply_start). Called from
+/// several threads at once.
+pub type httpdown_handler_fn =
+    Option<unsafe extern "C" fn(request: *mut httpdown_request, user_data: *mut c_void)>;
+
+/// Ends something of the program's when the library needs it no more. Called exactly once, on any thread.
+pub type httpdown_destroy_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
+
+/// A value for a monitoring system. Called on the events thread.
+pub type httpdown_stat_fn =
+    Option<unsafe extern "C" fn(key: *const c_char, value: f64, user_data: *mut c_void)>;
+
+/// A connection has changed its state (a httpdown_conn_state). `peer` is the client's address, borrowed until the
+/// callback returns. Called on the events thread.
+pub type httpdown_conn_state_fn = Option<
+    unsafe extern "C" fn(
+        server: *const httpdown_server,
+        conn_id: u64,
+        state: c_int,
+        peer: *const c_char,
+        user_data: *mut c_void,
+    ),
+>;
+
+/// The server has entered a phase (a httpdown_phase_code), SERVING included. Called on the events thread.
+pub type httpdown_phase_fn = Option<
+    unsafe extern "C" fn(server: *const httpdown_server, phase: c_int, user_data: *mut c_void),
+>;
+
+/// Something that a person should know. `level` is a httpdown_log_level; `text` is borrowed until the callback
+/// returns. Called on the events thread.
+pub type httpdown_log_fn =
+    Option<unsafe extern "C" fn(level: c_int, text: *const c_char, user_data: *mut c_void)>;
+
+/// Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
+/// only the events behind it.
+///
+/// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, kill, kill.conn.count,
+/// kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
+/// averages http-state.new, http-state.active, http-state.idle, http-state.total.
+#[repr(C)]
+#[derive(Clone, Copy)]
+#[allow(clippy::struct_field_names, reason = "the names of the original")]
+pub struct httpdown_stats {
+    /// The mean over a period is of interest.
+    pub bump_avg: httpdown_stat_fn,
+    /// A counter goes up.
+    pub bump_sum: httpdown_stat_fn,
+    /// The distribution is of interest.
+    pub bump_histogram: httpdown_stat_fn,
+    /// Something that took a time has ended: `value` is seconds.
+    pub bump_time: httpdown_stat_fn,
+}
+
+/// How a server shall be. Zero in a field means its default, so set `struct_size` and what you need:
+///
+///     httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
+///
+/// All of it is copied; the struct and what it points to may go when the call has returned, but for `user_data`.
+/// Durations are in milliseconds; HTTPDOWN_NOW means none at all, HTTPDOWN_FOREVER no limit.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_options {
+    /// Required: sizeof(httpdown_options). A shorter struct, of an older header, has the defaults for the rest; a
+    /// longer one, of a newer header, is accepted if what this library does not know is zero.
+    pub struct_size: usize,
+    /// Where to listen: HOST:PORT, several separated by commas. An IPv6 address stands in brackets ("[::1]:8080");
+    /// without a host (":8080") it is every address; port 0 lets the kernel choose (httpdown_local_addr). Host names
+    /// are looked up, which blocks. Default: ":80", or nothing if there are `fds`.
+    pub addr: *const c_char,
+    /// Descriptors that listen already, TCP. On OK they are the library's, on an error they stay yours.
+    pub fds: *const c_int,
+    /// How many.
+    pub fd_count: usize,
+    /// Answers requests. Required, unless `dispatch` is QUEUE, where it must be NULL.
+    pub handler: httpdown_handler_fn,
+    /// Handed to every callback. Must live until `destroy` is called.
+    pub user_data: *mut c_void,
+    /// Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
+    /// error (but not if the options themselves could not be read: NULL, or a wrong struct_size).
+    pub destroy: httpdown_destroy_fn,
+    /// Callbacks for a monitoring system.
+    pub stats: httpdown_stats,
+    /// Called when a connection changes its state.
+    pub on_conn_state: httpdown_conn_state_fn,
+    /// Called when the server enters a phase.
+    pub on_phase: httpdown_phase_fn,
+    /// Called with what a person should know. The library itself prints nothing.
+    pub on_log: httpdown_log_fn,
+    /// For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. May be freed at once.
+    pub clock: *const httpdown_clock,
+    /// How long a stop waits for what is there to finish, before it kills. Default: 60,000.
+    pub stop_timeout_ms: u32,
+    /// How long a kill waits for handlers that were cut to return, before it abandons them. Default: 60,000.
+    pub kill_timeout_ms: u32,
+    /// How long a stop goes on accepting, while httpdown_ready says no, so that load balancers notice. Default: none.
+    pub lame_duck_ms: u32,
+    /// How long a request's head may take, from its first byte to its last; then the connection is closed.
+    /// Default: 30,000.
+    pub header_timeout_ms: u32,
+    /// How requests reach the program: a httpdown_dispatch. Default: HTTPDOWN_DISPATCH_POOL.
+    pub dispatch: c_int,
+    /// How many threads the pool may have; they are started as they are needed. Requests beyond it wait. Default: 512.
+    pub pool_threads: u32,
+    /// How many threads drive connections. Default: one for each processor that the process may use.
+    pub io_threads: u32,
+    /// Not 0: somebody else accepts from the `fds` too, now or later (another process has a copy, or systemd). A stop
+    /// then closes our copy and leaves what waits in its queue to the others.
+    pub fds_shared: c_int,
+    /// Kinds of event (httpdown_event_kind, or-ed) that the program takes itself with httpdown_next_event: there is no
+    /// events thread then, and no callback but the handler may be set.
+    pub pull_events: u32,
+    /// Must be 0.
+    pub reserved: u32,
+}
+
+/// What a server has done, and what its stop has cost. Set `struct_size` before the call.
+///
+/// Once the server has stopped: requests = served + failed + gone + killed (what was abandoned is among the killed).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_stop_report {
+    /// Required: sizeof(httpdown_stop_report).
+    pub struct_size: usize,
+    /// How far the server has come: a httpdown_phase_code.
+    pub phase: c_int,
+    /// How the stop went: a httpdown_status. OK until it has ended.
+    pub status: c_int,
+    /// How long the stop has taken so far, in milliseconds; 0 before it begins.
+    pub stop_duration_ms: u64,
+    /// Connections accepted.
+    pub connections: u64,
+    /// Connections open now: the sum of the next four.
+    pub conns_open: u64,
+    /// Open, and no byte has come yet.
+    pub conns_new: u64,
+    /// Open, with a request under way.
+    pub conns_active: u64,
+    /// Open, between two requests.
+    pub conns_idle: u64,
+    /// Open, and taken over by a handler.
+    pub conns_hijacked: u64,
+    /// Connections that the stop closed while they were new or idle.
+    pub closed_idle: u64,
+    /// Requests whose head has been read, and those that a kill cut before it was.
+    pub requests: u64,
+    /// Requests whose whole response was given to the kernel.
+    pub served: u64,
+    /// Requests whose handler failed after the response had begun: the client saw it cut.
+    pub failed: u64,
+    /// Requests whose client left before its response was complete.
+    pub gone: u64,
+    /// Requests that a kill cut, or answered with 503 because nobody had begun to work on them.
+    pub killed: u64,
+    /// Requests whose handler still held them when the kill timeout had passed.
+    pub abandoned: u64,
+    /// Events that were dropped because nobody took them in time.
+    pub events_dropped: u64,
+}
+
+/// Something that happened. Set `struct_size` before the call; what else there is depends on `kind`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_event {
+    /// Required: sizeof(httpdown_event).
+    pub struct_size: usize,
+    /// A httpdown_event_kind.
+    pub kind: c_int,
+    /// Depends on `kind`.
+    pub code: c_int,
+    /// Of CONN: the connection's number, unique within its server.
+    pub conn_id: u64,
+    /// Of STAT: the value.
+    pub value: f64,
+    /// Of STAT: the key. Of CONN: the client's address. NUL-terminated.
+    pub name: [c_char; 64],
+    /// Of LOG: the line, cut to what fits. NUL-terminated.
+    pub text: [c_char; 512],
+}
+
+/// As a timeout: do not wait.
+pub const HTTPDOWN_NOW: u32 = 0xFFFF_FFFE;
+
+/// As a timeout: wait without limit.
+pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
+
+// Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
+const _: () = {
+    let pointers = size_of::<usize>() * 15;
+    let ints = size_of::<u32>() * 10;
+    assert!(size_of::<httpdown_options>() == pointers + ints);
+    let counts = size_of::<u64>() * 15;
+    assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
+};
+
+// The numbers that C sees are those that the core has.
+const _: () = {
+    use crate::{ConnState, LogLevel, Phase, StatKind};
+    use httpdown_conn_state::*;
+    use httpdown_log_level::*;
+    use httpdown_phase_code::*;
+    use httpdown_stat_kind::*;
+    assert!(HTTPDOWN_PHASE_SERVING as c_int == Phase::Serving as c_int);
+    assert!(HTTPDOWN_PHASE_LAME_DUCK as c_int == Phase::LameDuck as c_int);
+    assert!(HTTPDOWN_PHASE_QUIESCING as c_int == Phase::Quiescing as c_int);
+    assert!(HTTPDOWN_PHASE_DRAINING as c_int == Phase::Draining as c_int);
+    assert!(HTTPDOWN_PHASE_KILLING as c_int == Phase::Killing as c_int);
+    assert!(HTTPDOWN_PHASE_STOPPED as c_int == Phase::Stopped as c_int);
+    assert!(HTTPDOWN_CONN_NEW as c_int == ConnState::New as c_int);
+    assert!(HTTPDOWN_CONN_ACTIVE as c_int == ConnState::Active as c_int);
+    assert!(HTTPDOWN_CONN_IDLE as c_int == ConnState::Idle as c_int);
+    assert!(HTTPDOWN_CONN_HIJACKED as c_int == ConnState::Hijacked as c_int);
+    assert!(HTTPDOWN_CONN_CLOSED as c_int == ConnState::Closed as c_int);
+    assert!(HTTPDOWN_LOG_ERROR as c_int == LogLevel::Error as c_int);
+    assert!(HTTPDOWN_LOG_WARNING as c_int == LogLevel::Warning as c_int);
+    assert!(HTTPDOWN_LOG_INFO as c_int == LogLevel::Info as c_int);
+    assert!(HTTPDOWN_STAT_AVG as c_int == StatKind::Avg as c_int);
+    assert!(HTTPDOWN_STAT_SUM as c_int == StatKind::Sum as c_int);
+    assert!(HTTPDOWN_STAT_HISTOGRAM as c_int == StatKind::Histogram as c_int);
+    assert!(HTTPDOWN_STAT_TIME as c_int == StatKind::Time as c_int);
+};

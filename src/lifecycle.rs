@@ -1,0 +1,426 @@
+//! The life of a server, and above all its end: one state machine, on a thread that no handler can block.
+//!
+//! ```text
+//! serving ──► lame duck ──► quiescing ──► draining ──► killing ──► stopped
+//! ```
+
+use std::future::{Future, poll_fn};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use crate::conn::{Accepted, Registry};
+use crate::dispatch::Backend;
+use crate::error::{Error, Result};
+use crate::events::LogLevel;
+use crate::listener::{Accept, Listener};
+use crate::runtime::Executor;
+use crate::server::Shared;
+use crate::stats::StatKind;
+use crate::sys::{self, EventFd};
+
+/// How long connections may take to notice a kill by themselves before their sockets are reset from here. Only those
+/// whose I/O thread a handler blocks need that; the others use the time to write what is ready to be written.
+const KILL_GRACE: Duration = Duration::from_millis(100);
+/// How long accepting pauses when there are no descriptors or no memory for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often connections are counted for the statistics.
+const STATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How far a server has come. A phase only moves forward.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Accepting and answering.
+    #[default]
+    Serving = 0,
+    /// Still accepting, but no longer ready: load balancers should look elsewhere.
+    LameDuck = 1,
+    /// The listening sockets are being emptied and closed.
+    Quiescing = 2,
+    /// No new connections; what is there is finished.
+    Draining = 3,
+    /// The stop timeout has passed: what is left is cut.
+    Killing = 4,
+    /// The end.
+    Stopped = 5,
+}
+
+impl Phase {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Serving,
+            1 => Self::LameDuck,
+            2 => Self::Quiescing,
+            3 => Self::Draining,
+            4 => Self::Killing,
+            _ => Self::Stopped,
+        }
+    }
+}
+
+/// The phase, to be looked at by every connection and request, and waited for.
+#[derive(Debug, Default)]
+pub(crate) struct Phases {
+    current: AtomicU8,
+    changed: Notify,
+}
+
+impl Phases {
+    pub(crate) fn get(&self) -> Phase {
+        Phase::from_u8(self.current.load(Ordering::Acquire))
+    }
+
+    fn set(&self, phase: Phase) {
+        self.current.store(phase as u8, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until that phase, or a later one, has come.
+    pub(crate) async fn reached(&self, phase: Phase) {
+        loop {
+            let changed = self.changed.notified();
+            if self.get() >= phase {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// What a host can ask of a running server. A later one includes the ones before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Order {
+    Stop = 1,
+    Kill = 2,
+}
+
+/// Where orders are left, from any thread, and even from a signal handler.
+#[derive(Debug)]
+pub(crate) struct Orders {
+    given: AtomicU8,
+    wake: EventFd,
+}
+
+impl Orders {
+    pub(crate) fn new() -> Result<Self> {
+        let wake = EventFd::new().map_err(|error| Error::io("eventfd", error))?;
+        Ok(Self {
+            given: AtomicU8::new(0),
+            wake,
+        })
+    }
+
+    /// Async-signal-safe: an atomic operation and a `write(2)`.
+    pub(crate) fn give(&self, order: Order) {
+        self.given.fetch_max(order as u8, Ordering::Release);
+        self.wake.set();
+    }
+
+    fn given(&self, order: Order) -> bool {
+        self.given.load(Ordering::Acquire) >= order as u8
+    }
+}
+
+/// Reads the orders, on the control thread's runtime.
+struct Inbox<'a> {
+    orders: &'a Orders,
+    wake: AsyncFd<BorrowedFd<'a>>,
+}
+
+impl<'a> Inbox<'a> {
+    fn new(orders: &'a Orders) -> Result<Self> {
+        let wake = sys::watch(orders.wake.as_fd())
+            .map_err(|error| Error::io("watching for orders", error))?;
+        Ok(Self { orders, wake })
+    }
+
+    async fn at_least(&self, order: Order) {
+        while !self.orders.given(order) {
+            match self.wake.readable().await {
+                Ok(mut ready) => {
+                    self.orders.wake.clear();
+                    ready.clear_ready();
+                }
+                Err(_) => return, // The runtime is going away, and we with it.
+            }
+        }
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket().as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket().as_raw_fd()
+    }
+}
+
+/// The listening sockets, on the control thread's runtime.
+struct Acceptor<'a> {
+    listeners: Vec<AsyncFd<Listener>>,
+    paused: Option<Pin<Box<tokio::time::Sleep>>>,
+    shared: &'a Arc<Shared>,
+    serve: &'a dyn Fn(Accepted),
+}
+
+impl Acceptor<'_> {
+    /// Accepts until something fails for good.
+    async fn accept(&mut self) -> Error {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if let Some(pause) = &mut self.paused {
+            if pause.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.paused = None;
+        }
+        for listener in &self.listeners {
+            loop {
+                let mut ready = match listener.poll_read_ready(cx) {
+                    Poll::Pending => break,
+                    Poll::Ready(Ok(ready)) => ready,
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Error::io("watching a listening socket", error));
+                    }
+                };
+                match self.accept_one(listener.get_ref()) {
+                    Accept::Conn(..) | Accept::Again => {}
+                    Accept::Empty => ready.clear_ready(),
+                    Accept::Exhausted(error) => {
+                        self.shared.events.sum("accept.error", 1.0);
+                        self.shared
+                            .events
+                            .log(LogLevel::Warning, format!("accepting pauses: {error}"));
+                        let mut pause = Box::pin(tokio::time::sleep(ACCEPT_PAUSE));
+                        let _ = pause.as_mut().poll(cx);
+                        self.paused = Some(pause);
+                        return Poll::Pending;
+                    }
+                    Accept::Failed(error) => {
+                        return Poll::Ready(Error::io("accepting a connection", error));
+                    }
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    fn accept_one(&self, listener: &Listener) -> Accept {
+        let accept = listener.accept();
+        if let Accept::Conn(stream, peer, local) = accept {
+            (self.serve)(Registry::accept(self.shared, stream, peer, local));
+            return Accept::Again;
+        }
+        accept
+    }
+
+    /// Takes over what waits in the accept queues, and closes the sockets. Returns the first error of a close.
+    fn close(self) -> Option<Error> {
+        // Not by way of tokio, whose budget may call a full queue empty.
+        for listener in &self.listeners {
+            while matches!(self.accept_one(listener.get_ref()), Accept::Again) {}
+        }
+        let mut failed = None;
+        for listener in self.listeners {
+            // into_inner takes it out of the epoll set, where it would stay if another process had a copy.
+            if let Err(error) = listener.into_inner().close() {
+                failed.get_or_insert(Error::io("closing a listening socket", error));
+            }
+        }
+        failed
+    }
+}
+
+pub(crate) type Serve = Box<dyn Fn(&Executor, Accepted) + Send>;
+
+/// Everything that the control thread owns.
+pub(crate) struct Control {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) executor: Executor,
+    pub(crate) backend: Backend,
+    /// Drives a connection on the executor.
+    pub(crate) serve: Serve,
+}
+
+impl Control {
+    /// The life of the control thread: from the first connection to the last, and then the answer to all who wait.
+    pub(crate) fn run(self, runtime: tokio::runtime::Runtime) {
+        let Self {
+            shared,
+            listeners,
+            executor,
+            backend,
+            serve,
+        } = self;
+        let result = runtime.block_on(live(
+            &shared,
+            listeners,
+            &|accepted| serve(&executor, accepted),
+            &backend,
+        ));
+        drop(runtime);
+        // What serves goes before those that wait are told: then nothing of the host's is called any more.
+        drop(serve);
+        let all_ended = !matches!(result, Err(Error::TimedOut));
+        backend.close(all_ended);
+        executor.stop(all_ended);
+        enter(&shared, Phase::Stopped);
+        shared.events.close();
+        shared.outcome.send_replace(Some(result));
+    }
+}
+
+fn enter(shared: &Shared, phase: Phase) {
+    shared.phases.set(phase);
+    shared.events.phase(phase);
+}
+
+/// Serves until a stop, and stops.
+async fn live(
+    shared: &Arc<Shared>,
+    listeners: Vec<Listener>,
+    serve: &dyn Fn(Accepted),
+    backend: &Backend,
+) -> Result<()> {
+    let clock = &*shared.clock;
+    let config = &shared.config;
+    let events = &shared.events;
+    let inbox = Inbox::new(&shared.orders)?;
+    let listeners = listeners
+        .into_iter()
+        .map(sys::watch)
+        .collect::<std::io::Result<_>>()
+        .map_err(|error| Error::io("watching a listening socket", error))?;
+    let mut acceptor = Acceptor {
+        listeners,
+        paused: None,
+        shared,
+        serve,
+    };
+    if events.interest().stats {
+        tokio::spawn(count_connections(Arc::clone(shared)));
+    }
+    events.sum("serve", 1.0);
+    events.phase(Phase::Serving);
+
+    let mut serve_error = tokio::select! {
+        biased;
+        () = inbox.at_least(Order::Stop) => None,
+        error = acceptor.accept() => Some(error),
+    };
+
+    let stop_began = clock.now();
+    shared.stop_began(stop_began);
+    if let Some(error) = &serve_error {
+        events.log(LogLevel::Error, format!("serving failed: {error}"));
+    } else {
+        events.sum("stop", 1.0);
+        let open = shared.report().conns_open;
+        events.stat(StatKind::Histogram, "stop.conn.count", open as f64);
+        if !config.lame_duck.is_zero() {
+            enter(shared, Phase::LameDuck);
+            serve_error = tokio::select! {
+                biased;
+                () = inbox.at_least(Order::Kill) => None,
+                () = clock.sleep(config.lame_duck) => None,
+                error = acceptor.accept() => Some(error),
+            };
+        }
+    }
+
+    let stop_timeout = clock.sleep(config.stop_timeout);
+    enter(shared, Phase::Quiescing);
+    let close_error = acceptor.close();
+    enter(shared, Phase::Draining);
+    let drained = tokio::select! {
+        biased;
+        () = shared.registry.emptied() => true,
+        () = inbox.at_least(Order::Kill) => false,
+        () = stop_timeout => false,
+    };
+    let ended = drained || kill(shared, backend).await;
+    if close_error.is_some() {
+        events.sum("listener.close.error", 1.0);
+    }
+    let stop_ended = clock.now();
+    shared.stop_ended(stop_ended);
+    if serve_error.is_none() {
+        let seconds = stop_ended.saturating_sub(stop_began).as_secs_f64();
+        events.stat(StatKind::Time, "stop.time", seconds);
+    }
+
+    if !ended {
+        return Err(Error::TimedOut);
+    }
+    if shared.report().killed > 0 {
+        return Err(Error::Killed);
+    }
+    serve_error.or(close_error).map_or(Ok(()), Err)
+}
+
+/// Cuts what is left. True if everything ended within the kill timeout.
+async fn kill(shared: &Arc<Shared>, backend: &Backend) -> bool {
+    let clock = &*shared.clock;
+    let events = &shared.events;
+    let began = clock.now();
+    let kill_timeout = clock.sleep(shared.config.kill_timeout);
+    events.sum("kill", 1.0);
+    events.sum("kill.conn.count", shared.report().conns_open as f64);
+    backend.refuse_queued();
+    enter(shared, Phase::Killing);
+
+    let mut emptied = pin!(shared.registry.emptied());
+    let mut ended = tokio::select! {
+        () = &mut emptied => true,
+        () = tokio::time::sleep(KILL_GRACE) => false,
+    };
+    if !ended {
+        shared.registry.reset_all();
+        ended = tokio::select! {
+            biased;
+            () = emptied => true,
+            () = kill_timeout => false,
+        };
+    }
+    if !ended {
+        shared.abandoned.add(shared.registry.held());
+        events.sum("kill.timeout", 1.0);
+    }
+    let seconds = clock.now().saturating_sub(began).as_secs_f64();
+    events.stat(StatKind::Time, "kill.time", seconds);
+    ended
+}
+
+/// Once a minute, the number of connections in each state.
+async fn count_connections(shared: Arc<Shared>) {
+    loop {
+        shared.clock.sleep(STATE_INTERVAL).await;
+        let report = shared.report();
+        for (key, count) in [
+            ("http-state.new", report.conns_new),
+            ("http-state.active", report.conns_active),
+            ("http-state.idle", report.conns_idle),
+            (
+                "http-state.total",
+                report.conns_new + report.conns_active + report.conns_idle,
+            ),
+        ] {
+            shared.events.stat(StatKind::Avg, key, count as f64);
+        }
+    }
+}

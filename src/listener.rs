@@ -1,0 +1,232 @@
+//! Listening sockets: where they come from, and whose they are.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// How many connections may wait to be accepted: the kernel caps it at `net.core.somaxconn` (4,096 since Linux 5.4).
+const BACKLOG: i32 = 4096;
+
+/// A listening TCP socket.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    local: SocketAddr,
+    shared: bool,
+}
+
+/// What one try to accept came to.
+pub(crate) enum Accept {
+    /// A connection: non-blocking; the client's address, and ours.
+    Conn(TcpStream, SocketAddr, SocketAddr),
+    /// That connection was gone before it could be accepted, or belongs to no one: try the next.
+    Again,
+    /// None waits.
+    Empty,
+    /// No descriptors or no memory: try later.
+    Exhausted(io::Error),
+    /// The socket itself is unusable.
+    Failed(io::Error),
+}
+
+impl Listener {
+    /// Listens on `HOST:PORT`. Blocks while a host name is looked up.
+    ///
+    /// An IPv6 address stands in brackets (`[::1]:8080`). Without a host (`:8080`) it listens on every address, IPv4
+    /// and IPv6. Port 0 lets the kernel choose: see [`Listener::local_addr`]. Of a name with several addresses it
+    /// takes the first IPv4 one, or else the first.
+    ///
+    /// # Errors
+    /// [`Error::Address`] if it cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
+    /// permission, not an address of this machine).
+    pub fn bind(addr: &str) -> Result<Self> {
+        let mut refused = None;
+        for candidate in resolve(addr)? {
+            let error = match listen(candidate) {
+                Ok(socket) => return Self::new(socket),
+                Err(error) => error,
+            };
+            let no_such_family = matches!(
+                error.raw_os_error(),
+                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+            );
+            let error = Error::io(format!("listening on {addr}"), error);
+            if !no_such_family {
+                return Err(error);
+            }
+            refused.get_or_insert(error);
+        }
+        Err(refused.unwrap_or_else(|| Error::Address(format!("{addr:?} has no address"))))
+    }
+
+    /// Takes a descriptor that listens already. `O_NONBLOCK` is set on it, for whoever else has a copy too.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if it is not a listening TCP socket; it is closed then.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
+        let socket = Socket::from(fd);
+        socket
+            .set_nonblocking(true)
+            .map_err(|error| Error::io("making a listening socket non-blocking", error))?;
+        Self::new(socket)
+    }
+
+    /// Declares that somebody else accepts from this socket too, now or later: another process that has a copy, or
+    /// systemd, which keeps one. A stop then closes our copy and leaves the connections that wait in it to the others.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        self
+    }
+
+    /// The address that it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn new(socket: Socket) -> Result<Self> {
+        let fd = socket.as_raw_fd();
+        let wrong = |what: &str| Error::InvalidArgument(format!("descriptor {fd} {what}"));
+        let listens = socket
+            .is_listener()
+            .map_err(|error| wrong(&format!("cannot be asked whether it listens: {error}")))?;
+        if !listens {
+            return Err(wrong("is not a listening socket"));
+        }
+        let local = socket
+            .local_addr()
+            .ok()
+            .and_then(|addr| addr.as_socket())
+            .ok_or_else(|| wrong("is not a TCP socket"))?;
+        Ok(Self {
+            socket,
+            local,
+            shared: false,
+        })
+    }
+
+    pub(crate) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(crate) fn accept(&self) -> Accept {
+        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+        let error = match self.socket.accept4(flags) {
+            Ok((socket, peer)) => {
+                let stream = TcpStream::from(socket);
+                let local = if self.local.ip().is_unspecified() {
+                    stream.local_addr().unwrap_or(self.local)
+                } else {
+                    self.local
+                };
+                return match peer.as_socket() {
+                    Some(peer) => Accept::Conn(stream, peer, local),
+                    None => Accept::Again,
+                };
+            }
+            Err(error) => error,
+        };
+        match error.raw_os_error().unwrap_or(0) {
+            libc::EAGAIN => Accept::Empty,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Accept::Exhausted(error),
+            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => {
+                Accept::Failed(error)
+            }
+            // accept(2): errors of the network that wait on the new connection are reported here; go on.
+            _ => Accept::Again,
+        }
+    }
+
+    /// Closes the socket; if it is not shared, nobody can connect to it any more, whoever has a copy.
+    pub(crate) fn close(self) -> io::Result<()> {
+        if !self.shared
+            && let Err(error) = self.socket.shutdown(std::net::Shutdown::Read)
+        {
+            match error.raw_os_error() {
+                // Somebody shut it down before us.
+                Some(libc::ENOTCONN) => {}
+                // The number is no longer ours: closing it might close something of the host's.
+                Some(libc::EBADF | libc::ENOTSOCK) => {
+                    let _ = self.socket.into_raw_fd();
+                    return Err(error);
+                }
+                _ => return Err(error),
+            }
+        }
+        sys::close(OwnedFd::from(self.socket))
+    }
+}
+
+impl TryFrom<TcpListener> for Listener {
+    type Error = Error;
+
+    fn try_from(listener: TcpListener) -> Result<Self> {
+        Self::from_fd(listener.into())
+    }
+}
+
+/// The listening sockets of a server.
+#[derive(Debug)]
+pub struct Listeners(pub(crate) Vec<Listener>);
+
+impl From<Listener> for Listeners {
+    fn from(listener: Listener) -> Self {
+        Self(vec![listener])
+    }
+}
+
+impl From<Vec<Listener>> for Listeners {
+    fn from(listeners: Vec<Listener>) -> Self {
+        Self(listeners)
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(addr),
+        Type::STREAM.nonblocking().cloexec(),
+        Some(Protocol::TCP),
+    )?;
+    // A restart must not wait for connections of the last run to leave TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// The addresses to try, in order.
+fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
+    let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
+    let (host, port) = addr
+        .rsplit_once(':')
+        .ok_or_else(|| wrong("no port; write HOST:PORT"))?;
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(wrong("an IPv6 address must stand in brackets"));
+    }
+    let port: u16 = port
+        .parse()
+        .map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
+    if host.is_empty() {
+        // Where IPv6 is switched off, the second is all there is.
+        return Ok(vec![
+            (Ipv6Addr::UNSPECIFIED, port).into(),
+            (Ipv4Addr::UNSPECIFIED, port).into(),
+        ]);
+    }
+    let mut found: Vec<_> = addr
+        .to_socket_addrs()
+        .map_err(|error| wrong(&error.to_string()))?
+        .collect();
+    found.sort_by_key(SocketAddr::is_ipv6);
+    found.truncate(1);
+    Ok(found)
+}

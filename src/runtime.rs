@@ -1,0 +1,224 @@
+//! The server's threads: how they are made, whose they are, and what runs on them.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::num::NonZeroUsize;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
+const STACK_SIZE: usize = 8 << 20;
+
+/// What a thread of ours does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Drives connections: must not wait for what connections do.
+    Io,
+    /// Everything else.
+    Other,
+}
+
+thread_local! {
+    static OWNER: Cell<Option<(u64, Role)>> = const { Cell::new(None) };
+}
+
+/// Whether the calling thread is one of that server's.
+pub(crate) fn on_thread_of(server: u64) -> bool {
+    OWNER.get().is_some_and(|(owner, _)| owner == server)
+}
+
+/// Whether the calling thread drives connections, of any server.
+pub(crate) fn on_io_thread() -> bool {
+    OWNER.get().is_some_and(|(_, role)| role == Role::Io)
+}
+
+/// A thread of a server.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    handle: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Thread {
+    pub(crate) fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    /// Waits until it has ended; at the deadline it is left to itself.
+    pub(crate) fn join(self, deadline: Option<Instant>) {
+        if block_on(self.ended, deadline).is_some() {
+            let _ = self.handle.join();
+        }
+    }
+}
+
+/// Starts a thread of a server: named, with all signals blocked but faults.
+pub(crate) fn spawn_thread(
+    name: &str,
+    server: u64,
+    role: Role,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<Thread> {
+    let (running, ended) = oneshot::channel();
+    let builder = thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(STACK_SIZE);
+    sys::with_signals_blocked(|| {
+        builder.spawn(move || {
+            OWNER.set(Some((server, role)));
+            body();
+            drop::<oneshot::Sender<()>>(running);
+        })
+    })
+    .map(|handle| Thread { handle, ended })
+    .map_err(|error| Error::io(format!("starting thread {name}"), error))
+}
+
+/// A runtime that runs on the thread that calls its `block_on`.
+pub(crate) fn new_runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .map_err(|error| Error::io("making a runtime", error))
+}
+
+/// Waits on the calling thread until `future` is ready, or the deadline has passed.
+///
+/// Works anywhere: the future may be tied to no runtime's timers or sockets (channels are not).
+pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
+    struct Unpark(thread::Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return Some(output);
+        }
+        match deadline {
+            None => thread::park(),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left == Duration::ZERO {
+                    return None;
+                }
+                thread::park_timeout(left);
+            }
+        }
+    }
+}
+
+/// Where connections run.
+#[derive(Debug)]
+pub(crate) enum Executor {
+    /// On threads of our own, each with a runtime of its own.
+    Own(Vec<IoThread>),
+    /// On a runtime of the host's.
+    Host(Handle),
+}
+
+#[derive(Debug)]
+pub(crate) struct IoThread {
+    runtime: Handle,
+    /// Connections that it drives.
+    load: Arc<AtomicUsize>,
+    stop: oneshot::Sender<()>,
+    thread: Thread,
+}
+
+impl Executor {
+    /// Starts `count` I/O threads; by default one for each processor that this process may use.
+    pub(crate) fn start(server: u64, count: Option<NonZeroUsize>) -> Result<Self> {
+        let count = count
+            .or_else(|| thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get);
+        (0..count)
+            .map(|index| IoThread::start(server, index))
+            .collect::<Result<_>>()
+            .map(Self::Own)
+    }
+
+    /// Runs a connection, on the thread that has the fewest.
+    pub(crate) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
+        match self {
+            Self::Host(runtime) => drop(runtime.spawn(connection)),
+            Self::Own(threads) => {
+                let least = threads
+                    .iter()
+                    .min_by_key(|thread| thread.load.load(Ordering::Relaxed));
+                if let Some(thread) = least {
+                    let load = Load::add(&thread.load);
+                    thread.runtime.spawn(async move {
+                        connection.await;
+                        drop(load);
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends the threads. Those that a handler may hold for ever are not waited for.
+    pub(crate) fn stop(self, join: bool) {
+        let Self::Own(threads) = self else { return };
+        let threads: Vec<_> = threads
+            .into_iter()
+            .map(|thread| {
+                let _ = thread.stop.send(());
+                thread.thread
+            })
+            .collect();
+        if join {
+            for thread in threads {
+                thread.join(None);
+            }
+        }
+    }
+}
+
+impl IoThread {
+    fn start(server: u64, index: usize) -> Result<Self> {
+        let runtime = new_runtime()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = spawn_thread(&format!("httpdown-{index}"), server, Role::Io, move || {
+            // The runtime is dropped here, on a thread of its own and outside of it, which is the only safe place.
+            let _ = runtime.block_on(stopped);
+        })?;
+        Ok(Self {
+            runtime: handle,
+            load: Arc::default(),
+            stop,
+            thread,
+        })
+    }
+}
+
+struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    fn add(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,580 @@
+//! The server as its host sees it: built, started, asked, stopped.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use tokio::sync::watch;
+
+use crate::clock::{Clock, SystemClock};
+use crate::conn::{self, Accepted, BoxError, Plain, Registry, Respond};
+use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
+use crate::error::{Error, Result};
+use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
+use crate::ledger::{Count, Ledger, Report};
+use crate::lifecycle::{Control, Order, Orders, Phase, Phases};
+use crate::listener::{Listener, Listeners};
+use crate::process::{self, StopSignals};
+use crate::runtime::{self, Executor, Role, Thread};
+use crate::stats::Stats;
+
+/// What can be set.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) stop_timeout: Duration,
+    pub(crate) kill_timeout: Duration,
+    pub(crate) lame_duck: Duration,
+    pub(crate) header_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            stop_timeout: Duration::from_secs(60),
+            kill_timeout: Duration::from_secs(60),
+            lame_duck: Duration::ZERO,
+            header_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// What the threads of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: u64,
+    pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) events: Events,
+    pub(crate) orders: Orders,
+    pub(crate) phases: Phases,
+    pub(crate) registry: Registry,
+    /// Of connections that are no longer in the registry.
+    pub(crate) ledger: Ledger,
+    pub(crate) closed_idle: Count,
+    pub(crate) abandoned: Count,
+    /// When the stop began and ended, on the server's clock.
+    stop: Mutex<(Option<Duration>, Option<Duration>)>,
+    pub(crate) outcome: watch::Sender<Option<Result<()>>>,
+    local_addrs: Vec<SocketAddr>,
+    queue: Option<RequestQueue>,
+    pulls_events: bool,
+    runtime: tokio::runtime::Handle,
+    threads: Mutex<Vec<Thread>>,
+}
+
+impl Shared {
+    pub(crate) fn stop_began(&self, at: Duration) {
+        self.stop_times().0 = Some(at);
+    }
+
+    pub(crate) fn stop_ended(&self, at: Duration) {
+        self.stop_times().1 = Some(at);
+    }
+
+    fn stop_times(&self) -> std::sync::MutexGuard<'_, (Option<Duration>, Option<Duration>)> {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        let stop_duration = match *self.stop_times() {
+            (Some(began), ended) => ended
+                .unwrap_or_else(|| self.clock.now())
+                .saturating_sub(began),
+            (None, _) => Duration::ZERO,
+        };
+        let mut report = Report {
+            phase: self.phases.get(),
+            stop_duration,
+            closed_idle: self.closed_idle.get(),
+            abandoned: self.abandoned.get(),
+            events_dropped: self.events.dropped(),
+            ..Report::default()
+        };
+        self.registry.add_to(&mut report, &self.ledger);
+        report
+    }
+
+    /// A call that waits for the server to end must not be made where it would wait for itself.
+    fn check_can_wait(&self) -> Result<()> {
+        if process::forked() {
+            return Err(Error::Forked);
+        }
+        let holds_request = self.queue.as_ref().is_some_and(RequestQueue::is_held_here);
+        if runtime::on_thread_of(self.id) || holds_request {
+            return Err(Error::WouldDeadlock);
+        }
+        Ok(())
+    }
+}
+
+/// Says how a server shall be, and starts it.
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
+/// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+/// use httpdown::{Listener, Server};
+///
+/// # fn main() -> Result<(), httpdown::Error> {
+/// let hello = service_fn(|_: Request<Incoming>| async {
+///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello, World!"))))
+/// });
+/// let server = Server::builder()
+///     .stop_timeout(std::time::Duration::from_secs(10))
+///     .serve(Listener::bind("127.0.0.1:0")?, hello)?;
+/// let report = server.stop_blocking()?; // in async code: server.stop().await?
+/// assert_eq!(report.killed, 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Builder {
+    config: Config,
+    clock: Option<Arc<dyn Clock>>,
+    observers: Observers,
+    pulled: Option<Interest>,
+    io_threads: Option<NonZeroUsize>,
+    runtime: Option<tokio::runtime::Handle>,
+}
+
+impl Builder {
+    /// How long a stop waits for what is there to finish, before it kills. Default: 1 minute.
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.config.stop_timeout = timeout;
+        self
+    }
+
+    /// How long a kill waits for handlers that were cut to return, before it abandons them. Default: 1 minute.
+    pub fn kill_timeout(mut self, timeout: Duration) -> Self {
+        self.config.kill_timeout = timeout;
+        self
+    }
+
+    /// How long a stop goes on accepting, while [`Server::is_ready`] says no, so that load balancers notice.
+    /// Default: 0.
+    pub fn lame_duck(mut self, duration: Duration) -> Self {
+        self.config.lame_duck = duration;
+        self
+    }
+
+    /// How long a request's head may take from its first byte to its last; then the connection is closed.
+    /// Default: 30 seconds.
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.config.header_timeout = timeout;
+        self
+    }
+
+    /// The clock for the stop, kill and lame-duck timers. Default: [`SystemClock`]. For tests: a
+    /// [`MockClock`](crate::MockClock).
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// A client for statistics, called on the events thread.
+    pub fn stats(mut self, stats: impl Stats) -> Self {
+        self.observers.stats = Some(Box::new(stats));
+        self
+    }
+
+    /// Called on the events thread whenever a connection's state changes.
+    pub fn on_conn_state(mut self, callback: impl FnMut(ConnEvent) + Send + 'static) -> Self {
+        self.observers.conns = Some(Box::new(callback));
+        self
+    }
+
+    /// Called on the events thread whenever the server enters a phase, [`Phase::Serving`] included.
+    pub fn on_phase(mut self, callback: impl FnMut(Phase) + Send + 'static) -> Self {
+        self.observers.phases = Some(Box::new(callback));
+        self
+    }
+
+    /// Called on the events thread with what a person should know. The library itself prints nothing.
+    pub fn on_log(mut self, callback: impl FnMut(LogLevel, &str) + Send + 'static) -> Self {
+        self.observers.logs = Some(Box::new(callback));
+        self
+    }
+
+    /// Makes events of all kinds, to be taken by [`Server::next_event`]; callbacks set here are not called then, and
+    /// there is no events thread.
+    pub fn pull_events(self) -> Self {
+        self.pull(Interest {
+            stats: true,
+            conns: true,
+            phases: true,
+            logs: true,
+        })
+    }
+
+    pub(crate) fn pull(mut self, interest: Interest) -> Self {
+        self.pulled = Some(interest);
+        self
+    }
+
+    /// How many threads drive connections. Default: one for each processor that the process may use.
+    pub fn io_threads(mut self, count: NonZeroUsize) -> Self {
+        self.io_threads = Some(count);
+        self
+    }
+
+    /// Drives connections on this runtime instead of threads of the server's own. It must outlive the server.
+    pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Serves a hyper service (a tower service by way of `hyper_util::service::TowerToHyperService`). Each request
+    /// has a [`ConnInfo`](crate::ConnInfo) among its extensions. Returns at once; the server runs on threads of its
+    /// own.
+    ///
+    /// A service that fails or panics is answered for with a 500.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] without a listener; [`Error::OutOfResources`] if a thread or a descriptor cannot be
+    /// had; [`Error::Forked`].
+    pub fn serve<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.start(listeners.into(), None, |_| {
+            (Plain(service), Backend::Direct)
+        })
+    }
+
+    /// Serves a handler, on the threads that `dispatch` says. Returns at once.
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn handle(
+        self,
+        listeners: impl Into<Listeners>,
+        dispatch: Dispatch,
+        handler: impl Handler,
+    ) -> Result<Server> {
+        self.start(listeners.into(), None, |id| {
+            let dispatcher = Dispatcher::new(dispatch, handler, id);
+            let backend = dispatcher.backend();
+            (dispatcher, backend)
+        })
+    }
+
+    /// Serves requests by queueing them: see [`Server::queue`]. Returns at once.
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn queue(self, listeners: impl Into<Listeners>) -> Result<Server> {
+        let queue = RequestQueue::new();
+        let dispatcher = Dispatcher::Queue(queue.clone());
+        self.start(listeners.into(), Some(queue), |_| {
+            let backend = dispatcher.backend();
+            (dispatcher, backend)
+        })
+    }
+
+    fn start<R: Respond + Clone>(
+        self,
+        listeners: Listeners,
+        queue: Option<RequestQueue>,
+        respond: impl FnOnce(u64) -> (R, Backend),
+    ) -> Result<Server> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        if process::forked() {
+            return Err(Error::Forked);
+        }
+        process::watch_forks().map_err(|error| Error::io("pthread_atfork", error))?;
+        let Listeners(listeners) = listeners;
+        if listeners.is_empty() {
+            return Err(Error::InvalidArgument("no address to listen on".into()));
+        }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let control_runtime = runtime::new_runtime()?;
+        let interest = self.pulled.unwrap_or_else(|| self.observers.interest());
+        let shared = Arc::new(Shared {
+            id,
+            config: self.config,
+            clock: self
+                .clock
+                .unwrap_or_else(|| Arc::new(SystemClock::default())),
+            events: Events::new(interest),
+            orders: Orders::new()?,
+            phases: Phases::default(),
+            registry: Registry::default(),
+            ledger: Ledger::default(),
+            closed_idle: Count::default(),
+            abandoned: Count::default(),
+            stop: Mutex::default(),
+            outcome: watch::Sender::new(None),
+            local_addrs: listeners.iter().map(Listener::local_addr).collect(),
+            queue,
+            pulls_events: self.pulled.is_some(),
+            runtime: control_runtime.handle().clone(),
+            threads: Mutex::default(),
+        });
+        let executor = match self.runtime {
+            Some(runtime) => Executor::Host(runtime),
+            None => Executor::start(id, self.io_threads)?,
+        };
+        let server = Server { shared };
+        let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
+            let thread = runtime::spawn_thread(name, id, Role::Other, body)?;
+            server.threads().push(thread);
+            Ok(())
+        };
+        let started = if self.pulled.is_none() && interest.any() {
+            let shared = Arc::clone(&server.shared);
+            let observers = self.observers;
+            start(
+                "httpdown-events",
+                Box::new(move || shared.events.deliver_all(observers)),
+            )
+        } else {
+            Ok(())
+        };
+        let (respond, backend) = respond(id);
+        let control = Control {
+            shared: Arc::clone(&server.shared),
+            listeners,
+            executor,
+            backend,
+            serve: Box::new(move |executor, accepted: Accepted| {
+                executor.spawn(conn::serve(accepted, respond.clone()));
+            }),
+        };
+        let started = started.and_then(|()| {
+            start(
+                "httpdown-ctl",
+                Box::new(move || control.run(control_runtime)),
+            )
+        });
+        if let Err(error) = started {
+            server.shared.events.close();
+            server.join();
+            return Err(error);
+        }
+        Ok(server)
+    }
+}
+
+/// A running server. Clones are the same server; any thread may use them. Dropping them does not stop it.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+impl Server {
+    /// A server with the default settings, to be changed and started.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(crate) fn of(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Begins the stop, and returns at once. A second time it does nothing. May be called anywhere, even in a signal
+    /// handler.
+    pub fn stop_begin(&self) {
+        self.order(Order::Stop);
+    }
+
+    /// Goes straight to the kill, and returns at once. May be called anywhere, even in a signal handler.
+    pub fn kill_begin(&self) {
+        self.order(Order::Kill);
+    }
+
+    fn order(&self, order: Order) {
+        if !process::forked() {
+            self.shared.orders.give(order);
+        }
+    }
+
+    /// Stops: no new connections, what is there is finished, and then the answer. Whoever calls later, or meanwhile,
+    /// waits for the same end and gets the same answer.
+    ///
+    /// # Errors
+    /// [`Error::Killed`] if requests were cut; [`Error::TimedOut`] if handlers had to be abandoned; [`Error::Io`] if
+    /// serving had failed or a listening socket could not be closed; [`Error::WouldDeadlock`] on a thread of the
+    /// server's own, or one that holds a request from the queue (the stop has begun then); [`Error::Forked`].
+    pub async fn stop(&self) -> Result<Report> {
+        self.stop_begin();
+        self.wait().await
+    }
+
+    /// As [`Server::stop`], for code that is not async: blocks.
+    ///
+    /// # Errors
+    /// As [`Server::stop`].
+    pub fn stop_blocking(&self) -> Result<Report> {
+        self.stop_begin();
+        self.wait_blocking(None)
+    }
+
+    /// Waits until the server has ended, whoever has stopped it.
+    ///
+    /// # Errors
+    /// As [`Server::stop`].
+    pub async fn wait(&self) -> Result<Report> {
+        self.shared.check_can_wait()?;
+        let mut outcome = self.shared.outcome.subscribe();
+        let result = match outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone(),
+            Err(_) => None, // Not while `shared` lives, which owns the sender.
+        };
+        result
+            .unwrap_or(Err(Error::Stopped))
+            .map(|()| self.report())
+    }
+
+    /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
+    ///
+    /// # Errors
+    /// As [`Server::stop`]; [`Error::WouldBlock`] if the deadline passes before.
+    pub fn wait_blocking(&self, deadline: Option<Instant>) -> Result<Report> {
+        runtime::block_on(self.wait(), deadline).unwrap_or(Err(Error::WouldBlock))
+    }
+
+    /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
+    /// kill; a third does what it would have done without us. What the signals did before is restored at the end.
+    ///
+    /// # Errors
+    /// As [`Server::stop`]; [`Error::Unsupported`] if another run is under way in this process.
+    pub fn run(&self) -> Result<Report> {
+        self.shared.check_can_wait()?;
+        SignalledRun::catch()?.run(self)
+    }
+
+    /// Ends the server and frees its threads: stops it if nobody has, and returns when its threads have ended, those
+    /// of the callbacks included. Handlers that had to be abandoned, and callbacks that do not return within the kill
+    /// timeout, are left behind. Blocks; on a thread that would wait for itself, it returns at once and the rest
+    /// follows elsewhere.
+    pub fn close(self) {
+        self.stop_begin();
+        match self.shared.check_can_wait() {
+            Err(Error::Forked) => {}
+            Err(_) => {
+                // Should no thread be had, the server still ends; only its threads are then not joined.
+                let id = self.shared.id;
+                let body = move || self.wait_and_join();
+                let _ = runtime::spawn_thread("httpdown-free", id, Role::Other, body);
+            }
+            Ok(()) => self.wait_and_join(),
+        }
+    }
+
+    fn wait_and_join(&self) {
+        let mut outcome = self.shared.outcome.subscribe();
+        let _ = runtime::block_on(outcome.wait_for(Option::is_some), None);
+        self.join();
+    }
+
+    fn join(&self) {
+        let deadline = Instant::now().checked_add(self.shared.config.kill_timeout);
+        for thread in std::mem::take(&mut *self.threads()) {
+            thread.join(deadline);
+        }
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
+        self.shared
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn outcome(&self) -> Option<Result<()>> {
+        self.shared.outcome.borrow().clone()
+    }
+
+    /// How far the server has come.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.shared.phases.get()
+    }
+
+    /// Whether new requests are welcome: for a readiness probe. False from the lame duck on.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Serving
+    }
+
+    /// The counts as they are now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        self.shared.report()
+    }
+
+    /// The addresses that the server listens on, or did, in the order of its listeners.
+    #[must_use]
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.shared.local_addrs
+    }
+
+    /// The queue, if the server was started by [`Builder::queue`].
+    #[must_use]
+    pub fn queue(&self) -> Option<&RequestQueue> {
+        self.shared.queue.as_ref()
+    }
+
+    /// Takes the oldest event, waiting for one until `deadline` (`None`: as long as the server lives).
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless the server was built with [`Builder::pull_events`]; [`Error::WouldBlock`]
+    /// when the deadline has passed; [`Error::Stopped`] when the server has ended and all were taken.
+    pub fn next_event(&self, deadline: Option<Instant>) -> Result<Event> {
+        if !self.shared.pulls_events {
+            return Err(Error::InvalidArgument(
+                "the server was not told to keep events".into(),
+            ));
+        }
+        self.shared.events.next(deadline)
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("local_addrs", &self.shared.local_addrs)
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+/// SIGTERM and SIGINT, caught from before the server starts, so that none is missed.
+pub(crate) struct SignalledRun(StopSignals);
+
+impl SignalledRun {
+    pub(crate) fn catch() -> Result<Self> {
+        let signals = StopSignals::catch().map_err(|error| Error::io("sigaction", error))?;
+        let busy = || Error::Unsupported("another run is under way in this process".into());
+        signals.map(Self).ok_or_else(busy)
+    }
+
+    pub(crate) fn run(self, server: &Server) -> Result<Report> {
+        let Self(signals) = self;
+        let watched = server.clone();
+        let mut signals = Some(signals);
+        let watch = StopSignals::watch(move |count| {
+            watched.stop_begin();
+            if count > 1 {
+                watched.kill_begin();
+                drop(signals.take());
+            }
+        });
+        // The task, and with it what it has caught, goes with the control thread's runtime: before the wait ends.
+        server.shared.runtime.spawn(watch);
+        server.wait_blocking(None)
+    }
+}

@@ -1,0 +1,59 @@
+//! What the server counts and times, for a monitoring system.
+
+/// A client of a monitoring system. Every method does nothing by default.
+///
+/// The methods are called on the events thread, one at a time, so a slow one delays only what comes after it: never a
+/// request or a stop.
+///
+/// # Keys
+///
+/// | key | method | when |
+/// | --- | --- | --- |
+/// | `serve` | sum | the server has begun to serve |
+/// | `listen.error` | sum | an address could not be listened on |
+/// | `accept.error` | sum | accepting a connection failed; the server goes on |
+/// | `conn.closed` | sum | a connection was closed, or taken over by a handler (hijacked) |
+/// | `handler.error` | sum | a handler failed, or ended without an answer: the client got a 500 or a cut response |
+/// | `http-state.new`, `.active`, `.idle`, `.total` | avg | connections in that state, once a minute |
+/// | `stop` | sum | the first stop began |
+/// | `stop.conn.count` | histogram | connections that were open then |
+/// | `stop.time` | time | the stop ended; how long it took |
+/// | `kill` | sum | the stop timeout passed, or a kill was asked for |
+/// | `kill.conn.count` | sum | connections that were open then |
+/// | `kill.timeout` | sum | the kill timeout passed |
+/// | `kill.time` | time | the kill ended; how long it took |
+/// | `listener.close.error` | sum | a listening socket could not be closed |
+pub trait Stats: Send + 'static {
+    /// An average: the mean of the values over a period is of interest.
+    fn bump_avg(&mut self, key: &str, value: f64) {
+        let _ = (key, value);
+    }
+
+    /// A counter goes up by `value`.
+    fn bump_sum(&mut self, key: &str, value: f64) {
+        let _ = (key, value);
+    }
+
+    /// A histogram: the distribution of the values is of interest.
+    fn bump_histogram(&mut self, key: &str, value: f64) {
+        let _ = (key, value);
+    }
+
+    /// Something that took a time has ended: after `seconds`.
+    fn bump_time(&mut self, key: &str, seconds: f64) {
+        let _ = (key, seconds);
+    }
+}
+
+/// Which method of [`Stats`] a value is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatKind {
+    /// [`Stats::bump_avg`]
+    Avg,
+    /// [`Stats::bump_sum`]
+    Sum,
+    /// [`Stats::bump_histogram`]
+    Histogram,
+    /// [`Stats::bump_time`]
+    Time,
+}

@@ -1,0 +1,163 @@
+//! The few things that std, tokio and socket2 do not offer: everything `unsafe` outside `ffi` is here.
+#![allow(
+    unsafe_code,
+    reason = "system calls without a safe wrapper in our dependencies"
+)]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A counter in the kernel that can be waited for: `eventfd(2)`, non-blocking, close-on-exec.
+#[derive(Debug)]
+pub(crate) struct EventFd(File);
+
+impl EventFd {
+    pub(crate) fn new() -> io::Result<Self> {
+        // SAFETY: eventfd takes no pointers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    /// Makes the descriptor readable. One `write(2)`: may be called in a signal handler, and leaves `errno` alone
+    /// unless it fails, which it does only when the counter is full, and then the descriptor is readable anyway.
+    pub(crate) fn set(&self) {
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
+    }
+
+    /// Makes the descriptor unreadable again.
+    pub(crate) fn clear(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Watches a descriptor for reading, on the runtime of the calling thread.
+pub(crate) fn watch<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: an AsFd type owns or borrows its descriptor: it stays the same and open as long as the value lives.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Runs `f` with every signal blocked but those that report a fault of the thread itself. A thread that `f` starts
+/// inherits this for its whole life, from its first instruction on.
+///
+/// A C host leaves SIGPIPE at its default, which ends the process, and hyper writes with `writev`, which knows no
+/// `MSG_NOSIGNAL`. Blocked, the write fails with EPIPE instead. The others are left to the host's own threads, whose
+/// handlers expect to run there; a fault (SIGSEGV and so on) must still reach the host's crash handler.
+pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the whole set.
+    let mut set = unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        set.assume_init()
+    };
+    for fault in [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGSYS,
+    ] {
+        // SAFETY: the set is initialised and the number is a signal's.
+        unsafe { libc::sigdelset(&raw mut set, fault) };
+    }
+    let mut old = set;
+    // SAFETY: both sets are initialised.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut old) };
+    let result = f();
+    // SAFETY: the old mask came from the kernel.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old, std::ptr::null_mut()) };
+    result
+}
+
+/// Ends a TCP connection with a reset, at once, whoever else holds a copy of the descriptor and whatever the thread
+/// that drives it is doing; a reader or writer of it is woken with an error.
+///
+/// `connect(AF_UNSPEC)` disconnects the socket itself. `shutdown` would send a FIN, which makes a response that ends
+/// with its connection look complete; `close` would leave a copy alive.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "constants that fit: 0 and 16"
+)]
+pub(crate) fn reset(fd: BorrowedFd<'_>) {
+    let unspec = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address is a valid sockaddr of that length. An error means that the peer was faster.
+    unsafe { libc::connect(fd.as_raw_fd(), &raw const unspec, len) };
+}
+
+/// Runs `f` on a descriptor known by its number.
+///
+/// The caller keeps it open meanwhile (a connection leaves the registry, under the registry's lock, before its socket
+/// is closed).
+pub(crate) fn with_fd<T>(fd: RawFd, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
+    // SAFETY: the descriptor is open until `f` has returned: see above.
+    f(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Closes a descriptor and says how that went, which dropping it does not.
+pub(crate) fn close(fd: OwnedFd) -> io::Result<()> {
+    // SAFETY: the descriptor was ours alone and is not used again.
+    match unsafe { libc::close(fd.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has `child` called in the child of every later fork.
+pub(crate) fn at_fork(child: extern "C" fn()) -> io::Result<()> {
+    // SAFETY: a plain function that lives as long as the library, which is linked to stay loaded.
+    match unsafe { libc::pthread_atfork(None, None, Some(child)) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// What a signal did before: given back to [`restore_signal`].
+pub(crate) struct OldAction {
+    signal: libc::c_int,
+    action: libc::sigaction,
+}
+
+/// Installs `handler`, which may do only what is async-signal-safe. System calls of the host go on (`SA_RESTART`).
+pub(crate) fn catch_signal(
+    signal: libc::c_int,
+    handler: extern "C" fn(libc::c_int),
+) -> io::Result<OldAction> {
+    // SAFETY: all zeroes is a valid sigaction: the default action, an empty mask, no flags.
+    let (mut new, mut old): (libc::sigaction, libc::sigaction) =
+        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    new.sa_sigaction = handler as *const () as libc::sighandler_t;
+    new.sa_flags = libc::SA_RESTART;
+    // SAFETY: both structs are valid, and the handler is a function of the right type.
+    if unsafe { libc::sigaction(signal, &raw const new, &raw mut old) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(OldAction {
+        signal,
+        action: old,
+    })
+}
+
+/// Puts back what [`catch_signal`] replaced.
+pub(crate) fn restore_signal(old: &OldAction) {
+    // SAFETY: the struct was filled in by the kernel.
+    unsafe { libc::sigaction(old.signal, &raw const old.action, std::ptr::null_mut()) };
+}
