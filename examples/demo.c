@@ -18,7 +18,7 @@ static void say(httpdown_request *request, const char *what, httpdown_bytes dura
 static void on_request(httpdown_request *request, void *user_data) {
     (void)user_data;
     httpdown_bytes query = httpdown_request_query(request), duration = {"0", 1};
-    if (query.len > 9 && memcmp(query.data, "duration=", 9) == 0) {
+    if (query.len >= 9 && memcmp(query.data, "duration=", 9) == 0) {
         duration.data = query.data + 9;
         duration.len = query.len - 9;
     }

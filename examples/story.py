@@ -37,6 +37,8 @@ def main(program: str) -> int:
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
         except ConnectionRefusedError:
             refused = True
+        except ConnectionResetError:
+            continue  # half-way through its handshake when the listener closed
     say("another", "a new connection is refused")
 
     whole = response.read().decode()

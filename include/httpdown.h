@@ -188,7 +188,7 @@ typedef void (*httpdown_destroy_fn)(void *user_data);
 typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data);
 
 // Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
-// only the events behind it.
+// only the events behind it. (listen.error comes on the thread that calls httpdown_serve.)
 //
 // Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, kill, kill.conn.count,
 // kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
@@ -220,8 +220,7 @@ typedef void (*httpdown_phase_fn)(const httpdown_server *server, int phase, void
 typedef void (*httpdown_log_fn)(int level, const char *text, void *user_data);
 
 // How a server shall be. Zero in a field means its default, so set `struct_size` and what you need:
-//
-//     httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
+// httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
 //
 // All of it is copied; the struct and what it points to may go when the call has returned, but for `user_data`.
 // Durations are in milliseconds; HTTPDOWN_NOW means none at all, HTTPDOWN_FOREVER no limit.
@@ -434,7 +433,8 @@ HTTPDOWN_MUST_USE int httpdown_report(const httpdown_server *server, httpdown_st
 // fork. Never blocks.
 int httpdown_phase(const httpdown_server *server);
 
-// Whether new requests are welcome, for a readiness probe: false from the beginning of a stop on. Never blocks.
+// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for. Never
+// blocks.
 bool httpdown_ready(const httpdown_server *server);
 
 // Writes the address that the server listens on as text ("127.0.0.1:8080") into `buffer`, NUL-terminated; 64 bytes
@@ -574,7 +574,7 @@ bool httpdown_request_cancelled(const httpdown_request *request);
 // Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
 // request, until it is ended.
 //
-// Returns WOULD_BLOCK (the time has passed: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
+// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_request_wait_cancelled(const httpdown_request *request,
                                     uint32_t timeout_ms);

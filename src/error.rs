@@ -35,6 +35,8 @@ pub enum Error {
     WouldBlock,
     /// The client has left.
     Gone,
+    /// A bug in this library, or a panic in a `Clock` of the host's.
+    Panicked,
     /// The process was forked, and this is the child: the server's threads live in the parent.
     Forked,
 }
@@ -71,6 +73,7 @@ impl fmt::Display for Error {
             Self::AlreadyReplied => f.write_str("the request has been answered already"),
             Self::WouldBlock => f.write_str("the call would have to wait"),
             Self::Gone => f.write_str("the client has left"),
+            Self::Panicked => f.write_str("the control thread panicked"),
             Self::Forked => f.write_str("the server lives in the parent of this forked process"),
         }
     }

@@ -16,7 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::conn::{ConnInfo, Inflight};
+use crate::conn::{ConnInfo, Fate, Inflight};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::runtime;
@@ -117,13 +117,13 @@ impl Exchange {
     /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
-        self.inflight.lost()
+        self.inflight.fate().lost()
     }
 
     /// Something that can wait, on any thread, until there is no more use in answering.
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
-        Cancellation(Arc::clone(&self.inflight))
+        Cancellation(Arc::clone(self.inflight.fate()))
     }
 
     /// Keeps the request among those that a stop waits for, though it has been answered: until a handler returns.
@@ -185,14 +185,14 @@ impl Exchange {
     }
 
     fn next_data(&mut self) -> Result<Option<Bytes>> {
-        let inflight = &self.inflight;
+        let fate = self.inflight.fate();
         let incoming = &mut self.body.incoming;
         wait_for(async {
             loop {
                 let frame = tokio::select! {
                     biased;
                     frame = incoming.frame() => frame,
-                    why = inflight.until_lost() => return Err(why),
+                    Some(why) = fate.until_lost() => return Err(why),
                 };
                 match frame {
                     None => return Ok(None),
@@ -201,7 +201,7 @@ impl Exchange {
                         Ok(data) if !data.is_empty() => return Ok(Some(data)),
                         _ => {}
                     },
-                    Some(Err(_)) => return Err(inflight.lost().unwrap_or(Error::Gone)),
+                    Some(Err(_)) => return Err(fate.lost().unwrap_or(Error::Gone)),
                 }
             }
         })
@@ -275,7 +275,7 @@ impl Exchange {
         let Answer::Begun(queue) = &self.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
-        if let Some(why) = self.inflight.lost() {
+        if let Some(why) = self.inflight.fate().lost() {
             return Err(why);
         }
         if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() < count {
@@ -297,7 +297,7 @@ impl Exchange {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         }
-        if let Some(why) = self.inflight.lost() {
+        if let Some(why) = self.inflight.fate().lost() {
             return Err(why);
         }
         self.send(Piece::End)?;
@@ -322,8 +322,8 @@ impl Exchange {
 
     /// What it means that the connection takes no more pieces.
     fn not_taken(&self, piece: &Piece) -> Result<()> {
-        if !self.inflight.is_complete() {
-            return Err(self.inflight.lost().unwrap_or(Error::Gone));
+        if !self.inflight.fate().is_complete() {
+            return Err(self.inflight.fate().lost().unwrap_or(Error::Gone));
         }
         // All that a Content-Length promised has been sent: the end says nothing new.
         match piece {
@@ -337,13 +337,13 @@ impl Exchange {
 
     fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
         // After a kill no answer may slip through, or the client could not tell it from one that was finished in time.
-        if let Some(why) = self.inflight.lost() {
+        if let Some(why) = self.inflight.fate().lost() {
             return Err(why);
         }
         match std::mem::replace(&mut self.answer, Answer::Given) {
             Answer::Owed(owed) => owed
                 .send(response)
-                .map_err(|_| self.inflight.lost().unwrap_or(Error::Gone)),
+                .map_err(|_| self.inflight.fate().lost().unwrap_or(Error::Gone)),
             begun => {
                 self.answer = begun;
                 Err(Error::AlreadyReplied)
@@ -384,7 +384,7 @@ impl Drop for Exchange {
                 self.head.uri
             )),
             Answer::Owed(owed) => {
-                if self.inflight.lost().is_none() {
+                if self.inflight.fate().lost().is_none() {
                     let shared = self.inflight.conn().shared();
                     shared.events.sum("handler.error", 1.0);
                     self.log(format!("a handler did not answer {}", self.head.uri));
@@ -408,9 +408,10 @@ impl fmt::Debug for Exchange {
     }
 }
 
-/// Waits until there is no more use in answering a request; independent of the [`Exchange`] itself.
+/// Knows whether there is still use in answering a request; independent of the [`Exchange`] itself, and no reason for a
+/// stop to wait.
 #[derive(Clone, Debug)]
-pub struct Cancellation(Arc<Inflight>);
+pub struct Cancellation(Arc<Fate>);
 
 impl Cancellation {
     /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
@@ -419,14 +420,15 @@ impl Cancellation {
         self.0.lost()
     }
 
-    /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before.
+    /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before, or the answer
+    /// is complete.
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
-        runtime::block_on(self.0.until_lost(), deadline)
+        runtime::block_on(self.0.until_lost(), deadline).flatten()
     }
 
-    /// Waits until there is no more use in answering, and says why.
-    pub async fn wait(&self) -> Error {
+    /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
+    pub async fn wait(&self) -> Option<Error> {
         self.0.until_lost().await
     }
 }

@@ -1,4 +1,25 @@
-//! An HTTP server that stops without dropping a request.
+//! An HTTP server that a program embeds, and that stops gracefully: it refuses new connections, finishes every request
+//! that has begun, and says what became of each.
+//!
+//! ```
+//! use httpdown::{Dispatch, Exchange, Listener, Server};
+//!
+//! # fn main() -> Result<(), httpdown::Error> {
+//! let hello = |exchange: Exchange| {
+//!     let _ = exchange.reply(http::Response::new("Hello, World!".into()));
+//! };
+//! let listener = Listener::bind("127.0.0.1:0")?;
+//! let server = Server::builder().handle(listener, Dispatch::default(), hello)?;
+//! println!("serving on {}", server.local_addrs()[0]);
+//! server.stop_blocking()?; // or: server.run()? until SIGTERM or SIGINT
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Builder::serve`] takes any hyper service instead. The server runs on threads of its own; nothing here needs a
+//! runtime of the host's. What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
+//!
+//! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
 mod clock;
 mod conn;
 mod dispatch;

@@ -6,6 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -65,7 +66,7 @@ impl Phase {
     }
 }
 
-/// The phase, to be looked at by every connection and request, and waited for.
+/// The phase, to be looked at by every connection, and waited for by whoever has time.
 #[derive(Debug, Default)]
 pub(crate) struct Phases {
     current: AtomicU8,
@@ -124,7 +125,7 @@ impl Orders {
         self.wake.set();
     }
 
-    fn given(&self, order: Order) -> bool {
+    pub(crate) fn given(&self, order: Order) -> bool {
         self.given.load(Ordering::Acquire) >= order as u8
     }
 }
@@ -228,11 +229,15 @@ impl Acceptor<'_> {
         accept
     }
 
-    /// Takes over what waits in the accept queues, and closes the sockets. Returns the first error of a close.
+    /// Takes over what waits in the accept queues that are ours alone, and closes the sockets. Returns the first error
+    /// of a close.
     fn close(self) -> Option<Error> {
-        // Not by way of tokio, whose budget may call a full queue empty.
         for listener in &self.listeners {
-            while matches!(self.accept_one(listener.get_ref()), Accept::Again) {}
+            // What waits in a shared one is for whoever else accepts from it.
+            if !listener.get_ref().is_shared() {
+                // Not by way of tokio, whose budget may call a full queue empty.
+                while matches!(self.accept_one(listener.get_ref()), Accept::Again) {}
+            }
         }
         let mut failed = None;
         for listener in self.listeners {
@@ -267,16 +272,15 @@ impl Control {
             backend,
             serve,
         } = self;
-        let result = runtime.block_on(live(
-            &shared,
-            listeners,
-            &|accepted| serve(&executor, accepted),
-            &backend,
-        ));
+        let serve_one = |accepted| serve(&executor, accepted);
+        let life = live(&shared, listeners, &serve_one, &backend);
+        // Whatever happens here, those who wait get an answer.
+        let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)))
+            .unwrap_or(Err(Error::Panicked));
         drop(runtime);
         // What serves goes before those that wait are told: then nothing of the host's is called any more.
         drop(serve);
-        let all_ended = !matches!(result, Err(Error::TimedOut));
+        let all_ended = !matches!(result, Err(Error::TimedOut | Error::Panicked));
         backend.close(all_ended);
         executor.stop(all_ended);
         enter(&shared, Phase::Stopped);
@@ -287,6 +291,7 @@ impl Control {
 
 fn enter(shared: &Shared, phase: Phase) {
     shared.phases.set(phase);
+    shared.registry.wake_all();
     shared.events.phase(phase);
 }
 

@@ -115,6 +115,10 @@ impl Listener {
         &self.socket
     }
 
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     pub(crate) fn accept(&self) -> Accept {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let error = match self.socket.accept4(flags) {

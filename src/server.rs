@@ -232,6 +232,19 @@ impl Builder {
         self
     }
 
+    /// As [`Listener::bind`], and counts a failure: `listen.error` is told to the [`Stats`] set so far, on this thread,
+    /// because there is no events thread yet.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn listen(&mut self, addr: &str) -> Result<Listener> {
+        Listener::bind(addr).inspect_err(|_| {
+            if let Some(stats) = &mut self.observers.stats {
+                stats.bump_sum("listen.error", 1.0);
+            }
+        })
+    }
+
     /// Serves a hyper service (a tower service by way of `hyper_util::service::TowerToHyperService`). Each request
     /// has a [`ConnInfo`](crate::ConnInfo) among its extensions. Returns at once; the server runs on threads of its
     /// own.
@@ -493,8 +506,12 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it ended, if it has.
-    pub(crate) fn outcome(&self) -> Option<Result<()>> {
+    /// How it has ended; `None` before. Never blocks.
+    ///
+    /// The error is the one that [`Server::stop`] and [`Server::wait`] return.
+    #[must_use]
+    #[allow(clippy::missing_errors_doc, reason = "it hands one on")]
+    pub fn outcome(&self) -> Option<Result<()>> {
         self.shared.outcome.borrow().clone()
     }
 
@@ -504,10 +521,10 @@ impl Server {
         self.shared.phases.get()
     }
 
-    /// Whether new requests are welcome: for a readiness probe. False from the lame duck on.
+    /// Whether new requests are welcome: for a readiness probe. False from the moment when a stop is asked for.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.phase() == Phase::Serving
+        self.phase() == Phase::Serving && !self.shared.orders.given(Order::Stop)
     }
 
     /// The counts as they are now.

@@ -3,7 +3,8 @@
 /// A client of a monitoring system. Every method does nothing by default.
 ///
 /// The methods are called on the events thread, one at a time, so a slow one delays only what comes after it: never a
-/// request or a stop.
+/// request or a stop. (`listen.error` comes before there is such a thread, on the one that calls
+/// [`Builder::listen`](crate::Builder::listen).)
 ///
 /// # Keys
 ///

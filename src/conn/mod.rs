@@ -7,7 +7,7 @@ mod io;
 mod service;
 mod track;
 
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -19,7 +19,7 @@ use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 
 pub(crate) use service::{BoxError, Plain, Respond};
-pub(crate) use track::{Accepted, Conn, Inflight, Registry};
+pub(crate) use track::{Accepted, Conn, Fate, Inflight, Registry};
 pub use track::{ConnInfo, ConnState};
 
 use io::Socket;
@@ -65,16 +65,13 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
         )
         .with_upgrades();
     let mut http = pin!(http);
-    // Polled once each, to be woken when the phase comes; after that a look at the phase itself is cheaper.
-    let mut draining = pin!(shared.phases.reached(Phase::Draining));
-    let mut killing = pin!(shared.phases.reached(Phase::Killing));
-    let (mut waits_for_draining, mut waits_for_killing, mut closing) = (false, false, false);
+    let (mut registered, mut closing) = (false, false);
     let mut header_timer = None;
 
     poll_fn(|cx| {
-        if !waits_for_draining {
-            waits_for_draining = true;
-            let _ = draining.as_mut().poll(cx);
+        if !registered {
+            registered = true;
+            conn.woken_by_phases(cx.waker());
         }
         loop {
             let phase = shared.phases.get();
@@ -88,16 +85,7 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
                 conn.reset_if_unfinished();
                 return Poll::Ready(End::Cut);
             }
-            if phase < Phase::Draining {
-                break;
-            }
-            if !waits_for_killing {
-                waits_for_killing = true;
-                if killing.as_mut().poll(cx).is_ready() {
-                    continue;
-                }
-            }
-            if closing || !conn.is_between_requests() {
+            if phase < Phase::Draining || closing || !conn.is_between_requests() {
                 break;
             }
             closing = true;

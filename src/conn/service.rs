@@ -144,8 +144,9 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        if !self.inflight.is_complete() {
-            self.inflight.lose();
+        let fate = self.inflight.fate();
+        if !fate.is_complete() {
+            fate.lose();
         }
     }
 }
@@ -201,7 +202,7 @@ pin_project! {
             if *this.remaining == Some(0)
                 && let Some(answering) = this.answering.take()
             {
-                answering.inflight.complete();
+                answering.inflight.fate().complete();
                 answering.conn().response_written();
             }
         }

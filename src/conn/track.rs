@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Waker;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -83,6 +84,7 @@ impl Registry {
             shared: Arc::clone(shared),
             state: AtomicU8::new(ConnState::New as u8),
             descriptor: Mutex::new(Some(stream.as_raw_fd())),
+            waker: Mutex::default(),
             ledger: Ledger::default(),
             reading_head: AtomicBool::new(false),
             in_service: Count::default(),
@@ -106,6 +108,15 @@ impl Registry {
                 return;
             }
             emptied.await;
+        }
+    }
+
+    /// Has every connection's task look at the phase.
+    pub(crate) fn wake_all(&self) {
+        for conn in self.all() {
+            if let Some(waker) = &*conn.waker() {
+                waker.wake_by_ref();
+            }
         }
     }
 
@@ -159,6 +170,8 @@ pub(crate) struct Conn {
     state: AtomicU8,
     /// While the socket is open: for a reset from another thread.
     descriptor: Mutex<Option<RawFd>>,
+    /// Of its task, which stays the same.
+    waker: Mutex<Option<Waker>>,
     ledger: Ledger,
     /// Bytes of a request have come, but not yet its whole head.
     reading_head: AtomicBool,
@@ -179,6 +192,16 @@ impl Conn {
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Its task is woken at every new phase. To be called before it looks at the phase for the first time: either it
+    /// sees a new one then, or whoever sets that sees the waker.
+    pub(super) fn woken_by_phases(&self, waker: &Waker) {
+        *self.waker() = Some(waker.clone());
+    }
+
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> ConnState {
@@ -216,8 +239,11 @@ impl Conn {
         self.held.add(1);
         Arc::new(Inflight {
             conn: Arc::clone(self),
-            state: AtomicU8::new(OPEN),
-            changed: Notify::new(),
+            fate: Arc::new(Fate {
+                shared: Arc::clone(&self.shared),
+                state: AtomicU8::new(OPEN),
+                changed: Notify::new(),
+            }),
         })
     }
 
@@ -372,13 +398,11 @@ const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const LOST: u8 = 2;
 
-/// One request, from its head to the end of its response and of its handler: what the side that drives the connection
-/// and the side that answers know of each other.
+/// One request, from its head to the end of its response and of its handler: as long as this lives, a stop waits for it.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     conn: Arc<Conn>,
-    state: AtomicU8,
-    changed: Notify,
+    fate: Arc<Fate>,
 }
 
 impl Inflight {
@@ -386,45 +410,8 @@ impl Inflight {
         &self.conn
     }
 
-    /// hyper has all of the response.
-    pub(super) fn complete(&self) {
-        self.state.store(COMPLETE, Ordering::Release);
-    }
-
-    /// The response can no longer reach the client.
-    pub(super) fn lose(&self) {
-        self.state.store(LOST, Ordering::Release);
-        self.changed.notify_waiters();
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.state.load(Ordering::Acquire) == COMPLETE
-    }
-
-    /// Why there is no more use in answering.
-    pub(crate) fn lost(&self) -> Option<Error> {
-        let killed = self.conn.is_killed();
-        match self.state.load(Ordering::Acquire) {
-            COMPLETE => None,
-            _ if killed => Some(Error::Killed),
-            LOST => Some(Error::Gone),
-            _ => None,
-        }
-    }
-
-    /// Waits until there is no more use in answering.
-    pub(crate) async fn until_lost(&self) -> Error {
-        loop {
-            let changed = self.changed.notified();
-            let killing = self.conn.shared.phases.reached(Phase::Killing);
-            if let Some(why) = self.lost() {
-                return why;
-            }
-            tokio::select! {
-                () = changed => {}
-                () = killing => {}
-            }
-        }
+    pub(crate) fn fate(&self) -> &Arc<Fate> {
+        &self.fate
     }
 
     /// The answer is the 503 of a kill: it counts as killed, not as served.
@@ -436,5 +423,61 @@ impl Inflight {
 impl Drop for Inflight {
     fn drop(&mut self) {
         self.conn.held.sub(1);
+    }
+}
+
+/// What the side that drives the connection and the side that answers know of each other. Nothing waits for this.
+#[derive(Debug)]
+pub(crate) struct Fate {
+    shared: Arc<Shared>,
+    state: AtomicU8,
+    changed: Notify,
+}
+
+impl Fate {
+    /// hyper has all of the response.
+    pub(super) fn complete(&self) {
+        self.set(COMPLETE);
+    }
+
+    /// The response can no longer reach the client.
+    pub(super) fn lose(&self) {
+        self.set(LOST);
+    }
+
+    fn set(&self, state: u8) {
+        self.state.store(state, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state.load(Ordering::Acquire) == COMPLETE
+    }
+
+    /// Why there is no more use in answering.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        match self.state.load(Ordering::Acquire) {
+            COMPLETE => None,
+            _ if self.shared.phases.get() >= Phase::Killing => Some(Error::Killed),
+            LOST => Some(Error::Gone),
+            _ => None,
+        }
+    }
+
+    /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
+    pub(crate) async fn until_lost(&self) -> Option<Error> {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_complete() {
+                return None;
+            }
+            if let Some(why) = self.lost() {
+                return Some(why);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = self.shared.phases.reached(Phase::Killing) => {}
+            }
+        }
     }
 }

@@ -53,6 +53,7 @@ pub(super) fn status_of(error: &Error) -> httpdown_status {
         Error::AlreadyReplied => HTTPDOWN_STATUS_ALREADY_REPLIED,
         Error::WouldBlock => HTTPDOWN_STATUS_WOULD_BLOCK,
         Error::Gone => HTTPDOWN_STATUS_GONE,
+        Error::Panicked => HTTPDOWN_STATUS_PANIC,
         Error::Forked => HTTPDOWN_STATUS_FORKED,
     }
 }

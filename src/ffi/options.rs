@@ -81,9 +81,9 @@ impl Options {
             server: Arc::clone(server),
             data,
         };
-        let builder = builder(&raw, &host)?;
+        let mut builder = builder(&raw, &host)?;
         let dispatch = dispatch(&raw)?;
-        let listeners = listeners(&raw)?;
+        let listeners = listeners(&raw, &mut builder)?;
         let started = match dispatch {
             None => builder.queue(listeners)?,
             Some(dispatch) => {
@@ -207,7 +207,7 @@ fn fds(raw: &httpdown_options) -> Result<&[c_int]> {
     unsafe { slice(raw.fds, raw.fd_count, "options.fds") }
 }
 
-fn listeners(raw: &httpdown_options) -> Result<Vec<Listener>> {
+fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     for &fd in fds(raw)? {
         let wrong = |why: &str| Error::InvalidArgument(format!("descriptor {fd}: {why}"));
@@ -235,7 +235,7 @@ fn listeners(raw: &httpdown_options) -> Result<Vec<Listener>> {
         .into_iter()
         .flat_map(|list| list.split(','))
     {
-        listeners.push(Listener::bind(addr.trim())?);
+        listeners.push(builder.listen(addr.trim())?);
     }
     Ok(listeners)
 }

@@ -419,7 +419,7 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
 /// Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
 /// request, until it is ended.
 ///
-/// Returns WOULD_BLOCK (the time has passed: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
+/// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_wait_cancelled(

@@ -47,11 +47,14 @@ pub unsafe extern "C" fn httpdown_serve(
     let error = unsafe { room(error, error_size, "error") };
     explained(error, || {
         // SAFETY: the header's preface: NULL or writable.
-        let output = unsafe { output(server, "server")? };
-        output.write(std::ptr::null_mut());
-        // SAFETY: the header's preface: NULL or options.
-        let started = start(unsafe { Options::read(options)? })?;
-        output.write(Arc::into_raw(started).cast_mut());
+        let mut output = unsafe { output(server, "server") };
+        if let Ok(output) = &mut output {
+            output.write(std::ptr::null_mut());
+        }
+        // SAFETY: the header's preface: NULL or options. Read first: from here on `destroy` is ours to call.
+        let options = unsafe { Options::read(options)? };
+        let output = output?;
+        output.write(Arc::into_raw(start(options)?).cast_mut());
         Ok(())
     })
 }
@@ -232,7 +235,8 @@ pub unsafe extern "C" fn httpdown_phase(server: *const httpdown_server) -> c_int
     })
 }
 
-/// Whether new requests are welcome, for a readiness probe: false from the beginning of a stop on. Never blocks.
+/// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for. Never
+/// blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_ready(server: *const httpdown_server) -> bool {
     value(false, || {

@@ -189,7 +189,7 @@ pub type httpdown_log_fn =
     Option<unsafe extern "C" fn(level: c_int, text: *const c_char, user_data: *mut c_void)>;
 
 /// Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
-/// only the events behind it.
+/// only the events behind it. (listen.error comes on the thread that calls httpdown_serve.)
 ///
 /// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, kill, kill.conn.count,
 /// kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
@@ -209,8 +209,7 @@ pub struct httpdown_stats {
 }
 
 /// How a server shall be. Zero in a field means its default, so set `struct_size` and what you need:
-///
-///     httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
+/// httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
 ///
 /// All of it is copied; the struct and what it points to may go when the call has returned, but for `user_data`.
 /// Durations are in milliseconds; HTTPDOWN_NOW means none at all, HTTPDOWN_FOREVER no limit.
