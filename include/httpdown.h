@@ -316,6 +316,8 @@ typedef struct {
     uint64_t killed;
     // Requests whose handler still held them when the kill timeout had passed.
     uint64_t abandoned;
+    // Upgraded connections that a kill cut.
+    uint64_t hijacked_killed;
     // Events that were dropped because nobody took them in time.
     uint64_t events_dropped;
 } httpdown_stop_report;
@@ -646,8 +648,7 @@ int httpdown_reply_write(httpdown_request *request,
 // Ends an answer that was begun, and the request, whatever this returns. Does not wait for the client. Without
 // httpdown_reply_start the client gets a 500.
 //
-// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-// room left: the client sees the answer cut), ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 int httpdown_reply_finish(httpdown_request *request);
 
 // Ends a request without an answer: the client gets a 500 or, if an answer has begun, sees it cut. Never blocks.

@@ -1,5 +1,6 @@
 //! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
 
+use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -162,7 +163,8 @@ impl Exchange {
     /// [`Error::InvalidArgument`] if the body is longer; otherwise as [`Exchange::read`].
     pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
         let too_long = || Error::InvalidArgument(format!("the body exceeds {limit} bytes"));
-        if self.body.size_hint().lower() > limit as u64 {
+        let announced = self.body.incoming.size_hint().lower();
+        if announced.saturating_add(self.body.rest.len() as u64) > limit as u64 {
             return Err(too_long());
         }
         let mut whole = std::mem::take(&mut self.body.rest);
@@ -234,7 +236,8 @@ impl Exchange {
     /// more; [`Error::AlreadyReplied`].
     pub fn start(&mut self, response: Response<()>) -> Result<()> {
         check_head(response.status(), response.headers(), None, self.bodyless)?;
-        let (pieces, queue) = mpsc::channel(PIECES);
+        // One more for the end: whoever could write all can also finish.
+        let (pieces, queue) = mpsc::channel(PIECES + 1);
         let status = response.status();
         self.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let result = self.answer_with(response.map(|()| ReplyBody::Pieces(queue)));
@@ -278,7 +281,7 @@ impl Exchange {
         if let Some(why) = self.inflight.fate().lost() {
             return Err(why);
         }
-        if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() < count {
+        if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() <= count {
             return Err(Error::WouldBlock);
         }
         for piece in pieces {
@@ -291,8 +294,7 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get all of it any more, [`Error::InvalidArgument`]
-    /// before [`Exchange::start`] (the client gets a 500), [`Error::WouldBlock`] on an I/O thread with no room left
-    /// (the client sees the answer cut).
+    /// before [`Exchange::start`] (the client gets a 500).
     pub fn finish(mut self) -> Result<()> {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
@@ -366,14 +368,6 @@ impl Exchange {
     }
 }
 
-impl RequestBody {
-    fn size_hint(&self) -> SizeHint {
-        let mut hint = self.incoming.size_hint();
-        hint.set_lower(hint.lower().saturating_add(self.rest.len() as u64));
-        hint
-    }
-}
-
 impl Drop for Exchange {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.answer, Answer::Given) {
@@ -383,12 +377,12 @@ impl Drop for Exchange {
                 "a handler left its answer to {} unfinished",
                 self.head.uri
             )),
+            // Nobody would get it; and after a kill nobody may.
+            Answer::Owed(_) if self.inflight.fate().lost().is_some() => {}
             Answer::Owed(owed) => {
-                if self.inflight.fate().lost().is_none() {
-                    let shared = self.inflight.conn().shared();
-                    shared.events.sum("handler.error", 1.0);
-                    self.log(format!("a handler did not answer {}", self.head.uri));
-                }
+                let shared = self.inflight.conn().shared();
+                shared.events.sum("handler.error", 1.0);
+                self.log(format!("a handler did not answer {}", self.head.uri));
                 let _ = owed.send(plain(
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "internal server error\n",
@@ -497,10 +491,14 @@ fn wait_for<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 pub(crate) struct Reply(oneshot::Receiver<Response<ReplyBody>>);
 
 impl Future for Reply {
-    type Output = Result<Response<ReplyBody>, Error>;
+    type Output = Result<Response<ReplyBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx).map_err(|_| Error::Stopped)
+        match Pin::new(&mut self.0).poll(cx) {
+            Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
+            // None will come, because the request is lost: the connection is about to be cut.
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+        }
     }
 }
 

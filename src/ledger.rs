@@ -43,6 +43,8 @@ pub struct Report {
     pub killed: u64,
     /// Requests whose handler still held them when the kill timeout had passed.
     pub abandoned: u64,
+    /// Upgraded connections that a kill cut.
+    pub hijacked_killed: u64,
     /// Events that were dropped because nobody took them in time.
     pub events_dropped: u64,
 }

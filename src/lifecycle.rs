@@ -372,7 +372,8 @@ async fn live(
     if !ended {
         return Err(Error::TimedOut);
     }
-    if shared.report().killed > 0 {
+    let report = shared.report();
+    if report.killed + report.hijacked_killed > 0 {
         return Err(Error::Killed);
     }
     serve_error.or(close_error).map_or(Ok(()), Err)
@@ -404,6 +405,7 @@ async fn kill(shared: &Arc<Shared>, backend: &Backend) -> bool {
     }
     if !ended {
         shared.abandoned.add(shared.registry.held());
+        shared.registry.abandon_all();
         events.sum("kill.timeout", 1.0);
     }
     let seconds = clock.now().saturating_sub(began).as_secs_f64();

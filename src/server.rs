@@ -59,6 +59,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) closed_idle: Count,
     pub(crate) abandoned: Count,
+    pub(crate) hijacked_killed: Count,
     /// When the stop began and ended, on the server's clock.
     stop: Mutex<(Option<Duration>, Option<Duration>)>,
     pub(crate) outcome: watch::Sender<Option<Result<()>>>,
@@ -94,6 +95,7 @@ impl Shared {
             stop_duration,
             closed_idle: self.closed_idle.get(),
             abandoned: self.abandoned.get(),
+            hijacked_killed: self.hijacked_killed.get(),
             events_dropped: self.events.dropped(),
             ..Report::default()
         };
@@ -327,6 +329,7 @@ impl Builder {
             ledger: Ledger::default(),
             closed_idle: Count::default(),
             abandoned: Count::default(),
+            hijacked_killed: Count::default(),
             stop: Mutex::default(),
             outcome: watch::Sender::new(None),
             local_addrs: listeners.iter().map(Listener::local_addr).collect(),

@@ -75,9 +75,16 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
         }
         loop {
             let phase = shared.phases.get();
+            // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
+            // may still go out.
+            if phase >= Phase::Killing && !conn.is_refused() {
+                conn.reset_if_unfinished();
+                return Poll::Ready(End::Cut);
+            }
             if let Poll::Ready(result) = http.as_mut().poll(cx) {
-                if result.is_ok() {
-                    conn.response_flushed();
+                match result {
+                    Ok(()) => conn.response_flushed(),
+                    Err(_) => conn.reset_if_cut(),
                 }
                 return Poll::Ready(End::Done);
             }
@@ -85,7 +92,11 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
                 conn.reset_if_unfinished();
                 return Poll::Ready(End::Cut);
             }
-            if phase < Phase::Draining || closing || !conn.is_between_requests() {
+            // A request that has reached this host is served. tokio may not know yet of what the kernel has; it will
+            // wake us for it.
+            let close =
+                phase >= Phase::Draining && conn.is_between_requests() && !conn.has_unread();
+            if closing || !close {
                 break;
             }
             closing = true;

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
 use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -72,11 +72,16 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let inflight = self.conn.request_begins();
         let has_body = request.method() != Method::HEAD;
+        let is_http10 = request.version() < Version::HTTP_11;
         let call = || self.respond.respond(request, &inflight);
         let future = catch_unwind(AssertUnwindSafe(call)).ok();
         TrackedFuture {
             future,
-            answering: Some(Answering { inflight, has_body }),
+            answering: Some(Answering {
+                inflight,
+                has_body,
+                is_http10,
+            }),
         }
     }
 }
@@ -86,6 +91,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
 struct Answering {
     inflight: Arc<Inflight>,
     has_body: bool,
+    is_http10: bool,
 }
 
 impl Answering {
@@ -133,6 +139,10 @@ impl Answering {
         } else {
             body.size_hint().exact().or_else(declared)
         };
+        if self.is_http10 && remaining.is_none() {
+            // Its end is the connection's: cut, it must not end like that.
+            self.conn().response_ends_with_connection();
+        }
         let body = TrackedBody {
             body: Some(body),
             remaining,

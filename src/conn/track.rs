@@ -1,6 +1,7 @@
 //! What the server knows of a connection and of the requests on it.
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -91,6 +92,7 @@ impl Registry {
             unflushed: Count::default(),
             refused: Count::default(),
             held: Count::default(),
+            close_delimited: AtomicBool::new(false),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
         conn.tell(ConnState::New);
@@ -124,6 +126,13 @@ impl Registry {
     pub(crate) fn reset_all(&self) {
         for conn in self.all() {
             conn.reset();
+        }
+    }
+
+    /// Closes the books on connections that nobody will come to any more, because a handler blocks their thread.
+    pub(crate) fn abandon_all(&self) {
+        for conn in self.all() {
+            conn.closed();
         }
     }
 
@@ -183,6 +192,8 @@ pub(crate) struct Conn {
     refused: Count,
     /// Requests that anything still holds.
     held: Count,
+    /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
+    close_delimited: AtomicBool,
 }
 
 impl Conn {
@@ -289,6 +300,24 @@ impl Conn {
         self.reading_head.load(Ordering::Relaxed)
     }
 
+    /// Whether the kernel has something that has not been read.
+    pub(super) fn has_unread(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        self.descriptor().is_some_and(|fd| {
+            // The socket is non-blocking: with nothing there, this fails.
+            sys::with_fd(fd, |fd| SockRef::from(&fd).peek(&mut byte)).is_ok_and(|count| count > 0)
+        })
+    }
+
+    pub(super) fn response_ends_with_connection(&self) {
+        self.close_delimited.store(true, Ordering::Relaxed);
+    }
+
+    /// A kill has answered it with 503.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.get() > 0
+    }
+
     pub(super) fn is_waiting_for_handler(&self) -> bool {
         self.in_service.get() > 0
     }
@@ -306,11 +335,21 @@ impl Conn {
         }
     }
 
-    /// Has the kernel send a reset when the socket is closed, so that a cut response cannot look complete.
+    /// A kill: a connection in a request is closed by a reset, so that a cut response cannot look complete.
     pub(super) fn reset_if_unfinished(&self) {
-        if self.is_between_requests() {
-            return;
+        if !self.is_between_requests() {
+            self.reset_on_close();
         }
+    }
+
+    /// An error: the same for a response that would look complete, and for what a kill has caused.
+    pub(super) fn reset_if_cut(&self) {
+        if self.close_delimited.load(Ordering::Relaxed) || self.is_killed() {
+            self.reset_if_unfinished();
+        }
+    }
+
+    fn reset_on_close(&self) {
         if let Some(fd) = *self.descriptor() {
             sys::with_fd(fd, |fd| {
                 let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
@@ -324,8 +363,11 @@ impl Conn {
         }
     }
 
+    /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.
     fn closed(&self) {
-        *self.descriptor() = None;
+        if self.descriptor().take().is_none() {
+            return;
+        }
         let killed = self.is_killed();
         let ledger = &self.ledger;
         if killed && self.is_reading_head() {
@@ -335,7 +377,9 @@ impl Conn {
         }
         let lost = if killed { &ledger.killed } else { &ledger.gone };
         lost.add(self.in_service.take() + self.unflushed.take());
-        if self.state() != ConnState::Hijacked {
+        if self.state() == ConnState::Hijacked {
+            self.shared.hijacked_killed.add(u64::from(killed));
+        } else {
             self.shared.events.sum("conn.closed", 1.0);
         }
         self.set_state(ConnState::Closed);

@@ -3,6 +3,7 @@
 mod pool;
 mod queue;
 
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -13,7 +14,6 @@ use hyper::body::Incoming;
 pub use queue::{RequestQueue, Taken};
 
 use crate::conn::{Inflight, Respond};
-use crate::error::Error;
 use crate::exchange::{Exchange, Reply, ReplyBody};
 use pool::Pool;
 
@@ -106,7 +106,7 @@ impl Dispatcher {
 
 impl Respond for Dispatcher {
     type Body = ReplyBody;
-    type Error = Error;
+    type Error = Infallible;
     type Future = Reply;
 
     fn respond(&self, request: Request<Incoming>, inflight: &Arc<Inflight>) -> Reply {

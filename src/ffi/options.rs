@@ -71,6 +71,10 @@ impl Options {
         Ok(Self { raw, data })
     }
 
+    pub(super) fn data(&self) -> Arc<ForeignData> {
+        Arc::clone(&self.data)
+    }
+
     /// Starts the server that they describe. `server` is what callbacks will be told about.
     pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<Server> {
         let Self { raw, data } = self;

@@ -598,8 +598,7 @@ pub unsafe extern "C" fn httpdown_reply_write(
 /// Ends an answer that was begun, and the request, whatever this returns. Does not wait for the client. Without
 /// httpdown_reply_start the client gets a 500.
 ///
-/// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-/// room left: the client sees the answer cut), ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+/// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -> c_int {
     // SAFETY: the same promise.

@@ -9,6 +9,7 @@ use super::boundary::{
     borrow, deadline, output, room, size_of_callers, status, status_of, status_text, text_array,
     value, write_sized, write_text,
 };
+use super::callbacks::ForeignData;
 use super::options::Options;
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
@@ -20,6 +21,8 @@ use crate::{Error, Event, Report, Result, Server};
 pub struct httpdown_server {
     /// Set before anybody else can wait for it: callbacks know this struct before the server has started.
     server: OnceLock<Server>,
+    /// Kept as long as the server, also where no callback needs it.
+    _data: Arc<ForeignData>,
 }
 
 impl httpdown_server {
@@ -96,6 +99,7 @@ pub unsafe extern "C" fn httpdown_run(
 fn start(options: Options) -> Result<Arc<httpdown_server>> {
     let handle = Arc::new(httpdown_server {
         server: OnceLock::new(),
+        _data: options.data(),
     });
     let server = options.serve(&handle)?;
     // Callbacks that are faster than us wait for this.
@@ -453,6 +457,7 @@ unsafe fn give_report(
         gone: of.gone,
         killed: of.killed,
         abandoned: of.abandoned,
+        hijacked_killed: of.hijacked_killed,
         events_dropped: of.events_dropped,
     };
     // SAFETY: not NULL, so a report.

@@ -309,6 +309,8 @@ pub struct httpdown_stop_report {
     pub killed: u64,
     /// Requests whose handler still held them when the kill timeout had passed.
     pub abandoned: u64,
+    /// Upgraded connections that a kill cut.
+    pub hijacked_killed: u64,
     /// Events that were dropped because nobody took them in time.
     pub events_dropped: u64,
 }
@@ -344,7 +346,7 @@ const _: () = {
     let pointers = size_of::<usize>() * 15;
     let ints = size_of::<u32>() * 10;
     assert!(size_of::<httpdown_options>() == pointers + ints);
-    let counts = size_of::<u64>() * 15;
+    let counts = size_of::<u64>() * 16;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
 };
 
