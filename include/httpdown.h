@@ -646,7 +646,8 @@ int httpdown_reply_write(httpdown_request *request,
                          size_t len);
 
 // Ends an answer that was begun, and the request, whatever this returns. Does not wait for the client. Without
-// httpdown_reply_start the client gets a 500.
+// httpdown_reply_start the client gets a 500; with less written than the Content-Length says, it sees the answer cut
+// (INVALID_ARGUMENT).
 //
 // Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 int httpdown_reply_finish(httpdown_request *request);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
@@ -41,6 +41,8 @@ pub struct Exchange {
     answer: Answer,
     /// The answer has no body (HEAD, 204, 304): what is written for it goes nowhere.
     bodyless: bool,
+    /// What its Content-Length promises and has not been written yet.
+    owing: Option<u64>,
     inflight: Arc<Inflight>,
 }
 
@@ -48,6 +50,8 @@ struct RequestBody {
     incoming: Incoming,
     /// What has been received and not yet read.
     rest: Bytes,
+    /// Why no more will come: hyper says so once, and then calls it the end.
+    failed: Option<Error>,
 }
 
 enum Answer {
@@ -70,10 +74,12 @@ impl Exchange {
             body: RequestBody {
                 incoming,
                 rest: Bytes::new(),
+                failed: None,
             },
             bodyless: head.method == Method::HEAD,
             head,
             answer: Answer::Owed(owed),
+            owing: None,
             inflight,
         };
         (exchange, Reply(reply))
@@ -167,26 +173,37 @@ impl Exchange {
         if announced.saturating_add(self.body.rest.len() as u64) > limit as u64 {
             return Err(too_long());
         }
-        let mut whole = std::mem::take(&mut self.body.rest);
-        let mut parts = Vec::new();
-        while let Some(data) = self.next_data()? {
-            if whole.len() + parts.len() + data.len() > limit {
+        loop {
+            if self.body.rest.len() > limit {
                 return Err(too_long());
             }
-            if whole.is_empty() && parts.is_empty() {
-                whole = data; // The usual case: one piece, not copied.
+            // If it is too long, or would block, what has been received stays to be read.
+            let Some(data) = self.next_data()? else {
+                return Ok(std::mem::take(&mut self.body.rest));
+            };
+            if self.body.rest.is_empty() {
+                self.body.rest = data; // The usual case: one piece, not copied.
             } else {
-                parts.extend_from_slice(&data);
+                let mut whole = BytesMut::from(std::mem::take(&mut self.body.rest));
+                whole.extend_from_slice(&data);
+                self.body.rest = whole.freeze();
             }
         }
-        if parts.is_empty() {
-            return Ok(whole);
-        }
-        parts.splice(0..0, whole);
-        Ok(parts.into())
     }
 
     fn next_data(&mut self) -> Result<Option<Bytes>> {
+        if let Some(why) = &self.body.failed {
+            return Err(why.clone());
+        }
+        let result = self.receive();
+        if let Err(why @ (Error::Gone | Error::Killed)) = &result {
+            self.body.failed = Some(why.clone());
+            self.body.rest = Bytes::new();
+        }
+        result
+    }
+
+    fn receive(&mut self) -> Result<Option<Bytes>> {
         let fate = self.inflight.fate();
         let incoming = &mut self.body.incoming;
         wait_for(async {
@@ -217,12 +234,11 @@ impl Exchange {
     /// [`Error::AlreadyReplied`] if an answer has begun, which is cut by this.
     pub fn reply(mut self, response: Response<Bytes>) -> Result<()> {
         let length = response.body().len() as u64;
-        check_head(
-            response.status(),
-            response.headers(),
-            Some(length),
-            self.bodyless,
-        )?;
+        let declared = declared_length(&response)?;
+        if !self.bodyless && declared.is_some_and(|declared| declared != length) {
+            let why = "Content-Length is not the length of the body";
+            return Err(Error::InvalidArgument(why.into()));
+        }
         self.answer_with(response.map(|body| ReplyBody::Whole(Some(body))))
     }
 
@@ -235,7 +251,7 @@ impl Exchange {
     /// (nothing was sent: answer otherwise); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any
     /// more; [`Error::AlreadyReplied`].
     pub fn start(&mut self, response: Response<()>) -> Result<()> {
-        check_head(response.status(), response.headers(), None, self.bodyless)?;
+        let declared = declared_length(&response)?;
         // One more for the end: whoever could write all can also finish.
         let (pieces, queue) = mpsc::channel(PIECES + 1);
         let status = response.status();
@@ -243,6 +259,7 @@ impl Exchange {
         let result = self.answer_with(response.map(|()| ReplyBody::Pieces(queue)));
         if result.is_ok() {
             self.answer = Answer::Begun(pieces);
+            self.owing = declared.filter(|_| !self.bodyless);
         }
         result
     }
@@ -260,8 +277,11 @@ impl Exchange {
     /// [`Exchange::start`], [`Error::WouldBlock`] on an I/O thread if there is no room for all of it (then none of it
     /// is taken).
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        let pieces = data.chunks(PIECE).map(Bytes::copy_from_slice);
-        self.write_pieces(pieces.len(), pieces)
+        self.may_write(data.len())?;
+        for piece in data.chunks(PIECE) {
+            self.send(Piece::Data(Bytes::copy_from_slice(piece)))?;
+        }
+        Ok(())
     }
 
     /// As [`Exchange::write`], not copied.
@@ -269,23 +289,29 @@ impl Exchange {
     /// # Errors
     /// As [`Exchange::write`].
     pub fn write_bytes(&mut self, mut data: Bytes) -> Result<()> {
-        let count = data.len().div_ceil(PIECE);
-        let next = move || (!data.is_empty()).then(|| data.split_to(data.len().min(PIECE)));
-        self.write_pieces(count, std::iter::from_fn(next))
+        self.may_write(data.len())?;
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(PIECE));
+            self.send(Piece::Data(piece))?;
+        }
+        Ok(())
     }
 
-    fn write_pieces(&mut self, count: usize, pieces: impl Iterator<Item = Bytes>) -> Result<()> {
+    /// Whether so many bytes may be written now, all or none of them.
+    fn may_write(&mut self, len: usize) -> Result<()> {
         let Answer::Begun(queue) = &self.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
         if let Some(why) = self.inflight.fate().lost() {
             return Err(why);
         }
-        if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() <= count {
+        if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() <= len.div_ceil(PIECE)
+        {
             return Err(Error::WouldBlock);
         }
-        for piece in pieces {
-            self.send(Piece::Data(piece))?;
+        if let Some(owing) = &mut self.owing {
+            let too_long = || Error::InvalidArgument("more than the Content-Length".into());
+            *owing = owing.checked_sub(len as u64).ok_or_else(too_long)?;
         }
         Ok(())
     }
@@ -294,13 +320,18 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get all of it any more, [`Error::InvalidArgument`]
-    /// before [`Exchange::start`] (the client gets a 500).
+    /// before [`Exchange::start`] (the client gets a 500), or if less was written than the Content-Length says (the
+    /// client sees the answer cut).
     pub fn finish(mut self) -> Result<()> {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         }
         if let Some(why) = self.inflight.fate().lost() {
             return Err(why);
+        }
+        if self.owing.is_some_and(|owing| owing > 0) {
+            let why = "less than the Content-Length";
+            return Err(Error::InvalidArgument(why.into()));
         }
         self.send(Piece::End)?;
         self.answer = Answer::Given;
@@ -313,28 +344,22 @@ impl Exchange {
         };
         let piece = match pieces.try_send(piece) {
             Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Closed(piece)) => return self.not_taken(&piece),
+            Err(mpsc::error::TrySendError::Closed(_)) => return self.not_taken(),
             Err(mpsc::error::TrySendError::Full(piece)) => piece,
         };
         match wait_for(async { Ok(pieces.send(piece).await) })? {
             Ok(()) => Ok(()),
-            Err(mpsc::error::SendError(piece)) => self.not_taken(&piece),
+            Err(mpsc::error::SendError(_)) => self.not_taken(),
         }
     }
 
     /// What it means that the connection takes no more pieces.
-    fn not_taken(&self, piece: &Piece) -> Result<()> {
-        if !self.inflight.fate().is_complete() {
-            return Err(self.inflight.fate().lost().unwrap_or(Error::Gone));
+    fn not_taken(&self) -> Result<()> {
+        // It has what the Content-Length promised, or wants no body at all: the rest says nothing new.
+        if self.inflight.fate().is_complete() {
+            return Ok(());
         }
-        // All that a Content-Length promised has been sent: the end says nothing new.
-        match piece {
-            Piece::End => Ok(()),
-            Piece::Data(_) if self.bodyless => Ok(()),
-            Piece::Data(_) => Err(Error::InvalidArgument(
-                "the body exceeds its Content-Length".into(),
-            )),
-        }
+        Err(self.inflight.fate().lost().unwrap_or(Error::Gone))
     }
 
     fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
@@ -440,34 +465,28 @@ impl Hold {
     }
 }
 
-/// What would confuse the client about where the response ends.
-fn check_head(
-    status: StatusCode,
-    headers: &HeaderMap,
-    length: Option<u64>,
-    bodyless: bool,
-) -> Result<()> {
+/// The Content-Length of a head, if it has one. Refuses what would confuse the client about where the response ends.
+fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
     let wrong = |what: String| Err(Error::InvalidArgument(what));
+    let status = response.status();
     if status.is_informational() {
         return wrong(format!("{status} is not a final status"));
     }
-    if headers.contains_key(TRANSFER_ENCODING) {
+    if response.headers().contains_key(TRANSFER_ENCODING) {
         return wrong("Transfer-Encoding is not the handler's to set".into());
     }
-    let mut declared = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(value) = declared.next() {
-        let number = value
-            .to_str()
-            .ok()
-            .and_then(|text| text.parse::<u64>().ok());
-        if number.is_none() || declared.next().is_some() {
-            return wrong("Content-Length is not one number".into());
-        }
-        if !bodyless && length.is_some() && length != number {
-            return wrong("Content-Length is not the length of the body".into());
-        }
+    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else {
+        return Ok(None);
+    };
+    let digits = length.to_str().ok().filter(|text| {
+        // As RFC 9110 has it: str::parse would take a plus sign.
+        text.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    match digits.and_then(|digits| digits.parse().ok()) {
+        Some(length) if lengths.next().is_none() => Ok(Some(length)),
+        _ => wrong("Content-Length is not one number".into()),
     }
-    Ok(())
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {

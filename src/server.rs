@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -146,6 +146,7 @@ pub struct Builder {
     pulled: Option<Interest>,
     io_threads: Option<NonZeroUsize>,
     runtime: Option<tokio::runtime::Handle>,
+    slot: Option<Arc<OnceLock<Server>>>,
 }
 
 impl Builder {
@@ -219,6 +220,13 @@ impl Builder {
 
     pub(crate) fn pull(mut self, interest: Interest) -> Self {
         self.pulled = Some(interest);
+        self
+    }
+
+    /// Has the server put there before any of its threads runs, and so before any callback does.
+    #[cfg(feature = "capi")]
+    pub(crate) fn slot(mut self, slot: Arc<OnceLock<Server>>) -> Self {
+        self.slot = Some(slot);
         self
     }
 
@@ -343,6 +351,9 @@ impl Builder {
             None => Executor::start(id, self.io_threads)?,
         };
         let server = Server { shared };
+        if let Some(slot) = self.slot {
+            let _ = slot.set(server.clone());
+        }
         let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let thread = runtime::spawn_thread(name, id, Role::Other, body)?;
             server.threads().push(thread);
@@ -442,7 +453,9 @@ impl Server {
     /// # Errors
     /// As [`Server::stop`].
     pub async fn wait(&self) -> Result<Report> {
-        self.shared.check_can_wait()?;
+        if self.shared.outcome.borrow().is_none() {
+            self.shared.check_can_wait()?;
+        }
         let mut outcome = self.shared.outcome.subscribe();
         let result = match outcome.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone(),

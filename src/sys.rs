@@ -47,8 +47,12 @@ impl AsFd for EventFd {
 
 /// Watches a descriptor for reading, on the runtime of the calling thread.
 pub(crate) fn watch<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    watch_for(fd, Interest::READABLE)
+}
+
+pub(crate) fn watch_for<T: AsFd + AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: an AsFd type owns or borrows its descriptor: it stays the same and open as long as the value lives.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
 /// Runs `f` with every signal blocked but those that report a fault of the thread itself. A thread that `f` starts

@@ -1,20 +1,27 @@
 //! The socket as hyper sees it: every byte passes here.
 
+use std::future::Future;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::sys;
 
 use super::track::{Accepted, Open};
 
-#[derive(Debug)]
 pub(super) struct Socket {
     // Before the stream, so that the connection leaves the registry before its descriptor is closed.
     open: Open,
     stream: TcpStream,
+    /// Ends when the connection has been reset.
+    reset: Option<Reset>,
 }
+
+type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 impl Socket {
     /// Needs the runtime on which the connection will run.
@@ -23,7 +30,37 @@ impl Socket {
         let stream = TcpStream::from_std(stream)?;
         // Responses are written whole, so waiting for more (Nagle) only delays them.
         stream.set_nodelay(true)?;
-        Ok(Self { open, stream })
+        Ok(Self {
+            open,
+            stream,
+            reset: None,
+        })
+    }
+
+    /// Whether the client has left: an error then, and else a wake-up when it does. hyper reads nothing while a handler
+    /// works, so it would not notice.
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.reset.is_none() {
+            let mut byte = [0];
+            match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+                Poll::Pending => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                // More bytes, or a FIN (the client may only have closed its half), are no loss; but they hide a reset
+                // that comes later, because there is always something to read. Watch for that alone, by a copy of the
+                // descriptor; few connections ever need it.
+                Poll::Ready(Ok(_)) => {
+                    let copy = self.stream.as_fd().try_clone_to_owned()?;
+                    let copy = sys::watch_for(copy, Interest::ERROR)?;
+                    self.reset = Some(Box::pin(async move {
+                        let _ = copy.ready(Interest::ERROR).await;
+                    }));
+                }
+            }
+        }
+        match self.reset.as_mut().map(|reset| reset.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            _ => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -67,16 +104,10 @@ impl AsyncWrite for Socket {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.open.conn().response_flushed();
         if self.open.conn().is_waiting_for_handler() {
-            // hyper reads nothing meanwhile, so a reset would go unnoticed: look. More bytes, or a FIN (the client may
-            // only have closed its half), are no loss.
-            let mut byte = [0];
-            if let Poll::Ready(Err(error)) =
-                Pin::new(&mut self.stream).poll_peek(cx, &mut ReadBuf::new(&mut byte))
-            {
-                return Poll::Ready(Err(error));
-            }
+            self.poll_lost(cx)
+        } else {
+            Poll::Ready(Ok(()))
         }
-        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

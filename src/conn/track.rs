@@ -377,12 +377,13 @@ impl Conn {
         }
         let lost = if killed { &ledger.killed } else { &ledger.gone };
         lost.add(self.in_service.take() + self.unflushed.take());
-        if self.state() == ConnState::Hijacked {
+        let was_hijacked = self.state() == ConnState::Hijacked;
+        self.set_state(ConnState::Closed);
+        if was_hijacked {
             self.shared.hijacked_killed.add(u64::from(killed));
         } else {
             self.shared.events.sum("conn.closed", 1.0);
         }
-        self.set_state(ConnState::Closed);
     }
 
     fn descriptor(&self) -> MutexGuard<'_, Option<RawFd>> {

@@ -76,7 +76,7 @@ impl Options {
     }
 
     /// Starts the server that they describe. `server` is what callbacks will be told about.
-    pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<Server> {
+    pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<()> {
         let Self { raw, data } = self;
         if raw.reserved != 0 {
             return Err(Error::Unsupported("options.reserved is not 0".into()));
@@ -88,7 +88,8 @@ impl Options {
         let mut builder = builder(&raw, &host)?;
         let dispatch = dispatch(&raw)?;
         let listeners = listeners(&raw, &mut builder)?;
-        let started = match dispatch {
+        builder = builder.slot(Arc::clone(&server.server));
+        match dispatch {
             None => builder.queue(listeners)?,
             Some(dispatch) => {
                 let handler = CHandler {
@@ -103,7 +104,7 @@ impl Options {
             // SAFETY: open, as the copy has shown, and the caller has given it to us.
             drop(unsafe { OwnedFd::from_raw_fd(*fd) });
         }
-        Ok(started)
+        Ok(())
     }
 }
 

@@ -15,12 +15,12 @@ use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
 use crate::server::SignalledRun;
-use crate::{Error, Event, Report, Result, Server};
+use crate::{Error, Event, Result, Server};
 
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
 pub struct httpdown_server {
-    /// Set before anybody else can wait for it: callbacks know this struct before the server has started.
-    server: OnceLock<Server>,
+    /// Set before any thread of the server runs, and so before anybody else knows this struct.
+    pub(super) server: Arc<OnceLock<Server>>,
     /// Kept as long as the server, also where no callback needs it.
     _data: Arc<ForeignData>,
 }
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn httpdown_run(
         let server = handle.get().clone();
         let result = run.run(&server);
         // SAFETY: the header's preface: NULL or a report.
-        unsafe { give_report(report, &server, &result)? };
+        unsafe { give_report(report, &server)? };
         server.close();
         result.map(drop)
     })
@@ -98,12 +98,10 @@ pub unsafe extern "C" fn httpdown_run(
 
 fn start(options: Options) -> Result<Arc<httpdown_server>> {
     let handle = Arc::new(httpdown_server {
-        server: OnceLock::new(),
+        server: Arc::default(),
         _data: options.data(),
     });
-    let server = options.serve(&handle)?;
-    // Callbacks that are faster than us wait for this.
-    let _ = handle.server.set(server);
+    options.serve(&handle)?;
     Ok(handle)
 }
 
@@ -201,7 +199,7 @@ pub unsafe extern "C" fn httpdown_wait(
         let result = server.wait_blocking(deadline(timeout_ms));
         if server.outcome().is_some() {
             // SAFETY: as above.
-            unsafe { give_report(report, server, &result)? };
+            unsafe { give_report(report, server)? };
         }
         result.map(drop)
     })
@@ -221,10 +219,8 @@ pub unsafe extern "C" fn httpdown_report(
         let server = unsafe { borrow(server, "server")? }.get();
         // SAFETY: the header's preface: NULL or a report.
         unsafe { size_of_callers(report, "report")? };
-        let result = server.outcome().unwrap_or(Ok(()));
-        let result = result.map(|()| server.report());
         // SAFETY: as above.
-        unsafe { give_report(report, server, &result) }
+        unsafe { give_report(report, server) }
     })
 }
 
@@ -427,17 +423,14 @@ unsafe fn check_report(report: *mut httpdown_stop_report) -> Result<()> {
 
 /// # Safety
 /// NULL or a report.
-unsafe fn give_report(
-    report: *mut httpdown_stop_report,
-    server: &Server,
-    result: &Result<Report>,
-) -> Result<()> {
+unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Result<()> {
     if report.is_null() {
         return Ok(());
     }
-    let status = result
-        .as_ref()
-        .map_or_else(status_of, |_| httpdown_status::HTTPDOWN_STATUS_OK);
+    let status = match server.outcome() {
+        Some(Err(error)) => status_of(&error),
+        Some(Ok(())) | None => httpdown_status::HTTPDOWN_STATUS_OK,
+    };
     let of = server.report();
     let value = httpdown_stop_report {
         struct_size: size_of::<httpdown_stop_report>(),
