@@ -15,24 +15,24 @@ WARNINGS := -Wall -Wextra -Wpedantic -Werror
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME  := libhttpdown.so.$(firstword $(subst ., ,$(VERSION)))
 
-# What is linked statically needs what Rust's std and libm need.
-STATIC_LIBS := -lpthread -lm -ldl -lgcc_s -lc
 # The programs in build/ find the library beside them.
 LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 
-EXAMPLES := build/demo build/hello
+EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib header demo test check fmt lint rust-test c-test python-test install clean help
+.PHONY: FORCE build lib header demo test check fmt lint doc tools install uninstall clean help
+.DELETE_ON_ERROR:
 
-build: lib $(EXAMPLES) ## the library and the example programs, into build/
+build: lib build/demo build/hello ## the library and the C programs, into build/
 
 lib: build/$(SONAME) ## the shared and the static library, into build/
 
 build/$(SONAME): FORCE
 	@mkdir -p build
 	@$(CARGO) build --release --quiet
-	@cmp -s target/release/libhttpdown.so $@ || cp target/release/libhttpdown.so $@
+	@# By way of mv: a program that runs meanwhile keeps the file that it has mapped.
+	@cmp -s target/release/libhttpdown.so $@ || { cp target/release/libhttpdown.so $@.new && mv $@.new $@; }
 	@cmp -s target/release/libhttpdown.a build/libhttpdown.a || cp target/release/libhttpdown.a build/
 	@ln -sf $(SONAME) build/libhttpdown.so
 
@@ -44,8 +44,47 @@ header: ## include/httpdown.h anew, from src/ffi
 build/%: examples/%.c examples/cli.h include/httpdown.h build/$(SONAME)
 	$(CC) -std=c99 $(CFLAGS) $(WARNINGS) -Iinclude $< -o $@ $(LINK)
 
+build/demo-cpp: examples/demo.cpp examples/cli.h bindings/cpp/httpdown.hpp include/httpdown.h build/$(SONAME)
+	$(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) -Iinclude -Ibindings/cpp $< -o $@ $(LINK)
+
+target/release/examples/demo: FORCE
+	@$(CARGO) build --release --quiet --example demo
+
 demo: build/demo ## the graceful stop, shown in seconds
 	@$(PYTHON) examples/story.py build/demo
+
+test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
+	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
+
+check: tools fmt lint doc test ## what CI runs; the header is compared by every build
+
+fmt: # formatting, compared
+	$(CARGO) fmt --check
+
+lint: # clippy, warnings as errors
+	$(CARGO) clippy --quiet --all-targets -- -D warnings
+	$(CARGO) clippy --quiet --lib --no-default-features -- -D warnings
+
+doc: # the Rust reference, warnings as errors
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps
+
+tools: ## what the tests need beyond Rust, C and Python, as far as it can be installed
+	@mkdir -p build
+	@PYTHON="$(PYTHON)" tests/tools.sh
+
+install: lib ## library, headers, pkg-config file: PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+	install -m 755 build/$(SONAME) $(DESTDIR)$(LIBDIR)/libhttpdown.so.$(VERSION)
+	ln -sf libhttpdown.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libhttpdown.so
+	install -m 644 build/libhttpdown.a $(DESTDIR)$(LIBDIR)/
+	install -m 644 include/httpdown.h bindings/cpp/httpdown.hpp $(DESTDIR)$(INCLUDEDIR)/
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
+	    -e 's|@VERSION@|$(VERSION)|' httpdown.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/httpdown.pc
+
+uninstall: ## removes what install has put there
+	rm -f $(DESTDIR)$(LIBDIR)/libhttpdown.* $(DESTDIR)$(LIBDIR)/pkgconfig/httpdown.pc \
+	    $(DESTDIR)$(INCLUDEDIR)/httpdown.h $(DESTDIR)$(INCLUDEDIR)/httpdown.hpp
 
 clean: ## removes what was built
 	$(CARGO) clean --quiet

@@ -83,6 +83,8 @@ typedef enum {
     HTTPDOWN_STATUS_KILLED = 14,
     // The process was forked, and this is the child: the server's threads live in the parent.
     HTTPDOWN_STATUS_FORKED = 15,
+    // A body is longer than the limit that was given.
+    HTTPDOWN_STATUS_TOO_LARGE = 16,
     // A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 } httpdown_status;
@@ -212,7 +214,9 @@ typedef void (*httpdown_conn_state_fn)(const httpdown_server *server,
                                        const char *peer,
                                        void *user_data);
 
-// The server has entered a phase (a httpdown_phase_code), SERVING included. Called on the events thread.
+// The server has entered a phase (a httpdown_phase_code), from SERVING, the first event of all, to STOPPED, the last.
+// Called on the events thread. `server` may be used, on any thread, until the callback for STOPPED has returned (or, if
+// it is also yours, until you free it).
 typedef void (*httpdown_phase_fn)(const httpdown_server *server, int phase, void *user_data);
 
 // Something that a person should know. `level` is a httpdown_log_level; `text` is borrowed until the callback
@@ -241,7 +245,7 @@ typedef struct {
     // Handed to every callback. Must live until `destroy` is called.
     void *user_data;
     // Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
-    // error (but not if the options themselves could not be read: NULL, or a wrong struct_size).
+    // error (but not if the options themselves could not be read: NULL, or a struct_size that is none).
     httpdown_destroy_fn destroy;
     // Callbacks for a monitoring system.
     httpdown_stats stats;
@@ -318,6 +322,9 @@ typedef struct {
     uint64_t abandoned;
     // Upgraded connections that a kill cut.
     uint64_t hijacked_killed;
+    // Connections that still waited to be accepted when their listening socket had to be closed: there were no
+    // descriptors for them.
+    uint64_t unaccepted;
     // Events that were dropped because nobody took them in time.
     uint64_t events_dropped;
 } httpdown_stop_report;
@@ -546,7 +553,8 @@ httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
 uint64_t httpdown_request_conn_id(const httpdown_request *request);
 
 // The server that the request came to; a handler may run before httpdown_serve has returned it. Borrowed until the
-// request is ended; not to be freed by this pointer unless it is also yours. NULL if `request` is. Never blocks.
+// handler has returned or the request is ended, whichever is later; not to be freed by this pointer unless it is also
+// yours. NULL if `request` is. Never blocks.
 const httpdown_server *httpdown_request_server(const httpdown_request *request);
 
 // Reads the next bytes of the request's body into `buffer`, and their number into `*count`: 0 is the end. Blocks
@@ -563,7 +571,7 @@ int httpdown_request_read(httpdown_request *request,
 // The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed until the request is ended.
 // Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
 //
-// Returns OK, INVALID_ARGUMENT (also: it is longer), and as httpdown_request_read.
+// Returns OK, TOO_LARGE (it is longer: nothing is lost, ask again or read it in pieces), and as httpdown_request_read.
 HTTPDOWN_MUST_USE
 int httpdown_request_body(httpdown_request *request,
                           size_t limit,
@@ -576,7 +584,8 @@ bool httpdown_request_cancelled(const httpdown_request *request);
 // Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
 // request, until it is ended.
 //
-// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
+// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED,
+// INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
 HTTPDOWN_MUST_USE
 int httpdown_request_wait_cancelled(const httpdown_request *request,
                                     uint32_t timeout_ms);
@@ -622,7 +631,7 @@ int httpdown_reply_borrowed(httpdown_request *request,
                             httpdown_destroy_fn release,
                             void *release_data);
 
-// Begins an answer whose body follows in pieces. The head is sent at once. On OK the request is owned and must be
+// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the request is owned and must be
 // ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never blocks.
 //
 // The body goes out chunked, unless there is a Content-Length among the headers.

@@ -37,6 +37,8 @@ pub enum Error {
     Gone,
     /// A bug in this library, or a panic in a `Clock` of the host's.
     Panicked,
+    /// A body is longer than the limit that the caller has set.
+    TooLarge,
     /// The process was forked, and this is the child: the server's threads live in the parent.
     Forked,
 }
@@ -73,6 +75,7 @@ impl fmt::Display for Error {
             Self::AlreadyReplied => f.write_str("the request has been answered already"),
             Self::WouldBlock => f.write_str("the call would have to wait"),
             Self::Gone => f.write_str("the client has left"),
+            Self::TooLarge => f.write_str("the body is longer than the limit"),
             Self::Panicked => f.write_str("the control thread panicked"),
             Self::Forked => f.write_str("the server lives in the parent of this forked process"),
         }

@@ -166,16 +166,15 @@ impl Exchange {
     /// Reads what is left of the request's body, if that is at most `limit` bytes. Blocks until all of it is there.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the body is longer; otherwise as [`Exchange::read`].
+    /// [`Error::TooLarge`] if the body is longer (what has come stays to be read); otherwise as [`Exchange::read`].
     pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
-        let too_long = || Error::InvalidArgument(format!("the body exceeds {limit} bytes"));
         let announced = self.body.incoming.size_hint().lower();
         if announced.saturating_add(self.body.rest.len() as u64) > limit as u64 {
-            return Err(too_long());
+            return Err(Error::TooLarge);
         }
         loop {
             if self.body.rest.len() > limit {
-                return Err(too_long());
+                return Err(Error::TooLarge);
             }
             // If it is too long, or would block, what has been received stays to be read.
             let Some(data) = self.next_data()? else {
@@ -244,7 +243,8 @@ impl Exchange {
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
     ///
-    /// The body goes out chunked unless the headers have a Content-Length. The head is sent at once.
+    /// The body goes out chunked unless the headers have a Content-Length. The head is sent as soon as the
+    /// connection can take it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set

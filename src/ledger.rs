@@ -45,6 +45,9 @@ pub struct Report {
     pub abandoned: u64,
     /// Upgraded connections that a kill cut.
     pub hijacked_killed: u64,
+    /// Connections that still waited to be accepted when their listening socket had to be closed (there were no
+    /// descriptors for them).
+    pub unaccepted: u64,
     /// Events that were dropped because nobody took them in time.
     pub events_dropped: u64,
 }

@@ -21,7 +21,7 @@ use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::listener::{Accept, Listener};
-use crate::runtime::Executor;
+use crate::runtime::{self, Executor};
 use crate::server::Shared;
 use crate::stats::StatKind;
 use crate::sys::{self, EventFd};
@@ -43,7 +43,7 @@ pub enum Phase {
     Serving = 0,
     /// Still accepting, but no longer ready: load balancers should look elsewhere.
     LameDuck = 1,
-    /// The listening sockets are being emptied and closed.
+    /// The listening sockets are being emptied and closed; what has been accepted is finished, and takes no more.
     Quiescing = 2,
     /// No new connections; what is there is finished.
     Draining = 3,
@@ -229,18 +229,30 @@ impl Acceptor<'_> {
         accept
     }
 
-    /// Takes over what waits in the accept queues that are ours alone, and closes the sockets. Returns the first error
-    /// of a close.
-    fn close(self) -> Option<Error> {
+    /// Takes over what waits in the accept queues that are ours alone: what waits in a shared one is for whoever else
+    /// accepts from it. Where descriptors are short, it waits for connections to end.
+    async fn empty(&self) {
         for listener in &self.listeners {
-            // What waits in a shared one is for whoever else accepts from it.
-            if !listener.get_ref().is_shared() {
+            let listener = listener.get_ref();
+            while !listener.is_shared() {
                 // Not by way of tokio, whose budget may call a full queue empty.
-                while matches!(self.accept_one(listener.get_ref()), Accept::Again) {}
+                match self.accept_one(listener) {
+                    Accept::Conn(..) | Accept::Again => {}
+                    Accept::Exhausted(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Accept::Empty | Accept::Failed(_) => break,
+                }
             }
         }
+    }
+
+    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
+    fn close(self) -> Option<Error> {
         let mut failed = None;
         for listener in self.listeners {
+            if !listener.get_ref().is_shared() {
+                let waiting = sys::accept_queue_len(listener.as_fd());
+                self.shared.unaccepted.add(waiting.into());
+            }
             // into_inner takes it out of the epoll set, where it would stay if another process had a copy.
             if let Err(error) = listener.into_inner().close() {
                 failed.get_or_insert(Error::io("closing a listening socket", error));
@@ -280,9 +292,14 @@ impl Control {
         drop(runtime);
         // What serves goes before those that wait are told: then nothing of the host's is called any more.
         drop(serve);
-        let all_ended = !matches!(result, Err(Error::TimedOut | Error::Panicked));
-        backend.close(all_ended);
-        executor.stop(all_ended);
+        // If handlers had to be abandoned, their time is over.
+        let patience = match result {
+            Err(Error::TimedOut | Error::Panicked) => Duration::ZERO,
+            _ => shared.config.kill_timeout,
+        };
+        let deadline = runtime::deadline(patience);
+        backend.close(deadline);
+        executor.stop(deadline);
         enter(&shared, Phase::Stopped);
         shared.events.close();
         shared.outcome.send_replace(Some(result));
@@ -348,16 +365,26 @@ async fn live(
         }
     }
 
-    let stop_timeout = clock.sleep(config.stop_timeout);
+    let mut out_of_time = pin!(async {
+        tokio::select! {
+            () = inbox.at_least(Order::Kill) => {}
+            () = clock.sleep(config.stop_timeout) => {}
+        }
+    });
     enter(shared, Phase::Quiescing);
+    let quiet = tokio::select! {
+        biased;
+        () = acceptor.empty() => true,
+        () = &mut out_of_time => false,
+    };
     let close_error = acceptor.close();
     enter(shared, Phase::Draining);
-    let drained = tokio::select! {
-        biased;
-        () = shared.registry.emptied() => true,
-        () = inbox.at_least(Order::Kill) => false,
-        () = stop_timeout => false,
-    };
+    let drained = quiet
+        && tokio::select! {
+            biased;
+            () = shared.registry.emptied() => true,
+            () = out_of_time => false,
+        };
     let ended = drained || kill(shared, backend).await;
     if close_error.is_some() {
         events.sum("listener.close.error", 1.0);
@@ -373,7 +400,7 @@ async fn live(
         return Err(Error::TimedOut);
     }
     let report = shared.report();
-    if report.killed + report.hijacked_killed > 0 {
+    if report.killed + report.hijacked_killed + report.unaccepted > 0 {
         return Err(Error::Killed);
     }
     serve_error.or(close_error).map_or(Ok(()), Err)

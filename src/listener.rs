@@ -64,16 +64,13 @@ impl Listener {
         Err(refused.unwrap_or_else(|| Error::Address(format!("{addr:?} has no address"))))
     }
 
-    /// Takes a descriptor that listens already. `O_NONBLOCK` is set on it, for whoever else has a copy too.
+    /// Takes a descriptor that listens already. When a server is started with it, `O_NONBLOCK` is set: on the open
+    /// file description, so for whoever else has a copy too.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if it is not a listening TCP socket; it is closed then.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
-        let socket = Socket::from(fd);
-        socket
-            .set_nonblocking(true)
-            .map_err(|error| Error::io("making a listening socket non-blocking", error))?;
-        Self::new(socket)
+        Self::new(Socket::from(fd))
     }
 
     /// Declares that somebody else accepts from this socket too, now or later: another process that has a copy, or
@@ -113,6 +110,12 @@ impl Listener {
 
     pub(crate) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    pub(crate) fn set_nonblocking(&self) -> Result<()> {
+        self.socket
+            .set_nonblocking(true)
+            .map_err(|error| Error::io("making a listening socket non-blocking", error))
     }
 
     pub(crate) fn is_shared(&self) -> bool {
@@ -216,9 +219,10 @@ fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     if host.contains(':') && !host.starts_with('[') {
         return Err(wrong("an IPv6 address must stand in brackets"));
     }
-    let port: u16 = port
-        .parse()
-        .map_err(|_| wrong("the port is not a number from 0 to 65535"))?;
+    let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let port: u16 = digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| wrong("the port is not a number from 0 to 65535"))?;
     if host.is_empty() {
         // Where IPv6 is switched off, the second is all there is.
         return Ok(vec![

@@ -55,8 +55,8 @@ impl Thread {
     }
 
     /// Waits until it has ended; at the deadline it is left to itself.
-    pub(crate) fn join(self, deadline: Option<Instant>) {
-        if block_on(self.ended, deadline).is_some() {
+    pub(crate) fn join(self, deadline: Instant) {
+        if block_on(self.ended, Some(deadline)).is_some() {
             let _ = self.handle.join();
         }
     }
@@ -123,6 +123,14 @@ pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Optio
     }
 }
 
+/// So long from now.
+pub(crate) fn deadline(patience: Duration) -> Instant {
+    // For ever is a year: an Instant cannot say more on every system.
+    let now = Instant::now();
+    now.checked_add(patience)
+        .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
+}
+
 /// Where connections run.
 #[derive(Debug)]
 pub(crate) enum Executor {
@@ -172,8 +180,8 @@ impl Executor {
         }
     }
 
-    /// Ends the threads. Those that a handler may hold for ever are not waited for.
-    pub(crate) fn stop(self, join: bool) {
+    /// Ends the threads; those that a handler still holds at the deadline are left to themselves.
+    pub(crate) fn stop(self, deadline: Instant) {
         let Self::Own(threads) = self else { return };
         let threads: Vec<_> = threads
             .into_iter()
@@ -182,10 +190,8 @@ impl Executor {
                 thread.thread
             })
             .collect();
-        if join {
-            for thread in threads {
-                thread.join(None);
-            }
+        for thread in threads {
+            thread.join(deadline);
         }
     }
 }
@@ -196,8 +202,10 @@ impl IoThread {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = spawn_thread(&format!("httpdown-{index}"), server, Role::Io, move || {
-            // The runtime is dropped here, on a thread of its own and outside of it, which is the only safe place.
             let _ = runtime.block_on(stopped);
+            // Here, on a thread of its own and outside of it, which is the only safe place to drop a runtime; and
+            // without waiting for what a service may have given to spawn_blocking.
+            runtime.shutdown_background();
         })?;
         Ok(Self {
             runtime: handle,

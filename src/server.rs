@@ -60,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) closed_idle: Count,
     pub(crate) abandoned: Count,
     pub(crate) hijacked_killed: Count,
+    pub(crate) unaccepted: Count,
     /// When the stop began and ended, on the server's clock.
     stop: Mutex<(Option<Duration>, Option<Duration>)>,
     pub(crate) outcome: watch::Sender<Option<Result<()>>>,
@@ -96,6 +97,7 @@ impl Shared {
             closed_idle: self.closed_idle.get(),
             abandoned: self.abandoned.get(),
             hijacked_killed: self.hijacked_killed.get(),
+            unaccepted: self.unaccepted.get(),
             events_dropped: self.events.dropped(),
             ..Report::default()
         };
@@ -338,6 +340,7 @@ impl Builder {
             closed_idle: Count::default(),
             abandoned: Count::default(),
             hijacked_killed: Count::default(),
+            unaccepted: Count::default(),
             stop: Mutex::default(),
             outcome: watch::Sender::new(None),
             local_addrs: listeners.iter().map(Listener::local_addr).collect(),
@@ -346,6 +349,9 @@ impl Builder {
             runtime: control_runtime.handle().clone(),
             threads: Mutex::default(),
         });
+        for listener in &listeners {
+            listener.set_nonblocking()?;
+        }
         let executor = match self.runtime {
             Some(runtime) => Executor::Host(runtime),
             None => Executor::start(id, self.io_threads)?,
@@ -509,7 +515,7 @@ impl Server {
     }
 
     fn join(&self) {
-        let deadline = Instant::now().checked_add(self.shared.config.kill_timeout);
+        let deadline = runtime::deadline(self.shared.config.kill_timeout);
         for thread in std::mem::take(&mut *self.threads()) {
             thread.join(deadline);
         }

@@ -107,6 +107,24 @@ pub(crate) fn reset(fd: BorrowedFd<'_>) {
     unsafe { libc::connect(fd.as_raw_fd(), &raw const unspec, len) };
 }
 
+/// How many connections wait in a listening socket's queue to be accepted.
+pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes there.
+    unsafe {
+        libc::getsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        );
+    }
+    // SAFETY: all zeroes is valid, and so is what the kernel writes. Of a listening socket, `unacked` is that number.
+    unsafe { info.assume_init() }.tcpi_unacked
+}
+
 /// Runs `f` on a descriptor known by its number.
 ///
 /// The caller keeps it open meanwhile (a connection leaves the registry, under the registry's lock, before its socket

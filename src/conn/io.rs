@@ -17,6 +17,8 @@ pub(super) struct Socket {
     // Before the stream, so that the connection leaves the registry before its descriptor is closed.
     open: Open,
     stream: TcpStream,
+    /// A read has failed. hyper takes that for the end of a body only, and lets the handler go on.
+    failed: bool,
     /// Ends when the connection has been reset.
     reset: Option<Reset>,
 }
@@ -33,6 +35,7 @@ impl Socket {
         Ok(Self {
             open,
             stream,
+            failed: false,
             reset: None,
         })
     }
@@ -40,6 +43,9 @@ impl Socket {
     /// Whether the client has left: an error then, and else a wake-up when it does. hyper reads nothing while a handler
     /// works, so it would not notice.
     fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.failed {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
         if self.reset.is_none() {
             let mut byte = [0];
             match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
@@ -49,8 +55,11 @@ impl Socket {
                 // that comes later, because there is always something to read. Watch for that alone, by a copy of the
                 // descriptor; few connections ever need it.
                 Poll::Ready(Ok(_)) => {
-                    let copy = self.stream.as_fd().try_clone_to_owned()?;
-                    let copy = sys::watch_for(copy, Interest::ERROR)?;
+                    let copy = self.stream.as_fd().try_clone_to_owned();
+                    let copy = copy.and_then(|copy| sys::watch_for(copy, Interest::ERROR));
+                    let Ok(copy) = copy else {
+                        return Poll::Ready(Ok(())); // No descriptors: the write will tell.
+                    };
                     self.reset = Some(Box::pin(async move {
                         let _ = copy.ready(Interest::ERROR).await;
                     }));
@@ -75,6 +84,7 @@ impl AsyncRead for Socket {
         if buf.filled().len() > before {
             self.open.conn().bytes_read();
         }
+        self.failed |= matches!(result, Poll::Ready(Err(_)));
         result
     }
 }

@@ -95,7 +95,7 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
             // A request that has reached this host is served. tokio may not know yet of what the kernel has; it will
             // wake us for it.
             let close =
-                phase >= Phase::Draining && conn.is_between_requests() && !conn.has_unread();
+                phase >= Phase::Quiescing && conn.is_between_requests() && !conn.has_unread();
             if closing || !close {
                 break;
             }

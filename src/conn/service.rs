@@ -115,7 +115,7 @@ impl Answering {
 
     fn answered<B: Body>(self, response: Response<B>) -> Response<TrackedBody<B>> {
         let (mut head, body) = response.into_parts();
-        if self.conn().shared().phases.get() >= Phase::Draining {
+        if self.conn().shared().phases.get() >= Phase::Quiescing {
             // The client then knows that this connection ends, and sends its next request on another.
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -68,11 +69,12 @@ impl Backend {
         }
     }
 
-    /// No more requests will come. With `join`, waits for the threads, whose handlers have all returned.
-    pub(crate) fn close(self, join: bool) {
+    /// No more requests will come. Waits for the threads; those that a handler still holds at the deadline are left to
+    /// themselves.
+    pub(crate) fn close(self, deadline: Instant) {
         match self {
             Self::Direct => {}
-            Self::Pool(pool) => pool.close(join),
+            Self::Pool(pool) => pool.close(deadline),
             Self::Queue(queue) => queue.end().into_iter().for_each(Exchange::refuse),
         }
     }

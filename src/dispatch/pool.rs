@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Handler, call};
 use crate::exchange::Exchange;
@@ -83,17 +83,15 @@ impl Pool {
         self.work.lock().queue.drain(..).collect()
     }
 
-    pub(crate) fn close(&self, join: bool) {
+    pub(crate) fn close(&self, deadline: Instant) {
         let threads = {
             let mut state = self.work.lock();
             state.closed = true;
             std::mem::take(&mut state.threads)
         };
         self.work.changed.notify_all();
-        if join {
-            for thread in threads {
-                thread.join(None);
-            }
+        for thread in threads {
+            thread.join(deadline);
         }
     }
 }

@@ -13,26 +13,27 @@ use crate::process;
 
 /// The body of every function that returns a status.
 pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
-    or_else(
-        HTTPDOWN_STATUS_FORKED,
-        HTTPDOWN_STATUS_PANIC,
-        || match body() {
-            Ok(()) => HTTPDOWN_STATUS_OK,
-            Err(error) => status_of(&error),
-        },
-    ) as c_int
+    if process::forked() {
+        return HTTPDOWN_STATUS_FORKED as c_int;
+    }
+    status_in_child_too(body)
+}
+
+/// As `status`, for what has something to tidy up even in a forked child.
+pub(super) fn status_in_child_too(body: impl FnOnce() -> Result<()>) -> c_int {
+    let status = catch_unwind(AssertUnwindSafe(|| match body() {
+        Ok(()) => HTTPDOWN_STATUS_OK,
+        Err(error) => status_of(&error),
+    }));
+    status.unwrap_or(HTTPDOWN_STATUS_PANIC) as c_int
 }
 
 /// The body of every function that returns a value: `fallback` stands for a NULL argument, a fork and a panic.
 pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
-    or_else(fallback, fallback, || body().unwrap_or(fallback))
-}
-
-fn or_else<T>(forked: T, panicked: T, body: impl FnOnce() -> T) -> T {
     if process::forked() {
-        return forked;
+        return fallback;
     }
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or(panicked)
+    catch_unwind(AssertUnwindSafe(|| body().unwrap_or(fallback))).unwrap_or(fallback)
 }
 
 pub(super) fn status_of(error: &Error) -> httpdown_status {
@@ -53,6 +54,7 @@ pub(super) fn status_of(error: &Error) -> httpdown_status {
         Error::AlreadyReplied => HTTPDOWN_STATUS_ALREADY_REPLIED,
         Error::WouldBlock => HTTPDOWN_STATUS_WOULD_BLOCK,
         Error::Gone => HTTPDOWN_STATUS_GONE,
+        Error::TooLarge => HTTPDOWN_STATUS_TOO_LARGE,
         Error::Panicked => HTTPDOWN_STATUS_PANIC,
         Error::Forked => HTTPDOWN_STATUS_FORKED,
     }
@@ -77,6 +79,7 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
         13 => c"the client has left",
         14 => c"killed: requests were cut",
         15 => c"the server lives in the parent of this forked process",
+        16 => c"the body is longer than the limit",
         99 => c"a bug in httpdown",
         _ => c"unknown status",
     }
@@ -227,27 +230,32 @@ pub(super) unsafe trait Sized: Copy {
 /// Sizes beyond this are no struct's: a field that was not set, most likely.
 const GREATEST: usize = 4096;
 
-/// Reads a struct of the size that its caller knows: what an older caller does not have is zero, what a newer one has
-/// must be.
+/// Reads a struct of the size that its caller knows: what an older caller does not have is zero. What a newer caller has
+/// must be zero: the second value says so otherwise.
 ///
 /// # Safety
 /// The pointer is NULL, or readable for as many bytes as its first field says.
-pub(super) unsafe fn read_sized<T: Sized>(pointer: *const T, name: &str) -> Result<T> {
+pub(super) unsafe fn read_sized<T: Sized>(
+    pointer: *const T,
+    name: &str,
+) -> Result<(T, Result<()>)> {
     // SAFETY: at least the size is readable.
     let size = unsafe { size_of_callers(pointer, name)? };
     // SAFETY: that many bytes are readable, and callers initialise all of them: there is no padding.
     let bytes = unsafe { slice(pointer.cast::<u8>(), size, name)? };
     let (known, newer) = bytes.split_at(size.min(size_of::<T>()));
-    if newer.iter().any(|byte| *byte != 0) {
-        return Err(Error::Unsupported(format!(
+    let understood = if newer.iter().any(|byte| *byte != 0) {
+        Err(Error::Unsupported(format!(
             "{name}: something is set that this version of httpdown does not know"
-        )));
-    }
+        )))
+    } else {
+        Ok(())
+    };
     let mut copy = MaybeUninit::<T>::zeroed();
     // SAFETY: `known` is not longer than `T`, and a local does not overlap it.
     unsafe { std::ptr::copy_nonoverlapping(known.as_ptr(), copy.as_mut_ptr().cast(), known.len()) };
     // SAFETY: zeroes are valid for `T`, and so is what a caller of any version puts there.
-    Ok(unsafe { copy.assume_init() })
+    Ok((unsafe { copy.assume_init() }, understood))
 }
 
 /// Writes as much of a struct as its caller knows, and zeroes what the caller knows beyond that.

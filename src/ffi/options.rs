@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::mem::{MaybeUninit, offset_of};
 use std::num::NonZeroUsize;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use super::boundary::{Sized, borrow, duration_or, read_sized, slice, text};
@@ -13,6 +13,7 @@ use super::types::{
     httpdown_dispatch, httpdown_event, httpdown_event_kind, httpdown_options, httpdown_stop_report,
 };
 use crate::events::Interest;
+use crate::process;
 use crate::{Builder, Dispatch, Error, Listener, Result, Server};
 
 // SAFETY: zero is valid in each field, and the size comes first.
@@ -63,11 +64,15 @@ impl Options {
     /// The pointer is NULL or points to options, as the header describes them.
     pub(super) unsafe fn read(options: *const httpdown_options) -> Result<Self> {
         // SAFETY: the same promise.
-        let raw = unsafe { read_sized(options, "options")? };
+        let (raw, understood): (httpdown_options, _) = unsafe { read_sized(options, "options")? };
         let data = Arc::new(ForeignData {
             pointer: raw.user_data,
             destroy: raw.destroy,
         });
+        understood?;
+        if process::forked() {
+            return Err(Error::Forked);
+        }
         Ok(Self { raw, data })
     }
 
@@ -219,12 +224,18 @@ fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listen
         if fd < 0 {
             return Err(wrong("negative"));
         }
+        if fds(raw)?.iter().filter(|&&other| other == fd).count() > 1 {
+            return Err(wrong("given twice"));
+        }
         // SAFETY: not -1; whether it is open, the copy will show.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         // A copy, so that the caller's own stays whole if anything fails.
         let copy = fd
             .try_clone_to_owned()
-            .map_err(|error| wrong(&error.to_string()))?;
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EBADF) => wrong("not open"),
+                _ => Error::io(format!("copying descriptor {}", fd.as_raw_fd()), error),
+            })?;
         let listener = Listener::from_fd(copy)?;
         listeners.push(if raw.fds_shared == 0 {
             listener

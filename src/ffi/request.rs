@@ -333,7 +333,8 @@ pub unsafe extern "C" fn httpdown_request_conn_id(request: *const httpdown_reque
 }
 
 /// The server that the request came to; a handler may run before httpdown_serve has returned it. Borrowed until the
-/// request is ended; not to be freed by this pointer unless it is also yours. NULL if `request` is. Never blocks.
+/// handler has returned or the request is ended, whichever is later; not to be freed by this pointer unless it is also
+/// yours. NULL if `request` is. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_server(
     request: *const httpdown_request,
@@ -380,7 +381,7 @@ pub unsafe extern "C" fn httpdown_request_read(
 /// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed until the request is ended.
 /// Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
 ///
-/// Returns OK, INVALID_ARGUMENT (also: it is longer), and as httpdown_request_read.
+/// Returns OK, TOO_LARGE (it is longer: nothing is lost, ask again or read it in pieces), and as httpdown_request_read.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_body(
@@ -419,7 +420,8 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
 /// Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
 /// request, until it is ended.
 ///
-/// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED, INVALID_ARGUMENT, FORKED.
+/// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED,
+/// INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_wait_cancelled(
@@ -548,7 +550,7 @@ impl AsRef<[u8]> for Lent {
     }
 }
 
-/// Begins an answer whose body follows in pieces. The head is sent at once. On OK the request is owned and must be
+/// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the request is owned and must be
 /// ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never blocks.
 ///
 /// The body goes out chunked, unless there is a Content-Length among the headers.

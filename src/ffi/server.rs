@@ -6,8 +6,8 @@ use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
 
 use super::boundary::{
-    borrow, deadline, output, room, size_of_callers, status, status_of, status_text, text_array,
-    value, write_sized, write_text,
+    borrow, deadline, output, room, size_of_callers, status, status_in_child_too, status_of,
+    status_text, text_array, value, write_sized, write_text,
 };
 use super::callbacks::ForeignData;
 use super::options::Options;
@@ -111,7 +111,7 @@ fn explained(
     body: impl FnOnce() -> Result<()>,
 ) -> c_int {
     let mut why = None;
-    let code = status(|| {
+    let code = status_in_child_too(|| {
         let result = body();
         why = result.as_ref().err().map(ToString::to_string);
         result
@@ -451,6 +451,7 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         killed: of.killed,
         abandoned: of.abandoned,
         hijacked_killed: of.hijacked_killed,
+        unaccepted: of.unaccepted,
         events_dropped: of.events_dropped,
     };
     // SAFETY: not NULL, so a report.

@@ -42,6 +42,8 @@ pub enum httpdown_status {
     HTTPDOWN_STATUS_KILLED = 14,
     /// The process was forked, and this is the child: the server's threads live in the parent.
     HTTPDOWN_STATUS_FORKED = 15,
+    /// A body is longer than the limit that was given.
+    HTTPDOWN_STATUS_TOO_LARGE = 16,
     /// A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 }
@@ -178,7 +180,9 @@ pub type httpdown_conn_state_fn = Option<
     ),
 >;
 
-/// The server has entered a phase (a httpdown_phase_code), SERVING included. Called on the events thread.
+/// The server has entered a phase (a httpdown_phase_code), from SERVING, the first event of all, to STOPPED, the last.
+/// Called on the events thread. `server` may be used, on any thread, until the callback for STOPPED has returned (or, if
+/// it is also yours, until you free it).
 pub type httpdown_phase_fn = Option<
     unsafe extern "C" fn(server: *const httpdown_server, phase: c_int, user_data: *mut c_void),
 >;
@@ -232,7 +236,7 @@ pub struct httpdown_options {
     /// Handed to every callback. Must live until `destroy` is called.
     pub user_data: *mut c_void,
     /// Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
-    /// error (but not if the options themselves could not be read: NULL, or a wrong struct_size).
+    /// error (but not if the options themselves could not be read: NULL, or a struct_size that is none).
     pub destroy: httpdown_destroy_fn,
     /// Callbacks for a monitoring system.
     pub stats: httpdown_stats,
@@ -311,6 +315,9 @@ pub struct httpdown_stop_report {
     pub abandoned: u64,
     /// Upgraded connections that a kill cut.
     pub hijacked_killed: u64,
+    /// Connections that still waited to be accepted when their listening socket had to be closed: there were no
+    /// descriptors for them.
+    pub unaccepted: u64,
     /// Events that were dropped because nobody took them in time.
     pub events_dropped: u64,
 }
@@ -346,7 +353,7 @@ const _: () = {
     let pointers = size_of::<usize>() * 15;
     let ints = size_of::<u32>() * 10;
     assert!(size_of::<httpdown_options>() == pointers + ints);
-    let counts = size_of::<u64>() * 16;
+    let counts = size_of::<u64>() * 17;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
 };
 
