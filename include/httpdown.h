@@ -284,7 +284,7 @@ typedef struct {
 
 // What a server has done, and what its stop has cost. Set `struct_size` before the call.
 //
-// Once the server has stopped: requests = served + failed + gone + killed (what was abandoned is among the killed).
+// Once the server has stopped: requests = served + failed + gone + killed.
 typedef struct {
     // Required: sizeof(httpdown_stop_report).
     size_t struct_size;
@@ -318,7 +318,8 @@ typedef struct {
     uint64_t gone;
     // Requests that a kill cut, or answered with 503 because nobody had begun to work on them.
     uint64_t killed;
-    // Requests whose handler still held them when the kill timeout had passed.
+    // Requests whose handler still held them, answered or not, when the kill timeout had passed. They are also in one
+    // of the columns above.
     uint64_t abandoned;
     // Upgraded connections that a kill cut.
     uint64_t hijacked_killed;
@@ -406,9 +407,9 @@ int httpdown_run(const httpdown_options *options,
 // gets the same result.
 //
 // Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
-// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (on a thread of
-// the server's own, or one that holds an unfinished request of the queue: the stop has begun then), INVALID_ARGUMENT,
-// FORKED.
+// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has
+// not ended, and this is a thread of its own, or one that holds an unfinished request of the queue: the stop has begun
+// then), INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_stop(const httpdown_server *server);
 
@@ -507,7 +508,8 @@ const char *httpdown_version(void);
 // The method, as it came: "GET". Borrowed until the request is ended. Never blocks.
 httpdown_bytes httpdown_request_method(const httpdown_request *request);
 
-// The target, as it came: mostly path and query, "/a%20b?c=d". Borrowed until the request is ended. Never blocks.
+// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed until the request is
+// ended. Never blocks.
 httpdown_bytes httpdown_request_target(const httpdown_request *request);
 
 // The path of the target, not decoded: "/a%20b". Borrowed until the request is ended. Never blocks.
@@ -577,8 +579,8 @@ int httpdown_request_body(httpdown_request *request,
                           size_t limit,
                           httpdown_bytes *body);
 
-// Whether there is no more use in answering: the client has left, or the server was killed. Never blocks. Any thread,
-// also while another uses the request, until it is ended.
+// Whether there is no more use in answering: the client has left, or the server was killed. True if `request` is NULL.
+// Never blocks. Any thread, also while another uses the request, until it is ended.
 bool httpdown_request_cancelled(const httpdown_request *request);
 
 // Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
@@ -631,8 +633,9 @@ int httpdown_reply_borrowed(httpdown_request *request,
                             httpdown_destroy_fn release,
                             void *release_data);
 
-// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the request is owned and must be
-// ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never blocks.
+// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the
+// request is owned and must be ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never
+// blocks.
 //
 // The body goes out chunked, unless there is a Content-Length among the headers.
 //
@@ -674,13 +677,13 @@ bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 
 // Makes a clock that stands at zero, for the option `clock` of one server or several.
 //
-// Returns OK, INVALID_ARGUMENT. The clock is yours: httpdown_clock_free.
+// Returns OK, INVALID_ARGUMENT, FORKED. The clock is yours: httpdown_clock_free.
 HTTPDOWN_MUST_USE int httpdown_clock_new_mock(httpdown_clock **clock);
 
 // Moves the time on by `ms` milliseconds, and fires the timers that are due by then. Does not wait for what they set
 // off.
 //
-// Returns OK, INVALID_ARGUMENT.
+// Returns OK, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_clock_advance(const httpdown_clock *clock,
                            uint64_t ms);
@@ -688,7 +691,7 @@ int httpdown_clock_advance(const httpdown_clock *clock,
 // Blocks until at least `count` timers are set, that is: until the server waits for its clock. `timeout_ms` is real
 // time. A server with statistics always has one timer set, for the counts of every minute.
 //
-// Returns OK, INVALID_ARGUMENT, WOULD_BLOCK (at the timeout).
+// Returns OK, INVALID_ARGUMENT, WOULD_BLOCK (at the timeout), FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_clock_wait_for_timers(const httpdown_clock *clock,
                                    size_t count,

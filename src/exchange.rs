@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::conn::{ConnInfo, Fate, Inflight};
+use crate::dispatch::Taken;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::runtime;
@@ -43,6 +44,8 @@ pub struct Exchange {
     bodyless: bool,
     /// What its Content-Length promises and has not been written yet.
     owing: Option<u64>,
+    /// The thread that took it from the queue holds it.
+    taken: Option<Taken>,
     inflight: Arc<Inflight>,
 }
 
@@ -80,6 +83,7 @@ impl Exchange {
             head,
             answer: Answer::Owed(owed),
             owing: None,
+            taken: None,
             inflight,
         };
         (exchange, Reply(reply))
@@ -131,6 +135,10 @@ impl Exchange {
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
         Cancellation(Arc::clone(self.inflight.fate()))
+    }
+
+    pub(crate) fn taken_by(&mut self, holder: Taken) {
+        self.taken = Some(holder);
     }
 
     /// Keeps the request among those that a stop waits for, though it has been answered: until a handler returns.

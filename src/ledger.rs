@@ -8,8 +8,7 @@ use crate::lifecycle::Phase;
 /// What a server has done, and what its stop has cost. A snapshot: take it at any time.
 ///
 /// Once the server has stopped the sums hold:
-/// `requests = served + failed + gone + killed` (what was abandoned is among the killed) and
-/// `connections` is what was accepted in all.
+/// `requests = served + failed + gone + killed`, and `connections` is what was accepted in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -41,7 +40,8 @@ pub struct Report {
     pub gone: u64,
     /// Requests that a kill cut, or answered with 503 because nobody had taken them from the queue.
     pub killed: u64,
-    /// Requests whose handler still held them when the kill timeout had passed.
+    /// Requests whose handler still held them, answered or not, when the kill timeout had passed. They are also in one
+    /// of the columns above.
     pub abandoned: u64,
     /// Upgraded connections that a kill cut.
     pub hijacked_killed: u64,

@@ -39,12 +39,12 @@ mod sys;
 
 pub use clock::{Clock, MockClock, Sleep, SystemClock};
 pub use conn::{ConnInfo, ConnState};
-pub use dispatch::{Dispatch, Handler, RequestQueue, Taken};
+pub use dispatch::{Dispatch, Handler, RequestQueue};
 pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};
 pub use exchange::{Cancellation, Exchange};
 pub use ledger::Report;
 pub use lifecycle::Phase;
 pub use listener::{Listener, Listeners};
-pub use server::{Builder, Server};
+pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};

@@ -232,24 +232,33 @@ impl Acceptor<'_> {
     /// Takes over what waits in the accept queues that are ours alone: what waits in a shared one is for whoever else
     /// accepts from it. Where descriptors are short, it waits for connections to end.
     async fn empty(&self) {
+        while !self.try_empty() {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+    }
+
+    /// False if descriptors are short.
+    fn try_empty(&self) -> bool {
         for listener in &self.listeners {
             let listener = listener.get_ref();
             while !listener.is_shared() {
                 // Not by way of tokio, whose budget may call a full queue empty.
                 match self.accept_one(listener) {
                     Accept::Conn(..) | Accept::Again => {}
-                    Accept::Exhausted(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    Accept::Exhausted(_) => return false,
                     Accept::Empty | Accept::Failed(_) => break,
                 }
             }
         }
+        true
     }
 
     /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
     fn close(self) -> Option<Error> {
         let mut failed = None;
+        let emptied = self.try_empty();
         for listener in self.listeners {
-            if !listener.get_ref().is_shared() {
+            if !emptied && !listener.get_ref().is_shared() {
                 let waiting = sys::accept_queue_len(listener.as_fd());
                 self.shared.unaccepted.add(waiting.into());
             }
@@ -302,7 +311,7 @@ impl Control {
         executor.stop(deadline);
         enter(&shared, Phase::Stopped);
         shared.events.close();
-        shared.outcome.send_replace(Some(result));
+        shared.settle(result);
     }
 }
 

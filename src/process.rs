@@ -46,6 +46,7 @@ extern "C" fn on_signal(_signal: libc::c_int) {
 }
 
 /// SIGTERM and SIGINT are caught while this lives; dropped, it puts back what was there before.
+#[derive(Debug)]
 pub(crate) struct StopSignals {
     old: Vec<OldAction>,
 }

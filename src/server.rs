@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     /// When the stop began and ended, on the server's clock.
     stop: Mutex<(Option<Duration>, Option<Duration>)>,
     pub(crate) outcome: watch::Sender<Option<Result<()>>>,
+    /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
+    last_report: OnceLock<Report>,
     local_addrs: Vec<SocketAddr>,
     queue: Option<RequestQueue>,
     pulls_events: bool,
@@ -84,7 +86,16 @@ impl Shared {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells everybody who waits.
+    pub(crate) fn settle(&self, outcome: Result<()>) {
+        let _ = self.last_report.set(self.report());
+        self.outcome.send_replace(Some(outcome));
+    }
+
     pub(crate) fn report(&self) -> Report {
+        if let Some(report) = self.last_report.get() {
+            return *report;
+        }
         let stop_duration = match *self.stop_times() {
             (Some(began), ended) => ended
                 .unwrap_or_else(|| self.clock.now())
@@ -343,6 +354,7 @@ impl Builder {
             unaccepted: Count::default(),
             stop: Mutex::default(),
             outcome: watch::Sender::new(None),
+            last_report: OnceLock::new(),
             local_addrs: listeners.iter().map(Listener::local_addr).collect(),
             queue,
             pulls_events: self.pulled.is_some(),
@@ -481,13 +493,13 @@ impl Server {
     }
 
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
-    /// kill; a third does what it would have done without us. What the signals did before is restored at the end.
+    /// kill; a third does what it would have done without us. What the signals did before is restored at the end. A signal
+    /// that comes before this call is not caught: see [`Signals`].
     ///
     /// # Errors
     /// As [`Server::stop`]; [`Error::Unsupported`] if another run is under way in this process.
     pub fn run(&self) -> Result<Report> {
-        self.shared.check_can_wait()?;
-        SignalledRun::catch()?.run(self)
+        Signals::catch()?.run(self)
     }
 
     /// Ends the server and frees its threads: stops it if nobody has, and returns when its threads have ended, those
@@ -591,17 +603,39 @@ impl fmt::Debug for Server {
     }
 }
 
-/// SIGTERM and SIGINT, caught from before the server starts, so that none is missed.
-pub(crate) struct SignalledRun(StopSignals);
+/// SIGTERM and SIGINT, caught: from before a server starts, so that none is missed. Dropped, it restores what the
+/// signals did before.
+///
+/// ```no_run
+/// # fn serve() -> httpdown::Result<httpdown::Server> { unimplemented!() }
+/// # fn main() -> httpdown::Result<()> {
+/// let signals = httpdown::Signals::catch()?;
+/// let server = serve()?;
+/// println!("serving");
+/// let report = signals.run(&server)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Signals(StopSignals);
 
-impl SignalledRun {
-    pub(crate) fn catch() -> Result<Self> {
+impl Signals {
+    /// Catches them. Only one server, or group of servers, can be run by signals in a process.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they are caught already.
+    pub fn catch() -> Result<Self> {
         let signals = StopSignals::catch().map_err(|error| Error::io("sigaction", error))?;
         let busy = || Error::Unsupported("another run is under way in this process".into());
         signals.map(Self).ok_or_else(busy)
     }
 
-    pub(crate) fn run(self, server: &Server) -> Result<Report> {
+    /// As [`Server::run`].
+    ///
+    /// # Errors
+    /// As [`Server::stop`].
+    pub fn run(self, server: &Server) -> Result<Report> {
+        server.shared.check_can_wait()?;
         let Self(signals) = self;
         let watched = server.clone();
         let mut signals = Some(signals);

@@ -153,6 +153,7 @@ pub(crate) fn at_fork(child: extern "C" fn()) -> io::Result<()> {
 }
 
 /// What a signal did before: given back to [`restore_signal`].
+#[derive(Debug)]
 pub(crate) struct OldAction {
     signal: libc::c_int,
     action: libc::sigaction,

@@ -72,6 +72,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let inflight = self.conn.request_begins();
         let has_body = request.method() != Method::HEAD;
+        let is_connect = request.method() == Method::CONNECT;
         let is_http10 = request.version() < Version::HTTP_11;
         let call = || self.respond.respond(request, &inflight);
         let future = catch_unwind(AssertUnwindSafe(call)).ok();
@@ -80,6 +81,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             answering: Some(Answering {
                 inflight,
                 has_body,
+                is_connect,
                 is_http10,
             }),
         }
@@ -91,6 +93,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
 struct Answering {
     inflight: Arc<Inflight>,
     has_body: bool,
+    is_connect: bool,
     is_http10: bool,
 }
 
@@ -120,7 +123,13 @@ impl Answering {
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let no_body = !self.has_body
+        let upgrades = head.status == StatusCode::SWITCHING_PROTOCOLS
+            || (self.is_connect && head.status.is_success());
+        if upgrades {
+            self.conn().upgrade_agreed();
+        }
+        let no_body = upgrades
+            || !self.has_body
             || head.status.is_informational()
             || matches!(
                 head.status,
@@ -209,8 +218,9 @@ pin_project! {
     impl<B> PinnedDrop for TrackedBody<B> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            if *this.remaining == Some(0)
-                && let Some(answering) = this.answering.take()
+            // Before the body, so that its writer is told what has become of it, not only that nobody takes more.
+            if let Some(answering) = this.answering.take()
+                && *this.remaining == Some(0)
             {
                 answering.inflight.fate().complete();
                 answering.conn().response_written();

@@ -92,6 +92,7 @@ impl Registry {
             unflushed: Count::default(),
             refused: Count::default(),
             held: Count::default(),
+            upgrading: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
@@ -192,6 +193,8 @@ pub(crate) struct Conn {
     refused: Count,
     /// Requests that anything still holds.
     held: Count,
+    /// The last response has agreed to an upgrade: what comes now is not ours to understand.
+    upgrading: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
 }
@@ -234,7 +237,7 @@ impl Conn {
     }
 
     pub(super) fn bytes_read(&self) {
-        if self.is_between_requests() {
+        if self.is_between_requests() && !self.upgrading.load(Ordering::Relaxed) {
             self.reading_head.store(true, Ordering::Relaxed);
             self.set_state(ConnState::Active);
         }
@@ -309,6 +312,10 @@ impl Conn {
         })
     }
 
+    pub(super) fn upgrade_agreed(&self) {
+        self.upgrading.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn response_ends_with_connection(&self) {
         self.close_delimited.store(true, Ordering::Relaxed);
     }
@@ -329,7 +336,9 @@ impl Conn {
 
     /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.
     pub(super) fn hijacked_if_open(&self) {
-        if self.descriptor().is_some() {
+        // Held until it is marked: whoever closes the socket meanwhile waits.
+        let descriptor = self.descriptor();
+        if descriptor.is_some() {
             self.set_state(ConnState::Hijacked);
             self.shared.events.sum("conn.closed", 1.0);
         }
@@ -365,15 +374,16 @@ impl Conn {
 
     /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.
     fn closed(&self) {
-        if self.descriptor().take().is_none() {
+        let mut descriptor = self.descriptor();
+        if descriptor.take().is_none() {
             return;
         }
         let killed = self.is_killed();
         let ledger = &self.ledger;
         if killed && self.is_reading_head() {
             // A request of which a byte has come is a request.
-            ledger.requests.bump();
-            ledger.killed.bump();
+            ledger.requests.add(1);
+            ledger.killed.add(1);
         }
         let lost = if killed { &ledger.killed } else { &ledger.gone };
         lost.add(self.in_service.take() + self.unflushed.take());

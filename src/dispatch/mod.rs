@@ -12,7 +12,8 @@ use std::time::Instant;
 use http::Request;
 use hyper::body::Incoming;
 
-pub use queue::{RequestQueue, Taken};
+pub use queue::RequestQueue;
+pub(crate) use queue::Taken;
 
 use crate::conn::{Inflight, Respond};
 use crate::exchange::{Exchange, Reply, ReplyBody};
@@ -64,7 +65,7 @@ impl Backend {
     pub(crate) fn refuse_queued(&self) {
         match self {
             Self::Direct => {}
-            Self::Pool(pool) => pool.take_queued().into_iter().for_each(Exchange::refuse),
+            Self::Pool(pool) => pool.refuse_queued().into_iter().for_each(Exchange::refuse),
             Self::Queue(queue) => queue.end().into_iter().for_each(Exchange::refuse),
         }
     }

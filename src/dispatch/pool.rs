@@ -34,6 +34,7 @@ struct State {
     started: usize,
     running: usize,
     idle: usize,
+    refusing: bool,
     closed: bool,
 }
 
@@ -49,7 +50,7 @@ impl Pool {
 
     pub(crate) fn push(&self, exchange: Exchange) {
         let mut state = self.work.lock();
-        if state.closed {
+        if state.refusing {
             drop(state);
             return exchange.refuse();
         }
@@ -78,14 +79,17 @@ impl Pool {
         }
     }
 
-    /// What no handler has begun.
-    pub(crate) fn take_queued(&self) -> Vec<Exchange> {
-        self.work.lock().queue.drain(..).collect()
+    /// What no handler has begun; from now on nothing is taken any more.
+    pub(crate) fn refuse_queued(&self) -> Vec<Exchange> {
+        let mut state = self.work.lock();
+        state.refusing = true;
+        state.queue.drain(..).collect()
     }
 
     pub(crate) fn close(&self, deadline: Instant) {
         let threads = {
             let mut state = self.work.lock();
+            state.refusing = true;
             state.closed = true;
             std::mem::take(&mut state.threads)
         };

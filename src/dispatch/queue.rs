@@ -38,7 +38,7 @@ struct State {
 
 /// Says, as long as it lives, that a thread has taken a request and not finished it.
 #[derive(Debug)]
-pub struct Taken {
+pub(crate) struct Taken {
     queue: RequestQueue,
     thread: ThreadId,
 }
@@ -69,7 +69,7 @@ impl RequestQueue {
     ///
     /// # Errors
     /// [`Error::Stopped`] when no request can come any more, [`Error::WouldBlock`] when the deadline has passed.
-    pub fn take(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<(Exchange, Taken)>> {
+    pub fn take(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<Exchange>> {
         if limit == 0 {
             return Err(Error::InvalidArgument("room for no request".into()));
         }
@@ -98,7 +98,7 @@ impl RequestQueue {
             };
         }
         let count = limit.min(state.queue.len());
-        let exchanges: Vec<_> = state.queue.drain(..count).collect();
+        let mut exchanges: Vec<_> = state.queue.drain(..count).collect();
         if state.queue.is_empty()
             && !state.ended
             && let Some(readable) = self.0.readable.get()
@@ -108,11 +108,11 @@ impl RequestQueue {
         let thread = thread::current().id();
         *state.holders.entry(thread).or_default() += count;
         drop(state);
-        let taken = |exchange| {
+        for exchange in &mut exchanges {
             let queue = self.clone();
-            (exchange, Taken { queue, thread })
-        };
-        Ok(exchanges.into_iter().map(taken).collect())
+            exchange.taken_by(Taken { queue, thread });
+        }
+        Ok(exchanges)
     }
 
     /// A descriptor for an event loop: readable while requests wait, and after the end. It belongs to the queue.

@@ -15,7 +15,7 @@ pub struct httpdown_clock {
 
 /// Makes a clock that stands at zero, for the option `clock` of one server or several.
 ///
-/// Returns OK, INVALID_ARGUMENT. The clock is yours: httpdown_clock_free.
+/// Returns OK, INVALID_ARGUMENT, FORKED. The clock is yours: httpdown_clock_free.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_clock_new_mock(clock: *mut *mut httpdown_clock) -> c_int {
@@ -32,7 +32,7 @@ pub unsafe extern "C" fn httpdown_clock_new_mock(clock: *mut *mut httpdown_clock
 /// Moves the time on by `ms` milliseconds, and fires the timers that are due by then. Does not wait for what they set
 /// off.
 ///
-/// Returns OK, INVALID_ARGUMENT.
+/// Returns OK, INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_clock_advance(clock: *const httpdown_clock, ms: u64) -> c_int {
@@ -47,7 +47,7 @@ pub unsafe extern "C" fn httpdown_clock_advance(clock: *const httpdown_clock, ms
 /// Blocks until at least `count` timers are set, that is: until the server waits for its clock. `timeout_ms` is real
 /// time. A server with statistics always has one timer set, for the counts of every minute.
 ///
-/// Returns OK, INVALID_ARGUMENT, WOULD_BLOCK (at the timeout).
+/// Returns OK, INVALID_ARGUMENT, WOULD_BLOCK (at the timeout), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_clock_wait_for_timers(

@@ -11,7 +11,7 @@ use super::boundary::{borrow, deadline, output, room, slice, status, value};
 use super::callbacks::ForeignData;
 use super::server::httpdown_server;
 use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
-use crate::{Cancellation, Error, Exchange, Result, Taken};
+use crate::{Cancellation, Error, Exchange, Result};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
 /// (httpdown_reply_start, _write, _finish).
@@ -30,7 +30,6 @@ pub struct httpdown_request {
     target: OnceLock<String>,
     peer: OnceLock<String>,
     local: OnceLock<String>,
-    _taken: Option<Taken>,
 }
 
 /// The handler has it until it returns.
@@ -39,12 +38,7 @@ const LENT: u8 = 0;
 const OWNED: u8 = 1;
 
 impl httpdown_request {
-    fn new(
-        exchange: Exchange,
-        server: &Arc<httpdown_server>,
-        ownership: u8,
-        taken: Option<Taken>,
-    ) -> Arc<Self> {
+    fn new(exchange: Exchange, server: &Arc<httpdown_server>, ownership: u8) -> Arc<Self> {
         Arc::new(Self {
             cancellation: exchange.cancellation(),
             exchange: Mutex::new(Some(exchange)),
@@ -54,7 +48,6 @@ impl httpdown_request {
             target: OnceLock::new(),
             peer: OnceLock::new(),
             local: OnceLock::new(),
-            _taken: taken,
         })
     }
 
@@ -77,7 +70,7 @@ pub(super) fn lend(
     server: &Arc<httpdown_server>,
     handler: impl FnOnce(*mut httpdown_request),
 ) {
-    let request = httpdown_request::new(exchange, server, LENT, None);
+    let request = httpdown_request::new(exchange, server, LENT);
     handler(Arc::as_ptr(&request).cast_mut());
     if request.ownership.load(Ordering::Acquire) == LENT {
         // If it is not answered, dropping it is a 500 and a line in the log.
@@ -86,12 +79,8 @@ pub(super) fn lend(
 }
 
 /// Gives a request away for good: whoever has the pointer ends it.
-pub(super) fn own(
-    exchange: Exchange,
-    server: &Arc<httpdown_server>,
-    taken: Taken,
-) -> *mut httpdown_request {
-    let request = httpdown_request::new(exchange, server, OWNED, Some(taken));
+pub(super) fn own(exchange: Exchange, server: &Arc<httpdown_server>) -> *mut httpdown_request {
+    let request = httpdown_request::new(exchange, server, OWNED);
     Arc::into_raw(request).cast_mut()
 }
 
@@ -152,7 +141,8 @@ pub unsafe extern "C" fn httpdown_request_method(
     }
 }
 
-/// The target, as it came: mostly path and query, "/a%20b?c=d". Borrowed until the request is ended. Never blocks.
+/// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed until the request is
+/// ended. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_target(
     request: *const httpdown_request,
@@ -406,8 +396,8 @@ pub unsafe extern "C" fn httpdown_request_body(
     })
 }
 
-/// Whether there is no more use in answering: the client has left, or the server was killed. Never blocks. Any thread,
-/// also while another uses the request, until it is ended.
+/// Whether there is no more use in answering: the client has left, or the server was killed. True if `request` is NULL.
+/// Never blocks. Any thread, also while another uses the request, until it is ended.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
     value(true, || {
@@ -550,8 +540,9 @@ impl AsRef<[u8]> for Lent {
     }
 }
 
-/// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the request is owned and must be
-/// ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never blocks.
+/// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the
+/// request is owned and must be ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never
+/// blocks.
 ///
 /// The body goes out chunked, unless there is a Content-Length among the headers.
 ///

@@ -14,8 +14,7 @@ use super::options::Options;
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
-use crate::server::SignalledRun;
-use crate::{Error, Event, Result, Server};
+use crate::{Error, Event, Result, Server, Signals};
 
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
 pub struct httpdown_server {
@@ -85,7 +84,7 @@ pub unsafe extern "C" fn httpdown_run(
         let options = unsafe { Options::read(options)? };
         // SAFETY: the header's preface: NULL or a report.
         unsafe { check_report(report)? };
-        let run = SignalledRun::catch()?;
+        let run = Signals::catch()?;
         let handle = start(options)?;
         let server = handle.get().clone();
         let result = run.run(&server);
@@ -134,9 +133,9 @@ fn explained(
 /// gets the same result.
 ///
 /// Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
-/// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (on a thread of
-/// the server's own, or one that holds an unfinished request of the queue: the stop has begun then), INVALID_ARGUMENT,
-/// FORKED.
+/// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has
+/// not ended, and this is a thread of its own, or one that holds an unfinished request of the queue: the stop has begun
+/// then), INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_stop(server: *const httpdown_server) -> c_int {
@@ -324,8 +323,8 @@ pub unsafe extern "C" fn httpdown_next(
         unsafe { Arc::increment_strong_count(server) };
         // SAFETY: the count was just increased for this.
         let handle = unsafe { Arc::from_raw(server) };
-        for (place, (exchange, taken)) in requests.iter_mut().zip(taken) {
-            place.write(own(exchange, &handle, taken));
+        for (place, exchange) in requests.iter_mut().zip(taken) {
+            place.write(own(exchange, &handle));
         }
         Ok(())
     })

@@ -275,7 +275,7 @@ pub struct httpdown_options {
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.
 ///
-/// Once the server has stopped: requests = served + failed + gone + killed (what was abandoned is among the killed).
+/// Once the server has stopped: requests = served + failed + gone + killed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct httpdown_stop_report {
@@ -311,7 +311,8 @@ pub struct httpdown_stop_report {
     pub gone: u64,
     /// Requests that a kill cut, or answered with 503 because nobody had begun to work on them.
     pub killed: u64,
-    /// Requests whose handler still held them when the kill timeout had passed.
+    /// Requests whose handler still held them, answered or not, when the kill timeout had passed. They are also in one
+    /// of the columns above.
     pub abandoned: u64,
     /// Upgraded connections that a kill cut.
     pub hijacked_killed: u64,
