@@ -1,0 +1,433 @@
+//! What the tests share: a small blocking HTTP/1.1 client on a raw socket, and ways to wait for a moment without sleeping.
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "every test file uses some of it, and a helper that fails fails its test"
+)]
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Response as HttpResponse;
+use httpdown::{ConnEvent, Event, Exchange, Listener, Phase, Report, Result, Server, Stats};
+use socket2::SockRef;
+
+/// Nothing that must happen takes longer, on however slow a machine; the deadline of every wait.
+pub(crate) const LONG: Duration = Duration::from_secs(50);
+
+/// A listener on a free port, and on a loopback address of its own: else a client that comes again after a stop might
+/// find the server of another test, to which the kernel has given the same port.
+pub(crate) fn listener() -> Listener {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) % 2_000 + 1;
+    let own = (std::process::id() % 8_000) << 11 | count;
+    let addr = Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 0, 0).to_bits() | own);
+    Listener::bind(&format!("{addr}:0")).unwrap()
+}
+
+pub(crate) fn addr(server: &Server) -> SocketAddr {
+    server.local_addrs()[0]
+}
+
+/// Stops the server and waits for the end: for less than its stop timeout, so that a stop that hangs is seen.
+pub(crate) fn stop(server: &Server) -> Result<Report> {
+    server.stop_begin();
+    wait(server)
+}
+
+pub(crate) fn wait(server: &Server) -> Result<Report> {
+    server.wait_blocking(Some(Instant::now() + LONG))
+}
+
+/// Stops on a thread of its own.
+pub(crate) fn stop_elsewhere(server: &Server) -> JoinHandle<Result<Report>> {
+    let server = server.clone();
+    thread::spawn(move || stop(&server))
+}
+
+/// No request was lost or is missing in the report.
+pub(crate) fn assert_balanced(report: &Report) {
+    assert_eq!(
+        report.requests,
+        report.served + report.failed + report.gone + report.killed,
+        "{report:?}"
+    );
+    assert_eq!(report.conns_open, 0, "{report:?}");
+    assert_eq!(report.phase, Phase::Stopped, "{report:?}");
+}
+
+/// Answers with 200 and this text.
+pub(crate) fn reply(exchange: Exchange, text: impl Into<Bytes>) -> Result<()> {
+    exchange.reply(HttpResponse::new(text.into()))
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: TcpStream,
+    /// Read, and not yet part of a response.
+    rest: Vec<u8>,
+}
+
+/// A response as the client saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// The header's value, in lower case.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.headers.iter();
+        headers
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn closes(&self) -> bool {
+        self.header("connection") == Some("close")
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+}
+
+impl Client {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        Self::try_connect(addr).unwrap()
+    }
+
+    pub(crate) fn try_connect(addr: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(addr)?;
+        stream.set_read_timeout(Some(LONG))?;
+        stream.set_write_timeout(Some(LONG))?;
+        stream.set_nodelay(true)?;
+        let rest = Vec::new();
+        Ok(Self { stream, rest })
+    }
+
+    /// Connects and sends a request.
+    pub(crate) fn get(addr: SocketAddr, path: &str) -> Self {
+        let mut client = Self::connect(addr);
+        client.ask(path);
+        client
+    }
+
+    pub(crate) fn ask(&mut self, path: &str) {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+    }
+
+    pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.try_send(bytes).unwrap();
+    }
+
+    pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Sends a FIN; responses can still be read. If the connection is gone already, nothing.
+    pub(crate) fn half_close(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends the connection with a reset.
+    pub(crate) fn reset(self) {
+        let linger = Some(Duration::ZERO);
+        SockRef::from(&self.stream).set_linger(linger).unwrap();
+    }
+
+    pub(crate) fn set_read_timeout(&self, timeout: Duration) {
+        self.stream.set_read_timeout(Some(timeout)).unwrap();
+    }
+
+    pub(crate) fn socket(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    pub(crate) fn answer(&mut self) -> Answer {
+        self.try_answer().unwrap()
+    }
+
+    /// Reads a response; a cut one is an error.
+    pub(crate) fn try_answer(&mut self) -> io::Result<Answer> {
+        let mut answer = self.try_head()?;
+        answer.body = self.try_body(&answer)?;
+        Ok(answer)
+    }
+
+    /// The head of a response. A body that follows is not read.
+    pub(crate) fn try_head(&mut self) -> io::Result<Answer> {
+        let head = self.until(b"\r\n\r\n")?;
+        let wrong = || io::Error::new(ErrorKind::InvalidData, head.clone());
+        let mut lines = head.trim_end().split("\r\n");
+        let status = lines.next().and_then(|line| line.get(9..12));
+        let status = status
+            .and_then(|status| status.parse().ok())
+            .ok_or_else(wrong)?;
+        let headers = lines
+            .map(|line| {
+                let (name, value) = line.split_once(':')?;
+                Some((name.to_lowercase(), value.trim().to_lowercase()))
+            })
+            .collect::<Option<_>>()
+            .ok_or_else(wrong)?;
+        let body = Vec::new();
+        Ok(Answer {
+            status,
+            headers,
+            body,
+        })
+    }
+
+    fn try_body(&mut self, head: &Answer) -> io::Result<Vec<u8>> {
+        if let Some(length) = head.header("content-length") {
+            return self.exactly(length.parse().map_err(io::Error::other)?);
+        }
+        if head.header("transfer-encoding") == Some("chunked") {
+            let mut body = Vec::new();
+            while let Some(chunk) = self.try_chunk()? {
+                body.extend(chunk);
+            }
+            return Ok(body);
+        }
+        if head.status < 200 || head.status == 204 || head.status == 304 {
+            return Ok(Vec::new());
+        }
+        self.until_end()
+    }
+
+    /// The next chunk of a chunked body; `None` is its end.
+    pub(crate) fn try_chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let line = self.until(b"\r\n")?;
+        let length = usize::from_str_radix(line.trim_end(), 16).map_err(io::Error::other)?;
+        let chunk = self.exactly(length)?;
+        self.exactly(2)?;
+        Ok((length > 0).then_some(chunk))
+    }
+
+    /// Everything up to the end of the connection, which must not be a reset.
+    pub(crate) fn until_end(&mut self) -> io::Result<Vec<u8>> {
+        while self.more()? {}
+        Ok(std::mem::take(&mut self.rest))
+    }
+
+    /// Asserts that the server ends the connection, in whatever way, with nothing more to read.
+    pub(crate) fn assert_ended(mut self) {
+        match self.until_end() {
+            Ok(rest) => assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest)),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
+        }
+    }
+
+    /// Asserts that the server ends the connection with a FIN, and with nothing more to read.
+    pub(crate) fn assert_closed(mut self) {
+        let rest = self.until_end().unwrap();
+        assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    }
+
+    fn until(&mut self, end: &[u8]) -> io::Result<String> {
+        loop {
+            if let Some(at) = self.rest.windows(end.len()).position(|part| part == end) {
+                let found = self.rest.drain(..at + end.len()).collect();
+                return String::from_utf8(found).map_err(io::Error::other);
+            }
+            self.some_more()?;
+        }
+    }
+
+    pub(crate) fn exactly(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        while self.rest.len() < length {
+            self.some_more()?;
+        }
+        Ok(self.rest.drain(..length).collect())
+    }
+
+    fn some_more(&mut self) -> io::Result<()> {
+        let cut = || io::Error::new(ErrorKind::UnexpectedEof, "cut");
+        self.more()?.then_some(()).ok_or_else(cut)
+    }
+
+    fn more(&mut self) -> io::Result<bool> {
+        let mut buf = [0; 16 << 10];
+        let count = loop {
+            match self.stream.read(&mut buf) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => break result?,
+            }
+        };
+        self.rest.extend(&buf[..count]);
+        Ok(count > 0)
+    }
+}
+
+/// Something that is shut until it is opened, for ever. Clones are the same gate.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(crate) fn open(&self) {
+        *self.lock() = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until it is open. After [`LONG`] it gives up, so that a test that has failed ends.
+    pub(crate) fn pass(&self) {
+        drop(
+            self.0
+                .1
+                .wait_timeout_while(self.lock(), LONG, |open| !*open),
+        );
+    }
+
+    /// Opens when the result is dropped: what waits must not outlive a test that fails.
+    pub(crate) fn open_at_end(&self) -> OpenAtEnd {
+        OpenAtEnd(self.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct OpenAtEnd(Gate);
+
+impl Drop for OpenAtEnd {
+    fn drop(&mut self) {
+        self.0.open();
+    }
+}
+
+/// What has happened, in order; a test waits until it says what it should. Clones are the same journal.
+#[derive(Debug)]
+pub(crate) struct Journal<T>(Arc<(Mutex<Vec<T>>, Condvar)>);
+
+impl<T> Clone for Journal<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T: Clone + std::fmt::Debug> Journal<T> {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new((Mutex::new(Vec::new()), Condvar::new())))
+    }
+
+    pub(crate) fn write(&self, entry: T) {
+        self.lock().push(entry);
+        self.0.1.notify_all();
+    }
+
+    pub(crate) fn all(&self) -> Vec<T> {
+        self.lock().clone()
+    }
+
+    /// Waits until an entry is like this.
+    pub(crate) fn wait_for(&self, what: impl Fn(&T) -> bool) {
+        self.wait_until(|entries| entries.iter().any(&what));
+    }
+
+    pub(crate) fn wait_for_count(&self, count: usize) {
+        self.wait_until(|entries| entries.len() >= count);
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until(&self, enough: impl Fn(&[T]) -> bool) {
+        let result = self
+            .0
+            .1
+            .wait_timeout_while(self.lock(), LONG, |entries| !enough(entries));
+        let (entries, waited) = result.unwrap_or_else(PoisonError::into_inner);
+        let entries = entries.clone();
+        assert!(
+            !waited.timed_out(),
+            "what should happen did not: {entries:?}"
+        );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<T>> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until the server's counts are like this. The counts have no event to wait for, so it looks again and again.
+#[track_caller]
+pub(crate) fn wait_for_report(server: &Server, enough: impl Fn(&Report) -> bool) -> Report {
+    let deadline = Instant::now() + LONG;
+    loop {
+        let report = server.report();
+        if enough(&report) {
+            return report;
+        }
+        assert!(Instant::now() < deadline, "{report:?}");
+        thread::yield_now();
+    }
+}
+
+/// A bump of a statistic: its key, and its value.
+pub(crate) type Bump = (String, f64);
+
+/// Writes statistics into a journal; the key is preceded by the method, as in `sum stop`.
+#[derive(Debug)]
+pub(crate) struct Recorder(pub(crate) Journal<Bump>);
+
+impl Recorder {
+    pub(crate) fn new() -> (Self, Journal<Bump>) {
+        let journal = Journal::new();
+        (Self(journal.clone()), journal)
+    }
+
+    fn write(&self, method: &str, key: &str, value: f64) {
+        self.0.write((format!("{method} {key}"), value));
+    }
+}
+
+impl Stats for Recorder {
+    fn bump_avg(&mut self, key: &str, value: f64) {
+        self.write("avg", key, value);
+    }
+
+    fn bump_sum(&mut self, key: &str, value: f64) {
+        self.write("sum", key, value);
+    }
+
+    fn bump_histogram(&mut self, key: &str, value: f64) {
+        self.write("histogram", key, value);
+    }
+
+    fn bump_time(&mut self, key: &str, value: f64) {
+        self.write("time", key, value);
+    }
+}
+
+/// A callback that writes into a journal.
+pub(crate) fn into_journal<T: Clone + std::fmt::Debug>(
+    journal: &Journal<T>,
+) -> impl FnMut(T) + use<T> {
+    let journal = journal.clone();
+    move |entry| journal.write(entry)
+}
+
+/// Takes all events of a server that has ended.
+pub(crate) fn rest_of_events(server: &Server) -> Vec<Event> {
+    std::iter::from_fn(|| server.next_event(Some(Instant::now() + LONG)).ok()).collect()
+}
+
+/// The states that a connection went through.
+pub(crate) fn states_of(events: &[ConnEvent], id: u64) -> Vec<httpdown::ConnState> {
+    let events = events.iter().filter(|event| event.id == id);
+    events.map(|event| event.state).collect()
+}

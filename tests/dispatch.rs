@@ -1,0 +1,1244 @@
+//! How requests reach handlers and services, and what becomes of the answers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::similar_names,
+    reason = "a helper that fails fails its test; and a server serves what was served"
+)]
+
+mod common;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::io::ErrorKind;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::{BodyExt, Empty, Full};
+use httpdown::{
+    Builder, ConnInfo, ConnState, Dispatch, Error, Exchange, Phase, Report, Result, Server,
+};
+use hyper::body::{Body, Frame, Incoming};
+use hyper::service::service_fn;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use common::{
+    Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, into_journal, listener, reply,
+    states_of, stop, stop_elsewhere, wait, wait_for_report,
+};
+
+fn pool(threads: usize) -> Dispatch {
+    Dispatch::Pool(NonZeroUsize::new(threads).unwrap())
+}
+
+fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static) -> Server {
+    Server::builder()
+        .handle(listener(), dispatch, handler)
+        .unwrap()
+}
+
+/// A server whose requests a thread takes from the queue, one after the other, until there are no more.
+fn serve_queue(builder: Builder, handler: impl Fn(Exchange) + Send + 'static) -> Server {
+    let server = builder.queue(listener()).unwrap();
+    let taker = server.clone();
+    thread::spawn(move || {
+        let queue = taker.queue().unwrap();
+        while let Ok(taken) = queue.take(16, None) {
+            for exchange in taken {
+                handler(exchange);
+            }
+        }
+    });
+    server
+}
+
+/// The same handler by each of the three ways.
+fn each_way(handler: impl Fn(Exchange) + Clone + Send + Sync + 'static, test: impl Fn(&Server)) {
+    let servers = [
+        serve(Dispatch::default(), handler.clone()),
+        serve(Dispatch::Inline, handler.clone()),
+        serve_queue(Server::builder(), handler),
+    ];
+    for server in servers {
+        test(&server);
+        assert_balanced(&stop(&server).unwrap());
+    }
+}
+
+fn post(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {length}\r\n\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+#[test]
+fn a_handler_sees_the_request_and_answers_it_each_way() {
+    let handler = |exchange: Exchange| {
+        assert_eq!(exchange.method(), Method::GET);
+        assert_eq!(exchange.uri(), "/path?query=1");
+        assert_eq!(exchange.version(), Version::HTTP_11);
+        assert_eq!(exchange.headers()["x-test"], "yes");
+        assert_eq!(exchange.conn().local, addr(&exchange.server()));
+        let response = Response::builder()
+            .status(StatusCode::CREATED)
+            .header("x-peer", exchange.conn().peer.to_string())
+            .body(Bytes::from("made"))
+            .unwrap();
+        exchange.reply(response).unwrap();
+    };
+    each_way(handler, |server| {
+        let mut client = Client::connect(addr(server));
+        for _ in 0..3 {
+            client.send("GET /path?query=1 HTTP/1.1\r\nHost: test\r\nX-Test: yes\r\n\r\n");
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.text()), (201, "made"));
+            let local = client.socket().local_addr().unwrap();
+            assert_eq!(answer.header("x-peer"), Some(&*local.to_string()));
+            assert_eq!(answer.header("content-length"), Some("4"));
+        }
+    });
+}
+
+#[test]
+fn an_answer_in_pieces_is_chunked_each_way() {
+    let handler = |mut exchange: Exchange| {
+        assert!(!exchange.is_started());
+        exchange.start(Response::new(())).unwrap();
+        assert!(exchange.is_started());
+        exchange.write(b"one, ").unwrap();
+        exchange.write(b"").unwrap();
+        exchange.write_bytes(Bytes::from("two")).unwrap();
+        exchange.finish().unwrap();
+    };
+    each_way(handler, |server| {
+        let mut client = Client::get(addr(server), "/");
+        let answer = client.answer();
+        assert_eq!(answer.text(), "one, two");
+        assert_eq!(answer.header("transfer-encoding"), Some("chunked"));
+        client.ask("/");
+        assert_eq!(client.answer().text(), "one, two");
+    });
+}
+
+#[test]
+fn an_answer_may_have_no_body_at_all() {
+    let handler = |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        exchange.finish().unwrap();
+    };
+    each_way(handler, |server| {
+        let mut client = Client::get(addr(server), "/");
+        assert_eq!(client.answer().text(), "");
+        client.ask("/");
+        assert_eq!(client.answer().text(), "");
+    });
+}
+
+#[test]
+fn an_unanswered_request_gets_a_500_each_way() {
+    each_way(drop, |server| {
+        let mut client = Client::get(addr(server), "/");
+        assert_eq!(client.answer().status, 500);
+        client.ask("/");
+        assert_eq!(client.answer().status, 500);
+    });
+}
+
+#[test]
+fn a_panic_gets_a_500_and_is_told() {
+    for dispatch in [pool(1), Dispatch::Inline] {
+        let (stats, bumps) = Recorder::new();
+        let logs = Journal::new();
+        let writes = logs.clone();
+        let server = Server::builder()
+            .stats(stats)
+            .on_log(move |_, text: &str| writes.write(text.to_owned()))
+            .handle(listener(), dispatch, |exchange: Exchange| {
+                assert!(exchange.uri() == "/", "that is what the test wants");
+                reply(exchange, "fine").unwrap();
+            })
+            .unwrap();
+        let mut client = Client::get(addr(&server), "/panic");
+        assert_eq!(client.answer().status, 500);
+        client.ask("/");
+        assert_eq!(client.answer().text(), "fine");
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!((report.requests, report.served), (2, 2));
+        server.close();
+        let errors = bumps
+            .all()
+            .into_iter()
+            .filter(|(key, _)| key == "sum handler.error");
+        assert_eq!(errors.count(), 1);
+        assert!(
+            logs.all().iter().any(|line| line.contains("panicked")),
+            "{logs:?}"
+        );
+    }
+}
+
+#[test]
+fn a_panic_within_an_answer_cuts_it() {
+    let server = serve(pool(1), |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        exchange.write(b"half").unwrap();
+        panic!("that is what the test wants");
+    });
+    let mut client = Client::get(addr(&server), "/");
+    client.try_answer().unwrap_err();
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.failed, 1);
+}
+
+#[test]
+fn an_answer_that_is_not_finished_is_cut() {
+    for request in [
+        "GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+        "GET / HTTP/1.0\r\n\r\n",
+    ] {
+        let (stats, bumps) = Recorder::new();
+        let server = Server::builder()
+            .stats(stats)
+            .handle(listener(), pool(1), |mut exchange: Exchange| {
+                exchange.start(Response::new(())).unwrap();
+                exchange.write(b"half").unwrap();
+            })
+            .unwrap();
+        let mut client = Client::connect(addr(&server));
+        client.send(request);
+        // With HTTP/1.0 a FIN would say that this was all.
+        client.try_answer().expect_err(request);
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!((report.failed, report.served), (1, 0));
+        server.close();
+        let errors = bumps
+            .all()
+            .into_iter()
+            .filter(|(key, _)| key == "sum handler.error");
+        assert_eq!(errors.count(), 1);
+    }
+}
+
+#[test]
+fn only_one_answer_is_possible() {
+    let results = Journal::new();
+    let writes = results.clone();
+    let server = serve(pool(1), move |mut exchange: Exchange| {
+        assert!(matches!(
+            exchange.write(b"early"),
+            Err(Error::InvalidArgument(_))
+        ));
+        exchange.start(Response::new(())).unwrap();
+        let again = exchange.start(Response::new(()));
+        writes.write(format!("{again:?}"));
+        exchange.write(b"still whole").unwrap();
+        exchange.finish().unwrap();
+    });
+    let mut client = Client::get(addr(&server), "/");
+    assert_eq!(client.answer().text(), "still whole");
+    assert_eq!(results.all(), ["Err(AlreadyReplied)"]);
+
+    let server = serve(pool(1), move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        let result = reply(exchange, "instead");
+        assert!(matches!(result, Err(Error::AlreadyReplied)), "{result:?}");
+    });
+    Client::get(addr(&server), "/").try_answer().unwrap_err();
+    assert_eq!(stop(&server).unwrap().failed, 1);
+
+    let server = serve(pool(1), move |exchange: Exchange| {
+        let result = exchange.finish();
+        assert!(
+            matches!(result, Err(Error::InvalidArgument(_))),
+            "{result:?}"
+        );
+    });
+    assert_eq!(Client::get(addr(&server), "/").answer().status, 500);
+}
+
+#[test]
+fn a_head_that_contradicts_its_body_is_refused() {
+    let bad = |name: &str, value: &str| Response::builder().header(name, value);
+    let server = serve(pool(1), move |mut exchange: Exchange| {
+        let not_final = Response::builder()
+            .status(StatusCode::CONTINUE)
+            .body(())
+            .unwrap();
+        let coded = bad("transfer-encoding", "chunked").body(()).unwrap();
+        let no_number = bad("content-length", "ten").body(()).unwrap();
+        let two = bad("content-length", "1").header("content-length", "1");
+        for response in [not_final, coded, no_number, two.body(()).unwrap()] {
+            let result = exchange.start(response);
+            assert!(
+                matches!(result, Err(Error::InvalidArgument(_))),
+                "{result:?}"
+            );
+        }
+        // Nothing was sent: it can still be answered.
+        match exchange.uri().path() {
+            "/reply" => {
+                let wrong = bad("content-length", "5")
+                    .body(Bytes::from("four"))
+                    .unwrap();
+                let result = exchange.reply(wrong);
+                assert!(
+                    matches!(result, Err(Error::InvalidArgument(_))),
+                    "{result:?}"
+                );
+            }
+            _ => reply(exchange, "at last").unwrap(),
+        }
+    });
+    let mut client = Client::get(addr(&server), "/");
+    assert_eq!(client.answer().text(), "at last");
+    client.ask("/reply");
+    assert_eq!(client.answer().status, 500);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_content_length_is_kept_to() {
+    let server = serve(pool(1), |mut exchange: Exchange| {
+        let head = Response::builder()
+            .header("content-length", "4")
+            .body(())
+            .unwrap();
+        let path = exchange.uri().path().to_owned();
+        exchange.start(head).unwrap();
+        exchange.write(b"fo").unwrap();
+        match &*path {
+            "/short" => {}
+            "/long" => {
+                exchange.write(b"ur").unwrap();
+                // How soon this is noticed depends on how soon the connection takes what was written.
+                let noticed = (0..1_000_000).find_map(|_| exchange.write(b"more").err());
+                assert!(
+                    matches!(noticed, Some(Error::InvalidArgument(_))),
+                    "{noticed:?}"
+                );
+            }
+            _ => exchange.write(b"ur").unwrap(),
+        }
+        exchange.finish().unwrap();
+    });
+    let mut client = Client::get(addr(&server), "/right");
+    let answer = client.answer();
+    assert_eq!(
+        (answer.text(), answer.header("transfer-encoding")),
+        ("four", None)
+    );
+    client.ask("/long");
+    assert_eq!(client.answer().text(), "four");
+    let mut client = Client::get(addr(&server), "/short");
+    client.try_answer().unwrap_err();
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.failed), (2, 1));
+}
+
+#[test]
+fn answers_without_a_body_have_none() {
+    let handler = |mut exchange: Exchange| {
+        let status = match exchange.uri().path() {
+            "/204" => StatusCode::NO_CONTENT,
+            "/304" => StatusCode::NOT_MODIFIED,
+            _ => StatusCode::OK,
+        };
+        let mut response = Response::new(());
+        *response.status_mut() = status;
+        if exchange.uri().query().is_some() {
+            exchange.start(response).unwrap();
+            for _ in 0..100 {
+                exchange.write(b"goes nowhere").unwrap();
+            }
+            exchange.finish().unwrap();
+        } else {
+            let body = if status == StatusCode::OK { "body" } else { "" };
+            exchange
+                .reply(response.map(|()| Bytes::from(body)))
+                .unwrap();
+        }
+    };
+    for dispatch in [pool(4), Dispatch::Inline] {
+        let server = serve(dispatch, handler);
+        let mut client = Client::connect(addr(&server));
+        for (method, path, status) in [
+            ("HEAD", "/", 200),
+            ("HEAD", "/?pieces", 200),
+            ("GET", "/204", 204),
+            ("GET", "/204?pieces", 204),
+            ("GET", "/304", 304),
+            ("GET", "/304?pieces", 304),
+            ("HEAD", "/304?pieces", 304),
+        ] {
+            client.send(format!("{method} {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+            let answer = client.try_head().unwrap();
+            assert_eq!(answer.status, status, "{method} {path}");
+            if path == "/" {
+                assert_eq!(answer.header("content-length"), Some("4"));
+            }
+        }
+        // Had a body been sent, this would not be what comes next.
+        client.ask("/");
+        assert_eq!(client.answer().text(), "body");
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!(report.served, 8);
+    }
+}
+
+#[test]
+fn a_body_can_be_read_in_pieces_of_any_size() {
+    let body: Vec<u8> = (0..200_000u32).map(|n| n.to_le_bytes()[0]).collect();
+    for size in [1_000, 65_536, 1_000_000] {
+        let server = serve(pool(1), move |mut exchange: Exchange| {
+            let (mut buf, mut whole) = (vec![0; size], Vec::new());
+            loop {
+                match exchange.read(&mut buf).unwrap() {
+                    0 => break,
+                    count => whole.extend_from_slice(&buf[..count]),
+                }
+            }
+            assert_eq!(exchange.read(&mut buf).unwrap(), 0);
+            reply(exchange, whole).unwrap();
+        });
+        let mut client = Client::connect(addr(&server));
+        client.send(post("/", &body));
+        assert!(client.answer().body == body);
+        client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for piece in body.chunks(70_001) {
+            client.send(format!("{:x}\r\n", piece.len()));
+            client.send(piece);
+            client.send("\r\n");
+        }
+        client.send("0\r\n\r\n");
+        assert!(client.answer().body == body);
+    }
+}
+
+#[test]
+fn a_body_that_is_too_long_is_not_read_to_its_end() {
+    let server = serve(pool(1), |mut exchange: Exchange| {
+        let _ = exchange.read_bytes(2).unwrap();
+        let text = match exchange.read_to_end(8) {
+            Ok(rest) => format!("{} more", rest.len()),
+            Err(Error::TooLarge) => {
+                // Nothing of it is lost.
+                let rest = exchange.read_to_end(9).unwrap();
+                format!("too long: {} more", rest.len())
+            }
+            Err(error) => panic!("{error}"),
+        };
+        reply(exchange, text).unwrap();
+    });
+    let chunked = |body: &str| {
+        let length = body.len();
+        format!(
+            "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"
+        )
+    };
+    for (body, text) in [
+        ("01", "0 more"),
+        ("0123456789", "8 more"),
+        ("0123456789x", "too long: 9 more"),
+    ] {
+        for request in [post("/", body.as_bytes()), chunked(body).into()] {
+            let mut client = Client::connect(addr(&server));
+            client.send(request);
+            assert_eq!(client.answer().text(), text);
+        }
+    }
+}
+
+#[test]
+fn a_body_that_is_cut_is_an_error() {
+    let results = Journal::new();
+    let writes = results.clone();
+    let server = serve(pool(1), move |mut exchange: Exchange| {
+        writes.write(format!("{:?}", exchange.read_to_end(100)));
+    });
+    let mut client = Client::connect(addr(&server));
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
+    client.half_close();
+    results.wait_for_count(1);
+    let mut client = Client::connect(addr(&server));
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n");
+    results.wait_for_count(2);
+    assert_eq!(results.all(), ["Err(Gone)", "Err(Gone)"]);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_client_that_does_not_read_makes_the_writer_wait() {
+    const TOTAL: usize = 64 << 20;
+    let written = Arc::new(AtomicUsize::new(0));
+    let counts = Arc::clone(&written);
+    let server = serve(pool(1), move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        let piece = Bytes::from(vec![b'x'; 64 << 10]);
+        while counts.load(Ordering::Relaxed) < TOTAL {
+            exchange.write_bytes(piece.clone()).unwrap();
+            counts.fetch_add(piece.len(), Ordering::Relaxed);
+        }
+        exchange.finish().unwrap();
+    });
+    let mut client = Client::get(addr(&server), "/");
+    // It stands still: not for how long, but at how much, is what matters.
+    let mut seen = 0;
+    for _ in 0..1_000 {
+        thread::sleep(Duration::from_millis(20));
+        let now = written.load(Ordering::Relaxed);
+        if now > 0 && now == seen {
+            break;
+        }
+        seen = now;
+    }
+    assert!(
+        seen < TOTAL / 2,
+        "{seen} bytes are on their way to a client that reads nothing"
+    );
+    assert_eq!(client.answer().body.len(), TOTAL);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_waiting_writer_learns_that_its_client_has_gone() {
+    let results = Journal::new();
+    let writes = results.clone();
+    let server = serve(pool(1), move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        let why = (0..1_000_000).find_map(|_| exchange.write(&vec![b'x'; 64 << 10]).err());
+        let deadline = Some(Instant::now() + LONG);
+        let told = exchange.cancellation().wait_until(deadline);
+        writes.write(format!("{why:?} {told:?}"));
+        assert!(matches!(exchange.finish(), Err(Error::Gone)));
+    });
+    let mut client = Client::get(addr(&server), "/");
+    client.try_head().unwrap();
+    client.reset();
+    results.wait_for_count(1);
+    assert_eq!(results.all(), ["Some(Gone) Some(Gone)"]);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.gone, 1);
+}
+
+/// A handler that waits until it is told why there is no more use in answering.
+fn serve_waiter(dispatch: Dispatch) -> (Server, Journal<()>, Journal<String>) {
+    let (begun, results) = (Journal::new(), Journal::new());
+    let (begins, writes) = (begun.clone(), results.clone());
+    let server = serve(dispatch, move |exchange: Exchange| {
+        assert!(exchange.cancelled().is_none());
+        begins.write(());
+        let why = exchange
+            .cancellation()
+            .wait_until(Some(Instant::now() + LONG));
+        writes.write(format!("{why:?}"));
+        assert!(exchange.cancelled().is_some());
+        let result = reply(exchange, "too late");
+        assert!(
+            matches!(result, Err(Error::Gone | Error::Killed)),
+            "{result:?}"
+        );
+    });
+    (server, begun, results)
+}
+
+#[test]
+fn a_waiting_handler_learns_that_its_client_has_gone() {
+    let (server, begun, results) = serve_waiter(pool(1));
+    let client = Client::get(addr(&server), "/");
+    begun.wait_for_count(1);
+    client.reset();
+    results.wait_for_count(1);
+    assert_eq!(results.all(), ["Some(Gone)"]);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.gone, report.served), (1, 0));
+}
+
+#[test]
+fn a_waiting_handler_learns_that_its_client_has_gone_with_its_body_unread() {
+    let (server, begun, results) = serve_waiter(pool(1));
+    let mut client = Client::connect(addr(&server));
+    client.send(post("/", b"nobody reads this"));
+    begun.wait_for_count(1);
+    client.reset();
+    results.wait_for_count(1);
+    assert_eq!(results.all(), ["Some(Gone)"]);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_waiting_handler_learns_that_its_client_has_gone_with_a_request_behind() {
+    let (server, begun, results) = serve_waiter(pool(1));
+    let mut client = Client::connect(addr(&server));
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    begun.wait_for_count(1);
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.reset();
+    results.wait_for_count(1);
+    assert_eq!(results.all(), ["Some(Gone)"]);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_waiting_handler_learns_of_the_kill() {
+    let (server, begun, results) = serve_waiter(pool(2));
+    let clients = [
+        Client::get(addr(&server), "/"),
+        Client::get(addr(&server), "/"),
+    ];
+    begun.wait_for_count(2);
+    server.kill_begin();
+    assert!(matches!(wait(&server), Err(Error::Killed)));
+    assert_eq!(results.all(), ["Some(Killed)", "Some(Killed)"]);
+    clients.into_iter().for_each(Client::assert_ended);
+    let report = server.report();
+    assert_balanced(&report);
+    assert_eq!((report.killed, report.gone), (2, 0));
+}
+
+#[test]
+fn a_cancellation_can_be_awaited() {
+    let (waiting, told) = (Journal::new(), Journal::new());
+    let (waits, tells) = (waiting.clone(), told.clone());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let handle = runtime.handle().clone();
+    let server = serve(Dispatch::Inline, move |exchange: Exchange| {
+        let (waits, tells) = (waits.clone(), tells.clone());
+        handle.spawn(async move {
+            let cancellation = exchange.cancellation();
+            assert!(cancellation.cancelled().is_none());
+            waits.write(());
+            let _ = cancellation.wait().await;
+            tells.write(cancellation.cancelled().map(|why| why.to_string()));
+        });
+    });
+    let client = Client::get(addr(&server), "/");
+    waiting.wait_for_count(1);
+    client.reset();
+    told.wait_for_count(1);
+    assert_eq!(told.all(), [Some(Error::Gone.to_string())]);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn an_exchange_may_be_answered_on_another_thread() {
+    for dispatch in [pool(1), Dispatch::Inline] {
+        let (parked, taken) = mpsc::channel();
+        let server = serve(dispatch, move |exchange: Exchange| {
+            parked.send(exchange).unwrap();
+        });
+        let mut clients: Vec<_> = (0..3).map(|_| Client::get(addr(&server), "/")).collect();
+        let exchanges: Vec<_> = clients
+            .iter()
+            .map(|_| taken.recv_timeout(LONG).unwrap())
+            .collect();
+        let stopping = stop_elsewhere(&server);
+        wait_for_report(&server, |report| report.phase == Phase::Draining);
+        for exchange in exchanges.into_iter().rev() {
+            reply(exchange, "late").unwrap();
+        }
+        for client in &mut clients {
+            assert_eq!(client.answer().text(), "late");
+        }
+        assert_eq!(stopping.join().unwrap().unwrap().served, 3);
+    }
+}
+
+#[test]
+fn an_io_thread_does_not_wait() {
+    let results = Journal::new();
+    let writes = results.clone();
+    let server = serve(Dispatch::Inline, move |mut exchange: Exchange| {
+        if exchange.method() == Method::POST {
+            writes.write(format!("{:?}", exchange.read_to_end(100)));
+            reply(exchange, "not there yet").unwrap();
+        } else {
+            exchange.start(Response::new(())).unwrap();
+            let full = (0..1_000).find_map(|_| exchange.write(&vec![b'x'; 64 << 10]).err());
+            writes.write(format!("{full:?}"));
+        }
+    });
+    let mut client = Client::connect(addr(&server));
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
+    assert_eq!(client.answer().text(), "not there yet");
+    Client::get(addr(&server), "/").try_answer().unwrap_err();
+    assert_eq!(results.all(), ["Err(WouldBlock)", "Some(WouldBlock)"]);
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn what_an_io_thread_has_written_it_can_finish() {
+    let server = serve(Dispatch::Inline, |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        let taken = (0..1_000)
+            .take_while(|_| exchange.write(b"x").is_ok())
+            .count();
+        assert!(taken > 0);
+        exchange.finish().unwrap();
+    });
+    let mut client = Client::get(addr(&server), "/");
+    assert!(!client.answer().body.is_empty());
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn requests_beyond_the_limit_of_the_pool_wait() {
+    const LIMIT: usize = 2;
+    let (gate, begun) = (Gate::new(), Journal::new());
+    let _open_at_end = gate.open_at_end();
+    let running = Arc::new(AtomicUsize::new(0));
+    let (passes, begins) = (gate.clone(), begun.clone());
+    let server = serve(pool(LIMIT), move |exchange: Exchange| {
+        let now = running.fetch_add(1, Ordering::SeqCst) + 1;
+        begins.write(now);
+        passes.pass();
+        running.fetch_sub(1, Ordering::SeqCst);
+        reply(exchange, "served").unwrap();
+    });
+    let mut clients: Vec<_> = (0..10).map(|_| Client::get(addr(&server), "/")).collect();
+    wait_for_report(&server, |report| report.requests == 10);
+    begun.wait_for_count(LIMIT);
+    assert_eq!(begun.all().len(), LIMIT);
+    // Those that wait are served though the stop has begun.
+    let stopping = stop_elsewhere(&server);
+    wait_for_report(&server, |report| report.phase == Phase::Draining);
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.answer().text(), "served");
+    }
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.served, 10);
+    assert!(begun.all().iter().all(|running| *running <= LIMIT));
+}
+
+#[test]
+fn the_pool_takes_up_work_however_it_comes() {
+    let server = serve(pool(3), |exchange: Exchange| {
+        reply(exchange, "served").unwrap();
+    });
+    let addr = addr(&server);
+    let threads: Vec<_> = (0..8)
+        .map(|_| {
+            thread::spawn(move || {
+                let mut client = Client::connect(addr);
+                for _ in 0..200 {
+                    client.ask("/");
+                    assert_eq!(client.answer().text(), "served");
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert_eq!(stop(&server).unwrap().served, 1_600);
+}
+
+/// A kill while one request is with a handler and others wait: the first is cut, the others are refused.
+fn assert_refused(waiting: &mut [Client], report: &Report) {
+    for client in waiting {
+        let answer = client.answer();
+        assert_eq!(answer.status, 503);
+        assert!(answer.closes());
+    }
+    assert_balanced(report);
+    assert_eq!((report.served, report.killed), (0, report.requests));
+}
+
+#[test]
+fn a_kill_refuses_what_waits_for_the_pool() {
+    let (begun, results) = (Journal::new(), Journal::new());
+    let (begins, writes) = (begun.clone(), results.clone());
+    let server = serve(pool(1), move |exchange: Exchange| {
+        begins.write(());
+        let why = exchange
+            .cancellation()
+            .wait_until(Some(Instant::now() + LONG));
+        writes.write(format!("{why:?}"));
+    });
+    let running = Client::get(addr(&server), "/");
+    begun.wait_for_count(1);
+    let mut waiting: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
+    wait_for_report(&server, |report| report.requests == 6);
+    server.kill_begin();
+    assert!(matches!(wait(&server), Err(Error::Killed)));
+    running.assert_ended();
+    assert_refused(&mut waiting, &server.report());
+    assert_eq!(results.all(), ["Some(Killed)"]);
+}
+
+#[test]
+fn a_kill_refuses_what_waits_in_the_queue() {
+    let server = Server::builder().queue(listener()).unwrap();
+    let queue = server.queue().unwrap();
+    let running = Client::get(addr(&server), "/");
+    let mut taken = queue.take(1, Some(Instant::now() + LONG)).unwrap();
+    let mut waiting: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
+    wait_for_report(&server, |report| report.requests == 6);
+    server.kill_begin();
+    let exchange = taken.pop().unwrap();
+    let why = exchange
+        .cancellation()
+        .wait_until(Some(Instant::now() + LONG));
+    assert!(format!("{why:?}").contains("Killed"), "{why:?}");
+    running.assert_ended();
+    let ended = queue.take(1, Some(Instant::now() + LONG));
+    assert!(matches!(ended, Err(Error::Stopped)), "{ended:?}");
+    assert!(matches!(reply(exchange, "too late"), Err(Error::Killed)));
+    assert!(matches!(wait(&server), Err(Error::Killed)));
+    assert_refused(&mut waiting, &server.report());
+}
+
+#[test]
+fn queued_requests_can_be_taken_during_the_drain() {
+    let server = Server::builder().queue(listener()).unwrap();
+    let queue = server.queue().unwrap();
+    let mut clients: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
+    wait_for_report(&server, |report| report.requests == 5);
+    let stopping = stop_elsewhere(&server);
+    wait_for_report(&server, |report| report.phase == Phase::Draining);
+    let mut count = 0;
+    while count < 5 {
+        for exchange in queue.take(2, Some(Instant::now() + LONG)).unwrap() {
+            reply(exchange, "drained").unwrap();
+            count += 1;
+        }
+    }
+    for client in &mut clients {
+        let answer = client.answer();
+        assert_eq!(answer.text(), "drained");
+        assert!(answer.closes());
+    }
+    assert_eq!(stopping.join().unwrap().unwrap().served, 5);
+    assert!(matches!(queue.take(1, None), Err(Error::Stopped)));
+}
+
+#[test]
+fn the_queue_does_not_wait_longer_than_it_is_told() {
+    let server = Server::builder().queue(listener()).unwrap();
+    let queue = server.queue().unwrap();
+    assert!(matches!(
+        queue.take(1, Some(Instant::now())),
+        Err(Error::WouldBlock)
+    ));
+    assert!(matches!(
+        queue.take(0, None),
+        Err(Error::InvalidArgument(_))
+    ));
+    assert!(
+        Server::builder()
+            .serve(listener(), service_fn(empty))
+            .unwrap()
+            .queue()
+            .is_none()
+    );
+}
+
+#[test]
+fn a_thread_that_holds_a_request_cannot_wait_for_the_stop() {
+    let server = Server::builder().queue(listener()).unwrap();
+    let queue = server.queue().unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    let mut taken = queue.take(1, Some(Instant::now() + LONG)).unwrap();
+    let exchange = taken.pop().unwrap();
+    assert!(matches!(server.stop_blocking(), Err(Error::WouldDeadlock)));
+    // Another thread may.
+    let waiting = {
+        let server = server.clone();
+        thread::spawn(move || wait(&server))
+    };
+    assert!(matches!(
+        server.wait_blocking(None),
+        Err(Error::WouldDeadlock)
+    ));
+    reply(exchange, "served").unwrap();
+    assert_balanced(&wait(&server).unwrap());
+    assert_balanced(&waiting.join().unwrap().unwrap());
+    assert_eq!(client.answer().text(), "served");
+}
+
+#[test]
+fn the_descriptor_of_the_queue_is_readable_while_requests_wait() {
+    let is_readable = |fd: &dyn AsFd, timeout: Duration| {
+        // A copy, so that readiness of the moment is asked of a fresh registration: level, not edge.
+        let copy = fd.as_fd().try_clone_to_owned().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            #[allow(deprecated, reason = "the new one is unsafe, and this copy stays open")]
+            let copy = tokio::io::unix::AsyncFd::new(copy).unwrap();
+            tokio::time::timeout(timeout, copy.readable()).await.is_ok()
+        })
+    };
+    let soon = Duration::from_millis(20);
+    let server = Server::builder().queue(listener()).unwrap();
+    let queue = server.queue().unwrap();
+    let mut first = Client::get(addr(&server), "/");
+    wait_for_report(&server, |report| report.requests == 1);
+    let fd = queue.descriptor().unwrap();
+    assert!(
+        is_readable(&fd, LONG),
+        "a request waited before the descriptor was made"
+    );
+    let mut second = Client::get(addr(&server), "/");
+    wait_for_report(&server, |report| report.requests == 2);
+    let answer_one = || {
+        let exchange = queue
+            .take(1, Some(Instant::now() + LONG))
+            .unwrap()
+            .pop()
+            .unwrap();
+        reply(exchange, "served").unwrap();
+    };
+    answer_one();
+    assert!(is_readable(&fd, LONG), "one still waits");
+    answer_one();
+    assert!(!is_readable(&fd, soon), "none waits");
+    assert_eq!(first.answer().text(), "served");
+    assert_eq!(second.answer().text(), "served");
+    first.ask("/");
+    assert!(is_readable(&fd, LONG), "the next has come");
+    answer_one();
+    assert_balanced(&stop(&server).unwrap());
+    assert!(is_readable(&fd, LONG), "the end");
+    assert!(matches!(queue.take(1, None), Err(Error::Stopped)));
+    assert!(is_readable(&fd, LONG), "still the end");
+}
+
+#[test]
+fn a_queue_can_have_many_takers() {
+    let server = Server::builder().queue(listener()).unwrap();
+    let takers: Vec<_> = (0..4)
+        .map(|_| {
+            let server = server.clone();
+            thread::spawn(move || {
+                let mut served = 0;
+                while let Ok(taken) = server.queue().unwrap().take(3, None) {
+                    for exchange in taken {
+                        reply(exchange, "served").unwrap();
+                        served += 1;
+                    }
+                }
+                served
+            })
+        })
+        .collect();
+    let addr = addr(&server);
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            thread::spawn(move || {
+                let mut client = Client::connect(addr);
+                for _ in 0..100 {
+                    client.ask("/");
+                    assert_eq!(client.answer().text(), "served");
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.join().unwrap();
+    }
+    assert_eq!(stop(&server).unwrap().served, 800);
+    let served: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
+    assert_eq!(served, 800);
+}
+
+async fn empty(_: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
+    Ok(Response::new(Empty::new()))
+}
+
+#[test]
+fn a_service_echoes_and_knows_its_connection() {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        let info = *request.extensions().get::<ConnInfo>().unwrap();
+        let body = request.into_body().collect().await?.to_bytes();
+        let response = Response::builder().header("x-conn", info.id.to_string());
+        Ok::<_, hyper::Error>(response.body(Full::new(body)).unwrap())
+    });
+    let server = Server::builder().serve(listener(), service).unwrap();
+    for id in 0..3 {
+        let mut client = Client::connect(addr(&server));
+        client.send(post("/", b"echo"));
+        let answer = client.answer();
+        assert_eq!(answer.text(), "echo");
+        assert_eq!(answer.header("x-conn"), Some(&*format!("{id}")));
+    }
+    assert_eq!(stop(&server).unwrap().served, 3);
+}
+
+#[test]
+fn a_service_that_fails_or_panics_gets_a_500() {
+    let service = service_fn(|request: Request<Incoming>| {
+        assert!(request.uri() != "/panic", "that is what the test wants");
+        async move {
+            assert!(
+                request.uri() != "/panic-later",
+                "that is what the test wants"
+            );
+            match request.uri().path() {
+                "/fail" => Err("failed"),
+                _ => Ok(Response::new(Full::new(Bytes::from("fine")))),
+            }
+        }
+    });
+    let (stats, bumps) = Recorder::new();
+    let server = Server::builder()
+        .stats(stats)
+        .serve(listener(), service)
+        .unwrap();
+    let mut client = Client::connect(addr(&server));
+    for path in ["/panic", "/panic-later", "/fail"] {
+        client.ask(path);
+        assert_eq!(client.answer().status, 500, "{path}");
+        client.ask("/");
+        assert_eq!(client.answer().text(), "fine");
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.served, 6);
+    server.close();
+    let errors = bumps
+        .all()
+        .into_iter()
+        .filter(|(key, _)| key == "sum handler.error");
+    assert_eq!(errors.count(), 3);
+}
+
+/// A body of these frames, one by one; a frame that is an error fails, one that is nothing panics.
+#[derive(Debug)]
+struct Frames {
+    rest: VecDeque<Option<Result<&'static str, &'static str>>>,
+    /// Pending once before each frame, so that what came before it is sent.
+    pauses: bool,
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = &'static str;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+        self.pauses = !self.pauses;
+        if self.pauses {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(self.rest.pop_front().map(|frame| {
+            let data = frame.expect("that is what the test wants")?;
+            Ok(Frame::data(Bytes::from(data)))
+        }))
+    }
+}
+
+#[test]
+fn a_body_that_fails_is_cut() {
+    let service = service_fn(|request: Request<Incoming>| {
+        let last = match request.uri().path() {
+            "/fail" => Some(Some(Err("failed"))),
+            "/panic" => Some(None),
+            _ => None,
+        };
+        let first = [Some(Ok("whole, ")), Some(Ok("or not"))];
+        let body = Frames {
+            rest: first.into_iter().chain(last).collect(),
+            pauses: false,
+        };
+        ready(Ok::<_, Infallible>(Response::new(body))) as Ready<_>
+    });
+    let (stats, bumps) = Recorder::new();
+    let server = Server::builder()
+        .stats(stats)
+        .serve(listener(), service)
+        .unwrap();
+    assert_eq!(
+        Client::get(addr(&server), "/").answer().text(),
+        "whole, or not"
+    );
+    for path in ["/fail", "/panic"] {
+        Client::get(addr(&server), path).try_answer().unwrap_err();
+        let mut old = Client::connect(addr(&server));
+        old.send(format!("GET {path} HTTP/1.0\r\n\r\n"));
+        old.try_answer()
+            .expect_err("a FIN would make it look complete");
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.failed), (1, 4));
+    server.close();
+    let errors = bumps
+        .all()
+        .into_iter()
+        .filter(|(key, _)| key == "sum handler.error");
+    assert_eq!(errors.count(), 4);
+}
+
+#[test]
+fn a_service_whose_client_leaves_is_dropped() {
+    struct Told(Journal<()>);
+    impl Drop for Told {
+        fn drop(&mut self) {
+            self.0.write(());
+        }
+    }
+    let (begun, dropped) = (Journal::new(), Journal::new());
+    let (begins, drops) = (begun.clone(), dropped.clone());
+    let service = service_fn(move |_: Request<Incoming>| {
+        let told = Told(drops.clone());
+        begins.write(());
+        async move {
+            let _told = told;
+            std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>().await
+        }
+    });
+    let server = Server::builder().serve(listener(), service).unwrap();
+    let client = Client::get(addr(&server), "/");
+    begun.wait_for_count(1);
+    client.reset();
+    dropped.wait_for_count(1);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.gone, 1);
+}
+
+/// A service that upgrades every connection, and echoes on it until the client closes its half.
+fn serve_echo_upgrade(builder: Builder) -> Server {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let upgraded = upgrade.await.unwrap();
+            let io = hyper_util::rt::TokioIo::new(upgraded);
+            let (mut reader, mut writer) = tokio::io::split(io);
+            let mut buf = [0; 1024];
+            while let Ok(count @ 1..) = reader.read(&mut buf).await {
+                if writer.write_all(&buf[..count]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let response = Response::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header("connection", "upgrade")
+            .header("upgrade", "echo")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        ready(Ok::<_, Infallible>(response)) as Ready<_>
+    });
+    builder.serve(listener(), service).unwrap()
+}
+
+fn upgraded_client(server: &Server) -> Client {
+    let mut client = Client::connect(addr(server));
+    client
+        .send("GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nfirst");
+    assert_eq!(client.try_head().unwrap().status, 101);
+    assert_eq!(client.exactly(5).unwrap(), b"first");
+    client
+}
+
+#[test]
+fn an_upgraded_connection_is_hijacked_and_counts_until_it_is_released() {
+    let (stats, bumps) = Recorder::new();
+    let events = Journal::new();
+    let server = serve_echo_upgrade(
+        Server::builder()
+            .stats(stats)
+            .on_conn_state(into_journal(&events)),
+    );
+    let mut client = upgraded_client(&server);
+    let report = wait_for_report(&server, |report| report.conns_hijacked == 1);
+    assert_eq!((report.conns_open, report.served), (1, 1));
+    let stopping = stop_elsewhere(&server);
+    wait_for_report(&server, |report| report.phase == Phase::Draining);
+    client.send("still there");
+    assert_eq!(client.exactly(11).unwrap(), b"still there");
+    client.half_close();
+    client.assert_closed();
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.closed_idle), (1, 0));
+    server.close();
+    let states = states_of(&events.all(), 0);
+    assert!(
+        states.starts_with(&[ConnState::New, ConnState::Active]),
+        "{states:?}"
+    );
+    assert!(
+        states.ends_with(&[ConnState::Hijacked, ConnState::Closed]),
+        "{states:?}"
+    );
+    let closed = bumps
+        .all()
+        .into_iter()
+        .filter(|(key, _)| key == "sum conn.closed");
+    assert_eq!(closed.count(), 1, "as hijacked, and not once more");
+}
+
+#[test]
+fn a_kill_resets_an_upgraded_connection() {
+    let server = serve_echo_upgrade(Server::builder());
+    let mut client = upgraded_client(&server);
+    wait_for_report(&server, |report| report.conns_hijacked == 1);
+    server.kill_begin();
+    let error = client.until_end().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let _ = wait(&server);
+    let report = server.report();
+    assert_balanced(&report);
+    assert_eq!(report.conns_hijacked, 0);
+}
+
+#[test]
+fn a_kill_that_cuts_an_upgraded_connection_is_told() {
+    let server = serve_echo_upgrade(Server::builder());
+    let client = upgraded_client(&server);
+    wait_for_report(&server, |report| report.conns_hijacked == 1);
+    server.kill_begin();
+    client.assert_ended();
+    let result = wait(&server);
+    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+}
+
+#[test]
+fn a_broken_request_gets_a_400_and_harms_nobody() {
+    let seen = Arc::new(Mutex::new(0));
+    let counts = Arc::clone(&seen);
+    let server = serve(pool(1), move |exchange: Exchange| {
+        *counts.lock().unwrap() += 1;
+        reply(exchange, "fine").unwrap();
+    });
+    for broken in [
+        "nonsense\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    ] {
+        let mut client = Client::connect(addr(&server));
+        client.send(broken);
+        let answer = client.answer();
+        assert!(answer.status == 400 || answer.status == 505, "{answer:?}");
+    }
+    assert_eq!(Client::get(addr(&server), "/").answer().text(), "fine");
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.requests, 1);
+    assert_eq!(*seen.lock().unwrap(), 1);
+}
