@@ -1,0 +1,235 @@
+/* A forked child has none of the server's threads: it is told so, and the parent goes on. */
+#include "test.h"
+
+static httpdown_request *requests[2];
+
+static void keeps(httpdown_request *request, void *user_data) {
+    fixture *f = user_data;
+    EQUAL(httpdown_request_defer(request), 0);
+    requests[gate_value(&f->entered)] = request;
+    gate_add(&f->entered);
+}
+
+static int released;
+
+static void on_release(void *user_data) {
+    (void)user_data;
+    released++;
+}
+
+enum { FORKED = HTTPDOWN_STATUS_FORKED };
+
+static void in_child(fixture *f, httpdown_server *server, httpdown_clock *clock) {
+    httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:0", .handler = hello};
+    httpdown_server *other = server;
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    httpdown_event event = {.struct_size = sizeof event};
+    httpdown_clock *another = NULL;
+    httpdown_request *taken, *request = requests[0];
+    httpdown_header header;
+    httpdown_bytes body;
+    char text[64] = "unset";
+    size_t count = 77;
+    int fd = 77;
+    EQUAL(httpdown_serve(&options, &other, text, sizeof text), FORKED);
+    CHECK(strlen(text) > 0);
+    EQUAL(httpdown_run(&options, &report, text, sizeof text), FORKED);
+    EQUAL(httpdown_stop(server), FORKED);
+    EQUAL(httpdown_stop_begin(server), FORKED);
+    EQUAL(httpdown_kill_begin(server), FORKED);
+    EQUAL(httpdown_wait(server, HTTPDOWN_FOREVER, &report), FORKED);
+    EQUAL(httpdown_report(server, &report), FORKED);
+    EQUAL(httpdown_phase(server), HTTPDOWN_PHASE_STOPPED);
+    CHECK(!httpdown_ready(server));
+    EQUAL(httpdown_local_addr(server, 0, text, sizeof text), FORKED);
+    EQUAL(httpdown_next(server, HTTPDOWN_FOREVER, &taken, 1, &count), FORKED);
+    EQUAL(httpdown_queue_fd(server, &fd), FORKED);
+    EQUAL(httpdown_next_event(server, HTTPDOWN_FOREVER, &event), FORKED);
+    CHECK(httpdown_request_method(request).data == NULL && httpdown_request_target(request).data == NULL);
+    CHECK(httpdown_request_path(request).data == NULL && httpdown_request_query(request).data == NULL);
+    CHECK(httpdown_request_header(request, "host").data == NULL && httpdown_request_scheme(request).data == NULL);
+    CHECK(httpdown_request_peer_addr(request).data == NULL && httpdown_request_local_addr(request).data == NULL);
+    EQUAL(httpdown_request_version(request), 0);
+    EQUAL(httpdown_request_header_count(request), 0);
+    EQUAL(httpdown_request_conn_id(request), 0);
+    CHECK(httpdown_request_server(request) == NULL);
+    CHECK(httpdown_request_cancelled(request));
+    EQUAL(httpdown_request_headers(request, 0, &header, 1, &count), FORKED);
+    EQUAL(httpdown_request_read(request, text, 4, &count), FORKED);
+    EQUAL(httpdown_request_body(request, 4, &body), FORKED);
+    EQUAL(httpdown_request_wait_cancelled(request, HTTPDOWN_FOREVER), FORKED);
+    EQUAL(httpdown_request_defer(request), FORKED);
+    EQUAL(httpdown_reply_start(request, 200, NULL, 0), FORKED);
+    EQUAL(httpdown_reply_write(request, "x", 1), FORKED);
+    EQUAL(httpdown_reply_finish(request), FORKED);
+    EQUAL(httpdown_reply_abort(request), FORKED);
+    EQUAL(httpdown_reply(request, 200, NULL, 0, NULL, 0), FORKED);
+    EQUAL(httpdown_reply_text(request, 200, "child"), FORKED);
+    EQUAL(httpdown_reply_borrowed(request, 200, NULL, 0, NULL, 0, on_release, NULL), FORKED);
+    EQUAL(released, 1); /* exactly once, whatever is returned */
+    EQUAL(httpdown_clock_new_mock(&another), FORKED);
+    EQUAL(httpdown_clock_advance(clock, 1), FORKED);
+    EQUAL(httpdown_clock_wait_for_timers(clock, 1, HTTPDOWN_FOREVER), FORKED);
+    httpdown_clock_free(clock);
+    httpdown_free(server);
+    httpdown_free(NULL);
+    EQUAL(count, 77);
+    EQUAL(fd, 77);
+    CHECK(another == NULL);
+    /* What needs no server works. */
+    CHECK(strcmp(httpdown_version(), HTTPDOWN_VERSION) == 0);
+    CHECK(strlen(httpdown_status_string(FORKED)) > 0);
+    CHECK(httpdown_bytes_equal(httpdown_str("x"), "x"));
+    httpdown_options_init(&options, sizeof options);
+    EQUAL(options.struct_size, sizeof options);
+    EQUAL(gate_value(&f->destroyed), 0);
+}
+
+static void wait_for_child(pid_t pid) {
+    int status = 0;
+    CHECK(waitpid(pid, &status, 0) == pid);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void every_call_says_forked(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, keeps);
+    httpdown_clock *clock = new_clock();
+    record_all(&options);
+    options.clock = clock;
+    httpdown_server *server = start(&options);
+    int fds[2];
+    for (int i = 0; i < 2; i++) {
+        fds[i] = dial(server);
+        put(fds[i], GET("/"));
+        gate_wait(&f->entered, i + 1);
+    }
+    EQUAL(httpdown_reply_start(requests[1], 200, NULL, 0), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(PATIENCE_S);
+        in_child(f, server, clock);
+        requests[0] = requests[1];
+        EQUAL(httpdown_reply_write(requests[0], "x", 1), FORKED);
+        exit(0); /* with all that exit does */
+    }
+    wait_for_child(pid);
+    /* The parent goes on. */
+    EQUAL(httpdown_reply_text(requests[0], 200, "parent"), 0);
+    expect(fds[0], 200, "parent");
+    EQUAL(httpdown_reply_write(requests[1], "piece", 5), 0);
+    EQUAL(httpdown_reply_finish(requests[1]), 0);
+    expect(fds[1], 200, "piece");
+    close(fds[0]);
+    close(fds[1]);
+    EQUAL(end_server(f, 0).served, 2);
+    httpdown_clock_free(clock);
+    free_fixture(f);
+}
+
+/* The child has copies of all sockets; a stop of the parent is not held up by that. */
+static void a_child_does_not_hold_the_parents_sockets(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    httpdown_server *server = start(&options);
+    int port = port_of(server), idle = dial(server), end[2];
+    put(idle, GET("/"));
+    expect(idle, 200, NULL);
+    CHECK(pipe(end) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        char byte;
+        alarm(PATIENCE_S);
+        close(end[1]);
+        _exit(read(end[0], &byte, 1) != 0); /* until the parent closes its side */
+    }
+    close(end[0]);
+    get(server, 200, NULL);
+    EQUAL(httpdown_stop(server), 0);
+    CHECK(is_refused(port));
+    CHECK(is_at_end(idle));
+    close(idle);
+    end_server(f, 0);
+    close(end[1]);
+    wait_for_child(pid);
+    free_fixture(f);
+}
+
+/* Forks from several threads, while it serves and stops. */
+static void *forks(void *argument) {
+    (void)argument;
+    for (int i = 0, count = scaled(50); i < count; i++) {
+        pid_t pid = fork();
+        if (pid == 0) _exit(httpdown_phase(NULL) != HTTPDOWN_PHASE_STOPPED);
+        wait_for_child(pid);
+    }
+    return NULL;
+}
+
+static void forks_at_any_time(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    record_all(&options);
+    pthread_t threads[2];
+    httpdown_server *server = start(&options);
+    for (int i = 0; i < 2; i++) threads[i] = spawn(forks, NULL);
+    for (int i = 0, count = scaled(100); i < count; i++) get(server, 200, "Hello, World!");
+    end_server(f, 0);
+    for (int i = 0; i < 2; i++) join(threads[i]);
+    free_fixture(f);
+}
+
+static void a_fork_before_any_use_is_free(void) {
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(PATIENCE_S);
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        get(start(&options), 200, NULL);
+        end_server(f, 0);
+        _exit(0);
+    }
+    wait_for_child(pid);
+}
+
+/* After an exec nothing of ours is open. */
+static void descriptors_do_not_leak_into_programs(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, NULL);
+    record_all(&options);
+    int before[1024], count = 0, queue;
+    for (int fd = 0; fd < 1024; fd++) before[fd] = fcntl(fd, F_GETFD) >= 0;
+    httpdown_server *server = start(&options);
+    EQUAL(httpdown_queue_fd(server, &queue), 0);
+    int client = dial(server);
+    put(client, GET("/"));
+    httpdown_request *request;
+    size_t taken;
+    EQUAL(httpdown_next(server, HTTPDOWN_FOREVER, &request, 1, &taken), 0);
+    for (int fd = 0; fd < 1024; fd++) {
+        int flags = fcntl(fd, F_GETFD);
+        if (before[fd] || flags < 0) continue;
+        count++;
+        if (!(flags & FD_CLOEXEC)) fprintf(stderr, "descriptor %d stays open in an exec\n", fd);
+        CHECK(flags & FD_CLOEXEC);
+    }
+    CHECK(count >= 5);
+    char script[64];
+    snprintf(script, sizeof script, "test ! -e /proc/self/fd/%d && test ! -e /proc/self/fd/%d", queue, client);
+    EQUAL(system(script), 0);
+    EQUAL(httpdown_reply_text(request, 200, "x"), 0);
+    close(client);
+    end_server(f, 0);
+    free_fixture(f);
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    tests_chosen = argv + 1;
+    RUN(every_call_says_forked);
+    RUN(a_child_does_not_hold_the_parents_sockets);
+    RUN(forks_at_any_time);
+    RUN(a_fork_before_any_use_is_free);
+    RUN(descriptors_do_not_leak_into_programs);
+    return test_end(argv[0]);
+}

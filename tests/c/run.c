@@ -1,0 +1,326 @@
+/* httpdown_run: a whole program's life, with real signals. Each server is a process of its own. */
+#include "test.h"
+
+typedef struct {
+    fixture base;
+    int tells; /* where the child says things: its port, and "i" when a handler is in */
+    int hears; /* where it is told to go on */
+    httpdown_handler_fn handler;
+    int expected;
+} child;
+
+static void on_serving(const httpdown_server *server, int phase, void *user_data) {
+    child *c = user_data;
+    char addr[64];
+    if (phase != HTTPDOWN_PHASE_SERVING) return;
+    EQUAL(httpdown_local_addr(server, 0, addr, sizeof addr), 0);
+    int port = atoi(strrchr(addr, ':') + 1);
+    CHECK(write(c->tells, &port, sizeof port) == sizeof port);
+}
+
+/* Says that it is in, and answers when a byte comes. */
+static void asks_first(httpdown_request *request, void *user_data) {
+    child *c = user_data;
+    char byte;
+    int in = -1;
+    CHECK(write(c->tells, &in, sizeof in) == sizeof in);
+    CHECK(read(c->hears, &byte, 1) == 1);
+    httpdown_reply_text(request, 200, "finished");
+}
+
+static void until_cut(httpdown_request *request, void *user_data) {
+    child *c = user_data;
+    int in = -1;
+    CHECK(write(c->tells, &in, sizeof in) == sizeof in);
+    EQUAL(httpdown_request_wait_cancelled(request, HTTPDOWN_FOREVER), HTTPDOWN_STATUS_KILLED);
+}
+
+static void old_handler(int number) {
+    (void)number;
+}
+
+static volatile sig_atomic_t old_was_called;
+static void counts_calls(int number) {
+    (void)number;
+    old_was_called++;
+}
+
+static sigset_t mask_of_this_thread(void) {
+    sigset_t mask;
+    CHECK(pthread_sigmask(SIG_SETMASK, NULL, &mask) == 0);
+    return mask;
+}
+
+static void run_child(child *c) {
+    httpdown_options options = options_for(&c->base, c->handler);
+    options.on_phase = on_serving;
+    options.stop_timeout_ms = options.kill_timeout_ms = PATIENCE_MS;
+    struct sigaction before[2] = {{.sa_handler = old_handler}, {.sa_handler = counts_calls, .sa_flags = SA_NODEFER}}, now;
+    sigset_t mask;
+    sigemptyset(&before[0].sa_mask);
+    sigaddset(&before[0].sa_mask, SIGHUP);
+    sigemptyset(&before[1].sa_mask);
+    CHECK(sigaction(SIGTERM, &before[0], NULL) == 0 && sigaction(SIGINT, &before[1], NULL) == 0);
+    sigemptyset(&mask);
+    sigaddset(&mask, SIGUSR2);
+    CHECK(pthread_sigmask(SIG_SETMASK, &mask, NULL) == 0);
+    sigset_t pending, masked = mask_of_this_thread();
+
+    char error[256] = "unset";
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    int status = httpdown_run(&options, &report, error, sizeof error);
+    EQUAL(status, c->expected);
+    EQUAL(report.status, status);
+    check_sums(&report);
+    CHECK((status == 0) == (strlen(error) == 0));
+    EQUAL(gate_value(&c->base.destroyed), 1);
+    UNTIL(thread_count() == 1);
+    /* All is as it was. */
+    CHECK(sigaction(SIGTERM, NULL, &now) == 0 && now.sa_handler == old_handler && sigismember(&now.sa_mask, SIGHUP) == 1);
+    CHECK(sigaction(SIGINT, NULL, &now) == 0 && now.sa_handler == counts_calls && (now.sa_flags & SA_NODEFER) != 0);
+    sigset_t after = mask_of_this_thread();
+    for (int number = 1; number < 32; number++) EQUAL(sigismember(&after, number), sigismember(&masked, number));
+    CHECK(sigpending(&pending) == 0);
+    EQUAL(old_was_called, 0);
+    raise(SIGINT);
+    EQUAL(old_was_called, 1);
+    exit(0);
+}
+
+typedef struct {
+    pid_t pid;
+    int from, to, port;
+} process;
+
+static int hear(const process *p) {
+    int number = 0;
+    CHECK(read(p->from, &number, sizeof number) == sizeof number);
+    return number;
+}
+
+static process start_child(httpdown_handler_fn handler, int expected) {
+    int up[2], down[2];
+    CHECK(pipe(up) == 0 && pipe(down) == 0);
+    process p = {.pid = fork(), .from = up[0], .to = down[1]};
+    CHECK(p.pid >= 0);
+    if (p.pid == 0) {
+        alarm(2 * PATIENCE_S);
+        child *c = calloc(1, sizeof *c);
+        fixture *fresh = new_fixture();
+        c->base = *fresh;
+        free(fresh);
+        c->tells = up[1];
+        c->hears = down[0];
+        c->handler = handler;
+        c->expected = expected;
+        run_child(c);
+    }
+    close(up[1]);
+    close(down[0]);
+    p.port = hear(&p);
+    return p;
+}
+
+static void end_child(const process *p) {
+    int status = 0;
+    CHECK(waitpid(p->pid, &status, 0) == p->pid);
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    close(p->from);
+    close(p->to);
+}
+
+static void a_signal_stops_gracefully(void) {
+    static const int numbers[] = {SIGTERM, SIGINT};
+    for (int i = 0; i < 2; i++) {
+        process p = start_child(asks_first, 0);
+        int fd = connect_to(p.port);
+        CHECK(fd >= 0);
+        put(fd, GET("/"));
+        EQUAL(hear(&p), -1); /* the handler is in */
+        CHECK(kill(p.pid, numbers[i]) == 0);
+        UNTIL(is_refused(p.port));
+        CHECK(write(p.to, "x", 1) == 1);
+        expect(fd, 200, "finished");
+        close(fd);
+        end_child(&p);
+    }
+}
+
+static void a_second_signal_cuts(void) {
+    for (int i = 0; i < 4; i++) {
+        process p = start_child(until_cut, HTTPDOWN_STATUS_KILLED);
+        int fd = connect_to(p.port);
+        CHECK(fd >= 0);
+        put(fd, GET("/"));
+        EQUAL(hear(&p), -1);
+        CHECK(kill(p.pid, i & 1 ? SIGTERM : SIGINT) == 0);
+        UNTIL(is_refused(p.port));
+        CHECK(kill(p.pid, i & 2 ? SIGTERM : SIGINT) == 0);
+        response r = take(fd);
+        CHECK(!r.whole);
+        done(&r);
+        close(fd);
+        end_child(&p);
+    }
+}
+
+static void an_idle_run_ends_at_once(void) {
+    process p = start_child(hello, 0);
+    int fd = connect_to(p.port);
+    put(fd, GET("/"));
+    expect(fd, 200, "Hello, World!");
+    CHECK(kill(p.pid, SIGTERM) == 0);
+    CHECK(is_at_end(fd));
+    close(fd);
+    end_child(&p);
+}
+
+/* ---- in one process ---- */
+
+static void *runs(void *argument) {
+    fixture *f = argument;
+    httpdown_options options = options_for(f, hello);
+    options.on_phase = on_phase;
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    intptr_t status = httpdown_run(&options, &report, NULL, 0);
+    check_sums(&report);
+    return (void *)status;
+}
+
+static void only_one_run_at_a_time(void) {
+    fixture *f = new_fixture(), *g = new_fixture();
+    pthread_t first = spawn(runs, f);
+    gate_wait(&f->phase[HTTPDOWN_PHASE_SERVING], 1);
+    httpdown_options options = options_for(g, hello);
+    char error[256] = "";
+    httpdown_stop_report report = {.struct_size = sizeof report, .requests = 5};
+    EQUAL(httpdown_run(&options, &report, error, sizeof error), HTTPDOWN_STATUS_UNSUPPORTED);
+    CHECK(strlen(error) > 0);
+    EQUAL(report.requests, 5); /* written only if the server has run */
+    EQUAL(gate_value(&g->destroyed), 1);
+    kill(getpid(), SIGTERM); /* still caught, for the first */
+    EQUAL((intptr_t)join(first), 0);
+    EQUAL(gate_value(&f->destroyed), 1);
+    /* And then another. */
+    fixture *h = new_fixture();
+    pthread_t second = spawn(runs, h);
+    gate_wait(&h->phase[HTTPDOWN_PHASE_SERVING], 1);
+    kill(getpid(), SIGINT);
+    EQUAL((intptr_t)join(second), 0);
+    free(g);
+    free(h);
+    free_fixture(f);
+}
+
+static void a_run_that_fails_restores(void) {
+    struct sigaction mine = {.sa_handler = old_handler}, now;
+    sigemptyset(&mine.sa_mask);
+    CHECK(sigaction(SIGTERM, &mine, NULL) == 0);
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    options.addr = "nonsense";
+    for (int i = 0; i < 3; i++) {
+        httpdown_stop_report report = {.struct_size = sizeof report, .requests = 5};
+        EQUAL(httpdown_run(&options, &report, NULL, 0), HTTPDOWN_STATUS_ADDR_INVALID);
+        EQUAL(gate_value(&f->destroyed), i + 1);
+        EQUAL(report.requests, 5);
+    }
+    options.addr = "127.0.0.1:0";
+    httpdown_stop_report wrong = {.struct_size = 1};
+    EQUAL(httpdown_run(&options, &wrong, NULL, 0), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    EQUAL(gate_value(&f->destroyed), 4);
+    CHECK(sigaction(SIGTERM, NULL, &now) == 0 && now.sa_handler == old_handler);
+    UNTIL(thread_count() == 1);
+    free(f);
+}
+
+/* A handler ends the run by itself. */
+static void stops_the_run(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    EQUAL(httpdown_stop_begin(httpdown_request_server(request)), 0);
+    EQUAL(httpdown_reply_text(request, 200, "that was it"), 0);
+}
+
+static void *asks_once(void *argument) {
+    fixture *f = argument;
+    told port = wait_told(f, HTTPDOWN_EVENT_LOG, 4711, NULL, 1);
+    int fd = connect_to((int)port.value);
+    CHECK(fd >= 0);
+    put(fd, GET("/"));
+    expect(fd, 200, "that was it");
+    close(fd);
+    return NULL;
+}
+
+static void tells_port(const httpdown_server *server, int phase, void *user_data) {
+    if (phase != HTTPDOWN_PHASE_SERVING) return;
+    told port = {.kind = HTTPDOWN_EVENT_LOG, .code = 4711, .value = port_of(server)};
+    tell(user_data, port);
+}
+
+static void a_handler_may_end_a_run(void) {
+    for (int i = 0, count = scaled(20); i < count; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, stops_the_run);
+        options.on_phase = tells_port;
+        pthread_t client = spawn(asks_once, f);
+        EQUAL(httpdown_run(&options, NULL, NULL, 0), 0);
+        join(client);
+        EQUAL(gate_value(&f->destroyed), 1);
+        struct sigaction now;
+        CHECK(sigaction(SIGTERM, NULL, &now) == 0 && now.sa_handler == SIG_DFL);
+        free_fixture(f);
+    }
+}
+
+/* The signals that a thread blocks, as bits from 1 on; a thread that has ended blocks what it should. */
+static unsigned long long blocked_by(const char *thread, unsigned long long expected) {
+    char path[300], line[256];
+    unsigned long long blocked = expected;
+    snprintf(path, sizeof path, "/proc/self/task/%s/status", thread);
+    FILE *status = fopen(path, "r");
+    if (status == NULL) return expected;
+    while (fgets(line, sizeof line, status) != NULL)
+        if (sscanf(line, "SigBlk: %llx", &blocked) == 1) break;
+    fclose(status);
+    return blocked & 0x7fffffff;
+}
+
+/* Our threads block all signals but faults: the host's handlers run on the host's threads. */
+static void our_threads_block_signals(void) {
+    static const int open_ones[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGKILL, SIGSTOP};
+    unsigned long long expected = 0x7fffffff;
+    for (size_t i = 0; i < sizeof open_ones / sizeof *open_ones; i++) expected &= ~(1ULL << (open_ones[i] - 1));
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    record_all(&options);
+    sigset_t before = mask_of_this_thread();
+    httpdown_server *server = start(&options);
+    get(server, 200, NULL);
+    DIR *tasks = opendir("/proc/self/task");
+    int checked = 0;
+    for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
+        if (task->d_name[0] == '.' || atoi(task->d_name) == getpid()) continue;
+        UNTIL(blocked_by(task->d_name, expected) == expected); /* one that has just started blocks all for an instant */
+        checked++;
+    }
+    closedir(tasks);
+    CHECK(checked >= 3);
+    sigset_t after = mask_of_this_thread();
+    for (int number = 1; number < 32; number++) EQUAL(sigismember(&after, number), sigismember(&before, number));
+    end_server(f, 0);
+    free_fixture(f);
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    tests_chosen = argv + 1;
+    RUN(a_signal_stops_gracefully);
+    RUN(a_second_signal_cuts);
+    RUN(an_idle_run_ends_at_once);
+    RUN(only_one_run_at_a_time);
+    RUN(a_run_that_fails_restores);
+    RUN(a_handler_may_end_a_run);
+    RUN(our_threads_block_signals);
+    return test_end(argv[0]);
+}
