@@ -10,7 +10,7 @@ using httpdown::milliseconds;
 
 static void on_request(httpdown::request request) {
     std::string_view duration = request.query(), key = "duration=";
-    if (duration.size() > key.size() && duration.substr(0, key.size()) == key) duration.remove_prefix(key.size());
+    if (duration.substr(0, key.size()) == key) duration.remove_prefix(key.size());
     else duration = "0";
     std::uint32_t ms;
     if (!cli_duration(duration.data(), duration.size(), &ms)) {

@@ -1,0 +1,664 @@
+/// httpdown for C++17: an HTTP server that stops without dropping a request.
+///
+///     int main() {
+///         httpdown::options options;
+///         options.addr = "127.0.0.1:8080";
+///         options.handler = [](httpdown::request request) { request.reply_text(200, "Hello, World!"); };
+///         httpdown::run(std::move(options)); // until SIGTERM or SIGINT
+///     }
+///
+/// How to read this header. It is a thin layer: httpdown.h says more about each thing, and its names are the same.
+///
+///  1. What a client can cause is a return value: `false`, or nothing in the optional, when it has left or was cut. A
+///     mistake of the program's, or a lack of resources, is a httpdown::error.
+///  2. A std::string_view that a request gives is borrowed until the request is ended or destroyed; moving the request
+///     does not matter. What you give is copied.
+///  3. The const functions may be called by any thread, several at once; of the others, one at a time for each object.
+///  4. Callbacks may throw: a handler's exception becomes a 500 (or a cut answer, if it had begun) and a line for
+///     `on_log`, any other callback's just the line.
+///  5. Durations are rounded to what the library can count, milliseconds up to 49 days; more is without limit.
+#ifndef HTTPDOWN_HPP
+#define HTTPDOWN_HPP
+
+#include <httpdown.h>
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace httpdown {
+
+using std::chrono::milliseconds;
+
+/// As a timeout: without limit.
+inline constexpr milliseconds forever = milliseconds::max();
+
+/// What a server has done, and what its stop has cost: the struct of httpdown.h.
+using stop_report = httpdown_stop_report;
+
+/// A call has failed. `what()` says why in English.
+class error : public std::runtime_error {
+public:
+    explicit error(int status) : error(status, httpdown_status_string(status)) {}
+    error(int status, const std::string &what) : std::runtime_error(what), status_(status) {}
+
+    /// A httpdown_status; never OK.
+    int status() const noexcept { return status_; }
+
+private:
+    int status_;
+};
+
+/// A server has ended, but not well: requests were cut (status KILLED), handlers had to be abandoned (TIMED_OUT), or
+/// serving had failed (IO).
+class stop_error : public error {
+public:
+    stop_error(int status, const stop_report &report) : error(status), report_(report) {}
+
+    /// The counts at the end.
+    const stop_report &report() const noexcept { return report_; }
+
+private:
+    stop_report report_;
+};
+
+/// A header field, of a request (its name in lower case then) or for an answer. Both are borrowed.
+struct header {
+    std::string_view name;
+    std::string_view value;
+};
+
+class server_ref;
+
+/// A request, and the duty to answer it once. It can be moved to any thread and kept: the client waits. Destroyed
+/// without an answer, the client gets a 500; destroyed within an answer, the client sees it cut.
+///
+/// Empty (false) when it has been ended or moved from: then there is nothing to read, and answering throws an error
+/// with the status ALREADY_REPLIED. One thread at a time, except for `cancelled` and `wait_cancelled`.
+class request {
+public:
+    request() noexcept = default;
+
+    /// Takes over a request of the C interface that is owned: from httpdown_next, or after httpdown_request_defer.
+    explicit request(httpdown_request *owned) noexcept : handle_(owned) {}
+
+    /// Whether it has still to be ended.
+    explicit operator bool() const noexcept { return handle_ != nullptr; }
+
+    /// For the C interface: borrowed.
+    httpdown_request *get() const noexcept { return handle_.get(); }
+
+    /// The method, as it came: "GET".
+    std::string_view method() const noexcept { return view(httpdown_request_method(get())); }
+
+    /// The target, as it came: mostly path and query, "/a%20b?c=d".
+    std::string_view target() const noexcept { return view(httpdown_request_target(get())); }
+
+    /// The path of the target, not decoded: "/a%20b".
+    std::string_view path() const noexcept { return view(httpdown_request_path(get())); }
+
+    /// What follows the question mark, not decoded: "c=d"; `data()` is nullptr if there is no question mark.
+    std::string_view query() const noexcept { return view(httpdown_request_query(get())); }
+
+    /// How it came: "http".
+    std::string_view scheme() const noexcept { return view(httpdown_request_scheme(get())); }
+
+    /// The version of HTTP times ten: 10 or 11.
+    int version() const noexcept { return httpdown_request_version(get()); }
+
+    /// The value of the first header of that name, in any case; `data()` is nullptr if there is none.
+    std::string_view header(const char *name) const noexcept { return view(httpdown_request_header(get(), name)); }
+
+    /// All headers; those of the same name stand together, in the order in which they came.
+    std::vector<httpdown::header> headers() const;
+
+    /// The client's address: "127.0.0.1:50000".
+    std::string_view peer_addr() const noexcept { return view(httpdown_request_peer_addr(get())); }
+
+    /// The server's address that the client connected to.
+    std::string_view local_addr() const noexcept { return view(httpdown_request_local_addr(get())); }
+
+    /// The number of its connection, as `on_conn_state` tells it.
+    std::uint64_t conn_id() const noexcept { return httpdown_request_conn_id(get()); }
+
+    /// The server that it came to: to stop it from a handler, say. Must not be used after the request is ended, unless
+    /// it is known that the server lives. A handler may run before the constructor of `server` has returned.
+    server_ref server() const noexcept;
+
+    /// Reads the next bytes of the body into `buffer`; blocks until there are some. Returns how many, 0 at the end;
+    /// nothing if the client has left, broke the protocol, or was cut. Throws error: WOULD_BLOCK with INLINE dispatch
+    /// if nothing is there yet, INVALID_ARGUMENT if `size` is 0.
+    std::optional<std::size_t> read(void *buffer, std::size_t size);
+
+    /// The whole body, if it has at most `limit` bytes; blocks until all of it is there. Nothing if it is longer (413
+    /// is a good answer then), or as for `read`. Throws error: WOULD_BLOCK as `read`.
+    std::optional<std::string_view> body(std::size_t limit);
+
+    /// Whether there is no more use in answering: the client has left, or the server was killed. Never blocks. Any
+    /// thread, also while another uses the request, as long as nobody ends or moves it.
+    bool cancelled() const noexcept { return httpdown_request_cancelled(get()); }
+
+    /// Sleeps until there is no more use in answering (true), or until the timeout (false; also when the answer has
+    /// been completed meanwhile). Threads as `cancelled`.
+    bool wait_cancelled(milliseconds timeout = forever) const;
+
+    /// Answers, and ends the request. Content-Length and Date are set for you. Does not wait for the client. Returns
+    /// whether the client can still get it. Throws error: INVALID_ARGUMENT for a status that is not from 200 to 999,
+    /// or a malformed header (the client gets a 500).
+    bool reply(int status, std::string_view body = {}, const std::vector<httpdown::header> &headers = {});
+
+    /// As `reply`, with a text as text/plain in UTF-8.
+    bool reply_text(int status, std::string_view text);
+
+    /// As `reply`, but the body is moved, not copied: for large ones.
+    bool reply_owned(int status, std::string body, const std::vector<httpdown::header> &headers = {});
+
+    /// Begins an answer whose body follows in pieces, chunked unless there is a Content-Length among the headers. The
+    /// head is sent at once. Returns whether the client can still get it. Throws error: INVALID_ARGUMENT as `reply`
+    /// (but nothing was sent, and the request is not ended), ALREADY_REPLIED.
+    bool start(int status, const std::vector<httpdown::header> &headers = {});
+
+    /// Sends more of the body, as soon as the client takes it. Blocks while 256 KiB wait already. Returns whether the
+    /// client can still get it. Throws error: INVALID_ARGUMENT before `start` or beyond the Content-Length,
+    /// WOULD_BLOCK with INLINE dispatch if there is no room for all of it (nothing was taken).
+    bool write(std::string_view data);
+
+    /// Ends an answer that was begun, and the request. Does not wait for the client. Returns whether it can still get
+    /// all of it. Throws error: INVALID_ARGUMENT before `start` (the client gets a 500).
+    bool finish();
+
+    /// Ends the request now, as its destructor would: a 500, or a cut answer. Nothing happens if it is empty.
+    void abort() noexcept { handle_.reset(); }
+
+private:
+    struct aborter {
+        void operator()(httpdown_request *request) const noexcept { httpdown_reply_abort(request); }
+    };
+
+    static std::string_view view(httpdown_bytes bytes) noexcept { return {bytes.data, bytes.len}; }
+    static bool delivered(int status);
+    httpdown_request *unanswered() const;
+
+    std::unique_ptr<httpdown_request, aborter> handle_;
+};
+
+/// A server that somebody else keeps: what callbacks get. Cheap to copy. It must not outlive the server.
+///
+/// Any thread may call the functions, several at once. Those that say nothing else throw error only in a forked child
+/// (FORKED), or for an empty one (INVALID_ARGUMENT).
+class server_ref {
+public:
+    explicit server_ref(const httpdown_server *server = nullptr) noexcept : handle_(server) {}
+
+    /// For the C interface: borrowed.
+    const httpdown_server *get() const noexcept { return handle_; }
+
+    /// Stops: no new connections, what is there is finished, and then the counts. Blocks, at most for lame_duck +
+    /// stop_timeout + kill_timeout. Whoever calls later, or meanwhile, gets the same.
+    ///
+    /// Throws stop_error if it did not end well; error with WOULD_DEADLOCK in a handler or another callback, and on a
+    /// thread that holds a request of the queue (the stop has begun then: `stop_begin` is what is meant there).
+    stop_report stop() const;
+
+    /// Begins the stop, and returns at once. A second time it does nothing. May be called anywhere, even in a signal
+    /// handler.
+    void stop_begin() const noexcept { httpdown_stop_begin(handle_); }
+
+    /// Goes straight to the kill, whether a stop has begun or not. Otherwise as `stop_begin`.
+    void kill_begin() const noexcept { httpdown_kill_begin(handle_); }
+
+    /// Waits until the server has ended entirely, whoever has stopped it. Throws as `stop`.
+    stop_report wait() const;
+
+    /// As `wait`, at most for the timeout: then there is nothing in the optional.
+    std::optional<stop_report> wait(milliseconds timeout) const;
+
+    /// The counts as they are now. Never blocks.
+    stop_report report() const;
+
+    /// How far it has come. Never blocks.
+    httpdown_phase_code phase() const noexcept { return static_cast<httpdown_phase_code>(httpdown_phase(handle_)); }
+
+    /// Whether new requests are welcome, for a readiness probe: false from when a stop is asked for. Never blocks.
+    bool ready() const noexcept { return httpdown_ready(handle_); }
+
+    /// The address that it listens on: "127.0.0.1:8080". `index` counts the listening sockets, `fds` first. Never
+    /// blocks. Throws error: INVALID_ARGUMENT if there is no such socket.
+    std::string local_addr(std::size_t index = 0) const;
+
+    /// Takes a request from the queue (QUEUE dispatch), waiting for one at most for the timeout:
+    ///
+    ///     while (auto request = server.next()) request->reply_text(200, "Hello, World!");
+    ///
+    /// There is none in the optional when none can come any more, and an empty one at the timeout. As long as it is
+    /// not ended, this thread must not wait for the server to stop. Throws error: INVALID_ARGUMENT if there is no
+    /// queue.
+    std::optional<request> next(milliseconds timeout = forever) const;
+
+    /// A descriptor for your own event loop: readable while requests wait in the queue, and after the end. It belongs
+    /// to the server. Never blocks. Throws error: INVALID_ARGUMENT if there is no queue, OUT_OF_RESOURCES.
+    int queue_fd() const;
+
+    /// Takes the oldest event (the option `pull_events`), waiting for one at most for the timeout. There is none in
+    /// the optional when all were taken and the server has ended; its `kind` is 0 at the timeout. Throws error:
+    /// INVALID_ARGUMENT without that option.
+    std::optional<httpdown_event> next_event(milliseconds timeout = forever) const;
+
+protected:
+    const httpdown_server *handle_;
+};
+
+/// A clock that stands still until it is moved, to test a stop without waiting for its timeouts. Movable. Any thread.
+class mock_clock {
+public:
+    /// It stands at zero. Throws error.
+    mock_clock();
+
+    /// Moves the time on, and fires the timers that are due by then. Does not wait for what they set off.
+    void advance(milliseconds time) const;
+
+    /// Blocks until `count` timers are set; false at the timeout, which is of real time.
+    bool wait_for_timers(std::size_t count, milliseconds timeout = forever) const;
+
+    /// For the C interface: borrowed.
+    const httpdown_clock *get() const noexcept { return handle_.get(); }
+
+private:
+    struct freer {
+        void operator()(httpdown_clock *clock) const noexcept { httpdown_clock_free(clock); }
+    };
+
+    std::unique_ptr<httpdown_clock, freer> handle_;
+};
+
+/// How a server shall be. What is left as it is means the default, which httpdown.h tells. Can be used for several
+/// servers; each has its own copy of the callbacks, which is destroyed when its last callback has returned: on any
+/// thread, and at the latest when the server is destroyed (but for a handler that never returns).
+struct options {
+    /// Called with the key and the value.
+    using stat = std::function<void(std::string_view, double)>;
+
+    /// Where to listen: HOST:PORT, several separated by commas. ":8080" is every address; port 0 lets the kernel
+    /// choose. Empty: ":80", or nothing if there are `fds`.
+    std::string addr{};
+    /// Descriptors that listen already, TCP: the server's once it has started, otherwise still yours.
+    std::vector<int> fds{};
+    /// Whether somebody else accepts from the `fds` too: a stop then leaves what waits in their queues to the others.
+    bool fds_shared = false;
+
+    /// Answers a request, now or, moved elsewhere, later. Called from several threads at once. It may block, unless
+    /// dispatch is INLINE. Required, but not with QUEUE dispatch.
+    std::function<void(request)> handler{};
+    /// How requests reach the program.
+    httpdown_dispatch dispatch = HTTPDOWN_DISPATCH_POOL;
+    /// How many threads the pool may have. 0: 512.
+    std::uint32_t pool_threads = 0;
+    /// How many threads drive connections. 0: one for each processor.
+    std::uint32_t io_threads = 0;
+
+    /// For a monitoring system; httpdown.h lists the keys. These and the next three are called on the events thread,
+    /// one at a time; a slow one delays only the events behind it. (listen.error comes while the server is made.)
+    stat bump_avg{}, bump_sum{}, bump_histogram{}, bump_time{};
+    /// A connection, by its number, has changed its state. The text is the client's address.
+    std::function<void(server_ref, std::uint64_t, httpdown_conn_state, std::string_view)> on_conn_state{};
+    /// The server has entered a phase, SERVING included.
+    std::function<void(server_ref, httpdown_phase_code)> on_phase{};
+    /// Something that a person should know; the library itself prints nothing. Also called on the thread of a
+    /// callback that has thrown, but never twice at once. What it throws is lost.
+    std::function<void(httpdown_log_level, std::string_view)> on_log{};
+    /// Kinds of event (httpdown_event_kind, or-ed) to be taken by `next_event`. Excludes the callbacks above.
+    std::uint32_t pull_events = 0;
+
+    /// For tests: the clock for the stop, kill and lame-duck timers. Needed only until the server has started.
+    const mock_clock *clock = nullptr;
+    /// How long a stop waits for what is there to finish, before it kills. 0 is not at all. By default a minute.
+    std::optional<milliseconds> stop_timeout{};
+    /// How long a kill waits for handlers that were cut to return, before it abandons them. By default a minute.
+    std::optional<milliseconds> kill_timeout{};
+    /// How long a stop goes on accepting while `ready` says no, so that load balancers notice. By default not at all.
+    std::optional<milliseconds> lame_duck{};
+    /// How long a request's head may take; then the connection is closed. By default 30 seconds.
+    std::optional<milliseconds> header_timeout{};
+};
+
+/// A running server, on threads of its own. Movable, not copyable.
+///
+/// The destructor ends it: it stops the server if nobody has, and blocks until its threads have ended and its callbacks
+/// are destroyed. Where it would wait for itself (in a handler, say) it returns at once, and the rest follows
+/// elsewhere. For the result of the stop, call `stop` or `wait` before.
+class server : public server_ref {
+public:
+    /// Starts it. Blocks only while a host name in `addr` is looked up. Throws error, with the reason as text.
+    explicit server(options options);
+
+    server(server &&other) noexcept : server_ref(std::exchange(other.handle_, nullptr)) {}
+    /// Ends the server that was here before, as the destructor does.
+    server &operator=(server &&other) noexcept;
+    ~server();
+};
+
+/// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill.
+/// To learn when the server listens, and where, set `on_phase`.
+///
+/// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.
+stop_report run(options options);
+
+// The rest is how it is done.
+
+namespace detail {
+
+inline std::uint32_t to_ms(milliseconds time) noexcept {
+    if (time.count() <= 0) return HTTPDOWN_NOW;
+    return time.count() < HTTPDOWN_NOW ? static_cast<std::uint32_t>(time.count()) : HTTPDOWN_FOREVER;
+}
+
+inline std::uint32_t to_ms(const std::optional<milliseconds> &time) noexcept { return time ? to_ms(*time) : 0; }
+
+inline void check(int status) {
+    if (status != HTTPDOWN_STATUS_OK) throw error(status);
+}
+
+inline stop_report empty_report() noexcept {
+    stop_report report{};
+    report.struct_size = sizeof report;
+    return report;
+}
+
+inline std::vector<httpdown_header> to_c(const std::vector<header> &headers) {
+    std::vector<httpdown_header> all;
+    all.reserve(headers.size());
+    for (const header &each : headers)
+        all.push_back({{each.name.data(), each.name.size()}, {each.value.data(), each.value.size()}});
+    return all;
+}
+
+/// The callbacks of one server. The library has the only pointer to it, and ends it by `destroy`.
+struct host {
+    explicit host(options &&from) : of(std::move(from)) {}
+
+    void log(int level, const char *text) noexcept {
+        try {
+            const std::lock_guard<std::mutex> one_at_a_time(logging);
+            if (of.on_log) of.on_log(static_cast<httpdown_log_level>(level), text);
+        } catch (...) { // There is nobody left to tell.
+        }
+    }
+
+    /// Calls a callback. No exception may pass through the library's frames.
+    template <typename Callback>
+    void guarded(const char *name, Callback callback) noexcept {
+        try {
+            try {
+                callback();
+            } catch (const std::exception &thrown) {
+                log(HTTPDOWN_LOG_ERROR, (std::string(name) + " has thrown: " + thrown.what()).c_str());
+            }
+        } catch (...) { // Or there was no memory to describe it.
+            log(HTTPDOWN_LOG_ERROR, "a callback has thrown something that is not a std::exception");
+        }
+    }
+
+    options of;
+    std::mutex logging;
+};
+
+/// What `function` of a host's options does, as a callback for statistics.
+template <options::stat options::*function>
+void bump(const char *key, double value, void *data) noexcept {
+    auto &self = *static_cast<host *>(data);
+    self.guarded("a callback for statistics", [&] { (self.of.*function)(key, value); });
+}
+
+/// Options as the C interface wants them, for one call. It must be made, for otherwise nobody ends the host.
+class c_options {
+public:
+    explicit c_options(options &&from) : addr_(std::move(from.addr)), fds_(std::move(from.fds)) {
+        raw_.struct_size = sizeof raw_;
+        if (!addr_.empty()) raw_.addr = addr_.c_str();
+        raw_.fds = fds_.data();
+        raw_.fd_count = fds_.size();
+        raw_.fds_shared = from.fds_shared;
+        raw_.dispatch = from.dispatch;
+        raw_.pool_threads = from.pool_threads;
+        raw_.io_threads = from.io_threads;
+        raw_.pull_events = from.pull_events;
+        raw_.clock = from.clock == nullptr ? nullptr : from.clock->get();
+        raw_.stop_timeout_ms = to_ms(from.stop_timeout);
+        raw_.kill_timeout_ms = to_ms(from.kill_timeout);
+        raw_.lame_duck_ms = to_ms(from.lame_duck);
+        raw_.header_timeout_ms = to_ms(from.header_timeout);
+
+        if (from.handler) raw_.handler = on_request;
+        if (from.bump_avg) raw_.stats.bump_avg = bump<&options::bump_avg>;
+        if (from.bump_sum) raw_.stats.bump_sum = bump<&options::bump_sum>;
+        if (from.bump_histogram) raw_.stats.bump_histogram = bump<&options::bump_histogram>;
+        if (from.bump_time) raw_.stats.bump_time = bump<&options::bump_time>;
+        if (from.on_conn_state) raw_.on_conn_state = on_conn_state;
+        if (from.on_phase) raw_.on_phase = on_phase;
+        if (from.on_log) raw_.on_log = on_log;
+        raw_.destroy = [](void *data) noexcept { delete static_cast<host *>(data); };
+        raw_.user_data = new host(std::move(from));
+    }
+
+    const httpdown_options *get() const noexcept { return &raw_; }
+
+private:
+    static void on_request(httpdown_request *lent, void *data) noexcept {
+        // Owned from the beginning: so the destructor alone decides what becomes of it.
+        if (httpdown_request_defer(lent) != HTTPDOWN_STATUS_OK) return;
+        auto &self = *static_cast<host *>(data);
+        self.guarded("a handler", [&] { self.of.handler(request(lent)); });
+    }
+
+    static void on_conn_state(const httpdown_server *server, std::uint64_t conn, int state, const char *peer,
+                              void *data) noexcept {
+        auto &self = *static_cast<host *>(data);
+        self.guarded("on_conn_state", [&] {
+            self.of.on_conn_state(server_ref(server), conn, static_cast<httpdown_conn_state>(state), peer);
+        });
+    }
+
+    static void on_phase(const httpdown_server *server, int phase, void *data) noexcept {
+        auto &self = *static_cast<host *>(data);
+        self.guarded("on_phase",
+                     [&] { self.of.on_phase(server_ref(server), static_cast<httpdown_phase_code>(phase)); });
+    }
+
+    static void on_log(int level, const char *text, void *data) noexcept {
+        static_cast<host *>(data)->log(level, text);
+    }
+
+    // Not within the host, which may be destroyed while the call is still reading them.
+    std::string addr_;
+    std::vector<int> fds_;
+    httpdown_options raw_{};
+};
+
+} // namespace detail
+
+inline std::vector<header> request::headers() const {
+    std::vector<httpdown_header> raw(httpdown_request_header_count(get()));
+    std::size_t count = 0;
+    if (*this) detail::check(httpdown_request_headers(get(), 0, raw.data(), raw.size(), &count));
+    std::vector<httpdown::header> all;
+    all.reserve(count);
+    for (std::size_t i = 0; i < count; i++) all.push_back({view(raw[i].name), view(raw[i].value)});
+    return all;
+}
+
+inline server_ref request::server() const noexcept { return server_ref(httpdown_request_server(get())); }
+
+inline std::optional<std::size_t> request::read(void *buffer, std::size_t size) {
+    std::size_t count = 0;
+    if (!delivered(httpdown_request_read(unanswered(), buffer, size, &count))) return std::nullopt;
+    return count;
+}
+
+inline std::optional<std::string_view> request::body(std::size_t limit) {
+    httpdown_bytes bytes{};
+    const int status = httpdown_request_body(unanswered(), limit, &bytes);
+    if (status == HTTPDOWN_STATUS_TOO_LARGE) return std::nullopt;
+    if (!delivered(status)) return std::nullopt;
+    return view(bytes);
+}
+
+inline bool request::wait_cancelled(milliseconds timeout) const {
+    const int status = httpdown_request_wait_cancelled(unanswered(), detail::to_ms(timeout));
+    return status != HTTPDOWN_STATUS_WOULD_BLOCK && !delivered(status);
+}
+
+inline bool request::reply(int status, std::string_view body, const std::vector<httpdown::header> &headers) {
+    const auto raw = detail::to_c(headers);
+    unanswered();
+    return delivered(httpdown_reply(handle_.release(), status, raw.data(), raw.size(), body.data(), body.size()));
+}
+
+inline bool request::reply_text(int status, std::string_view text) {
+    return reply(status, text, {{"content-type", "text/plain; charset=utf-8"}});
+}
+
+inline bool request::reply_owned(int status, std::string body, const std::vector<httpdown::header> &headers) {
+    const auto raw = detail::to_c(headers);
+    unanswered();
+    auto *kept = new std::string(std::move(body));
+    return delivered(httpdown_reply_borrowed(
+        handle_.release(), status, raw.data(), raw.size(), kept->data(), kept->size(),
+        [](void *data) noexcept { delete static_cast<std::string *>(data); }, kept));
+}
+
+inline bool request::start(int status, const std::vector<httpdown::header> &headers) {
+    const auto raw = detail::to_c(headers);
+    return delivered(httpdown_reply_start(unanswered(), status, raw.data(), raw.size()));
+}
+
+inline bool request::write(std::string_view data) {
+    return delivered(httpdown_reply_write(unanswered(), data.data(), data.size()));
+}
+
+inline bool request::finish() {
+    unanswered();
+    return delivered(httpdown_reply_finish(handle_.release()));
+}
+
+inline bool request::delivered(int status) {
+    if (status == HTTPDOWN_STATUS_GONE || status == HTTPDOWN_STATUS_KILLED) return false;
+    detail::check(status);
+    return true;
+}
+
+inline httpdown_request *request::unanswered() const {
+    if (!*this) throw error(HTTPDOWN_STATUS_ALREADY_REPLIED);
+    return get();
+}
+
+inline stop_report server_ref::stop() const {
+    stop_begin();
+    return wait();
+}
+
+inline stop_report server_ref::wait() const { return wait(forever).value(); }
+
+inline std::optional<stop_report> server_ref::wait(milliseconds timeout) const {
+    stop_report report = detail::empty_report();
+    const int status = httpdown_wait(handle_, detail::to_ms(timeout), &report);
+    if (status == HTTPDOWN_STATUS_WOULD_BLOCK) return std::nullopt;
+    if (report.status != HTTPDOWN_STATUS_OK) throw stop_error(status, report);
+    detail::check(status);
+    return report;
+}
+
+inline stop_report server_ref::report() const {
+    stop_report report = detail::empty_report();
+    detail::check(httpdown_report(handle_, &report));
+    return report;
+}
+
+inline std::string server_ref::local_addr(std::size_t index) const {
+    char text[64];
+    detail::check(httpdown_local_addr(handle_, index, text, sizeof text));
+    return text;
+}
+
+inline std::optional<request> server_ref::next(milliseconds timeout) const {
+    httpdown_request *taken = nullptr;
+    std::size_t count = 0;
+    const int status = httpdown_next(handle_, detail::to_ms(timeout), &taken, 1, &count);
+    if (status == HTTPDOWN_STATUS_STOPPED) return std::nullopt;
+    if (status != HTTPDOWN_STATUS_WOULD_BLOCK) detail::check(status);
+    return request(taken);
+}
+
+inline int server_ref::queue_fd() const {
+    int fd = -1;
+    detail::check(httpdown_queue_fd(handle_, &fd));
+    return fd;
+}
+
+inline std::optional<httpdown_event> server_ref::next_event(milliseconds timeout) const {
+    httpdown_event event{};
+    event.struct_size = sizeof event;
+    const int status = httpdown_next_event(handle_, detail::to_ms(timeout), &event);
+    if (status == HTTPDOWN_STATUS_STOPPED) return std::nullopt;
+    if (status != HTTPDOWN_STATUS_WOULD_BLOCK) detail::check(status);
+    return event;
+}
+
+inline mock_clock::mock_clock() {
+    httpdown_clock *clock = nullptr;
+    detail::check(httpdown_clock_new_mock(&clock));
+    handle_.reset(clock);
+}
+
+inline void mock_clock::advance(milliseconds time) const {
+    if (time.count() < 0) throw error(HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    detail::check(httpdown_clock_advance(get(), static_cast<std::uint64_t>(time.count())));
+}
+
+inline bool mock_clock::wait_for_timers(std::size_t count, milliseconds timeout) const {
+    const int status = httpdown_clock_wait_for_timers(get(), count, detail::to_ms(timeout));
+    if (status == HTTPDOWN_STATUS_WOULD_BLOCK) return false;
+    detail::check(status);
+    return true;
+}
+
+inline server::server(options options) {
+    const detail::c_options raw(std::move(options));
+    httpdown_server *started = nullptr;
+    char why[512] = "";
+    const int status = httpdown_serve(raw.get(), &started, why, sizeof why);
+    if (status != HTTPDOWN_STATUS_OK) throw error(status, why);
+    handle_ = started;
+}
+
+inline server &server::operator=(server &&other) noexcept {
+    server moved(std::move(other));
+    std::swap(handle_, moved.handle_);
+    return *this;
+}
+
+// What httpdown_serve has given was not const; only what callbacks get is.
+inline server::~server() { httpdown_free(const_cast<httpdown_server *>(handle_)); }
+
+inline stop_report run(options options) {
+    const detail::c_options raw(std::move(options));
+    stop_report report = detail::empty_report();
+    char why[512] = "";
+    const int status = httpdown_run(raw.get(), &report, why, sizeof why);
+    if (report.status != HTTPDOWN_STATUS_OK) throw stop_error(status, report);
+    if (status != HTTPDOWN_STATUS_OK) throw error(status, why);
+    return report;
+}
+
+} // namespace httpdown
+
+#endif

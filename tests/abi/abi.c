@@ -1,0 +1,188 @@
+/* What programs that are compiled already rely on: sizes, offsets and numbers, on 64-bit machines. A change here breaks
+ * them: the SONAME and the changelog must say so. Fields appended to a struct that knows its own size do not; they come
+ * here too. */
+#include <httpdown.h>
+#include <stdio.h>
+#include <string.h>
+
+#ifdef __cplusplus
+#define HOLDS(condition) static_assert(condition, #condition)
+#else
+#define HOLDS(condition) _Static_assert(condition, #condition)
+#endif
+#define SIZE(type, size) HOLDS(sizeof(type) == (size))
+#define AT(type, field, offset) HOLDS(offsetof(type, field) == (offset))
+#define VALUE(name, value) HOLDS((name) == (value))
+
+SIZE(httpdown_stats, 32);
+AT(httpdown_stats, bump_avg, 0);
+AT(httpdown_stats, bump_sum, 8);
+AT(httpdown_stats, bump_histogram, 16);
+AT(httpdown_stats, bump_time, 24);
+
+SIZE(httpdown_options, 160);
+AT(httpdown_options, struct_size, 0);
+AT(httpdown_options, addr, 8);
+AT(httpdown_options, fds, 16);
+AT(httpdown_options, fd_count, 24);
+AT(httpdown_options, handler, 32);
+AT(httpdown_options, user_data, 40);
+AT(httpdown_options, destroy, 48);
+AT(httpdown_options, stats, 56);
+AT(httpdown_options, on_conn_state, 88);
+AT(httpdown_options, on_phase, 96);
+AT(httpdown_options, on_log, 104);
+AT(httpdown_options, clock, 112);
+AT(httpdown_options, stop_timeout_ms, 120);
+AT(httpdown_options, kill_timeout_ms, 124);
+AT(httpdown_options, lame_duck_ms, 128);
+AT(httpdown_options, header_timeout_ms, 132);
+AT(httpdown_options, dispatch, 136);
+AT(httpdown_options, pool_threads, 140);
+AT(httpdown_options, io_threads, 144);
+AT(httpdown_options, fds_shared, 148);
+AT(httpdown_options, pull_events, 152);
+AT(httpdown_options, reserved, 156);
+
+SIZE(httpdown_stop_report, 152);
+AT(httpdown_stop_report, struct_size, 0);
+AT(httpdown_stop_report, phase, 8);
+AT(httpdown_stop_report, status, 12);
+AT(httpdown_stop_report, stop_duration_ms, 16);
+AT(httpdown_stop_report, connections, 24);
+AT(httpdown_stop_report, conns_open, 32);
+AT(httpdown_stop_report, conns_new, 40);
+AT(httpdown_stop_report, conns_active, 48);
+AT(httpdown_stop_report, conns_idle, 56);
+AT(httpdown_stop_report, conns_hijacked, 64);
+AT(httpdown_stop_report, closed_idle, 72);
+AT(httpdown_stop_report, requests, 80);
+AT(httpdown_stop_report, served, 88);
+AT(httpdown_stop_report, failed, 96);
+AT(httpdown_stop_report, gone, 104);
+AT(httpdown_stop_report, killed, 112);
+AT(httpdown_stop_report, abandoned, 120);
+AT(httpdown_stop_report, hijacked_killed, 128);
+AT(httpdown_stop_report, unaccepted, 136);
+AT(httpdown_stop_report, events_dropped, 144);
+
+SIZE(httpdown_event, 608);
+AT(httpdown_event, struct_size, 0);
+AT(httpdown_event, kind, 8);
+AT(httpdown_event, code, 12);
+AT(httpdown_event, conn_id, 16);
+AT(httpdown_event, value, 24);
+AT(httpdown_event, name, 32);
+AT(httpdown_event, text, 96);
+
+SIZE(httpdown_bytes, 16);
+AT(httpdown_bytes, data, 0);
+AT(httpdown_bytes, len, 8);
+
+SIZE(httpdown_header, 32);
+AT(httpdown_header, name, 0);
+AT(httpdown_header, value, 16);
+
+// httpdown_status
+VALUE(HTTPDOWN_STATUS_OK, 0);
+VALUE(HTTPDOWN_STATUS_INVALID_ARGUMENT, 1);
+VALUE(HTTPDOWN_STATUS_UNSUPPORTED, 2);
+VALUE(HTTPDOWN_STATUS_ADDR_INVALID, 3);
+VALUE(HTTPDOWN_STATUS_ADDR_IN_USE, 4);
+VALUE(HTTPDOWN_STATUS_PERMISSION_DENIED, 5);
+VALUE(HTTPDOWN_STATUS_IO, 6);
+VALUE(HTTPDOWN_STATUS_TIMED_OUT, 7);
+VALUE(HTTPDOWN_STATUS_STOPPED, 8);
+VALUE(HTTPDOWN_STATUS_WOULD_DEADLOCK, 9);
+VALUE(HTTPDOWN_STATUS_ALREADY_REPLIED, 10);
+VALUE(HTTPDOWN_STATUS_OUT_OF_RESOURCES, 11);
+VALUE(HTTPDOWN_STATUS_WOULD_BLOCK, 12);
+VALUE(HTTPDOWN_STATUS_GONE, 13);
+VALUE(HTTPDOWN_STATUS_KILLED, 14);
+VALUE(HTTPDOWN_STATUS_FORKED, 15);
+VALUE(HTTPDOWN_STATUS_TOO_LARGE, 16);
+VALUE(HTTPDOWN_STATUS_PANIC, 99);
+
+// httpdown_phase_code
+VALUE(HTTPDOWN_PHASE_SERVING, 0);
+VALUE(HTTPDOWN_PHASE_LAME_DUCK, 1);
+VALUE(HTTPDOWN_PHASE_QUIESCING, 2);
+VALUE(HTTPDOWN_PHASE_DRAINING, 3);
+VALUE(HTTPDOWN_PHASE_KILLING, 4);
+VALUE(HTTPDOWN_PHASE_STOPPED, 5);
+
+// httpdown_conn_state
+VALUE(HTTPDOWN_CONN_NEW, 0);
+VALUE(HTTPDOWN_CONN_ACTIVE, 1);
+VALUE(HTTPDOWN_CONN_IDLE, 2);
+VALUE(HTTPDOWN_CONN_HIJACKED, 3);
+VALUE(HTTPDOWN_CONN_CLOSED, 4);
+
+// httpdown_dispatch
+VALUE(HTTPDOWN_DISPATCH_POOL, 0);
+VALUE(HTTPDOWN_DISPATCH_INLINE, 1);
+VALUE(HTTPDOWN_DISPATCH_QUEUE, 2);
+
+// httpdown_log_level
+VALUE(HTTPDOWN_LOG_ERROR, 0);
+VALUE(HTTPDOWN_LOG_WARNING, 1);
+VALUE(HTTPDOWN_LOG_INFO, 2);
+
+// httpdown_event_kind
+VALUE(HTTPDOWN_EVENT_STAT, 1);
+VALUE(HTTPDOWN_EVENT_CONN, 2);
+VALUE(HTTPDOWN_EVENT_PHASE, 4);
+VALUE(HTTPDOWN_EVENT_LOG, 8);
+
+// httpdown_stat_kind
+VALUE(HTTPDOWN_STAT_AVG, 0);
+VALUE(HTTPDOWN_STAT_SUM, 1);
+VALUE(HTTPDOWN_STAT_HISTOGRAM, 2);
+VALUE(HTTPDOWN_STAT_TIME, 3);
+
+VALUE(HTTPDOWN_NOW, 4294967294);
+VALUE(HTTPDOWN_FOREVER, 4294967295);
+
+/* Functions that return an enum's number return an int: the enum must not be wider. */
+SIZE(httpdown_status, sizeof(int));
+
+static void on_request(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    httpdown_reply_text(request, 200, "Hello, World!");
+}
+
+static int failed(const char *what) {
+    fprintf(stderr, "abi: %s\n", what);
+    return 1;
+}
+
+int main(void) {
+    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 99};
+    for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
+        if (strcmp(httpdown_status_string(statuses[i]), httpdown_status_string(-1)) == 0)
+            return failed("a status has no text");
+    if (strcmp(httpdown_version(), HTTPDOWN_VERSION) != 0) return failed("header and library differ in version");
+
+    char error[256] = "";
+    httpdown_options options;
+    httpdown_options_init(&options, sizeof options);
+    if (options.struct_size != sizeof options || options.reserved != 0) return failed("httpdown_options_init");
+    options.addr = "127.0.0.1:0";
+    options.handler = on_request;
+    httpdown_server *server;
+    if (httpdown_serve(&options, &server, error, sizeof error) != 0) return failed(error);
+    httpdown_stop_report report;
+    report.struct_size = sizeof report;
+    int status = httpdown_stop(server);
+    if (status == 0) status = httpdown_report(server, &report);
+    httpdown_free(server);
+    if (status != 0) return failed(httpdown_status_string(status));
+    if (report.phase != HTTPDOWN_PHASE_STOPPED) return failed("not stopped");
+
+    /* An older program, whose options ended where `pull_events` begins. */
+    options.struct_size = offsetof(httpdown_options, pull_events);
+    options.pull_events = 0xFFFFFFFF;
+    if (httpdown_serve(&options, &server, error, sizeof error) != 0) return failed(error);
+    httpdown_free(server);
+    return 0;
+}
