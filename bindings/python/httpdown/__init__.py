@@ -1,0 +1,66 @@
+"""An HTTP server that stops without dropping a request.
+
+import httpdown
+
+def hello(request):
+    request.reply(200, "Hello, World!")
+
+httpdown.Server(hello, "127.0.0.1:8080").run()  # until SIGTERM or SIGINT
+"""
+
+from ._clock import MockClock
+from ._errors import (
+    AddressInUse,
+    AddressInvalid,
+    AlreadyReplied,
+    Forked,
+    Gone,
+    HttpdownError,
+    InvalidArgument,
+    IOFailed,
+    Killed,
+    OutOfResources,
+    PermissionDenied,
+    Status,
+    Stopped,
+    TimedOut,
+    TooLarge,
+    Unsupported,
+    WouldDeadlock,
+)
+from ._ffi import VERSION as __version__
+from ._ffi import ConnState, LogLevel, Phase
+from ._request import Address, Headers, Reply, Request
+from ._server import Report, Server, Stats
+
+__all__ = [
+    "Address",
+    "AddressInUse",
+    "AddressInvalid",
+    "AlreadyReplied",
+    "ConnState",
+    "Forked",
+    "Gone",
+    "Headers",
+    "HttpdownError",
+    "IOFailed",
+    "InvalidArgument",
+    "Killed",
+    "LogLevel",
+    "MockClock",
+    "OutOfResources",
+    "PermissionDenied",
+    "Phase",
+    "Reply",
+    "Report",
+    "Request",
+    "Server",
+    "Stats",
+    "Status",
+    "Stopped",
+    "TimedOut",
+    "TooLarge",
+    "Unsupported",
+    "WouldDeadlock",
+    "__version__",
+]

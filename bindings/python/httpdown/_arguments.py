@@ -1,0 +1,143 @@
+"""What programs pass in, checked, and as C takes it."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Union
+
+from . import _ffi
+
+Headers = Union[Mapping[str, Union[str, bytes]], Iterable[tuple[str, Union[str, bytes]]]]
+Data = Union[bytes, bytearray, memoryview, str]
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIELD = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+
+# A call that waits comes back this often, in seconds, so that Python can handle signals.
+_SLICE = 0.1
+
+
+def number(name: str, value: int, least: int, most: int) -> int:
+    """A whole number within bounds."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, not {value}")
+    return value
+
+
+def seconds(name: str, value: float) -> float:
+    """A duration; `math.inf` is one."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name} must not be negative, nor NaN: {value}")
+    return value
+
+
+def milliseconds(name: str, value: float | None) -> int:
+    """A duration for the options: None is C's default, 0 none at all, `math.inf` no limit."""
+    if value is None:
+        return 0
+    value = seconds(name, value)
+    if value == math.inf:
+        return _ffi.FOREVER
+    if value > 4_294_967:
+        raise ValueError(f"{name} must be at most 4,294,967 seconds, or math.inf: {value}")
+    return math.ceil(value * 1000) or _ffi.NOW
+
+
+def in_slices(call: Callable[[int], object], timeout: float | None) -> None:
+    """Makes a call that raises TimeoutError after so many milliseconds, until it does not.
+
+    In between, Python handles signals: in the main thread, Ctrl-C gets through.
+    """
+    deadline = math.inf if timeout is None else time.monotonic() + seconds("timeout", timeout)
+    while True:
+        now = time.monotonic()
+        left = deadline - now
+        ms = math.ceil(max(0.0, min(left, _SLICE)) * 1000)
+        try:
+            call(ms)
+            return
+        except TimeoutError:
+            # Before its time: there is nothing to wait for.
+            if left <= _SLICE or time.monotonic() < now + ms / 1000:
+                raise
+
+
+def text(name: str, value: str) -> bytes:
+    """A text for C: NUL-terminated UTF-8."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if "\0" in value:
+        raise ValueError(f"{name} contains a NUL")
+    return value.encode()
+
+
+def data(value: Data) -> bytes:
+    """Bytes of a body; text is UTF-8."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    raise TypeError(f"a body must be bytes or str, not {type(value).__name__}")
+
+
+def status_code(value: int) -> int:
+    """A response's status."""
+    return number("status", value, 200, 999)
+
+
+def header_pairs(headers: Headers | None) -> list[tuple[bytes, bytes]]:
+    """Header fields, checked so that no name or value can smuggle in another field."""
+    if headers is None:
+        return []
+    if isinstance(headers, Mapping):
+        headers = headers.items()
+    return [(_header_name(name), _header_value(name, value)) for name, value in headers]
+
+
+def _header_name(name: str) -> bytes:
+    if not isinstance(name, str):
+        raise TypeError(f"a header's name must be a str, not {type(name).__name__}")
+    # What is not ASCII becomes a question mark, which no name may contain.
+    encoded = name.encode("ascii", "replace")
+    if not _TOKEN.fullmatch(encoded):
+        raise ValueError(f"not a header's name: {name!r}")
+    return encoded
+
+
+def _header_value(name: str, value: str | bytes) -> bytes:
+    if isinstance(value, str):
+        try:
+            value = value.encode("latin-1")
+        except UnicodeEncodeError as error:
+            hint = "only Latin-1 can be sent; encode it yourself"
+            raise ValueError(f"the value of header {name!r} is {value!r}: {hint}") from error
+    elif not isinstance(value, bytes):
+        kind = type(value).__name__
+        raise TypeError(f"the value of header {name!r} must be a str or bytes, not {kind}")
+    if not _FIELD.fullmatch(value):
+        raise ValueError(f"the value of header {name!r} has a control character: {value!r}")
+    return value
+
+
+def header_array(pairs: list[tuple[bytes, bytes]]) -> ctypes.Array[_ffi.Header]:
+    """Header fields as C takes them. The array keeps alive what it points to."""
+    array = (_ffi.Header * len(pairs))()
+    memory = ctypes.create_string_buffer(b"".join(name + value for name, value in pairs))
+    at = ctypes.addressof(memory)
+    for header, (name, value) in zip(array, pairs):
+        header.name.data, header.name.len = at, len(name)
+        at += len(name)
+        header.value.data, header.value.len = at, len(value)
+        at += len(value)
+    array.memory = memory  # type: ignore[attr-defined]
+    return array

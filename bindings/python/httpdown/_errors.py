@@ -1,0 +1,129 @@
+"""What can go wrong, as exceptions."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """What a call of the C library came to; also how a stop went: `Report.status`."""
+
+    OK = 0
+    INVALID_ARGUMENT = 1
+    UNSUPPORTED = 2
+    ADDR_INVALID = 3
+    ADDR_IN_USE = 4
+    PERMISSION_DENIED = 5
+    IO = 6
+    TIMED_OUT = 7
+    STOPPED = 8
+    WOULD_DEADLOCK = 9
+    ALREADY_REPLIED = 10
+    OUT_OF_RESOURCES = 11
+    WOULD_BLOCK = 12
+    GONE = 13
+    KILLED = 14
+    FORKED = 15
+    TOO_LARGE = 16
+    PANIC = 99
+
+
+class HttpdownError(Exception):
+    """Anything that httpdown reports. `status` is the number, `text` the reason.
+
+    Only a timeout that the caller has set is something else: the built-in `TimeoutError`.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status = status
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class InvalidArgument(HttpdownError, ValueError):
+    """An argument makes no sense."""
+
+
+class Unsupported(HttpdownError):
+    """The loaded library does not know what was asked for."""
+
+
+class AddressInvalid(HttpdownError):
+    """An address could not be parsed or resolved."""
+
+
+class AddressInUse(HttpdownError):
+    """Somebody listens on that address already."""
+
+
+class PermissionDenied(HttpdownError):
+    """The operating system does not permit it: a port below 1024, mostly."""
+
+
+class IOFailed(HttpdownError):
+    """Another error of the operating system."""
+
+
+class TimedOut(HttpdownError):
+    """The kill timeout passed and handlers were still running: they were abandoned."""
+
+
+class Stopped(HttpdownError):
+    """The server has stopped: too late."""
+
+
+class WouldDeadlock(HttpdownError):
+    """The call would wait for the thread or the request that it is made from."""
+
+
+class AlreadyReplied(HttpdownError):
+    """The request has been ended already, or its answer has begun."""
+
+
+class OutOfResources(HttpdownError):
+    """Threads, descriptors or memory could not be had."""
+
+
+class Gone(HttpdownError):
+    """The client has left."""
+
+
+class Killed(HttpdownError):
+    """The stop timeout passed, or a kill was asked for, and requests were cut."""
+
+
+class Forked(HttpdownError):
+    """This process was forked from the one that has the server."""
+
+
+class TooLarge(HttpdownError):
+    """A body is longer than the limit that was given."""
+
+
+CLASSES: dict[int, type[HttpdownError]] = {
+    Status.INVALID_ARGUMENT: InvalidArgument,
+    Status.UNSUPPORTED: Unsupported,
+    Status.ADDR_INVALID: AddressInvalid,
+    Status.ADDR_IN_USE: AddressInUse,
+    Status.PERMISSION_DENIED: PermissionDenied,
+    Status.IO: IOFailed,
+    Status.TIMED_OUT: TimedOut,
+    Status.STOPPED: Stopped,
+    Status.WOULD_DEADLOCK: WouldDeadlock,
+    Status.ALREADY_REPLIED: AlreadyReplied,
+    Status.OUT_OF_RESOURCES: OutOfResources,
+    Status.GONE: Gone,
+    Status.KILLED: Killed,
+    Status.FORKED: Forked,
+    Status.TOO_LARGE: TooLarge,
+}
+
+
+def error(status: int, text: str) -> Exception:
+    """The exception for a status other than OK."""
+    if status == Status.WOULD_BLOCK:
+        return TimeoutError(text)
+    return CLASSES.get(status, HttpdownError)(status, text)

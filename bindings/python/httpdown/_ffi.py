@@ -1,0 +1,460 @@
+"""The C library: found, loaded, and all that include/httpdown.h declares.
+
+`ctypes.CDLL` releases the GIL while C runs, so any call may block. There are no callbacks: no
+thread but Python's own ever enters the interpreter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_double,
+    c_int,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from enum import IntEnum, IntFlag
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from . import _errors
+
+NOW = 4294967294
+FOREVER = 4294967295
+
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parents[2]
+_MANIFEST = _CHECKOUT / "Cargo.toml"
+_IN_CHECKOUT = _MANIFEST.is_file() and (_CHECKOUT / "include" / "httpdown.h").is_file()
+
+
+def _package_version() -> str:
+    if _IN_CHECKOUT:
+        found = re.search(r'^version = "(.+)"', _MANIFEST.read_text("utf-8"), re.MULTILINE)
+        assert found is not None
+        return found[1]
+    return metadata.version("httpdown")
+
+
+def _find() -> Path:
+    """The library that belongs to this package; never just one that the system happens to have."""
+    bundled = sorted(_PACKAGE.glob("libhttpdown.so*"))
+    if bundled:
+        return bundled[0]
+    named = os.environ.get("HTTPDOWN_LIBRARY")
+    if named:
+        return Path(named).resolve()
+    built = _CHECKOUT / "build" / "libhttpdown.so.0"
+    if _IN_CHECKOUT and built.is_file():
+        return built
+    hint = "run `make lib`" if _IN_CHECKOUT else "install the package again"
+    raise ImportError(
+        f"httpdown's library is not in {_PACKAGE}: {hint}, or set HTTPDOWN_LIBRARY to its path"
+    )
+
+
+def _load() -> ctypes.CDLL:
+    path = _find()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"httpdown's library cannot be loaded: {error}") from error
+    # const char *httpdown_version(void);
+    library.httpdown_version.argtypes = []
+    library.httpdown_version.restype = c_char_p
+    found: str = library.httpdown_version().decode()
+    # Before 1.0 the interface may change with any minor version.
+    if found.split(".")[:2] != VERSION.split(".")[:2]:
+        raise ImportError(f"{path} is httpdown {found}, but this package needs {VERSION}")
+    return library
+
+
+VERSION = _package_version()
+_library = _load()
+httpdown_version: Callable[..., Any] = _library.httpdown_version
+
+
+class Phase(IntEnum):
+    """How far a server has come. A phase only moves forward."""
+
+    SERVING = 0
+    LAME_DUCK = 1
+    QUIESCING = 2
+    DRAINING = 3
+    KILLING = 4
+    STOPPED = 5
+
+
+class ConnState(IntEnum):
+    """Where a connection is in its life."""
+
+    NEW = 0
+    ACTIVE = 1
+    IDLE = 2
+    HIJACKED = 3
+    CLOSED = 4
+
+
+class Dispatch(IntEnum):
+    POOL = 0
+    INLINE = 1
+    QUEUE = 2
+
+
+class LogLevel(IntEnum):
+    """How much a log line matters."""
+
+    ERROR = 0
+    WARNING = 1
+    INFO = 2
+
+
+class EventKind(IntFlag):
+    STAT = 1
+    CONN = 2
+    PHASE = 4
+    LOG = 8
+
+
+class StatKind(IntEnum):
+    AVG = 0
+    SUM = 1
+    HISTOGRAM = 2
+    TIME = 3
+
+
+# Callbacks are plain addresses here: they are always NULL.
+
+
+class Stats(ctypes.Structure):
+    _fields_ = [
+        ("bump_avg", c_void_p),
+        ("bump_sum", c_void_p),
+        ("bump_histogram", c_void_p),
+        ("bump_time", c_void_p),
+    ]
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("addr", c_char_p),
+        ("fds", POINTER(c_int)),
+        ("fd_count", c_size_t),
+        ("handler", c_void_p),
+        ("user_data", c_void_p),
+        ("destroy", c_void_p),
+        ("stats", Stats),
+        ("on_conn_state", c_void_p),
+        ("on_phase", c_void_p),
+        ("on_log", c_void_p),
+        ("clock", c_void_p),
+        ("stop_timeout_ms", c_uint32),
+        ("kill_timeout_ms", c_uint32),
+        ("lame_duck_ms", c_uint32),
+        ("header_timeout_ms", c_uint32),
+        ("dispatch", c_int),
+        ("pool_threads", c_uint32),
+        ("io_threads", c_uint32),
+        ("fds_shared", c_int),
+        ("pull_events", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class StopReport(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("phase", c_int),
+        ("status", c_int),
+        ("stop_duration_ms", c_uint64),
+        ("connections", c_uint64),
+        ("conns_open", c_uint64),
+        ("conns_new", c_uint64),
+        ("conns_active", c_uint64),
+        ("conns_idle", c_uint64),
+        ("conns_hijacked", c_uint64),
+        ("closed_idle", c_uint64),
+        ("requests", c_uint64),
+        ("served", c_uint64),
+        ("failed", c_uint64),
+        ("gone", c_uint64),
+        ("killed", c_uint64),
+        ("abandoned", c_uint64),
+        ("hijacked_killed", c_uint64),
+        ("unaccepted", c_uint64),
+        ("events_dropped", c_uint64),
+    ]
+
+
+class Event(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("kind", c_int),
+        ("code", c_int),
+        ("conn_id", c_uint64),
+        ("value", c_double),
+        ("name", c_char * 64),
+        ("text", c_char * 512),
+    ]
+
+
+class Bytes(ctypes.Structure):
+    # Not c_char_p, which would end at the first NUL.
+    _fields_ = [("data", c_void_p), ("len", c_size_t)]
+
+
+class Header(ctypes.Structure):
+    _fields_ = [("name", Bytes), ("value", Bytes)]
+
+
+def copy(borrowed: Bytes) -> bytes:
+    """What C has lent, kept."""
+    return ctypes.string_at(borrowed.data, borrowed.len) if borrowed.len else b""
+
+
+def _plain(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function that cannot fail, or whose status its caller looks at."""
+    function = getattr(_library, name)
+    function.restype = result
+    function.argtypes = arguments
+    return function  # type: ignore[no-any-return]
+
+
+def _status(name: str, *arguments: Any) -> Callable[..., Any]:
+    """A function that returns a status: raises unless it is OK."""
+    function = _plain(name, c_int, *arguments)
+    function.errcheck = _check  # type: ignore[attr-defined]
+    return function
+
+
+def _check(status: int, _function: object, _arguments: object) -> None:
+    if status:
+        raise failure(status)
+
+
+def failure(status: int, text: str = "") -> Exception:
+    """The exception for a status; without a text, with the library's."""
+    return _errors.error(status, text or httpdown_status_string(status).decode())
+
+
+# void httpdown_options_init(httpdown_options *options, size_t struct_size);
+httpdown_options_init = _plain("httpdown_options_init", None, POINTER(Options), c_size_t)
+
+# int httpdown_serve(const httpdown_options *options, httpdown_server **server, char *error,
+#     size_t error_size);
+httpdown_serve = _plain(
+    "httpdown_serve",
+    c_int,
+    POINTER(Options),
+    POINTER(c_void_p),
+    c_char_p,
+    c_size_t,
+)
+
+# int httpdown_run(const httpdown_options *options, httpdown_stop_report *report, char *error,
+#     size_t error_size);
+httpdown_run = _plain(
+    "httpdown_run",
+    c_int,
+    POINTER(Options),
+    POINTER(StopReport),
+    c_char_p,
+    c_size_t,
+)
+
+# int httpdown_stop(const httpdown_server *server);
+httpdown_stop = _status("httpdown_stop", c_void_p)
+
+# int httpdown_stop_begin(const httpdown_server *server);
+httpdown_stop_begin = _status("httpdown_stop_begin", c_void_p)
+
+# int httpdown_kill_begin(const httpdown_server *server);
+httpdown_kill_begin = _status("httpdown_kill_begin", c_void_p)
+
+# int httpdown_wait(const httpdown_server *server, uint32_t timeout_ms, httpdown_stop_report
+#     *report);
+httpdown_wait = _status("httpdown_wait", c_void_p, c_uint32, POINTER(StopReport))
+
+# int httpdown_report(const httpdown_server *server, httpdown_stop_report *report);
+httpdown_report = _status("httpdown_report", c_void_p, POINTER(StopReport))
+
+# int httpdown_phase(const httpdown_server *server);
+httpdown_phase = _plain("httpdown_phase", c_int, c_void_p)
+
+# bool httpdown_ready(const httpdown_server *server);
+httpdown_ready = _plain("httpdown_ready", c_bool, c_void_p)
+
+# int httpdown_local_addr(const httpdown_server *server, size_t index, char *buffer, size_t
+#     size);
+httpdown_local_addr = _status("httpdown_local_addr", c_void_p, c_size_t, c_char_p, c_size_t)
+
+# void httpdown_free(httpdown_server *server);
+httpdown_free = _plain("httpdown_free", None, c_void_p)
+
+# int httpdown_next(const httpdown_server *server, uint32_t timeout_ms, httpdown_request
+#     **requests, size_t capacity, size_t *count);
+httpdown_next = _status(
+    "httpdown_next",
+    c_void_p,
+    c_uint32,
+    POINTER(c_void_p),
+    c_size_t,
+    POINTER(c_size_t),
+)
+
+# int httpdown_queue_fd(const httpdown_server *server, int *fd);
+httpdown_queue_fd = _status("httpdown_queue_fd", c_void_p, POINTER(c_int))
+
+# int httpdown_next_event(const httpdown_server *server, uint32_t timeout_ms, httpdown_event
+#     *event);
+httpdown_next_event = _status("httpdown_next_event", c_void_p, c_uint32, POINTER(Event))
+
+# const char *httpdown_status_string(int status);
+httpdown_status_string = _plain("httpdown_status_string", c_char_p, c_int)
+
+# httpdown_bytes httpdown_request_method(const httpdown_request *request);
+httpdown_request_method = _plain("httpdown_request_method", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_target(const httpdown_request *request);
+httpdown_request_target = _plain("httpdown_request_target", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_path(const httpdown_request *request);
+httpdown_request_path = _plain("httpdown_request_path", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_query(const httpdown_request *request);
+httpdown_request_query = _plain("httpdown_request_query", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_scheme(const httpdown_request *request);
+httpdown_request_scheme = _plain("httpdown_request_scheme", Bytes, c_void_p)
+
+# int httpdown_request_version(const httpdown_request *request);
+httpdown_request_version = _plain("httpdown_request_version", c_int, c_void_p)
+
+# httpdown_bytes httpdown_request_header(const httpdown_request *request, const char *name);
+httpdown_request_header = _plain("httpdown_request_header", Bytes, c_void_p, c_char_p)
+
+# size_t httpdown_request_header_count(const httpdown_request *request);
+httpdown_request_header_count = _plain("httpdown_request_header_count", c_size_t, c_void_p)
+
+# int httpdown_request_headers(const httpdown_request *request, size_t first, httpdown_header
+#     *headers, size_t capacity, size_t *count);
+httpdown_request_headers = _status(
+    "httpdown_request_headers",
+    c_void_p,
+    c_size_t,
+    POINTER(Header),
+    c_size_t,
+    POINTER(c_size_t),
+)
+
+# httpdown_bytes httpdown_request_peer_addr(const httpdown_request *request);
+httpdown_request_peer_addr = _plain("httpdown_request_peer_addr", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
+httpdown_request_local_addr = _plain("httpdown_request_local_addr", Bytes, c_void_p)
+
+# uint64_t httpdown_request_conn_id(const httpdown_request *request);
+httpdown_request_conn_id = _plain("httpdown_request_conn_id", c_uint64, c_void_p)
+
+# const httpdown_server *httpdown_request_server(const httpdown_request *request);
+httpdown_request_server = _plain("httpdown_request_server", c_void_p, c_void_p)
+
+# int httpdown_request_read(httpdown_request *request, void *buffer, size_t capacity, size_t
+#     *count);
+httpdown_request_read = _status(
+    "httpdown_request_read",
+    c_void_p,
+    c_void_p,
+    c_size_t,
+    POINTER(c_size_t),
+)
+
+# int httpdown_request_body(httpdown_request *request, size_t limit, httpdown_bytes *body);
+httpdown_request_body = _status("httpdown_request_body", c_void_p, c_size_t, POINTER(Bytes))
+
+# bool httpdown_request_cancelled(const httpdown_request *request);
+httpdown_request_cancelled = _plain("httpdown_request_cancelled", c_bool, c_void_p)
+
+# int httpdown_request_wait_cancelled(const httpdown_request *request, uint32_t timeout_ms);
+httpdown_request_wait_cancelled = _status("httpdown_request_wait_cancelled", c_void_p, c_uint32)
+
+# int httpdown_request_defer(httpdown_request *request);
+httpdown_request_defer = _status("httpdown_request_defer", c_void_p)
+
+# int httpdown_reply(httpdown_request *request, int status_code, const httpdown_header *headers,
+#     size_t header_count, const void *body, size_t body_len);
+httpdown_reply = _status(
+    "httpdown_reply",
+    c_void_p,
+    c_int,
+    POINTER(Header),
+    c_size_t,
+    c_void_p,
+    c_size_t,
+)
+
+# int httpdown_reply_text(httpdown_request *request, int status_code, const char *text);
+httpdown_reply_text = _status("httpdown_reply_text", c_void_p, c_int, c_char_p)
+
+# int httpdown_reply_borrowed(httpdown_request *request, int status_code, const httpdown_header
+#     *headers, size_t header_count, const void *body, size_t body_len, httpdown_destroy_fn
+#     release, void *release_data);
+httpdown_reply_borrowed = _status(
+    "httpdown_reply_borrowed",
+    c_void_p,
+    c_int,
+    POINTER(Header),
+    c_size_t,
+    c_void_p,
+    c_size_t,
+    c_void_p,
+    c_void_p,
+)
+
+# int httpdown_reply_start(httpdown_request *request, int status_code, const httpdown_header
+#     *headers, size_t header_count);
+httpdown_reply_start = _status("httpdown_reply_start", c_void_p, c_int, POINTER(Header), c_size_t)
+
+# int httpdown_reply_write(httpdown_request *request, const void *data, size_t len);
+httpdown_reply_write = _status("httpdown_reply_write", c_void_p, c_void_p, c_size_t)
+
+# int httpdown_reply_finish(httpdown_request *request);
+httpdown_reply_finish = _status("httpdown_reply_finish", c_void_p)
+
+# int httpdown_reply_abort(httpdown_request *request);
+httpdown_reply_abort = _status("httpdown_reply_abort", c_void_p)
+
+# httpdown_bytes httpdown_str(const char *text);
+httpdown_str = _plain("httpdown_str", Bytes, c_char_p)
+
+# bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
+httpdown_bytes_equal = _plain("httpdown_bytes_equal", c_bool, Bytes, c_char_p)
+
+# int httpdown_clock_new_mock(httpdown_clock **clock);
+httpdown_clock_new_mock = _status("httpdown_clock_new_mock", POINTER(c_void_p))
+
+# int httpdown_clock_advance(const httpdown_clock *clock, uint64_t ms);
+httpdown_clock_advance = _status("httpdown_clock_advance", c_void_p, c_uint64)
+
+# int httpdown_clock_wait_for_timers(const httpdown_clock *clock, size_t count, uint32_t
+#     timeout_ms);
+httpdown_clock_wait_for_timers = _status(
+    "httpdown_clock_wait_for_timers",
+    c_void_p,
+    c_size_t,
+    c_uint32,
+)
+
+# void httpdown_clock_free(httpdown_clock *clock);
+httpdown_clock_free = _plain("httpdown_clock_free", None, c_void_p)

@@ -1,0 +1,385 @@
+"""A request, and the answer to it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import _arguments, _ffi
+from ._errors import (
+    AlreadyReplied,
+    Gone,
+    HttpdownError,
+    Killed,
+    Status,
+)
+
+if TYPE_CHECKING:
+    from ._server import Server
+
+# No more than this comes of a body at once.
+_PIECE = 64 << 10
+_HEADERS_AT_ONCE = 64
+
+
+class Address(NamedTuple):
+    """A host and a port. As a str it is what stands in a URL: "127.0.0.1:8080", "[::1]:8080"."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        host, _, port = text.rpartition(":")
+        return cls(host.strip("[]"), int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Headers(Mapping[str, str]):
+    """The header fields of a request. Names are in any case; text is Latin-1, byte for byte.
+
+    `headers[name]` is the first field of that name, `get_all` gives all of them; `pairs` has every
+    field, names in lower case, those of the same name in the order in which they came.
+    """
+
+    def __init__(self, pairs: list[tuple[str, str]]) -> None:
+        self.pairs = pairs
+        self._first = dict(reversed(pairs))
+
+    def get_all(self, name: str) -> list[str]:
+        """The values of all fields of that name."""
+        name = name.lower()
+        return [value for key, value in self.pairs if key == name]
+
+    def __getitem__(self, name: str) -> str:
+        return self._first[name.lower()]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._first
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self.pairs))
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __repr__(self) -> str:
+        return f"Headers({self.pairs!r})"
+
+
+class Request:
+    """A request, and the means to answer it exactly once.
+
+    Either with `reply`, or in pieces with `start`. A handler that returns without having answered
+    leaves the client with a 500, or with a cut answer if one has begun, unless it has called
+    `defer`. Any thread may use a request, but only `cancelled` and `wait_cancelled` do so while
+    another one does; what else there is waits its turn.
+
+    Once the request has been answered, or aborted, its methods raise AlreadyReplied. Of the
+    properties, those that were read before can still be read. In a forked child: Forked.
+    """
+
+    server: Server
+    """The server that the request came to."""
+
+    def __init__(self, pointer: int, server: Server) -> None:
+        self.server = server
+        # None when it has been ended: C's memory may be gone then.
+        self._pointer: int | None = pointer
+        self._begun = False
+        self._deferred = False
+        # Of the request's head, what has been asked for.
+        self._fields: dict[str, Any] = {}
+        self._buffer: ctypes.Array[ctypes.c_char] | None = None
+        # Held during each call of C; `_cancel_lock` during those about cancellation. Whoever ends
+        # the request holds both, so that nobody is in C with a pointer that goes away.
+        self._lock = threading.Lock()
+        self._cancel_lock = threading.Lock()
+        self._ending = False
+
+    @property
+    def method(self) -> str:
+        """The method, as it came: "GET"."""
+        return self._text("method", _ffi.httpdown_request_method)
+
+    @property
+    def target(self) -> str:
+        """The target, as it came: mostly path and query, "/a%20b?c=d"."""
+        return self._text("target", _ffi.httpdown_request_target)
+
+    @property
+    def path(self) -> str:
+        """The path of the target, not decoded: "/a%20b"."""
+        return self._text("path", _ffi.httpdown_request_path)
+
+    @property
+    def query(self) -> str:
+        """What follows the question mark in the target, not decoded: "c=d"; mostly nothing: ""."""
+        return self._text("query", _ffi.httpdown_request_query)
+
+    @property
+    def version(self) -> int:
+        """The version of HTTP times ten: 10 or 11."""
+        version: int = self._field("version", _ffi.httpdown_request_version)
+        return version
+
+    @property
+    def headers(self) -> Headers:
+        """The header fields."""
+        headers: Headers = self._field("headers", _read_headers)
+        return headers
+
+    @property
+    def peer(self) -> Address:
+        """The client's address."""
+        return Address.parse(self._text("peer_addr", _ffi.httpdown_request_peer_addr))
+
+    @property
+    def local(self) -> Address:
+        """The server's address that the client connected to."""
+        return Address.parse(self._text("local_addr", _ffi.httpdown_request_local_addr))
+
+    @property
+    def conn_id(self) -> int:
+        """The number of the request's connection, as `on_conn_state` tells it."""
+        number: int = self._field("conn_id", _ffi.httpdown_request_conn_id)
+        return number
+
+    def body(self, limit: int = 1 << 20) -> bytes:
+        """The whole body, if it has at most `limit` bytes. Blocks until all of it is there.
+
+        Asked again, it gives the same; what `read` took before is missing. Raises TooLarge (nothing
+        is lost: ask again, or read it in pieces), Gone (the client has left, or its body is
+        malformed), Killed.
+        """
+        _arguments.number("limit", limit, 0, 2**63 - 1)
+        body = _ffi.Bytes()
+        with self._lock:
+            _ffi.httpdown_request_body(self._alive(), limit, ctypes.byref(body))
+            return _ffi.copy(body)
+
+    def read(self, n: int = _PIECE) -> bytes:
+        """The next bytes of the body, at most `n`; b"" at its end. Blocks until there are some.
+
+        Raises Gone (the client has left, or its body is malformed), Killed.
+        """
+        capacity = min(_arguments.number("n", n, 1, 2**63 - 1), _PIECE)
+        count = ctypes.c_size_t()
+        with self._lock:
+            if self._buffer is None or len(self._buffer) < capacity:
+                self._buffer = ctypes.create_string_buffer(capacity)
+            buffer = self._buffer
+            _ffi.httpdown_request_read(self._alive(), buffer, capacity, ctypes.byref(count))
+            return ctypes.string_at(buffer, count.value)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The body, piece by piece: as `read`."""
+        return iter(self.read, b"")
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether there is no more use in answering: the client has left, or a kill has begun."""
+        with self._cancel_lock:
+            return bool(_ffi.httpdown_request_cancelled(self._alive()))
+
+    def wait_cancelled(self, timeout: float | None = None) -> bool:
+        """Sleeps for `timeout` seconds, or until there is no more use in answering.
+
+        True if there is none; False if the time has passed, or the answer is complete already: go
+        on. Raises AlreadyReplied if another thread ends the request meanwhile. A client that has
+        only closed its own half of the connection may still read, and has not left.
+        """
+        try:
+            _arguments.in_slices(self._wait_cancelled, timeout)
+        except TimeoutError:
+            return False
+        except (Gone, Killed):
+            pass
+        return True
+
+    def _wait_cancelled(self, milliseconds: int) -> None:
+        if self._ending:
+            raise _already_replied()
+        with self._cancel_lock:
+            _ffi.httpdown_request_wait_cancelled(self._alive(), milliseconds)
+
+    def defer(self) -> None:
+        """Keeps the request beyond the handler's return, to be answered later, by any thread.
+
+        If nobody does, the client gets a 500 when the request is garbage. A thread that has
+        deferred requests to answer must not wait for the server to stop: the server waits for it.
+        """
+        with self._lock:
+            self._alive()
+            self._deferred = True
+
+    def reply(
+        self,
+        status: int = 200,
+        body: _arguments.Data = b"",
+        headers: _arguments.Headers | None = None,
+    ) -> None:
+        """Answers, and ends the request. Does not wait for the client; the body is copied.
+
+        `status` is from 200 to 999. Content-Length and Date are set for you, and for a body that
+        is a str (sent as UTF-8) the Content-Type, unless you set it.
+
+        Raises Gone or Killed if the client cannot get the answer any more, and AlreadyReplied;
+        ValueError and TypeError for arguments that make no sense: then the request is as before,
+        except with a wrong Content-Length or any Transfer-Encoding, where the client gets a 500.
+        """
+        code = _arguments.status_code(status)
+        pairs = _arguments.header_pairs(headers)
+        if isinstance(body, str) and not any(name.lower() == b"content-type" for name, _ in pairs):
+            pairs.append((b"content-type", b"text/plain; charset=utf-8"))
+        data = _arguments.data(body)
+        array = _arguments.header_array(pairs)
+        self._end(_ffi.httpdown_reply, code, array, len(pairs), data, len(data), begun=False)
+
+    def start(self, status: int = 200, headers: _arguments.Headers | None = None) -> Reply:
+        """Begins an answer whose body follows in pieces, chunked unless there is a Content-Length.
+
+        The head is sent at once. Never blocks. Raises as `reply`; the request is then as before.
+        """
+        code = _arguments.status_code(status)
+        pairs = _arguments.header_pairs(headers)
+        array = _arguments.header_array(pairs)
+        with self._lock:
+            pointer = self._alive()
+            _ffi.httpdown_reply_start(pointer, code, array, len(pairs))
+            self._begun = True
+        return Reply(self)
+
+    def abort(self) -> None:
+        """Ends the request without an answer.
+
+        The client gets a 500 or, if an answer has begun, sees it cut.
+        Never blocks, but for another thread that is reading or writing.
+        """
+        self._end(_ffi.httpdown_reply_abort, begun=None)
+
+    def _alive(self) -> int:
+        if self._pointer is None:
+            raise _already_replied()
+        return self._pointer
+
+    def _end(self, call: Callable[..., object], *arguments: object, begun: bool | None) -> None:
+        """Makes the call that ends the request; it needs the answer `begun`, or not, or either."""
+        with self._lock:
+            self._alive()
+            if begun not in (None, self._begun):
+                raise _already_replied()
+            # Those that wait for a cancellation come out, and do not go in again.
+            self._ending = True
+            with self._cancel_lock:
+                pointer, self._pointer = self._pointer, None
+                call(pointer, *arguments)
+
+    def _leave(self) -> None:
+        """The handler has returned."""
+        if not self._deferred:
+            # Another thread may be faster.
+            with contextlib.suppress(AlreadyReplied):
+                self.abort()
+
+    def _is_lost(self) -> bool:
+        """Whether it is no wonder that answering has failed."""
+        try:
+            return self.cancelled
+        except AlreadyReplied:
+            return True
+
+    def _field(self, name: str, get: Callable[[int], Any]) -> Any:
+        if name not in self._fields:
+            with self._lock:
+                self._fields[name] = get(self._alive())
+        return self._fields[name]
+
+    def _text(self, name: str, get: Callable[[int], _ffi.Bytes]) -> str:
+        text: str = self._field(name, lambda pointer: _decode(get(pointer)))
+        return text
+
+    def __del__(self) -> None:
+        # Nobody else has it any more: no lock is needed, and a fork may have left it locked.
+        if self._pointer is not None:
+            with contextlib.suppress(HttpdownError):
+                _ffi.httpdown_reply_abort(self._pointer)
+
+    def __repr__(self) -> str:
+        state = "ended" if self._pointer is None else "begun" if self._begun else "unanswered"
+        return f"<httpdown.Request {state}>"
+
+
+class Reply:
+    """An answer that has begun: `Request.start`.
+
+    As a context manager it finishes the answer at the end, and aborts it at an exception.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def write(self, data: _arguments.Data) -> None:
+        """Sends more of the body, as soon as the client takes it; a str as UTF-8. `data` is copied.
+
+        Blocks while too much waits already (256 KiB): a slow client slows the writer. Raises Gone,
+        Killed, AlreadyReplied, and InvalidArgument if it exceeds the Content-Length.
+        """
+        data = _arguments.data(data)
+        with self.request._lock:
+            _ffi.httpdown_reply_write(self.request._alive(), data, len(data))
+
+    def finish(self) -> None:
+        """Ends the answer, and the request. Does not wait for the client.
+
+        Raises Gone or Killed if the client cannot get all of it any more, and AlreadyReplied.
+        """
+        self.request._end(_ffi.httpdown_reply_finish, begun=True)
+
+    def abort(self) -> None:
+        """Ends the request; the client sees the answer cut."""
+        self.request.abort()
+
+    def __enter__(self) -> Reply:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.request._pointer is None:
+            return  # Ended within.
+        if error is None:
+            self.finish()
+        else:
+            self.abort()
+
+
+def _already_replied() -> Exception:
+    return _ffi.failure(Status.ALREADY_REPLIED)
+
+
+def _read_headers(pointer: int) -> Headers:
+    pairs: list[tuple[str, str]] = []
+    fields = (_ffi.Header * _HEADERS_AT_ONCE)()
+    count = ctypes.c_size_t(_HEADERS_AT_ONCE)
+    while count.value == _HEADERS_AT_ONCE:
+        _ffi.httpdown_request_headers(
+            pointer, len(pairs), fields, _HEADERS_AT_ONCE, ctypes.byref(count)
+        )
+        for field in fields[: count.value]:
+            pairs.append((_decode(field.name), _decode(field.value)))
+    return Headers(pairs)
+
+
+def _decode(borrowed: _ffi.Bytes) -> str:
+    """A text of the request's head, byte for byte."""
+    return _ffi.copy(borrowed).decode("latin-1")

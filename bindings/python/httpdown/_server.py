@@ -1,0 +1,568 @@
+"""The server: started, asked, stopped."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from types import FrameType, TracebackType
+from typing import Protocol, TypeVar
+
+from . import _arguments, _ffi
+from ._clock import MockClock
+from ._errors import Forked, Gone, HttpdownError, InvalidArgument, Killed, Status, Stopped
+from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
+from ._request import Address, Request
+
+# How long a handler that the server has abandoned is waited for, in seconds of real time.
+_ABANDONED = 1.0
+_DEFAULT_KILL_TIMEOUT = 60.0
+
+_C = TypeVar("_C")
+
+
+class Stats(Protocol):
+    """A client of a monitoring system. Called in the events thread, one call at a time.
+
+    The keys are listed in httpdown.h, at `httpdown_stats`.
+    """
+
+    def bump_avg(self, key: str, value: float, /) -> object:
+        """The mean over a period is of interest."""
+
+    def bump_sum(self, key: str, value: float, /) -> object:
+        """A counter goes up."""
+
+    def bump_histogram(self, key: str, value: float, /) -> object:
+        """The distribution is of interest."""
+
+    def bump_time(self, key: str, value: float, /) -> object:
+        """Something that took a time has ended: `value` is seconds."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a server has done, and what its stop has cost.
+
+    Once it has stopped: requests = served + failed + gone + killed.
+    """
+
+    phase: Phase
+    """How far the server has come."""
+    status: Status
+    """How the stop went; OK until it has ended."""
+    stop_duration: float
+    """How long the stop has taken so far, in seconds; 0 before it begins."""
+    connections: int
+    """Connections accepted."""
+    conns_open: int
+    """Connections open now: the sum of the next four."""
+    conns_new: int
+    """Open, and no byte has come yet."""
+    conns_active: int
+    """Open, with a request under way."""
+    conns_idle: int
+    """Open, between two requests."""
+    conns_hijacked: int
+    """Open, and taken over by a handler."""
+    closed_idle: int
+    """Connections that the stop closed while they were new or idle."""
+    requests: int
+    """Requests whose head has been read, and those that a kill cut before it was."""
+    served: int
+    """Requests whose whole response was given to the kernel."""
+    failed: int
+    """Requests whose handler failed after the response had begun: the client saw it cut."""
+    gone: int
+    """Requests whose client left before its response was complete."""
+    killed: int
+    """Requests that a kill cut, or answered with 503 because nobody had begun to work on them."""
+    abandoned: int
+    """Requests whose handler still held them when the kill timeout had passed."""
+    hijacked_killed: int
+    """Upgraded connections that a kill cut."""
+    unaccepted: int
+    """Connections that still waited to be accepted when their socket had to be closed."""
+    events_dropped: int
+    """Events that were dropped because the callbacks were too slow."""
+
+    @classmethod
+    def _of(cls, raw: _ffi.StopReport) -> Report:
+        special = {
+            "phase": Phase(raw.phase),
+            "status": Status(raw.status),
+            "stop_duration": raw.stop_duration_ms / 1000,
+        }
+        names = (field.name for field in fields(cls))
+        return cls(**{n: special[n] if n in special else getattr(raw, n) for n in names})
+
+
+class _Handle:
+    """C's server; freed when the last of those who use it lets go of it."""
+
+    def __init__(self, pointer: int | None) -> None:
+        self.pointer = pointer
+
+    def __del__(self) -> None:
+        _ffi.httpdown_free(self.pointer)
+
+
+class Server:
+    """A server: serves from its construction until it is stopped, in threads of its own.
+
+    As a context manager it stops gracefully at the end of the block. One that is not stopped goes
+    on, whether or not anybody has a reference to it, until the interpreter exits: then it is
+    stopped gracefully, too. Its methods may be called by any thread. In a forked child they raise
+    Forked, and leaving the block does nothing.
+
+    `handler` is called with each Request, in one of `threads` threads; requests beyond that wait.
+    If it raises, the client gets a 500 (or sees the answer cut, if one has begun), and
+    `sys.unraisablehook` is told; Gone and Killed are not worth telling there.
+
+    `bind` is where to listen: "HOST:PORT", several separated by commas; an IPv6 address stands in
+    brackets, no host is every address, port 0 lets the kernel choose. Default: 127.0.0.1:8080, or
+    nothing if there are `fds`.
+
+    `fds` are descriptors, or sockets, that listen already: the server's from now on, unless the
+    constructor raises. `fds_shared`: somebody else accepts from them too, now or later. A stop
+    then leaves what waits in their queue to the others.
+
+    Durations are in seconds; 0 is none at all, `math.inf` no limit.
+    `stop_timeout`: how long a stop waits for what is there to finish, before it kills; default 60.
+    `kill_timeout`: how long a kill waits for handlers that were cut, before it abandons them;
+    default 60. `lame_duck`: how long a stop goes on accepting while `ready` says no; default 0.
+    `header_timeout`: how long a request's head may take; default 30.
+
+    `io_threads` is how many threads of C's drive connections; default: one for each processor.
+
+    `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)` and
+    `on_log(level, text)` are told what happens, one after the other, in one thread, which serves
+    nothing: a slow one delays only later events. What they raise goes to `sys.unraisablehook`.
+
+    `clock` is for tests: a MockClock for the stop, kill and lame-duck timers.
+
+    Raises AddressInUse, AddressInvalid, PermissionDenied, IOFailed, OutOfResources, Forked;
+    ValueError (InvalidArgument too) and TypeError. Blocks only while a host name is looked up.
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[Request], object],
+        bind: str | None = None,
+        *,
+        fds: Iterable[int | socket.socket] = (),
+        fds_shared: bool = False,
+        threads: int = 32,
+        stop_timeout: float | None = None,
+        kill_timeout: float | None = None,
+        lame_duck: float | None = None,
+        header_timeout: float | None = None,
+        io_threads: int | None = None,
+        stats: Stats | None = None,
+        on_conn_state: Callable[[Server, int, ConnState, Address], object] | None = None,
+        on_phase: Callable[[Server, Phase], object] | None = None,
+        on_log: Callable[[LogLevel, str], object] | None = None,
+        clock: MockClock | None = None,
+    ) -> None:
+        self._pid = os.getpid()
+        self._final: Report | None = None
+        self._handler = _callable("handler", handler)
+        # Of those that are None no event comes.
+        self._on_conn_state = _callable(
+            "on_conn_state", _nobody if on_conn_state is None else on_conn_state
+        )
+        self._on_phase = _callable("on_phase", _nobody if on_phase is None else on_phase)
+        self._on_log = _callable("on_log", _nobody if on_log is None else on_log)
+        self._bump: dict[StatKind, Callable[[str, float], object]] = {}
+        if stats is not None:
+            self._bump[StatKind.AVG] = stats.bump_avg
+            self._bump[StatKind.SUM] = stats.bump_sum
+            self._bump[StatKind.HISTOGRAM] = stats.bump_histogram
+            self._bump[StatKind.TIME] = stats.bump_time
+        self._kill_timeout = _DEFAULT_KILL_TIMEOUT if kill_timeout is None else kill_timeout
+        wanted = {
+            EventKind.STAT: stats,
+            EventKind.CONN: on_conn_state,
+            EventKind.PHASE: on_phase,
+            EventKind.LOG: on_log,
+        }
+        events = sum(kind for kind, observer in wanted.items() if observer is not None)
+        if clock is not None and not isinstance(clock, MockClock):
+            raise TypeError(f"clock must be a MockClock, not {type(clock).__name__}")
+        given = list(fds)
+        numbers = [fd.fileno() if isinstance(fd, socket.socket) else fd for fd in given]
+        if bind is None and not given:
+            bind = "127.0.0.1:8080"
+        options = _ffi.Options(
+            struct_size=ctypes.sizeof(_ffi.Options),
+            addr=None if bind is None else _arguments.text("bind", bind),
+            fds=(ctypes.c_int * len(given))(
+                *(_arguments.number("a descriptor", fd, 0, 2**31 - 1) for fd in numbers)
+            ),
+            fd_count=len(given),
+            fds_shared=bool(fds_shared),
+            clock=None if clock is None else clock._pointer,
+            stop_timeout_ms=_arguments.milliseconds("stop_timeout", stop_timeout),
+            kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),
+            lame_duck_ms=_arguments.milliseconds("lame_duck", lame_duck),
+            header_timeout_ms=_arguments.milliseconds("header_timeout", header_timeout),
+            dispatch=_ffi.Dispatch.QUEUE,
+            io_threads=(
+                0 if io_threads is None else _arguments.number("io_threads", io_threads, 1, 1 << 16)
+            ),
+            pull_events=events,
+        )
+        count = _arguments.number("threads", threads, 1, 1 << 16)
+        targets = [self._deliver] if events else []
+        targets += [self._serve] * count
+        self._handle: _Handle | None = _start(options)
+        self._addresses = _addresses(self._handle)
+        for fd in given:
+            if isinstance(fd, socket.socket):
+                fd.detach()
+        # Daemons, because others would keep the interpreter from exiting, and so from stopping us.
+        self._threads = [
+            threading.Thread(
+                target=target, args=(self._handle,), name=f"httpdown-py-{i}", daemon=True
+            )
+            for i, target in enumerate(targets)
+        ]
+        _stop_at_exit(self)
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self.kill_begin()
+            self.close()
+            raise
+
+    # Threads of our own.
+
+    def _serve(self, handle: _Handle) -> None:
+        """The life of a thread that answers requests.
+
+        It takes one at a time: several would wait behind the first while other threads are idle,
+        and what a call saves is little beside what the interpreter costs.
+        """
+        taken = ctypes.c_void_p()
+        count = ctypes.c_size_t()
+        while True:
+            try:
+                _ffi.httpdown_next(
+                    handle.pointer, _ffi.FOREVER, ctypes.byref(taken), 1, ctypes.byref(count)
+                )
+            except Stopped:
+                return
+            assert taken.value is not None
+            self._answer(Request(taken.value, self))
+
+    def _answer(self, request: Request) -> None:
+        try:
+            self._handler(request)
+        except BaseException as error:
+            if not (isinstance(error, (Gone, Killed)) and request._is_lost()):
+                _report(self._handler, error)
+        request._leave()
+
+    def _deliver(self, handle: _Handle) -> None:
+        """The life of the thread that tells the observers what happens."""
+        event = _ffi.Event(struct_size=ctypes.sizeof(_ffi.Event))
+        while True:
+            try:
+                _ffi.httpdown_next_event(handle.pointer, _ffi.FOREVER, ctypes.byref(event))
+            except Stopped:
+                return
+            observer, arguments = self._observer(event)
+            try:
+                observer(*arguments)
+            except BaseException as error:
+                _report(observer, error)
+
+    def _observer(self, event: _ffi.Event) -> tuple[Callable[..., object], tuple[object, ...]]:
+        """Who shall be called for an event, and with what."""
+        name = event.name.decode()
+        if event.kind == EventKind.STAT:
+            return self._bump[StatKind(event.code)], (name, event.value)
+        if event.kind == EventKind.CONN:
+            state = ConnState(event.code)
+            return self._on_conn_state, (self, event.conn_id, state, Address.parse(name))
+        if event.kind == EventKind.PHASE:
+            return self._on_phase, (self, Phase(event.code))
+        text = event.text.decode("utf-8", "replace")
+        return self._on_log, (LogLevel(event.code), text)
+
+    # What the program asks and orders.
+
+    @property
+    def addresses(self) -> list[Address]:
+        """The addresses that it listens on, or did: those of `fds` first, then those of `bind`."""
+        return list(self._addresses)
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+        return self._addresses[0]
+
+    @property
+    def phase(self) -> Phase:
+        """How far the server has come; STOPPED also in a forked child. Never blocks."""
+        handle = self._handle
+        return Phase.STOPPED if handle is None else Phase(_ffi.httpdown_phase(handle.pointer))
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome: False from the beginning of a stop on. Never blocks."""
+        handle = self._handle
+        return handle is not None and bool(_ffi.httpdown_ready(handle.pointer))
+
+    def report(self) -> Report:
+        """The counts as they are now, at any time. Never blocks. Raises Forked."""
+        handle = self._handle
+        if handle is None:
+            assert self._final is not None
+            return self._final
+        raw = _ffi.StopReport(struct_size=ctypes.sizeof(_ffi.StopReport))
+        _ffi.httpdown_report(handle.pointer, ctypes.byref(raw))
+        return Report._of(raw)
+
+    def stop_begin(self) -> None:
+        """Begins the stop and returns at once. A second time it does nothing. Raises Forked."""
+        handle = self._handle
+        if handle is not None:
+            _ffi.httpdown_stop_begin(handle.pointer)
+
+    def kill_begin(self) -> None:
+        """Goes straight to the kill, whether a stop has begun or not, and returns at once."""
+        handle = self._handle
+        if handle is not None:
+            _ffi.httpdown_kill_begin(handle.pointer)
+
+    def stop(self) -> Report:
+        """Stops: no new connections, what is there is finished, and then the result.
+
+        Blocks, at most for lame_duck + stop_timeout + kill_timeout. Whoever calls later, or
+        meanwhile, waits for the same end and gets the same result. Ctrl-C meanwhile (in the main
+        thread) begins the kill, and raises KeyboardInterrupt.
+
+        Raises Killed (requests were cut when the stop timeout had passed), TimedOut (handlers had
+        to be abandoned), IOFailed (serving had failed, or a listening socket could not be closed)
+        and Forked. In a handler or an observer of this server it would wait for itself: there it
+        begins the stop and raises WouldDeadlock; call `stop_begin` instead.
+        """
+        try:
+            self.stop_begin()
+            return self.wait()
+        except KeyboardInterrupt:
+            self.kill_begin()
+            raise
+
+    def wait(self, timeout: float | None = None) -> Report:
+        """Waits until the server has ended entirely, whoever has stopped it: then as `stop`.
+
+        Raises TimeoutError after `timeout` seconds, and otherwise as `stop`. Ctrl-C only ends the
+        waiting.
+        """
+        if self._is_in_child():
+            raise _ffi.failure(Status.FORKED)
+        if threading.current_thread() in self._threads:
+            raise _ffi.failure(Status.WOULD_DEADLOCK)
+        handle = self._handle
+        if handle is not None:
+            self._final = self._wait(handle, timeout)
+        assert self._final is not None
+        if self._final.status != Status.OK:
+            raise _ffi.failure(self._final.status)
+        return self._final
+
+    def _wait(self, handle: _Handle, timeout: float | None) -> Report:
+        raw = _ffi.StopReport(struct_size=ctypes.sizeof(_ffi.StopReport))
+        try:
+            _arguments.in_slices(
+                lambda ms: _ffi.httpdown_wait(handle.pointer, ms, ctypes.byref(raw)), timeout
+            )
+        except HttpdownError:
+            # Written only if the server has ended: then it says what happened.
+            if raw.phase != Phase.STOPPED:
+                raise
+        # All requests have ended; soon their handlers have returned, and the observers too.
+        abandoned = raw.status == Status.TIMED_OUT
+        limit = _ABANDONED if abandoned else self._kill_timeout
+        deadline = time.monotonic() + min(limit, threading.TIMEOUT_MAX)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return Report._of(raw)
+
+    def run(self, started: Callable[[Server], object] | None = None) -> Report:
+        """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
+
+        A second signal goes straight to the kill; a third does what it would have done without
+        us. What the signals did before is restored at the end. `started` is called when the
+        signals are caught: the moment to tell others of the server. Only in the main thread.
+
+        Returns and raises as `stop`.
+        """
+        with _StopSignals(self):
+            if started is not None:
+                started(self)
+            return self.wait()
+
+    def close(self) -> None:
+        """Stops as `stop` does, but keeps the result to itself, and frees what C has.
+
+        Afterwards the server can still be asked how it went. In a handler or an observer of this
+        server it returns at once, and the rest follows. In a forked child it does nothing.
+        """
+        if self._is_in_child():
+            return
+        self.stop_begin()
+        if threading.current_thread() in self._threads:
+            return
+        with contextlib.suppress(HttpdownError):
+            self.stop()
+        self._handle = None
+
+    def _is_in_child(self) -> bool:
+        return os.getpid() != self._pid
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stops. What the block has raised goes before what the stop would raise."""
+        try:
+            if not self._is_in_child():
+                self.stop()
+        except KeyboardInterrupt:
+            self.kill_begin()
+            raise
+        except HttpdownError:
+            if error is None:
+                raise
+        finally:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<httpdown.Server {self.address} {self.phase.name}>"
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT stop a server while this is entered."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._seen = 0
+        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._seen += 1
+        if self._seen == 1:
+            self._server.stop_begin()
+        else:
+            self._server.kill_begin()
+            self._restore()
+
+    def _restore(self) -> None:
+        while self._old:
+            number, action = self._old.popitem()
+            # None: it was not set by Python, and Python cannot set it again.
+            signal.signal(number, signal.SIG_DFL if action is None else action)
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+class _Report:
+    """Raises, as the callback of a weak reference, what a callable of the program's has raised.
+
+    Python gives that to `sys.unraisablehook`, whose argument cannot be made by hand, and says that
+    it comes from what looks like the callable.
+    """
+
+    def __init__(self, source: Callable[..., object], error: BaseException) -> None:
+        self._source = source
+        self._error = error
+
+    def __call__(self, _reference: object) -> None:
+        raise self._error
+
+    def __repr__(self) -> str:
+        return repr(self._source)
+
+
+class _Ephemeral:
+    pass
+
+
+def _report(source: Callable[..., object], error: BaseException) -> None:
+    ephemeral = _Ephemeral()
+    reference = weakref.ref(ephemeral, _Report(source, error))
+    del ephemeral, reference
+
+
+def _callable(name: str, value: _C) -> _C:
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
+    return value
+
+
+def _nobody(*_: object) -> None:
+    pass
+
+
+def _start(options: _ffi.Options) -> _Handle:
+    pointer = ctypes.c_void_p()
+    why = ctypes.create_string_buffer(512)
+    status = _ffi.httpdown_serve(
+        ctypes.byref(options), ctypes.byref(pointer), why, ctypes.sizeof(why)
+    )
+    if status != Status.OK:
+        raise _ffi.failure(status, why.value.decode("utf-8", "replace"))
+    return _Handle(pointer.value)
+
+
+def _addresses(handle: _Handle) -> list[Address]:
+    addresses: list[Address] = []
+    buffer = ctypes.create_string_buffer(64)
+    # The end is where there is no such index.
+    with contextlib.suppress(InvalidArgument):
+        while True:
+            _ffi.httpdown_local_addr(handle.pointer, len(addresses), buffer, ctypes.sizeof(buffer))
+            addresses.append(Address.parse(buffer.value.decode()))
+    return addresses
+
+
+_serving: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _stop_at_exit(server: Server) -> None:
+    _serving.add(server)
+    # Anew each time: before what was there when the server was started, and may be needed by it.
+    atexit.unregister(_stop_all)
+    atexit.register(_stop_all)
+
+
+def _stop_all() -> None:
+    servers = list(_serving)
+    with contextlib.suppress(Forked):
+        for server in servers:
+            server.stop_begin()
+        for server in servers:
+            server.close()

@@ -1,0 +1,214 @@
+"""The bindings say what the header says, and the right library is found."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+from enum import IntEnum, IntFlag
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CHECKOUT, PYTHON
+
+from httpdown import Report, Status, _errors, _ffi
+
+TEXT = (CHECKOUT / "include" / "httpdown.h").read_text("utf-8")
+HEADER = re.sub(r"//[^\n]*|/\*.*?\*/", "", TEXT, flags=re.DOTALL)
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "httpdown_options": _ffi.Options,
+    "httpdown_stats": _ffi.Stats,
+    "httpdown_stop_report": _ffi.StopReport,
+    "httpdown_event": _ffi.Event,
+    "httpdown_bytes": _ffi.Bytes,
+    "httpdown_header": _ffi.Header,
+}
+ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
+    "httpdown_status": ("STATUS", _errors.Status),
+    "httpdown_phase_code": ("PHASE", _ffi.Phase),
+    "httpdown_conn_state": ("CONN", _ffi.ConnState),
+    "httpdown_dispatch": ("DISPATCH", _ffi.Dispatch),
+    "httpdown_log_level": ("LOG", _ffi.LogLevel),
+    "httpdown_event_kind": ("EVENT", _ffi.EventKind),
+    "httpdown_stat_kind": ("STAT", _ffi.StatKind),
+}
+SCALARS: dict[str, Any] = {
+    "void": None,
+    "bool": ctypes.c_bool,
+    "int": ctypes.c_int,
+    "double": ctypes.c_double,
+    "size_t": ctypes.c_size_t,
+    "uint32_t": ctypes.c_uint32,
+    "uint64_t": ctypes.c_uint64,
+}
+
+
+def ctype(text: str, field: bool = False) -> Any:
+    """The ctypes type for a type of C."""
+    text = text.replace("const", "").strip()
+    if text.endswith("_fn"):
+        return ctypes.c_void_p
+    if not text.endswith("*"):
+        return SCALARS[text] if text in SCALARS else STRUCTS[text]
+    target = text[:-1].strip()
+    if target.endswith("*"):
+        return ctypes.POINTER(ctypes.c_void_p)
+    if target == "char":
+        # Of httpdown_bytes it is not NUL-terminated.
+        return ctypes.c_void_p if field == "data" else ctypes.c_char_p
+    if target in SCALARS and target != "void":
+        return ctypes.POINTER(SCALARS[target])
+    return ctypes.POINTER(STRUCTS[target]) if target in STRUCTS else ctypes.c_void_p
+
+
+def declaration(text: str) -> tuple[str, str]:
+    """The type and the name of a parameter or a field."""
+    found = re.fullmatch(r"(.*?)(\w+)", text.strip(), re.DOTALL)
+    assert found
+    return " ".join(found[1].split()), found[2]
+
+
+def prototypes() -> dict[str, tuple[str, list[str]]]:
+    """Of each function: what it returns, and the types of its parameters."""
+    body = HEADER[HEADER.index('extern "C"') :].replace("HTTPDOWN_MUST_USE", "")
+    found = {}
+    pattern = r"^([\w \t*]+?)\b(httpdown_\w+)\(([^)]*)\);"
+    for result, name, parameters in re.findall(pattern, body, re.MULTILINE):
+        parts = [] if parameters.strip() == "void" else parameters.split(",")
+        found[name] = (result.strip(), [declaration(part)[0] for part in parts])
+    return found
+
+
+def test_the_header_is_understood() -> None:
+    assert len(prototypes()) == len(re.findall(r"\bhttpdown_\w+\([^)]*\);", HEADER))
+    assert len(prototypes()) > 40
+
+
+@pytest.mark.parametrize("name", prototypes())
+def test_a_function(name: str) -> None:
+    result, parameters = prototypes()[name]
+    function = getattr(_ffi, name)
+    assert list(function.argtypes) == [ctype(parameter) for parameter in parameters]
+    assert function.restype == ctype(result)
+    source = Path(_ffi.__file__).read_text("utf-8").replace("\n#    ", "")
+    comments = [
+        " ".join(line.split()) for line in source.splitlines() if line.strip().startswith("# ")
+    ]
+    spaced = " ".join(comment.replace("* ", "*") for comment in comments)
+    wanted = re.search(rf"[^;]*\b{name}\([^)]*\);", HEADER[HEADER.index('extern "C" {') + 12 :])
+    assert wanted
+    words = re.sub(r"#.*|HTTPDOWN_MUST_USE", "", wanted[0])
+    assert " ".join(words.split()).lstrip("; ").replace("* ", "*") in spaced
+
+
+def test_no_function_is_bound_that_the_header_has_not() -> None:
+    bound = {name for name in vars(_ffi) if name.startswith("httpdown_")}
+    assert bound == set(prototypes())
+
+
+def test_every_enum_and_struct_is_known() -> None:
+    enums = re.findall(r"typedef enum \{[^}]*\} (\w+);", HEADER)
+    structs = re.findall(r"typedef struct \{[^}]*\} (\w+);", HEADER)
+    assert (set(enums), set(structs)) == (set(ENUMS), set(STRUCTS))
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_an_enum(name: str) -> None:
+    prefix, ours = ENUMS[name]
+    body = re.search(rf"typedef enum \{{([^}}]*)\}} {name};", HEADER)
+    assert body
+    values = re.findall(rf"HTTPDOWN_{prefix}_(\w+) = (\d+)", body[1])
+    assert {key: int(value) for key, value in values} == {
+        key: int(value) for key, value in ours.__members__.items()
+    }
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_a_struct(name: str) -> None:
+    body = re.search(rf"typedef struct \{{([^}}]*)\}} {name};", HEADER)
+    assert body
+    wanted: list[tuple[str, Any]] = []
+    for field in body[1].split(";")[:-1]:
+        array = re.fullmatch(r"\s*char (\w+)\[(\d+)\]", field)
+        if array:
+            wanted.append((array[1], ctypes.c_char * int(array[2])))
+        else:
+            kind, field_name = declaration(field)
+            wanted.append((field_name, ctype(kind, field=field_name)))  # type: ignore[arg-type]
+    assert STRUCTS[name]._fields_ == wanted
+
+
+def test_constants() -> None:
+    constants = dict(re.findall(r"#define HTTPDOWN_(NOW|FOREVER) (\d+)", HEADER))
+    assert (int(constants["NOW"]), int(constants["FOREVER"])) == (_ffi.NOW, _ffi.FOREVER)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_sizes_and_offsets(tmp_path: Path) -> None:
+    lines = []
+    wanted = []
+    for name, struct in STRUCTS.items():
+        lines.append(f'printf("%zu\\n", sizeof({name}));')
+        wanted.append(ctypes.sizeof(struct))
+        for field in struct._fields_:
+            lines.append(f'printf("%zu\\n", offsetof({name}, {field[0]}));')
+            wanted.append(getattr(struct, field[0]).offset)
+    source = tmp_path / "sizes.c"
+    includes = "#include <httpdown.h>\n#include <stdio.h>\n"
+    source.write_text(includes + "int main(void) {\n" + "\n".join(lines) + "\nreturn 0;\n}\n")
+    include = f"-I{CHECKOUT / 'include'}"
+    subprocess.run(["cc", include, str(source), "-o", str(tmp_path / "sizes")], check=True)
+    printed = subprocess.run([tmp_path / "sizes"], check=True, capture_output=True, text=True)
+    assert [int(line) for line in printed.stdout.split()] == wanted
+
+
+def test_the_report_has_every_field() -> None:
+    raw = [field[0] for field in _ffi.StopReport._fields_[1:]]
+    assert [field.replace("_ms", "") for field in raw] == list(Report.__annotations__)
+
+
+def test_every_status_but_two_has_an_exception() -> None:
+    others = {Status.OK, Status.WOULD_BLOCK, Status.PANIC}
+    assert set(_errors.CLASSES) == set(Status) - others
+    for status in Status:
+        error = _ffi.failure(status)
+        assert str(error) == _ffi.httpdown_status_string(status).decode()
+    assert type(_ffi.failure(Status.PANIC)) is _errors.HttpdownError
+    assert type(_ffi.failure(Status.WOULD_BLOCK)) is TimeoutError
+
+
+def imported(package: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(package), **environment}
+    command = [sys.executable, "-c", "import httpdown; print(httpdown._ffi._find())"]
+    return subprocess.run(command, env=env, capture_output=True, text=True, cwd="/")
+
+
+def test_where_the_library_is_found(tmp_path: Path) -> None:
+    built = CHECKOUT / "build" / "libhttpdown.so.0"
+    package = tmp_path / "a" / "b" / "c"
+    shutil.copytree(PYTHON / "httpdown", package / "httpdown")
+    # As pip would have it.
+    (package / "httpdown-1.dist-info").mkdir()
+    metadata = package / "httpdown-1.dist-info" / "METADATA"
+    metadata.write_text(f"Metadata-Version: 2.1\nName: httpdown\nVersion: {_ffi.VERSION}\n")
+
+    nowhere = imported(package)
+    assert nowhere.returncode == 1
+    assert "ImportError" in nowhere.stderr and "HTTPDOWN_LIBRARY" in nowhere.stderr
+    wrong = imported(package, HTTPDOWN_LIBRARY="/nowhere/libhttpdown.so")
+    assert wrong.returncode == 1 and "ImportError" in wrong.stderr
+    assert imported(package, HTTPDOWN_LIBRARY=str(built)).stdout.strip() == str(built)
+
+    metadata.write_text("Metadata-Version: 2.1\nName: httpdown\nVersion: 7.8.9\n")
+    other = imported(package, HTTPDOWN_LIBRARY=str(built))
+    assert other.returncode == 1 and "this package needs 7.8.9" in other.stderr
+
+    metadata.write_text(f"Metadata-Version: 2.1\nName: httpdown\nVersion: {_ffi.VERSION}\n")
+    bundled = package / "httpdown" / "libhttpdown.so.0"
+    shutil.copy(built, bundled)
+    assert imported(package, HTTPDOWN_LIBRARY="/nowhere").stdout.strip() == str(bundled)

@@ -1,0 +1,261 @@
+"""Servers and their process: signals, exit, fork."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import signal
+from typing import Callable
+
+import pytest
+from conftest import CHECKOUT, PYTHON, Program
+
+Run = Callable[[str], Program]
+
+IN_A_BLOCK = """
+try:
+    with httpdown.Server({handler}, "127.0.0.1:0", on_phase=on_phase) as server:
+        print(server.address, flush=True)
+        server.wait()
+finally:
+    print(server.report().served, server.report().killed, flush=True)
+"""
+
+RUN = """
+server = httpdown.Server({handler}, "127.0.0.1:0", on_phase=on_phase)
+try:
+    server.run(lambda server: print(server.address, flush=True))
+finally:
+    print(server.report().served, server.report().killed, flush=True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+def begin(program: Program) -> http.client.HTTPResponse:
+    """A request whose answer has begun."""
+    connection = program.connect(program.line())
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    program.opened.append(response)
+    assert response.read(5) == b"begin"
+    return response
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "status"),
+    [
+        (IN_A_BLOCK, signal.SIGINT, -signal.SIGINT),
+        (RUN, signal.SIGINT, 0),
+        (RUN, signal.SIGTERM, 0),
+    ],
+    ids=["Ctrl-C in a block", "SIGINT in run", "SIGTERM in run"],
+)
+def test_a_signal_loses_no_request(
+    program: Run, text: str, number: signal.Signals, status: int
+) -> None:
+    started = program(text.format(handler="slow"))
+    response = begin(started)
+    started.signal(number)
+    assert response.read() == b"x" * 50_000
+    code, out, err = started.end()
+    assert (code, out) == (status, "draining\n1 0\n")
+    assert ("KeyboardInterrupt" in err) == (status != 0)
+    assert status != 0 or err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "status"),
+    [
+        (IN_A_BLOCK, signal.SIGINT, -signal.SIGINT),
+        (RUN, signal.SIGTERM, 1),
+    ],
+    ids=["Ctrl-C in a block", "SIGTERM in run"],
+)
+def test_a_second_signal_kills(
+    program: Run, text: str, number: signal.Signals, status: int
+) -> None:
+    started = program(text.format(handler="until_cancelled"))
+    response = begin(started)
+    started.signal(number)
+    assert started.line() == "draining"
+    started.signal(number)
+    with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+        response.read()
+    code, out, err = started.end()
+    assert (code, out) == (status, "0 1\n")
+    assert ("Killed" in err) == (status == 1)
+
+
+def test_exit_with_a_server_that_serves(program: Run) -> None:
+    started = program(
+        """
+def slow_at_exit(request):
+    begun.set()
+    slow(request)
+
+begun = threading.Event()
+server = httpdown.Server(slow_at_exit, "127.0.0.1:0", on_phase=on_phase)
+print(server.address, flush=True)
+begun.wait()
+"""
+    )
+    response = begin(started)
+    assert response.read() == b"x" * 50_000
+    assert started.end() == (0, "draining\n", "")
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(0)", "server = None", "os._exit(0)"])
+def test_exit_with_idle_servers(program: Run, end: str) -> None:
+    started = program(
+        f"""
+import gc
+servers = [httpdown.Server(slow, "127.0.0.1:0", on_phase=on_phase) for _ in range(3)]
+server = httpdown.Server(slow, "127.0.0.1:0")
+print(server.address, flush=True)
+{end}
+"""
+    )
+    code, _, err = started.end()
+    assert (code, err) == (0, "")
+
+
+def test_exit_with_a_handler_that_never_returns(program: Run) -> None:
+    started = program(
+        """
+begun = threading.Event()
+def deaf(request):
+    request.reply(200) if request.path == "/fine" else begun.set()
+    time.sleep(1000)
+
+server = httpdown.Server(deaf, "127.0.0.1:0", stop_timeout=0, kill_timeout=0.01)
+print(server.address, flush=True)
+begun.wait()
+"""
+    )
+    connection = started.connect(started.line())
+    connection.request("GET", "/")
+    with pytest.raises((http.client.HTTPException, ConnectionError)):
+        connection.getresponse()
+    code, _, err = started.end()
+    assert (code, err) == (0, "")
+
+
+def test_a_forked_child_has_no_server(program: Run) -> None:
+    started = program(
+        """
+# Python 3.12 warns of any fork beside threads.
+warnings.simplefilter("ignore", DeprecationWarning)
+asked = threading.Event()
+
+def raises_forked(call):
+    try:
+        call()
+    except httpdown.Forked:
+        return
+    raise AssertionError(call)
+
+def in_child(request):
+    assert server.phase == httpdown.Phase.STOPPED and not server.ready
+    for call in (
+        server.stop, server.report, server.stop_begin, server.kill_begin,
+        lambda: server.wait(0), lambda: httpdown.Server(slow, "127.0.0.1:0"),
+        request.body, request.start, lambda: request.wait_cancelled(0), request.reply,
+    ):
+        raises_forked(call)
+    server.close()
+
+def fork(request):
+    child = os.fork()
+    if child == 0:
+        try:
+            in_child(request)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    asked.set()
+    request.reply(200, str(status))
+
+with httpdown.Server(fork, "127.0.0.1:0", on_phase=on_phase) as server:
+    child = os.fork()
+    if child == 0:
+        sys.exit(3)  # Leaves the block, runs what is registered at exit, ends the interpreter.
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    print(server.address, flush=True)
+    asked.wait()
+print(server.report().served, flush=True)
+"""
+    )
+    connection = started.connect(started.line())
+    connection.request("GET", "/")
+    assert connection.getresponse().read() == b"0"
+    connection.close()
+    assert started.end() == (0, "draining\n1\n", "")
+
+
+def test_the_demo() -> None:
+    demo = Program(
+        str(CHECKOUT / "examples" / "demo.py"), "-addr=127.0.0.1:0", "--stop-timeout", "9s"
+    )
+    line = demo.line()
+    found = re.fullmatch(r"serving on http://(127\.0\.0\.1:\d+)/ with pid (\d+)", line)
+    assert found and int(found[2]) == demo.process.pid, line
+    for bad in ("3", "s", "-1s", "1x", "1s1", "%20"):
+        connection = demo.connect(found[1])
+        connection.request("GET", f"/?duration={bad}")
+        assert connection.getresponse().status == 400
+        connection.close()
+    connection = demo.connect(found[1])
+    connection.request("GET", "/?duration=0.3s")
+    response = connection.getresponse()
+    pid = found[2]
+    assert response.readline() == f"going to sleep 0.3s with pid {pid}\n".encode()
+    demo.signal(signal.SIGTERM)
+    assert response.read() == f"slept 0.3s with pid {pid}\n".encode()
+    connection.close()
+    assert demo.end() == (0, "stopped: 7 requests, 7 served, 0 killed\n", "")
+
+
+def test_the_demo_that_cannot_listen() -> None:
+    demo = str(CHECKOUT / "examples" / "demo.py")
+    first = Program(demo, "--addr", "127.0.0.1:0")
+    address = first.line().split("/")[2]
+    code, out, err = Program(demo, "-addr", address).end()
+    assert (code, out) == (1, "") and "in use" in err
+    first.signal(signal.SIGINT)
+    assert first.end()[0] == 0
+
+
+def test_the_example_of_the_readme() -> None:
+    text = (PYTHON / "README.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    use = """
+    import urllib.request
+    for path, words in ("/", ["Hello,", "127.0.0.1!"]), ("/count", list("0123456789")):
+        with urllib.request.urlopen(f"http://{server.address}{path}") as response:
+            assert response.read().decode().split() == words
+"""
+    assert example.count("    ...  # ") == 1
+    code, out, err = Program("-c", example.replace("    ...  # ", use + "    # ")).end()
+    assert (code, err) == (0, "")
+    assert out.endswith("2 served, 0 killed\n")
+
+
+def test_servers_in_threads_of_their_own(program: Run) -> None:
+    """Only the main thread gets Ctrl-C; others can stop servers all the same."""
+    started = program(
+        """
+def one():
+    with httpdown.Server(slow, "127.0.0.1:0") as server:
+        pass
+    results.append(server.report().status)
+
+results = []
+threads = [threading.Thread(target=one) for _ in range(20)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(results), set(results) == {httpdown.Status.OK})
+"""
+    )
+    assert started.end() == (0, "20 True\n", "")

@@ -1,0 +1,415 @@
+"""Servers: made, asked, stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import threading
+import time
+from typing import Any
+
+import pytest
+from conftest import LONG, Gate, connect, fetch, in_thread
+
+import httpdown
+from httpdown import ConnState, LogLevel, MockClock, Phase, Request, Server, Status
+
+
+def hello(request: Request) -> None:
+    request.reply(200, "Hello, World!")
+
+
+def test_hello() -> None:
+    with Server(hello, "127.0.0.1:0") as server:
+        assert (server.phase, server.ready) == (Phase.SERVING, True)
+        response: Any = fetch(server)
+        assert (response.status, response.body) == (200, b"Hello, World!")
+        assert response.headers["content-type"] == "text/plain; charset=utf-8"
+    assert (server.phase, server.ready) == (Phase.STOPPED, False)
+    report = server.report()
+    assert (report.status, report.requests, report.served) == (Status.OK, 1, 1)
+    assert server.stop() == server.wait() == report
+
+
+def test_two_servers_do_not_know_of_each_other() -> None:
+    with Server(hello, "127.0.0.1:0") as one, Server(hello, "127.0.0.1:0,[::1]:0") as two:
+        assert one.address != two.address
+        assert [str(address).rpartition(":")[0] for address in two.addresses] == [
+            "127.0.0.1",
+            "[::1]",
+        ]
+        one.stop()
+        assert fetch(two).status == 200
+
+
+def test_an_address_in_use() -> None:
+    with Server(hello, "127.0.0.1:0") as server:
+        with pytest.raises(httpdown.AddressInUse, match="in use") as error:
+            Server(hello, str(server.address))
+        assert error.value.status == Status.ADDR_IN_USE
+
+
+def test_given_sockets_become_the_servers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        port = given.getsockname()[1]
+        with Server(hello, fds=[given]) as server:
+            assert given.fileno() == -1
+            assert server.addresses == [("127.0.0.1", port)]
+            assert fetch(server).status == 200
+
+
+def test_given_sockets_stay_ours_on_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given, socket.socket() as silent:
+        with pytest.raises(httpdown.InvalidArgument, match="not a listening socket"):
+            Server(hello, fds=[given, silent])
+        assert given.fileno() >= 0
+
+
+def test_shared_sockets_keep_their_queue() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        with Server(hello, fds=[os.dup(ours.fileno())], fds_shared=True):
+            pass
+        with socket.create_connection(ours.getsockname(), LONG):
+            ours.accept()[0].close()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"handler": None},
+        {"handler": "hello"},
+        {"bind": 8080},
+        {"bind": "127.0.0.1:0\0"},
+        {"bind": "nonsense"},
+        {"bind": "127.0.0.1:99999"},
+        {"threads": 0},
+        {"threads": -1},
+        {"threads": 1 << 40},
+        {"threads": True},
+        {"threads": 1.5},
+        {"io_threads": 0},
+        {"io_threads": 1 << 33},
+        {"stop_timeout": -1},
+        {"stop_timeout": math.nan},
+        {"stop_timeout": -math.inf},
+        {"stop_timeout": 1e10},
+        {"stop_timeout": True},
+        {"stop_timeout": "10s"},
+        {"kill_timeout": -0.001},
+        {"lame_duck": 4294967.295},
+        {"header_timeout": "1"},
+        {"fds": [-1]},
+        {"fds": [True]},
+        {"fds": ["1"]},
+        {"fds": [1 << 40]},
+        {"fds": [999_999]},
+        {"clock": 1.0},
+        {"on_phase": 1},
+        {"on_log": "print"},
+        {"on_conn_state": {1: 2}},
+        {"stats": object()},
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
+    arguments = {"handler": hello, "bind": "127.0.0.1:0", **options}
+    with pytest.raises((ValueError, TypeError, AttributeError, httpdown.AddressInvalid)) as error:
+        Server(**arguments)
+    assert str(error.value)
+
+
+def test_durations_that_do() -> None:
+    for value in (0, 1e-9, 0.5, 1, 4_294_967, math.inf, None):
+        with Server(hello, "127.0.0.1:0", stop_timeout=value, kill_timeout=value):
+            pass
+
+
+def test_a_stop_lets_a_request_finish_and_refuses_new_connections() -> None:
+    begun, finish, draining = Gate(), Gate(), Gate()
+
+    def slow(request: Request) -> None:
+        with request.start(200) as out:
+            out.write(b"x" * 1000)
+            begun.open()
+            finish.wait()
+            for _ in range(49):
+                out.write(b"x" * 1000)
+
+    def on_phase(_: Server, phase: Phase) -> None:
+        if phase == Phase.DRAINING:
+            draining.open()
+
+    with Server(slow, "127.0.0.1:0", on_phase=on_phase) as server:
+        client = in_thread(fetch, server)
+        begun.wait()
+        stop = in_thread(server.stop)
+        draining.wait()
+        assert not server.ready
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(server.address, LONG)
+        with pytest.raises(TimeoutError):
+            server.wait(0)
+        finish.open()
+        response: Any = client.result(LONG)
+        assert response.body == b"x" * 50_000
+        assert stop.result(LONG).served == 1
+
+
+def test_a_lame_duck_still_accepts() -> None:
+    clock = MockClock()
+    with Server(hello, "127.0.0.1:0", lame_duck=5, clock=clock) as server:
+        server.stop_begin()
+        clock.wait_for_timers(1)
+        assert (server.phase, server.ready) == (Phase.LAME_DUCK, False)
+        assert fetch(server).status == 200
+        clock.advance(5)
+        assert server.wait(LONG).stop_duration == 5
+
+
+def test_a_kill_after_the_stop_timeout() -> None:
+    begun = Gate()
+
+    def endless(request: Request) -> None:
+        with request.start(200) as out:
+            begun.open()
+            assert request.wait_cancelled(LONG)
+            with pytest.raises(httpdown.Killed):
+                out.write(b"too late")
+
+    clock = MockClock()
+    server = Server(endless, "127.0.0.1:0", stop_timeout=60, clock=clock)
+    client = in_thread(fetch, server)
+    begun.wait()
+    stop = in_thread(server.stop)
+    clock.wait_for_timers(1)
+    clock.advance(60)
+    with pytest.raises(httpdown.Killed):
+        stop.result(LONG)
+    with pytest.raises(httpdown.Killed):
+        server.wait()
+    assert client.exception(LONG)
+    server.close()
+    report = server.report()
+    assert (report.killed, report.served, report.status) == (1, 0, Status.KILLED)
+
+
+def test_a_handler_that_ignores_the_kill_is_abandoned(unraisable: list[Any]) -> None:
+    begun, finish, finished = Gate(), Gate(), Gate()
+
+    def deaf(request: Request) -> None:
+        begun.open()
+        finish.wait()
+        try:
+            request.reply(200)
+        finally:
+            finished.open()
+
+    clock = MockClock()
+    with contextlib.suppress(httpdown.TimedOut):
+        with Server(deaf, "127.0.0.1:0", stop_timeout=1, kill_timeout=1, clock=clock) as server:
+            client = in_thread(fetch, server)
+            begun.wait()
+            server.stop_begin()
+            clock.wait_for_timers(1)
+            clock.advance(1)
+            clock.wait_for_timers(1)
+            clock.advance(1)
+            with pytest.raises(httpdown.TimedOut):
+                server.wait(LONG)
+    assert client.exception(LONG)
+    report = server.report()
+    assert (report.killed, report.abandoned) == (1, 1)
+    finish.open()
+    finished.wait()
+    assert unraisable == []
+
+
+def test_stop_in_a_handler_begins_the_stop() -> None:
+    failures: list[BaseException] = []
+
+    def handler(request: Request) -> None:
+        for call in (request.server.stop, request.server.wait):
+            with pytest.raises(httpdown.WouldDeadlock) as error:
+                call()
+            failures.append(error.value)
+        request.server.close()
+        request.reply(200, "stopping")
+        with pytest.raises(httpdown.WouldDeadlock):
+            request.server.stop()
+
+    with Server(handler, "127.0.0.1:0", threads=2) as server:
+        response: Any = fetch(server)
+        assert response.body == b"stopping"
+        assert server.wait(LONG).served == 1
+    assert len(failures) == 2
+
+
+def test_a_server_that_nobody_holds_goes_on_until_it_is_stopped() -> None:
+    addresses: list[httpdown.Address] = []
+
+    def handler(request: Request) -> None:
+        request.server.stop_begin()
+        request.reply(200)
+
+    addresses.append(Server(handler, "127.0.0.1:0").address)
+    with socket.create_connection(addresses[0], LONG) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.0 200")
+
+
+def test_what_a_block_raises_goes_before_what_its_stop_would() -> None:
+    begun = Gate()
+
+    def endless(request: Request) -> None:
+        begun.open()
+        request.wait_cancelled()
+
+    with pytest.raises(ZeroDivisionError):
+        with Server(endless, "127.0.0.1:0", stop_timeout=0) as server:
+            client = in_thread(fetch, server)
+            begun.wait()
+            raise ZeroDivisionError
+    assert server.report().status == Status.KILLED
+    assert client.exception(LONG)
+
+
+def test_a_hundred_servers_leave_nothing_behind() -> None:
+    def counts() -> tuple[int, int, int]:
+        return (
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/proc/self/task")),
+            threading.active_count(),
+        )
+
+    def one() -> None:
+        def on_phase(*_: object) -> None: ...
+
+        with Server(hello, "127.0.0.1:0", threads=3, on_phase=on_phase) as server:
+            assert fetch(server).status == 200
+
+    def leaves_nothing() -> bool:
+        return all(now <= then for now, then in zip(counts(), before))
+
+    one()
+    before = counts()
+    for _ in range(100):
+        one()
+    # The kernel forgets a thread a moment after it has been joined.
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline and not leaves_nothing():
+        time.sleep(0.001)
+    assert leaves_nothing(), (before, counts())
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.bumps: list[tuple[str, str, float]] = []
+
+    def __len__(self) -> int:
+        return len(self.bumps)  # That it is false at first must not matter.
+
+    def bump_avg(self, key: str, value: float) -> None:
+        self.bumps.append(("avg", key, value))
+
+    def bump_sum(self, key: str, value: float) -> None:
+        self.bumps.append(("sum", key, value))
+
+    def bump_histogram(self, key: str, value: float) -> None:
+        self.bumps.append(("histogram", key, value))
+
+    def bump_time(self, key: str, value: float) -> None:
+        self.bumps.append(("time", key, value))
+
+
+def test_events_of_a_plain_stop_all_arrive() -> None:
+    stats, clock = Recorder(), MockClock()
+    phases: list[Phase] = []
+    states: list[tuple[int, ConnState]] = []
+    logs: list[tuple[LogLevel, str]] = []
+    peers: set[httpdown.Address] = set()
+
+    def handler(request: Request) -> None:
+        peers.add(request.peer)
+        assert request.conn_id == 0
+        if request.path != "/forgotten":
+            request.reply(200)
+
+    def on_conn_state(_: Server, conn: int, state: ConnState, peer: httpdown.Address) -> None:
+        peers.add(peer)
+        states.append((conn, state))
+
+    with Server(
+        handler,
+        "127.0.0.1:0",
+        clock=clock,
+        stats=stats,
+        on_conn_state=on_conn_state,
+        on_phase=lambda server, phase: phases.append(phase),
+        on_log=lambda level, text: logs.append((level, text)),
+    ) as server:
+        with contextlib.closing(connect(server)) as connection:
+            for path in ("/", "/forgotten"):
+                connection.request("GET", path)
+                connection.getresponse().read()
+            clock.wait_for_timers(1)
+            clock.advance(60)
+            clock.wait_for_timers(1)
+            server.stop()
+    assert phases == [Phase.SERVING, Phase.QUIESCING, Phase.DRAINING, Phase.STOPPED]
+    assert states[:3] == [(0, ConnState.NEW), (0, ConnState.ACTIVE), (0, ConnState.IDLE)]
+    assert states[-1] == (0, ConnState.CLOSED)
+    assert len(peers) == 1
+    assert logs == [(LogLevel.ERROR, "a handler did not answer /forgotten")]
+    keys = {(kind, key) for kind, key, _ in stats.bumps}
+    assert keys == {
+        ("sum", "serve"),
+        ("sum", "handler.error"),
+        ("sum", "conn.closed"),
+        ("sum", "stop"),
+        ("histogram", "stop.conn.count"),
+        ("time", "stop.time"),
+        ("avg", "http-state.new"),
+        ("avg", "http-state.active"),
+        ("avg", "http-state.idle"),
+        ("avg", "http-state.total"),
+    }
+    assert ("histogram", "stop.conn.count", 1.0) in stats.bumps
+    assert server.report().events_dropped == 0
+
+
+def test_an_observer_that_raises_or_stops(unraisable: list[Any]) -> None:
+    seen: list[Phase] = []
+
+    def on_phase(server: Server, phase: Phase) -> None:
+        seen.append(phase)
+        if phase == Phase.SERVING:
+            server.stop()  # Begins it, and raises.
+        raise ZeroDivisionError
+
+    with Server(hello, "127.0.0.1:0", on_phase=on_phase) as server:
+        server.wait(LONG)
+    assert seen[-1] == Phase.STOPPED
+    assert [type(error) for error in unraisable] == [
+        httpdown.WouldDeadlock,
+        *[ZeroDivisionError] * (len(seen) - 1),
+    ]
+
+
+def test_run_is_for_the_main_thread() -> None:
+    with Server(hello, "127.0.0.1:0") as server:
+        with pytest.raises(ValueError, match="main thread"):
+            in_thread(server.run).result(LONG)
+
+
+def test_the_clock() -> None:
+    clock = MockClock()
+    for bad in (-1, math.nan, math.inf, 1e30, "1", True):
+        with pytest.raises((ValueError, TypeError)):
+            clock.advance(bad)  # type: ignore[arg-type]
+    for bad in (-1, 1.5, True):
+        with pytest.raises((ValueError, TypeError)):
+            clock.wait_for_timers(bad)  # type: ignore[arg-type]
+    with pytest.raises(TimeoutError):
+        clock.wait_for_timers(1, timeout=0)

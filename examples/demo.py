@@ -1,0 +1,58 @@
+"""A slow server that stops without losing a request: the same as demo.c, in Python.
+
+    PYTHONPATH=bindings/python python3 examples/demo.py &
+    curl 'http://127.0.0.1:8080/?duration=3s' & sleep 1; kill %1; wait
+"""
+
+import argparse
+import os
+import re
+import sys
+from urllib.parse import parse_qs
+
+import httpdown
+
+UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600}
+PART = r"(\d+\.?\d*|\.\d+)(ns|us|ms|s|m|h)"
+
+
+def duration(text: str) -> float:
+    """Seconds, of a duration as Go writes it: 300ms, 1.5s, 1m30s."""
+    seconds = sum(float(number) * UNITS[unit] for number, unit in re.findall(PART, text))
+    if (text != "0" and not re.fullmatch(f"({PART})+", text, re.ASCII)) or seconds > 2**63 / 1e9:
+        raise ValueError("bad duration; write 300ms, 1.5s or 1m")
+    return seconds
+
+
+def on_request(request: httpdown.Request) -> None:
+    text = parse_qs(request.query, keep_blank_values=True).get("duration", ["0"])[0]
+    try:
+        seconds = duration(text)
+    except ValueError as error:
+        return request.reply(400, f"{error}\n")
+    with request.start(200, {"content-type": "text/plain; charset=utf-8"}) as out:
+        out.write(f"going to sleep {text} with pid {os.getpid()}\n")
+        if not request.wait_cancelled(seconds):
+            out.write(f"slept {text} with pid {os.getpid()}\n")
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(allow_abbrev=False)
+    flags.add_argument("-addr", "--addr", default="127.0.0.1:8080")
+    flags.add_argument("-stop-timeout", "--stop-timeout", type=duration, default=10)
+    flags.add_argument("-kill-timeout", "--kill-timeout", type=duration, default=1)
+    options = vars(flags.parse_args())
+    try:
+        server = httpdown.Server(on_request, options.pop("addr"), **options)
+        line = f"serving on http://{server.address}/ with pid {os.getpid()}"
+        try:
+            server.run(lambda _: print(line, flush=True))
+        finally:
+            r = server.report()
+            print(f"stopped: {r.requests} requests, {r.served} served, {r.killed} killed")
+    except httpdown.HttpdownError as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
+
+
+if __name__ == "__main__":
+    main()
