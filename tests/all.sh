@@ -1,0 +1,39 @@
+#!/bin/sh
+# Runs every suite, or those named, and says at the end what passed. A suite that cannot run here (a tool is missing)
+# exits with 77 and a line that says why; that counts as a failure where CI is set.
+cd "$(dirname "$0")/.." || exit 1
+export PYTHONDONTWRITEBYTECODE=1
+
+rust() { ${CARGO:-cargo} test --quiet --no-fail-fast; }
+c() { tests/c/run.sh; }
+valgrind() {
+    command -v valgrind >/dev/null || { echo "skipped: no valgrind (make tools)"; return 77; }
+    tests/c/run.sh --valgrind
+}
+tsan() { tests/tsan/run.sh; }
+cpp() { tests/cpp/run.sh; }
+abi() { tests/abi/check.sh; }
+install() { tests/install/check.sh; }
+python() {
+    [ -x build/venv/bin/python ] || { echo "skipped: no build/venv (make tools)"; return 77; }
+    PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider bindings/python/tests &&
+        build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
+}
+programs() { "${PYTHON:-python3}" tests/programs.py; }
+
+passed=0 failed=0 skipped=0 summary=
+for suite in ${*:-rust c valgrind tsan cpp abi install python programs}; do
+    printf '\n== %s\n' "$suite"
+    begin=$(date +%s)
+    "$suite"
+    code=$?
+    case $code in
+        0) passed=$((passed + 1)) verdict=ok ;;
+        77) skipped=$((skipped + 1)) verdict=SKIPPED ;;
+        *) failed=$((failed + 1)) verdict="FAILED ($code)" ;;
+    esac
+    summary="$summary$(printf '%-10s %5s s  %s' "$suite" $(($(date +%s) - begin)) "$verdict")
+"
+done
+printf '\n%s\n%d passed, %d failed, %d skipped\n' "$summary" $passed $failed $skipped
+[ $failed -eq 0 ] && { [ -z "${CI:-}" ] || [ $skipped -eq 0 ]; }

@@ -1,0 +1,160 @@
+"""The example programs, as a person uses them: programs.py. Every demo, in every language, must behave the same."""
+
+import contextlib
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUILD = os.path.join(ROOT, "build")
+PATIENCE = 60  # seconds that nothing here takes unless it hangs
+
+
+class Program:
+    """A running example, on a port of its own."""
+
+    def __init__(self, command, *flags):
+        env = dict(os.environ, PYTHONPATH=os.path.join(ROOT, "bindings", "python"))
+        self.process = subprocess.Popen(
+            [*command, "-addr", "127.0.0.1:0", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
+        self.banner = self.process.stdout.readline()
+        self.port = int(re.fullmatch(r"serving on http://127\.0\.0\.1:(\d+)/ with pid \d+\n", self.banner)[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+    def connect(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+
+    def get(self, target, method="GET", body=None):
+        with contextlib.closing(self.connect()) as client:
+            client.request(method, target, body)
+            response = client.getresponse()
+            return response.status, response.read()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def until_refused(self):
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE).close()
+            except ConnectionRefusedError:
+                return
+            except ConnectionResetError:
+                continue  # half-way through its handshake when the listener closed
+
+    def end(self):
+        return self.process.wait(timeout=PATIENCE)
+
+
+class Demo:
+    """What each demo does; a subclass says which."""
+
+    command = []
+
+    @contextlib.contextmanager
+    def sleeper(self, duration, *flags):
+        """A running demo, and a response whose first line has come."""
+        with Program(self.command, *flags) as demo, contextlib.closing(demo.connect()) as client:
+            client.request("GET", f"/?duration={duration}")
+            with client.getresponse() as response:
+                line = response.readline().decode()
+                self.assertEqual(line, f"going to sleep {duration} with pid {demo.process.pid}\n")
+                yield demo, response
+
+    def assert_cut(self, demo, response):
+        with self.assertRaises((http.client.IncompleteRead, ConnectionResetError)):
+            response.read()
+        self.assertGreater(demo.end(), 0)
+
+    def test_a_stop_lets_the_sleeper_finish_and_refuses_others(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number), self.sleeper("1s") as (demo, response):
+                demo.signal(number)
+                demo.until_refused()
+                self.assertEqual(response.read().decode(), f"slept 1s with pid {demo.process.pid}\n")
+                self.assertEqual(demo.end(), 0)
+
+    def test_a_second_signal_cuts_at_once_and_the_exit_status_says_so(self):
+        with self.sleeper("10m") as (demo, response):
+            demo.signal(signal.SIGTERM)
+            demo.until_refused()
+            demo.signal(signal.SIGTERM)
+            self.assert_cut(demo, response)
+
+    def test_the_stop_timeout_cuts_and_the_exit_status_says_so(self):
+        with self.sleeper("1h", "--stop-timeout=50ms", "-kill-timeout", "1s") as (demo, response):
+            demo.signal(signal.SIGTERM)
+            self.assert_cut(demo, response)
+
+    def test_durations_are_those_of_go(self):
+        with Program(self.command) as demo:
+            for good in ("0", "1ms", "1.5ms", "0h0m1ms"):
+                status, body = demo.get(f"/?duration={good}")
+                self.assertEqual(status, 200, good)
+                self.assertIn(f"slept {good} ", body.decode())
+            for bad in ("", "x", "1", "-1s", "1d", "s", "1..5s", "9999999h"):
+                self.assertEqual(demo.get(f"/?duration={bad}")[0], 400, bad)
+
+
+class DemoInC(Demo, unittest.TestCase):
+    command = [os.path.join(BUILD, "demo")]
+
+
+class DemoInCpp(Demo, unittest.TestCase):
+    command = [os.path.join(BUILD, "demo-cpp")]
+
+
+class DemoInPython(Demo, unittest.TestCase):
+    command = [sys.executable, os.path.join(ROOT, "examples", "demo.py")]
+
+
+class DemoInRust(Demo, unittest.TestCase):
+    command = [os.path.join(ROOT, "target", "release", "examples", "demo")]
+
+
+class Hello(unittest.TestCase):
+    def test_every_dispatch_mode_answers_alike(self):
+        upload = os.urandom(3_000_000)
+        for mode in ("pool", "inline", "queue"):
+            with self.subTest(mode), Program([os.path.join(BUILD, "hello")], "-dispatch", mode, "-threads", "1") as hello:
+                self.assertEqual(hello.get("/"), (200, b"Hello, World!"))
+                self.assertEqual(hello.get("/any", "PUT", b"x"), (200, b"Hello, World!"))
+                self.assertEqual(hello.get("/echo", "POST", upload), (200, upload))
+                self.assertEqual(hello.get("/echo", "POST", b""), (200, b""))
+                self.assertEqual(hello.get("/bytes/0"), (200, b""))
+                self.assertEqual(hello.get("/bytes/1000000"), (200, bytes(1_000_000)))
+                self.assertEqual(hello.get("/bytes/1x")[0], 400)
+                hello.signal(signal.SIGTERM)
+                self.assertEqual(hello.end(), 0)
+
+    def test_bad_flags_are_refused(self):
+        for flags in (["-nonsense"], ["-dispatch", "sideways"], ["-addr"]):
+            done = subprocess.run([os.path.join(BUILD, "hello"), *flags], capture_output=True, timeout=PATIENCE)
+            self.assertEqual(done.returncode, 2, flags)
+            self.assertNotEqual(done.stderr, b"", flags)
+
+
+class Story(unittest.TestCase):
+    def test_the_demo_tells_its_story(self):
+        command = [sys.executable, os.path.join(ROOT, "examples", "story.py"), os.path.join(BUILD, "demo")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for word in ("going to sleep", "refused", "slept", "exit status 0", "1 served"):
+            self.assertIn(word, done.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,22 @@
+#!/bin/sh
+# Installs what the tests need beyond Rust, a C compiler and Python 3: from the distribution as root, and into a
+# virtualenv under build/ as anybody. What cannot be had is named; its tests are then skipped.
+cd "$(dirname "$0")/.." || exit 1
+missing=
+for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils; do
+    command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+done
+"${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && apt-get install -qq -y --no-install-recommends $missing
+    else
+        echo "missing, and not installed without root and apt-get:$missing"
+    fi
+fi
+if ! build/venv/bin/python -c 'import pytest, mypy' 2>/dev/null; then
+    "${PYTHON:-python3}" -m venv build/venv &&
+        build/venv/bin/pip install --quiet --disable-pip-version-check 'pytest>=8,<9' 'mypy>=1.10,<2' ||
+        echo "no virtualenv with pytest and mypy in build/venv"
+fi
+exit 0
