@@ -278,8 +278,16 @@ typedef struct {
     // Kinds of event (httpdown_event_kind, or-ed) that the program takes itself with httpdown_next_event: there is no
     // events thread then, and no callback but the handler may be set.
     uint32_t pull_events;
-    // Must be 0.
-    uint32_t reserved;
+    // How long a stop leaves a connection between two requests open, so that a request that is on its way is served,
+    // and answered with Connection: close. More than the round trip to the clients. Default: 1,000.
+    uint32_t idle_grace_ms;
+    // How long a stop goes on accepting connections whose handshake had begun. It ends as soon as there are none; counts
+    // within stop_timeout_ms. Default: 4,000, which gives a handshake that lost a segment two more chances
+    // (retransmissions come after 1 s and 3 s).
+    uint32_t quiesce_timeout_ms;
+    // How long a connection that the server has closed waits for the client to close its side, so that what was sent
+    // last is not destroyed by a reset. Default: 2,000.
+    uint32_t linger_timeout_ms;
 } httpdown_options;
 
 // What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -308,6 +316,9 @@ typedef struct {
     uint64_t conns_hijacked;
     // Connections that the stop closed while they were new or idle.
     uint64_t closed_idle;
+    // Of those, connections on which bytes came after the server had closed: a request that crossed the FIN on the wire.
+    // HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
+    uint64_t raced;
     // Requests whose head has been read, and those that a kill cut before it was.
     uint64_t requests;
     // Requests whose whole response was given to the kernel.

@@ -30,6 +30,9 @@ pub struct Report {
     pub conns_hijacked: u64,
     /// Connections that the stop closed while they were new or idle.
     pub closed_idle: u64,
+    /// Of those, connections on which bytes came after we had closed: the client had sent a request that crossed our
+    /// FIN on the wire. HTTP/1.1 has no means against that; a larger `idle_grace` makes it rarer.
+    pub raced: u64,
     /// Requests whose head has been read, and those that a kill cut before it was.
     pub requests: u64,
     /// Requests whose whole response was given to the kernel.

@@ -20,7 +20,7 @@ use crate::conn::{Accepted, Registry};
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::listener::{Accept, Listener};
+use crate::listener::{Accept, Listener, any_half_open};
 use crate::runtime::{self, Executor};
 use crate::server::Shared;
 use crate::stats::StatKind;
@@ -31,6 +31,11 @@ use crate::sys::{self, EventFd};
 const KILL_GRACE: Duration = Duration::from_millis(100);
 /// How long accepting pauses when there are no descriptors or no memory for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How often the listening sockets must be found quiet, one time after the other, before they are closed: a SYN that
+/// has just passed, on another processor, is not to be seen for a moment.
+const QUIET_LOOKS: u32 = 2;
+/// How long it is from one look to the next.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -43,7 +48,7 @@ pub enum Phase {
     Serving = 0,
     /// Still accepting, but no longer ready: load balancers should look elsewhere.
     LameDuck = 1,
-    /// The listening sockets are being emptied and closed; what has been accepted is finished, and takes no more.
+    /// New handshakes are refused, the old ones taken over, the listening sockets closed; connections begin to drain.
     Quiescing = 2,
     /// No new connections; what is there is finished.
     Draining = 3,
@@ -229,28 +234,46 @@ impl Acceptor<'_> {
         accept
     }
 
-    /// Takes over what waits in the accept queues that are ours alone: what waits in a shared one is for whoever else
-    /// accepts from it. Where descriptors are short, it waits for connections to end.
-    async fn empty(&self) {
-        while !self.try_empty() {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
+    /// Those that nobody else accepts from: what waits in a shared one is for whoever does.
+    fn owned(&self) -> impl Iterator<Item = &Listener> {
+        let all = self.listeners.iter().map(AsyncFd::get_ref);
+        all.filter(|listener| !listener.is_shared())
+    }
+
+    /// Takes over who is connected from its own point of view, and lets nobody else in: refuses new handshakes, and
+    /// accepts until no old one is left. Where descriptors are short, it waits for connections to end.
+    async fn quiesce(&self) {
+        // All of them first: in a group of sockets on one port, each is sent some of the clients.
+        for listener in self.owned() {
+            if let Err(error) = listener.refuse_new() {
+                let addr = listener.local_addr();
+                let why = format!("{addr}: a handshake that begins now may be lost: {error}");
+                self.shared.events.log(LogLevel::Warning, why);
+            }
+        }
+        let ports: Vec<_> = self.owned().map(|l| l.local_addr().port()).collect();
+        let mut quiet = 0;
+        while quiet < QUIET_LOOKS && !ports.is_empty() {
+            let emptied = self.try_empty();
+            let pending = any_half_open(&ports) || self.owned().any(|l| l.queued() > 0);
+            quiet = if pending { 0 } else { quiet + 1 };
+            let pause = if emptied { LOOK_INTERVAL } else { ACCEPT_PAUSE };
+            tokio::time::sleep(pause).await;
         }
     }
 
-    /// False if descriptors are short.
+    /// Accepts until the queues are empty. False if descriptors are short.
     fn try_empty(&self) -> bool {
-        for listener in &self.listeners {
-            let listener = listener.get_ref();
-            while !listener.is_shared() {
+        self.owned().all(|listener| {
+            loop {
                 // Not by way of tokio, whose budget may call a full queue empty.
                 match self.accept_one(listener) {
                     Accept::Conn(..) | Accept::Again => {}
                     Accept::Exhausted(_) => return false,
-                    Accept::Empty | Accept::Failed(_) => break,
+                    Accept::Empty | Accept::Failed(_) => return true,
                 }
             }
-        }
-        true
+        })
     }
 
     /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
@@ -258,8 +281,13 @@ impl Acceptor<'_> {
         let mut failed = None;
         let emptied = self.try_empty();
         for listener in self.listeners {
-            if !emptied && !listener.get_ref().is_shared() {
-                let waiting = sys::accept_queue_len(listener.as_fd());
+            if !listener.get_ref().is_shared() {
+                // Handshakes that are not done by now are no connections yet, from our point of view.
+                let waiting = if emptied {
+                    0
+                } else {
+                    listener.get_ref().queued()
+                };
                 self.shared.unaccepted.add(waiting.into());
             }
             // into_inner takes it out of the epoll set, where it would stay if another process had a copy.
@@ -374,16 +402,18 @@ async fn live(
         }
     }
 
+    let stop_timeout = clock.sleep(config.stop_timeout);
     let mut out_of_time = pin!(async {
         tokio::select! {
             () = inbox.at_least(Order::Kill) => {}
-            () = clock.sleep(config.stop_timeout) => {}
+            () = stop_timeout => {}
         }
     });
     enter(shared, Phase::Quiescing);
     let quiet = tokio::select! {
         biased;
-        () = acceptor.empty() => true,
+        () = acceptor.quiesce() => true,
+        () = clock.sleep(config.quiesce_timeout) => true,
         () = &mut out_of_time => false,
     };
     let close_error = acceptor.close();

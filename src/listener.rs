@@ -2,9 +2,10 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -18,6 +19,8 @@ pub struct Listener {
     socket: Socket,
     local: SocketAddr,
     shared: bool,
+    /// New handshakes are refused: the filter for that is inherited by what is accepted.
+    filtered: AtomicBool,
 }
 
 /// What one try to accept came to.
@@ -105,6 +108,7 @@ impl Listener {
             socket,
             local,
             shared: false,
+            filtered: AtomicBool::new(false),
         })
     }
 
@@ -126,6 +130,9 @@ impl Listener {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let error = match self.socket.accept4(flags) {
             Ok((socket, peer)) => {
+                if self.filtered.load(Ordering::Relaxed) {
+                    let _ = socket.detach_filter();
+                }
                 let stream = TcpStream::from(socket);
                 let local = if self.local.ip().is_unspecified() {
                     stream.local_addr().unwrap_or(self.local)
@@ -148,6 +155,24 @@ impl Listener {
             // accept(2): errors of the network that wait on the new connection are reported here; go on.
             _ => Accept::Again,
         }
+    }
+
+    /// Has the kernel ignore those who want to connect from now on, but not those whose handshake has begun. To them it
+    /// looks like a lost segment: they try again after a second, and are refused cleanly when the socket is closed.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP for a multipath socket, EPERM if the host has locked a filter of its own.
+    pub(crate) fn refuse_new(&self) -> io::Result<()> {
+        // A deferred accept would leave clients that are established and silent half-way in the handshake.
+        sys::no_deferred_accept(self.socket.as_fd());
+        self.socket.attach_filter(&drop_new_handshakes())?;
+        self.filtered.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How many connections wait to be accepted.
+    pub(crate) fn queued(&self) -> u32 {
+        sys::accept_queue_len(self.socket.as_fd())
     }
 
     /// Closes the socket; if it is not shared, nobody can connect to it any more, whoever has a copy.
@@ -192,6 +217,43 @@ impl From<Vec<Listener>> for Listeners {
     fn from(listeners: Vec<Listener>) -> Self {
         Self(listeners)
     }
+}
+
+/// Drops the segments that have SYN and not ACK. A socket's filter sees a segment from its TCP header on.
+#[allow(clippy::cast_possible_truncation, reason = "instructions of 16 bits")]
+fn drop_new_handshakes() -> [SockFilter; 5] {
+    const FLAGS: u32 = 13; // the byte that has them
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
+    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    [
+        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
+        SockFilter::new(AND, 0, 0, SYN | ACK),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
+        SockFilter::new(RETURN, 0, 0, 0),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ]
+}
+
+/// Whether a handshake has begun on one of these ports and is not done, by the kernel's own list. IPv4 clients of a
+/// dual-stack socket are in the second file. Where there is no /proc it is not known, and none is assumed.
+pub(crate) fn any_half_open(ports: &[u16]) -> bool {
+    const SYN_RECV: &str = "03";
+    let is_one = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(local), Some(state)) = (fields.nth(1), fields.nth(1)) else {
+            return false;
+        };
+        let port = local.rsplit(':').next().unwrap_or_default();
+        state == SYN_RECV && u16::from_str_radix(port, 16).is_ok_and(|port| ports.contains(&port))
+    };
+    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .any(|table| table.lines().any(is_one))
 }
 
 fn listen(addr: SocketAddr) -> io::Result<Socket> {

@@ -32,6 +32,9 @@ pub(crate) struct Config {
     pub(crate) kill_timeout: Duration,
     pub(crate) lame_duck: Duration,
     pub(crate) header_timeout: Duration,
+    pub(crate) quiesce_timeout: Duration,
+    pub(crate) idle_grace: Duration,
+    pub(crate) linger_timeout: Duration,
 }
 
 impl Default for Config {
@@ -41,6 +44,10 @@ impl Default for Config {
             kill_timeout: Duration::from_secs(60),
             lame_duck: Duration::ZERO,
             header_timeout: Duration::from_secs(30),
+            // A SYN is sent again after 1 s, and then after 2 more: a handshake that lost one has had two chances.
+            quiesce_timeout: Duration::from_secs(4),
+            idle_grace: Duration::from_secs(1),
+            linger_timeout: Duration::from_secs(2),
         }
     }
 }
@@ -61,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) abandoned: Count,
     pub(crate) hijacked_killed: Count,
     pub(crate) unaccepted: Count,
+    pub(crate) raced: Count,
     /// When the stop began and ended, on the server's clock.
     stop: Mutex<(Option<Duration>, Option<Duration>)>,
     pub(crate) outcome: watch::Sender<Option<Result<()>>>,
@@ -109,6 +117,7 @@ impl Shared {
             abandoned: self.abandoned.get(),
             hijacked_killed: self.hijacked_killed.get(),
             unaccepted: self.unaccepted.get(),
+            raced: self.raced.get(),
             events_dropped: self.events.dropped(),
             ..Report::default()
         };
@@ -186,6 +195,28 @@ impl Builder {
     /// Default: 30 seconds.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.config.header_timeout = timeout;
+        self
+    }
+
+    /// How long a stop goes on accepting connections whose handshake had begun, before it closes the listening sockets
+    /// all the same. It ends as soon as there are none; counts within the stop timeout. Default: 4 seconds, which gives
+    /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s).
+    pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
+        self.config.quiesce_timeout = timeout;
+        self
+    }
+
+    /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served
+    /// and answered with `Connection: close`. More than the round trip to the clients. Default: 1 second.
+    pub fn idle_grace(mut self, grace: Duration) -> Self {
+        self.config.idle_grace = grace;
+        self
+    }
+
+    /// How long a connection that we have closed waits for the client to close its side, so that what was sent last is
+    /// not destroyed by a reset. Default: 2 seconds.
+    pub fn linger_timeout(mut self, timeout: Duration) -> Self {
+        self.config.linger_timeout = timeout;
         self
     }
 
@@ -352,6 +383,7 @@ impl Builder {
             abandoned: Count::default(),
             hijacked_killed: Count::default(),
             unaccepted: Count::default(),
+            raced: Count::default(),
             stop: Mutex::default(),
             outcome: watch::Sender::new(None),
             last_report: OnceLock::new(),

@@ -107,6 +107,21 @@ pub(crate) fn reset(fd: BorrowedFd<'_>) {
     unsafe { libc::connect(fd.as_raw_fd(), &raw const unspec, len) };
 }
 
+/// Switches `TCP_DEFER_ACCEPT` off.
+pub(crate) fn no_deferred_accept(listener: BorrowedFd<'_>) {
+    let (off, len): (libc::c_int, libc::socklen_t) = (0, 4);
+    // SAFETY: the kernel reads an int there.
+    unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const off).cast(),
+            len,
+        );
+    }
+}
+
 /// How many connections wait in a listening socket's queue to be accepted.
 pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();

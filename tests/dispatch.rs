@@ -32,8 +32,8 @@ use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use common::{
-    Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, into_journal, listener, reply,
-    states_of, stop, stop_elsewhere, wait, wait_for_report,
+    Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, builder, into_journal, listener,
+    reply, states_of, stop, stop_elsewhere, wait, wait_for_report,
 };
 
 fn pool(threads: usize) -> Dispatch {
@@ -41,9 +41,7 @@ fn pool(threads: usize) -> Dispatch {
 }
 
 fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static) -> Server {
-    Server::builder()
-        .handle(listener(), dispatch, handler)
-        .unwrap()
+    builder().handle(listener(), dispatch, handler).unwrap()
 }
 
 /// A server whose requests a thread takes from the queue, one after the other, until there are no more.
@@ -66,7 +64,7 @@ fn each_way(handler: impl Fn(Exchange) + Clone + Send + Sync + 'static, test: im
     let servers = [
         serve(Dispatch::default(), handler.clone()),
         serve(Dispatch::Inline, handler.clone()),
-        serve_queue(Server::builder(), handler),
+        serve_queue(builder(), handler),
     ];
     for server in servers {
         test(&server);
@@ -159,7 +157,7 @@ fn a_panic_gets_a_500_and_is_told() {
         let (stats, bumps) = Recorder::new();
         let logs = Journal::new();
         let writes = logs.clone();
-        let server = Server::builder()
+        let server = builder()
             .stats(stats)
             .on_log(move |_, text: &str| writes.write(text.to_owned()))
             .handle(listener(), dispatch, |exchange: Exchange| {
@@ -208,7 +206,7 @@ fn an_answer_that_is_not_finished_is_cut() {
         "GET / HTTP/1.0\r\n\r\n",
     ] {
         let (stats, bumps) = Recorder::new();
-        let server = Server::builder()
+        let server = builder()
             .stats(stats)
             .handle(listener(), pool(1), |mut exchange: Exchange| {
                 exchange.start(Response::new(())).unwrap();
@@ -785,7 +783,7 @@ fn a_kill_refuses_what_waits_for_the_pool() {
 
 #[test]
 fn a_kill_refuses_what_waits_in_the_queue() {
-    let server = Server::builder().queue(listener()).unwrap();
+    let server = builder().queue(listener()).unwrap();
     let queue = server.queue().unwrap();
     let running = Client::get(addr(&server), "/");
     let mut taken = queue.take(1, Some(Instant::now() + LONG)).unwrap();
@@ -807,7 +805,7 @@ fn a_kill_refuses_what_waits_in_the_queue() {
 
 #[test]
 fn queued_requests_can_be_taken_during_the_drain() {
-    let server = Server::builder().queue(listener()).unwrap();
+    let server = builder().queue(listener()).unwrap();
     let queue = server.queue().unwrap();
     let mut clients: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
     wait_for_report(&server, |report| report.requests == 5);
@@ -831,7 +829,7 @@ fn queued_requests_can_be_taken_during_the_drain() {
 
 #[test]
 fn the_queue_does_not_wait_longer_than_it_is_told() {
-    let server = Server::builder().queue(listener()).unwrap();
+    let server = builder().queue(listener()).unwrap();
     let queue = server.queue().unwrap();
     assert!(matches!(
         queue.take(1, Some(Instant::now())),
@@ -842,7 +840,7 @@ fn the_queue_does_not_wait_longer_than_it_is_told() {
         Err(Error::InvalidArgument(_))
     ));
     assert!(
-        Server::builder()
+        builder()
             .serve(listener(), service_fn(empty))
             .unwrap()
             .queue()
@@ -852,7 +850,7 @@ fn the_queue_does_not_wait_longer_than_it_is_told() {
 
 #[test]
 fn a_thread_that_holds_a_request_cannot_wait_for_the_stop() {
-    let server = Server::builder().queue(listener()).unwrap();
+    let server = builder().queue(listener()).unwrap();
     let queue = server.queue().unwrap();
     let mut client = Client::get(addr(&server), "/");
     let mut taken = queue.take(1, Some(Instant::now() + LONG)).unwrap();
@@ -889,7 +887,7 @@ fn the_descriptor_of_the_queue_is_readable_while_requests_wait() {
         })
     };
     let soon = Duration::from_millis(20);
-    let server = Server::builder().queue(listener()).unwrap();
+    let server = builder().queue(listener()).unwrap();
     let queue = server.queue().unwrap();
     let mut first = Client::get(addr(&server), "/");
     wait_for_report(&server, |report| report.requests == 1);
@@ -925,7 +923,7 @@ fn the_descriptor_of_the_queue_is_readable_while_requests_wait() {
 
 #[test]
 fn a_queue_can_have_many_takers() {
-    let server = Server::builder().queue(listener()).unwrap();
+    let server = builder().queue(listener()).unwrap();
     let takers: Vec<_> = (0..4)
         .map(|_| {
             let server = server.clone();
@@ -973,7 +971,7 @@ fn a_service_echoes_and_knows_its_connection() {
         let response = Response::builder().header("x-conn", info.id.to_string());
         Ok::<_, hyper::Error>(response.body(Full::new(body)).unwrap())
     });
-    let server = Server::builder().serve(listener(), service).unwrap();
+    let server = builder().serve(listener(), service).unwrap();
     for id in 0..3 {
         let mut client = Client::connect(addr(&server));
         client.send(post("/", b"echo"));
@@ -1000,10 +998,7 @@ fn a_service_that_fails_or_panics_gets_a_500() {
         }
     });
     let (stats, bumps) = Recorder::new();
-    let server = Server::builder()
-        .stats(stats)
-        .serve(listener(), service)
-        .unwrap();
+    let server = builder().stats(stats).serve(listener(), service).unwrap();
     let mut client = Client::connect(addr(&server));
     for path in ["/panic", "/panic-later", "/fail"] {
         client.ask(path);
@@ -1066,10 +1061,7 @@ fn a_body_that_fails_is_cut() {
         ready(Ok::<_, Infallible>(Response::new(body))) as Ready<_>
     });
     let (stats, bumps) = Recorder::new();
-    let server = Server::builder()
-        .stats(stats)
-        .serve(listener(), service)
-        .unwrap();
+    let server = builder().stats(stats).serve(listener(), service).unwrap();
     assert_eq!(
         Client::get(addr(&server), "/").answer().text(),
         "whole, or not"
@@ -1110,7 +1102,7 @@ fn a_service_whose_client_leaves_is_dropped() {
             std::future::pending::<Result<Response<Empty<Bytes>>, Infallible>>().await
         }
     });
-    let server = Server::builder().serve(listener(), service).unwrap();
+    let server = builder().serve(listener(), service).unwrap();
     let client = Client::get(addr(&server), "/");
     begun.wait_for_count(1);
     client.reset();
@@ -1159,11 +1151,7 @@ fn upgraded_client(server: &Server) -> Client {
 fn an_upgraded_connection_is_hijacked_and_counts_until_it_is_released() {
     let (stats, bumps) = Recorder::new();
     let events = Journal::new();
-    let server = serve_echo_upgrade(
-        Server::builder()
-            .stats(stats)
-            .on_conn_state(into_journal(&events)),
-    );
+    let server = serve_echo_upgrade(builder().stats(stats).on_conn_state(into_journal(&events)));
     let mut client = upgraded_client(&server);
     let report = wait_for_report(&server, |report| report.conns_hijacked == 1);
     assert_eq!((report.conns_open, report.served), (1, 1));
@@ -1195,7 +1183,7 @@ fn an_upgraded_connection_is_hijacked_and_counts_until_it_is_released() {
 
 #[test]
 fn a_kill_resets_an_upgraded_connection() {
-    let server = serve_echo_upgrade(Server::builder());
+    let server = serve_echo_upgrade(builder());
     let mut client = upgraded_client(&server);
     wait_for_report(&server, |report| report.conns_hijacked == 1);
     server.kill_begin();
@@ -1209,7 +1197,7 @@ fn a_kill_resets_an_upgraded_connection() {
 
 #[test]
 fn a_kill_that_cuts_an_upgraded_connection_is_told() {
-    let server = serve_echo_upgrade(Server::builder());
+    let server = serve_echo_upgrade(builder());
     let client = upgraded_client(&server);
     wait_for_report(&server, |report| report.conns_hijacked == 1);
     server.kill_begin();

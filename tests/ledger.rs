@@ -29,7 +29,7 @@ use httpdown::{Dispatch, Error, Exchange, Server};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 
-use common::{Client, addr, assert_balanced, listener, reply, wait};
+use common::{Client, addr, assert_balanced, builder, listener, reply, wait};
 
 const RUNS: u64 = 300;
 /// What `/big` answers with: more than the buffers of a socket hold.
@@ -130,7 +130,7 @@ async fn respond(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
 }
 
 fn serve(way: Way, stop_timeout: Duration) -> Server {
-    let builder = Server::builder().stop_timeout(stop_timeout);
+    let builder = builder().stop_timeout(stop_timeout);
     let pool = Dispatch::Pool(const { NonZeroUsize::new(3).unwrap() });
     match way {
         Way::Pool => builder.handle(listener(), pool, handle).unwrap(),

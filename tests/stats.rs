@@ -18,7 +18,7 @@ use httpdown::{
 use socket2::SockRef;
 
 use common::{
-    Bump, Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, listener, reply,
+    Bump, Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, builder, listener, reply,
     rest_of_events, states_of, stop, wait, wait_for_report,
 };
 
@@ -54,7 +54,7 @@ impl Fixture {
         let clock = MockClock::new();
         let (stats, bumps) = Recorder::new();
         let (gate, at_gate) = (Gate::new(), Journal::new());
-        let builder = Server::builder().clock(clock.clone()).stats(stats);
+        let builder = builder().clock(clock.clone()).stats(stats);
         let fixture = Self {
             server: serve(builder, &gate, &at_gate),
             clock,
@@ -270,7 +270,7 @@ fn closed_connections_are_told_whoever_closes_them() {
 fn an_address_that_cannot_be_listened_on_is_told() {
     let taken = listener();
     let (stats, bumps) = Recorder::new();
-    let mut builder = Server::builder().stats(stats);
+    let mut builder = builder().stats(stats);
     builder.listen(&taken.local_addr().to_string()).unwrap_err();
     builder.listen("127.0.0.1:0").unwrap();
     assert_bumps(&bumps.all(), &[("sum listen.error", 1.0)]);
@@ -281,7 +281,7 @@ fn a_server_that_fails_tells_no_stop() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let copy = socket.try_clone().unwrap();
     let (stats, bumps) = Recorder::new();
-    let server = Server::builder()
+    let server = builder()
         .stats(stats)
         .handle(
             httpdown::Listener::try_from(socket).unwrap(),
@@ -322,7 +322,7 @@ fn slow_statistics_delay_neither_requests_nor_the_stop() {
     let _open_at_end = gate.open_at_end();
     let (recorder, bumps) = Recorder::new();
     let server = serve(
-        Server::builder().stats(Slow(gate.clone(), reached.clone(), recorder)),
+        builder().stats(Slow(gate.clone(), reached.clone(), recorder)),
         &Gate::new(),
         &Journal::new(),
     );
@@ -357,7 +357,7 @@ fn statistics_that_panic_harm_nobody() {
     }
     let bumps = Journal::new();
     let server = serve(
-        Server::builder().stats(Panics(bumps.clone())),
+        builder().stats(Panics(bumps.clone())),
         &Gate::new(),
         &Journal::new(),
     );
@@ -373,7 +373,7 @@ fn statistics_that_panic_harm_nobody() {
 fn events_can_be_pulled() {
     use ConnState::{Active, Closed, Idle, New};
     let gate = Gate::new();
-    let server = serve(Server::builder().pull_events(), &gate, &Journal::new());
+    let server = serve(builder().pull_events(), &gate, &Journal::new());
     let first = server.next_event(Some(Instant::now() + LONG)).unwrap();
     let is_serve = |event: &Event| {
         matches!(
@@ -417,7 +417,7 @@ fn events_can_be_pulled() {
 
 #[test]
 fn events_are_not_kept_for_who_did_not_ask() {
-    let server = serve(Server::builder(), &Gate::new(), &Journal::new());
+    let server = serve(builder(), &Gate::new(), &Journal::new());
     let error = server.next_event(None);
     assert!(matches!(error, Err(Error::InvalidArgument(_))), "{error:?}");
     stop(&server).unwrap();
@@ -425,11 +425,7 @@ fn events_are_not_kept_for_who_did_not_ask() {
 
 #[test]
 fn events_that_nobody_takes_are_counted_and_leave_room_for_the_rare_ones() {
-    let server = serve(
-        Server::builder().pull_events(),
-        &Gate::new(),
-        &Journal::new(),
-    );
+    let server = serve(builder().pull_events(), &Gate::new(), &Journal::new());
     let mut client = Client::connect(addr(&server));
     // Two a request: far more than are kept.
     for _ in 0..20_000 / 50 {

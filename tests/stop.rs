@@ -31,8 +31,8 @@ use hyper::service::service_fn;
 use socket2::SockRef;
 
 use common::{
-    Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, into_journal, listener, reply,
-    states_of, stop, stop_elsewhere, wait, wait_for_report,
+    Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, builder, into_journal, listener,
+    reply, states_of, stop, stop_elsewhere, wait, wait_for_report,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -51,7 +51,7 @@ struct Fixture {
 
 impl Fixture {
     fn new() -> Self {
-        Self::with(Server::builder())
+        Self::with(builder())
     }
 
     fn with(builder: Builder) -> Self {
@@ -155,7 +155,7 @@ fn a_request_under_way_gets_its_whole_answer() {
         }
         exchange.finish().unwrap();
     };
-    let server = Server::builder()
+    let server = builder()
         .on_phase(move |phase| {
             if phase == Phase::Draining {
                 draining.open();
@@ -209,7 +209,7 @@ fn an_answer_begun_before_the_stop_is_the_last_of_its_connection() {
     let (begun, gate) = (Gate::new(), Gate::new());
     let _open_at_end = gate.open_at_end();
     let (begins, goes_on) = (begun.clone(), gate.clone());
-    let server = Server::builder()
+    let server = builder()
         .handle(
             listener(),
             Dispatch::default(),
@@ -240,7 +240,7 @@ fn a_handler_that_has_answered_holds_up_the_stop_until_it_returns() {
     let gate = Gate::new();
     let _open_at_end = gate.open_at_end();
     let returns = gate.clone();
-    let server = Server::builder()
+    let server = builder()
         .handle(
             listener(),
             Dispatch::default(),
@@ -264,7 +264,7 @@ fn a_handler_that_has_answered_holds_up_the_stop_until_it_returns() {
 fn a_kept_cancellation_does_not_hold_up_the_stop() {
     let told = Journal::new();
     let tells = told.clone();
-    let server = Server::builder()
+    let server = builder()
         .handle(
             listener(),
             Dispatch::default(),
@@ -325,7 +325,7 @@ fn a_partly_received_head_behind_a_request_is_answered() {
 
 #[test]
 fn a_body_that_comes_slowly_during_the_stop_is_read_to_its_end() {
-    let server = Server::builder()
+    let server = builder()
         .handle(listener(), Dispatch::default(), |mut exchange: Exchange| {
             let body = exchange.read_to_end(1 << 20).unwrap();
             reply(exchange, body).unwrap();
@@ -407,7 +407,7 @@ fn connections_that_wait_to_be_accepted_at_the_stop_are_served() {
     const CLIENTS: usize = 40;
     let clock = HeldClock::default();
     let _open_at_end = clock.goes_on.open_at_end();
-    let fixture = Fixture::with(Server::builder().clock(clock.clone()));
+    let fixture = Fixture::with(builder().clock(clock.clone()));
     let idle = fixture.idle_client();
     clock.holds.store(true, Ordering::Relaxed);
     fixture.server.stop_begin();
@@ -432,11 +432,7 @@ fn connections_that_wait_to_be_accepted_at_the_stop_are_served() {
 #[test]
 fn a_lame_duck_still_accepts_but_is_not_ready() {
     let clock = MockClock::new();
-    let fixture = Fixture::with(
-        Server::builder()
-            .lame_duck(10 * SECOND)
-            .clock(clock.clone()),
-    );
+    let fixture = Fixture::with(builder().lame_duck(10 * SECOND).clock(clock.clone()));
     let idle: Vec<_> = (0..10).map(|_| fixture.idle_client()).collect();
     assert!(fixture.server.is_ready());
     fixture.server.stop_begin();
@@ -461,11 +457,7 @@ fn a_lame_duck_still_accepts_but_is_not_ready() {
 #[test]
 fn a_kill_ends_the_lame_duck() {
     let clock = MockClock::new();
-    let fixture = Fixture::with(
-        Server::builder()
-            .lame_duck(10 * SECOND)
-            .clock(clock.clone()),
-    );
+    let fixture = Fixture::with(builder().lame_duck(10 * SECOND).clock(clock.clone()));
     let client = fixture.idle_client();
     fixture.server.stop_begin();
     fixture.wait_for_phase(Phase::LameDuck);
@@ -477,7 +469,7 @@ fn a_kill_ends_the_lame_duck() {
 #[test]
 fn requests_may_finish_until_the_stop_timeout() {
     let clock = MockClock::new();
-    let fixture = Fixture::with(Server::builder().clock(clock.clone()));
+    let fixture = Fixture::with(builder().clock(clock.clone()));
     let mut client = fixture.client_at_gate();
     fixture.server.stop_begin();
     clock.wait_for_timers(1, LONG).unwrap();
@@ -497,7 +489,7 @@ fn the_stop_timeout_cuts_what_is_left() {
     let begun = Gate::new();
     let (begins, told) = (begun.clone(), Journal::new());
     let tells = told.clone();
-    let server = Server::builder()
+    let server = builder()
         .stop_timeout(5 * SECOND)
         .clock(clock.clone())
         .handle(
@@ -538,7 +530,7 @@ fn the_stop_timeout_cuts_what_is_left() {
 #[test]
 fn a_kill_waits_for_handlers_until_the_kill_timeout() {
     let clock = MockClock::new();
-    let fixture = Fixture::with(Server::builder().clock(clock.clone()));
+    let fixture = Fixture::with(builder().clock(clock.clone()));
     let client = fixture.client_at_gate();
     fixture.server.stop_begin();
     clock.wait_for_timers(1, LONG).unwrap();
@@ -562,7 +554,7 @@ fn never_returning_handler_is_abandoned(dispatch: Dispatch) {
     let (gate, begun, phases) = (Gate::new(), Gate::new(), Journal::new());
     let _open_at_end = gate.open_at_end();
     let (begins, never) = (begun.clone(), gate.clone());
-    let server = Server::builder()
+    let server = builder()
         .clock(clock.clone())
         .on_phase(into_journal(&phases))
         .handle(listener(), dispatch, move |exchange: Exchange| {
@@ -600,7 +592,7 @@ fn a_handler_that_never_returns_to_its_io_thread_is_abandoned() {
 #[test]
 fn an_abandoned_request_is_among_the_killed() {
     let clock = MockClock::new();
-    let fixture = Fixture::with(Server::builder().clock(clock.clone()));
+    let fixture = Fixture::with(builder().clock(clock.clone()));
     let client = fixture.client_at_gate();
     fixture.server.stop_begin();
     clock.wait_for_timers(1, LONG).unwrap();
@@ -618,7 +610,7 @@ fn an_abandoned_request_is_among_the_killed() {
 #[test]
 fn a_second_stop_gets_the_same_answer() {
     let (stats, bumps) = Recorder::new();
-    let fixture = Fixture::with(Server::builder().stats(stats));
+    let fixture = Fixture::with(builder().stats(stats));
     let mut client = fixture.client_at_gate();
     let stops: Vec<_> = (0..3).map(|_| stop_elsewhere(&fixture.server)).collect();
     fixture.wait_for_phase(Phase::Draining);
@@ -638,7 +630,7 @@ fn a_second_stop_gets_the_same_answer() {
 
 #[test]
 fn a_second_stop_of_a_killed_server_gets_the_same_error() {
-    let fixture = Fixture::with(Server::builder().stop_timeout(Duration::ZERO));
+    let fixture = Fixture::with(builder().stop_timeout(Duration::ZERO));
     let client = fixture.client_at_gate();
     let first = stop_elsewhere(&fixture.server);
     client.assert_ended();
@@ -650,7 +642,7 @@ fn a_second_stop_of_a_killed_server_gets_the_same_error() {
 #[test]
 fn a_kill_may_come_without_a_stop() {
     let (stats, bumps) = Recorder::new();
-    let fixture = Fixture::with(Server::builder().stats(stats));
+    let fixture = Fixture::with(builder().stats(stats));
     let client = fixture.client_at_gate();
     let idle = fixture.idle_client();
     fixture.server.kill_begin();
@@ -699,7 +691,7 @@ fn a_partly_received_head_that_a_kill_cuts_is_a_killed_request() {
 fn the_states_of_a_connection_are_told() {
     use ConnState::{Active, Closed, Idle, New};
     let events = Journal::new();
-    let fixture = Fixture::with(Server::builder().on_conn_state(into_journal(&events)));
+    let fixture = Fixture::with(builder().on_conn_state(into_journal(&events)));
     let mut client = fixture.connect();
     client.ask("/");
     client.answer();
@@ -731,7 +723,7 @@ fn the_phases_are_told_in_order() {
     let plain = [Serving, Quiescing, Draining, Stopped];
     assert_eq!(fixture.phases.all(), plain);
 
-    let builder = Server::builder().lame_duck(Duration::from_millis(1));
+    let builder = builder().lame_duck(Duration::from_millis(1));
     let fixture = Fixture::with(builder.stop_timeout(Duration::ZERO));
     let _client = fixture.client_at_gate();
     fixture.server.stop_begin();
@@ -787,7 +779,7 @@ fn a_descriptor_that_does_not_listen_is_an_error() {
     let file = File::open("/dev/null").unwrap();
     let error = Listener::from_fd(file.into()).unwrap_err();
     assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
-    let result = Server::builder().queue(Vec::new());
+    let result = builder().queue(Vec::new());
     assert!(
         matches!(result, Err(Error::InvalidArgument(_))),
         "{result:?}"
@@ -796,7 +788,7 @@ fn a_descriptor_that_does_not_listen_is_an_error() {
 
 #[test]
 fn a_server_may_have_several_listeners() {
-    let server = Server::builder()
+    let server = builder()
         .handle(
             vec![listener(), listener()],
             Dispatch::Inline,
@@ -843,7 +835,7 @@ fn without_descriptors_accepting_pauses_and_goes_on() {
         return;
     }
     let (stats, bumps) = Recorder::new();
-    let fixture = Fixture::with(Server::builder().stats(stats));
+    let fixture = Fixture::with(builder().stats(stats));
     let idle = fixture.idle_client();
     let mut taken = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
@@ -874,7 +866,7 @@ fn an_error_of_closing_the_listener_is_the_answer() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let fd = socket.as_raw_fd();
     let (stats, bumps) = Recorder::new();
-    let builder = Server::builder().stats(stats);
+    let builder = builder().stats(stats);
     let fixture = Fixture::on(socket.try_into().unwrap(), builder);
     let mut client = fixture.client_at_gate();
     close_behind_the_back(fd);
@@ -906,8 +898,7 @@ fn an_error_of_serving_is_the_answer() {
     let copy = socket.try_clone().unwrap();
     let logs = Journal::new();
     let writes = logs.clone();
-    let builder =
-        Server::builder().on_log(move |level, text: &str| writes.write((level, text.to_owned())));
+    let builder = builder().on_log(move |level, text: &str| writes.write((level, text.to_owned())));
     let fixture = Fixture::on(socket.try_into().unwrap(), builder);
     let mut client = fixture.client_at_gate();
     let waiting = {
@@ -941,7 +932,7 @@ fn an_error_of_serving_is_the_answer() {
 fn stop_from_within_a_handler(dispatch: Dispatch) {
     let results = Journal::new();
     let writes = results.clone();
-    let server = Server::builder()
+    let server = builder()
         .handle(listener(), dispatch, move |exchange: Exchange| {
             let server = exchange.server();
             writes.write(format!("{:?}", server.stop_blocking()));
@@ -968,7 +959,7 @@ fn an_inline_handler_can_begin_the_stop_but_not_wait_for_it() {
 
 #[test]
 fn a_handler_can_close_its_server() {
-    let server = Server::builder()
+    let server = builder()
         .handle(listener(), Dispatch::default(), |exchange: Exchange| {
             exchange.server().close();
             reply(exchange, "closes").unwrap();
@@ -995,7 +986,7 @@ fn a_service_can_begin_the_stop_but_not_wait_for_it() {
             }
         })
     };
-    let server = Server::builder().serve(listener(), service).unwrap();
+    let server = builder().serve(listener(), service).unwrap();
     running.set(server.clone()).unwrap();
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().text(), "Err(WouldDeadlock)");
@@ -1016,7 +1007,7 @@ fn blocking_work_that_a_service_has_left_behind_does_not_hold_up_the_stop() {
         });
         async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("begun")))) }
     });
-    let server = Server::builder().serve(listener(), service).unwrap();
+    let server = builder().serve(listener(), service).unwrap();
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().text(), "begun");
     begun.wait_for_count(1);
@@ -1053,7 +1044,7 @@ fn connections_may_run_on_a_runtime_of_the_host() {
         .enable_all()
         .build()
         .unwrap();
-    let fixture = Fixture::with(Server::builder().runtime(runtime.handle().clone()));
+    let fixture = Fixture::with(builder().runtime(runtime.handle().clone()));
     let idle = fixture.idle_client();
     let mut client = fixture.client_at_gate();
     fixture.server.stop_begin();
@@ -1066,7 +1057,7 @@ fn connections_may_run_on_a_runtime_of_the_host() {
 
 #[test]
 fn a_head_that_comes_too_slowly_is_cut() {
-    let fixture = Fixture::with(Server::builder().header_timeout(Duration::from_millis(100)));
+    let fixture = Fixture::with(builder().header_timeout(Duration::from_millis(100)));
     let idle = fixture.idle_client();
     let mut slow = fixture.connect();
     slow.send("GET / HTTP/1.1\r\nHo");

@@ -329,6 +329,13 @@ struct options {
     std::optional<milliseconds> lame_duck{};
     /// How long a request's head may take; then the connection is closed. By default 30 seconds.
     std::optional<milliseconds> header_timeout{};
+    /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served.
+    /// By default a second.
+    std::optional<milliseconds> idle_grace{};
+    /// How long a stop goes on accepting connections whose handshake had begun. By default 4 seconds.
+    std::optional<milliseconds> quiesce_timeout{};
+    /// How long a connection that the server has closed waits for the client to close its side. By default 2 seconds.
+    std::optional<milliseconds> linger_timeout{};
 };
 
 /// A running server, on threads of its own. Movable, not copyable.
@@ -437,6 +444,9 @@ public:
         raw_.kill_timeout_ms = to_ms(from.kill_timeout);
         raw_.lame_duck_ms = to_ms(from.lame_duck);
         raw_.header_timeout_ms = to_ms(from.header_timeout);
+        raw_.idle_grace_ms = to_ms(from.idle_grace);
+        raw_.quiesce_timeout_ms = to_ms(from.quiesce_timeout);
+        raw_.linger_timeout_ms = to_ms(from.linger_timeout);
 
         if (from.handler) raw_.handler = on_request;
         if (from.bump_avg) raw_.stats.bump_avg = bump<&options::bump_avg>;

@@ -4,10 +4,11 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Sleep;
 
 use crate::sys;
 
@@ -21,6 +22,10 @@ pub(super) struct Socket {
     failed: bool,
     /// Ends when the connection has been reset.
     reset: Option<Reset>,
+    /// The client has closed its side.
+    finished: bool,
+    /// We have closed ours, and wait so long for the client to do the same.
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
@@ -37,6 +42,8 @@ impl Socket {
             stream,
             failed: false,
             reset: None,
+            finished: false,
+            linger: None,
         })
     }
 
@@ -83,6 +90,8 @@ impl AsyncRead for Socket {
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
         if buf.filled().len() > before {
             self.open.conn().bytes_read();
+        } else if buf.remaining() > 0 {
+            self.finished |= matches!(result, Poll::Ready(Ok(())));
         }
         self.failed |= matches!(result, Poll::Ready(Err(_)));
         result
@@ -120,7 +129,33 @@ impl AsyncWrite for Socket {
         }
     }
 
+    /// Closes our side, and then reads and discards until the client closes its own. If the socket were closed while the
+    /// client still sends, the kernel would answer with a reset, which destroys what the client has not read yet
+    /// (RFC 9112, 9.6).
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(cx))?;
+            let timeout = this.open.conn().shared().config.linger_timeout;
+            this.linger = Some(Box::pin(tokio::time::sleep(timeout)));
+        }
+        let mut discarded = [0; 4096];
+        while !this.finished {
+            let mut buf = ReadBuf::new(&mut discarded);
+            match Pin::new(&mut this.stream).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    this.open.conn().raced();
+                }
+                Poll::Ready(_) => this.finished = true,
+                Poll::Pending => match &mut this.linger {
+                    Some(linger) => {
+                        ready!(linger.as_mut().poll(cx));
+                        this.finished = true;
+                    }
+                    None => this.finished = true,
+                },
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }

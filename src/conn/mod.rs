@@ -14,6 +14,7 @@ use std::task::Poll;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::time::sleep;
 
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
@@ -66,7 +67,7 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
         .with_upgrades();
     let mut http = pin!(http);
     let (mut registered, mut closing) = (false, false);
-    let mut header_timer = None;
+    let (mut header_timer, mut idle_timer) = (None, None);
 
     poll_fn(|cx| {
         if !registered {
@@ -94,9 +95,16 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
             }
             // A request that has reached this host is served. tokio may not know yet of what the kernel has; it will
             // wake us for it.
-            let close =
-                phase >= Phase::Quiescing && conn.is_between_requests() && !conn.has_unread();
-            if closing || !close {
+            if phase < Phase::Quiescing || closing {
+                break;
+            }
+            if !conn.is_between_requests() {
+                idle_timer = None;
+                break;
+            }
+            // A request that is on its way is served: it has the grace to arrive in.
+            let grace = idle_timer.get_or_insert_with(|| Box::pin(sleep(shared.config.idle_grace)));
+            if grace.as_mut().poll(cx).is_pending() || conn.has_unread() {
                 break;
             }
             closing = true;
@@ -107,8 +115,8 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
             header_timer = None;
             return Poll::Pending;
         }
-        let timer = header_timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(shared.config.header_timeout)));
+        let timer =
+            header_timer.get_or_insert_with(|| Box::pin(sleep(shared.config.header_timeout)));
         timer.as_mut().poll(cx).map(|()| End::HeaderTimeout)
     })
     .await

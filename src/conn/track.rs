@@ -94,6 +94,7 @@ impl Registry {
             held: Count::default(),
             upgrading: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
+            closed_idle: AtomicBool::new(false),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
         conn.tell(ConnState::New);
@@ -197,6 +198,8 @@ pub(crate) struct Conn {
     upgrading: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
+    /// The stop has closed it between two requests, and nothing has come since.
+    closed_idle: AtomicBool,
 }
 
 impl Conn {
@@ -331,7 +334,15 @@ impl Conn {
 
     /// The stop closes it between two requests.
     pub(super) fn closed_by_stop(&self) {
+        self.closed_idle.store(true, Ordering::Relaxed);
         self.shared.closed_idle.add(1);
+    }
+
+    /// Bytes have come after we had closed.
+    pub(super) fn raced(&self) {
+        if self.closed_idle.swap(false, Ordering::Relaxed) {
+            self.shared.raced.add(1);
+        }
     }
 
     /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.

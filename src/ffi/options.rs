@@ -83,9 +83,6 @@ impl Options {
     /// Starts the server that they describe. `server` is what callbacks will be told about.
     pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<()> {
         let Self { raw, data } = self;
-        if raw.reserved != 0 {
-            return Err(Error::Unsupported("options.reserved is not 0".into()));
-        }
         let host = Host {
             server: Arc::clone(server),
             data,
@@ -120,7 +117,13 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
         .stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout))
         .kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout))
         .lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck))
-        .header_timeout(duration_or(raw.header_timeout_ms, defaults.header_timeout));
+        .header_timeout(duration_or(raw.header_timeout_ms, defaults.header_timeout))
+        .idle_grace(duration_or(raw.idle_grace_ms, defaults.idle_grace))
+        .quiesce_timeout(duration_or(
+            raw.quiesce_timeout_ms,
+            defaults.quiesce_timeout,
+        ))
+        .linger_timeout(duration_or(raw.linger_timeout_ms, defaults.linger_timeout));
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.
         let clock = unsafe { borrow(raw.clock, "options.clock")? };

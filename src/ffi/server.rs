@@ -443,6 +443,7 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         conns_idle: of.conns_idle,
         conns_hijacked: of.conns_hijacked,
         closed_idle: of.closed_idle,
+        raced: of.raced,
         requests: of.requests,
         served: of.served,
         failed: of.failed,

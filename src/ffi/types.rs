@@ -269,8 +269,16 @@ pub struct httpdown_options {
     /// Kinds of event (httpdown_event_kind, or-ed) that the program takes itself with httpdown_next_event: there is no
     /// events thread then, and no callback but the handler may be set.
     pub pull_events: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served,
+    /// and answered with Connection: close. More than the round trip to the clients. Default: 1,000.
+    pub idle_grace_ms: u32,
+    /// How long a stop goes on accepting connections whose handshake had begun. It ends as soon as there are none; counts
+    /// within stop_timeout_ms. Default: 4,000, which gives a handshake that lost a segment two more chances
+    /// (retransmissions come after 1 s and 3 s).
+    pub quiesce_timeout_ms: u32,
+    /// How long a connection that the server has closed waits for the client to close its side, so that what was sent
+    /// last is not destroyed by a reset. Default: 2,000.
+    pub linger_timeout_ms: u32,
 }
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -301,6 +309,9 @@ pub struct httpdown_stop_report {
     pub conns_hijacked: u64,
     /// Connections that the stop closed while they were new or idle.
     pub closed_idle: u64,
+    /// Of those, connections on which bytes came after the server had closed: a request that crossed the FIN on the wire.
+    /// HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
+    pub raced: u64,
     /// Requests whose head has been read, and those that a kill cut before it was.
     pub requests: u64,
     /// Requests whose whole response was given to the kernel.
@@ -352,9 +363,9 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     let pointers = size_of::<usize>() * 15;
-    let ints = size_of::<u32>() * 10;
+    let ints = size_of::<u32>() * 12;
     assert!(size_of::<httpdown_options>() == pointers + ints);
-    let counts = size_of::<u64>() * 17;
+    let counts = size_of::<u64>() * 18;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
 };
 

@@ -212,7 +212,6 @@ static void options_that_make_no_sense(void) {
     BAD(dispatch, -1, HTTPDOWN_STATUS_UNSUPPORTED);
     BAD(dispatch, HTTPDOWN_DISPATCH_QUEUE, INVALID); /* with a handler */
     BAD(handler, NULL, INVALID);
-    BAD(reserved, 1, HTTPDOWN_STATUS_UNSUPPORTED);
     BAD(pull_events, 16, HTTPDOWN_STATUS_UNSUPPORTED);
     BAD(pull_events, (uint32_t)-1, HTTPDOWN_STATUS_UNSUPPORTED);
     BAD(pool_threads, (uint32_t)-1, INVALID);

@@ -335,7 +335,7 @@ static void destroyed_once_if_serve_fails(void) {
     failing[1].addr = taken;
     failing[2].handler = NULL;
     failing[3].dispatch = 99;
-    failing[4].reserved = 1;
+    failing[4].pull_events = 1 << 20;
     failing[5].pull_events = HTTPDOWN_EVENT_STAT;
     failing[6].fds = &not_a_socket;
     failing[6].fd_count = 1;

@@ -347,6 +347,9 @@ T httpdown_options options_for(fixture *f, httpdown_handler_fn handler) {
         .handler = handler,
         .user_data = f,
         .destroy = on_destroy,
+        /* Most clients here stay idle and answer no FIN. */
+        .idle_grace_ms = 5,
+        .linger_timeout_ms = 50,
     };
     if (handler == NULL) options.dispatch = HTTPDOWN_DISPATCH_QUEUE;
     return options;

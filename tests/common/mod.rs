@@ -15,11 +15,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response as HttpResponse;
-use httpdown::{ConnEvent, Event, Exchange, Listener, Phase, Report, Result, Server, Stats};
+use httpdown::{
+    Builder, ConnEvent, Event, Exchange, Listener, Phase, Report, Result, Server, Stats,
+};
 use socket2::SockRef;
 
 /// Nothing that must happen takes longer, on however slow a machine; the deadline of every wait.
 pub(crate) const LONG: Duration = Duration::from_secs(50);
+
+/// A server that gives idle connections hardly any time at a stop: most clients here stay idle, and answer no FIN.
+pub(crate) fn builder() -> Builder {
+    Server::builder()
+        .idle_grace(Duration::from_millis(5))
+        .linger_timeout(Duration::from_millis(50))
+}
 
 /// A listener on a free port, and on a loopback address of its own: else a client that comes again after a stop might
 /// find the server of another test, to which the kernel has given the same port.
@@ -101,13 +110,21 @@ impl Answer {
     }
 }
 
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        let rest = Vec::new();
+        Self { stream, rest }
+    }
+}
+
 impl Client {
     pub(crate) fn connect(addr: SocketAddr) -> Self {
         Self::try_connect(addr).unwrap()
     }
 
     pub(crate) fn try_connect(addr: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(addr)?;
+        // While a server quiesces, its kernel ignores who wants to connect: not worth a second's wait here.
+        let stream = TcpStream::connect_timeout(&addr, Duration::from_millis(250))?;
         stream.set_read_timeout(Some(LONG))?;
         stream.set_write_timeout(Some(LONG))?;
         stream.set_nodelay(true)?;

@@ -168,7 +168,9 @@ class Options(ctypes.Structure):
         ("io_threads", c_uint32),
         ("fds_shared", c_int),
         ("pull_events", c_uint32),
-        ("reserved", c_uint32),
+        ("idle_grace_ms", c_uint32),
+        ("quiesce_timeout_ms", c_uint32),
+        ("linger_timeout_ms", c_uint32),
     ]
 
 
@@ -185,6 +187,7 @@ class StopReport(ctypes.Structure):
         ("conns_idle", c_uint64),
         ("conns_hijacked", c_uint64),
         ("closed_idle", c_uint64),
+        ("raced", c_uint64),
         ("requests", c_uint64),
         ("served", c_uint64),
         ("failed", c_uint64),

@@ -75,6 +75,8 @@ class Report:
     """Open, and taken over by a handler."""
     closed_idle: int
     """Connections that the stop closed while they were new or idle."""
+    raced: int
+    """Of those, connections on which a request crossed the server's FIN on the wire."""
     requests: int
     """Requests whose head has been read, and those that a kill cut before it was."""
     served: int
@@ -139,7 +141,11 @@ class Server:
     `stop_timeout`: how long a stop waits for what is there to finish, before it kills; default 60.
     `kill_timeout`: how long a kill waits for handlers that were cut, before it abandons them;
     default 60. `lame_duck`: how long a stop goes on accepting while `ready` says no; default 0.
-    `header_timeout`: how long a request's head may take; default 30.
+    `header_timeout`: how long a request's head may take; default 30. `idle_grace`: how long a stop
+    leaves a connection between two requests open, so that a request that is on its way is served;
+    default 1. `quiesce_timeout`: how long a stop goes on accepting connections whose handshake had
+    begun; default 4. `linger_timeout`: how long a connection that the server has closed waits for
+    the client to close its side; default 2.
 
     `io_threads` is how many threads of C's drive connections; default: one for each processor.
 
@@ -165,6 +171,9 @@ class Server:
         kill_timeout: float | None = None,
         lame_duck: float | None = None,
         header_timeout: float | None = None,
+        idle_grace: float | None = None,
+        quiesce_timeout: float | None = None,
+        linger_timeout: float | None = None,
         io_threads: int | None = None,
         stats: Stats | None = None,
         on_conn_state: Callable[[Server, int, ConnState, Address], object] | None = None,
@@ -214,6 +223,9 @@ class Server:
             kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),
             lame_duck_ms=_arguments.milliseconds("lame_duck", lame_duck),
             header_timeout_ms=_arguments.milliseconds("header_timeout", header_timeout),
+            idle_grace_ms=_arguments.milliseconds("idle_grace", idle_grace),
+            quiesce_timeout_ms=_arguments.milliseconds("quiesce_timeout", quiesce_timeout),
+            linger_timeout_ms=_arguments.milliseconds("linger_timeout", linger_timeout),
             dispatch=_ffi.Dispatch.QUEUE,
             io_threads=(
                 0 if io_threads is None else _arguments.number("io_threads", io_threads, 1, 1 << 16)
