@@ -413,7 +413,8 @@ async fn live(
     let quiet = tokio::select! {
         biased;
         () = acceptor.quiesce() => true,
-        () = clock.sleep(config.quiesce_timeout) => true,
+        // In real time, as the retransmissions of the kernel are.
+        () = tokio::time::sleep(config.quiesce_timeout) => true,
         () = &mut out_of_time => false,
     };
     let close_error = acceptor.close();

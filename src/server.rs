@@ -200,7 +200,8 @@ impl Builder {
 
     /// How long a stop goes on accepting connections whose handshake had begun, before it closes the listening sockets
     /// all the same. It ends as soon as there are none; counts within the stop timeout. Default: 4 seconds, which gives
-    /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s).
+    /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s). In real time, whatever
+    /// the clock.
     pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
         self.config.quiesce_timeout = timeout;
         self
