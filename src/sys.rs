@@ -140,6 +140,33 @@ pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
     unsafe { info.assume_init() }.tcpi_unacked
 }
 
+/// What a non-blocking socket has received, up to the length of the buffer, without taking it.
+pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    // SAFETY: the kernel writes at most that many bytes there.
+    let count = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            bytes.as_mut_ptr().cast(),
+            bytes.len(),
+            libc::MSG_PEEK,
+        )
+    };
+    let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+    Ok(&bytes[..count])
+}
+
+/// How many bytes a socket has received that have not been read.
+pub(crate) fn unread(socket: BorrowedFd<'_>) -> u32 {
+    queued(socket, libc::FIONREAD)
+}
+
+fn queued(socket: BorrowedFd<'_>, which: libc::Ioctl) -> u32 {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel writes an int there.
+    unsafe { libc::ioctl(socket.as_raw_fd(), which, &raw mut count) };
+    u32::try_from(count).unwrap_or(0)
+}
+
 /// Runs `f` on a descriptor known by its number.
 ///
 /// The caller keeps it open meanwhile (a connection leaves the registry, under the registry's lock, before its socket

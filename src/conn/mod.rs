@@ -1,20 +1,27 @@
 //! One connection: how it is driven, and what a stop does to it.
 //!
-//! hyper speaks HTTP over a [`Socket`] that notices every byte, and to a service that notices every request; both tell
-//! the [`Conn`], which is the one place that knows the connection's state.
+//! ```text
+//! parked ──something to read──► active: hyper drives it ──between two requests, at a stop──► parked
+//!    └──grace over──► closing ◄──the last response──┘
+//! ```
+//!
+//! hyper speaks HTTP over a [`Transport`] that notices every byte, and to a service that notices every request; both
+//! tell the [`Conn`], which is the one place that knows the connection's state. hyper's own graceful shutdown is never
+//! called: it closes a new or an idle connection whatever is on its way.
 
-mod io;
+mod framing;
 mod service;
 mod track;
+mod wire;
 
 use std::future::{Future as _, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Poll, ready};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::time::sleep;
+use tokio::time::{Sleep, sleep};
 
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
@@ -23,93 +30,124 @@ pub(crate) use service::{BoxError, Plain, Respond};
 pub(crate) use track::{Accepted, Conn, Fate, Inflight, Registry};
 pub use track::{ConnInfo, ConnState};
 
-use io::Socket;
 use service::Tracked;
-
-/// How a connection came to its end.
-enum End {
-    /// hyper is done with it: closed on either side, or handed to whoever upgraded it.
-    Done,
-    /// A kill cut it.
-    Cut,
-    /// A request's head did not come in time.
-    HeaderTimeout,
-}
+use wire::{Slot, Transport, Wire};
 
 /// Serves one connection to its end.
-pub(crate) async fn serve<R: Respond>(accepted: Accepted, respond: R) {
-    let shared = Arc::clone(accepted.conn().shared());
+pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
     let conn = Arc::clone(accepted.conn());
-    let socket = match Socket::new(accepted) {
-        Ok(socket) => socket,
+    let mut wire = match Wire::new(accepted) {
+        Ok(wire) => wire,
         Err(error) => {
-            shared.events.log(
-                LogLevel::Error,
-                format!("cannot drive a connection: {error}"),
-            );
+            let text = format!("cannot drive a connection: {error}");
+            conn.shared().events.log(LogLevel::Error, text);
             return;
         }
     };
-    if let End::Done = drive(socket, respond, &conn).await {
-        conn.hijacked_if_open();
+    poll_fn(|cx| {
+        conn.woken_by_phases(cx.waker());
+        Poll::Ready(())
+    })
+    .await;
+    let slot = Slot::default();
+    let mut grace = None;
+    while parked(&mut wire, &mut grace).await {
+        let requests = conn.requests();
+        let service = Tracked::new(respond.clone(), Arc::clone(&conn));
+        let end = active(wire, service, &slot, &conn).await;
+        let Some(left) = wire::take(&slot) else {
+            conn.hijacked_if_open();
+            return;
+        };
+        wire = left;
+        match end {
+            End::Parked => {}
+            End::Done => break,
+            End::Cut => return,
+        }
+        if conn.requests() > requests {
+            grace = None;
+        }
     }
+    close(wire).await;
 }
 
-async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End {
+/// New or idle, with no parser. False if it is to be closed.
+async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
+    poll_fn(|cx| {
+        // A request that has reached this host is served.
+        if wire.poll_readable(cx).is_ready() {
+            return Poll::Ready(true);
+        }
+        let conn = wire.conn();
+        let shared = conn.shared();
+        let phase = shared.phases.get();
+        if phase < Phase::Quiescing {
+            return Poll::Pending;
+        }
+        if phase < Phase::Killing {
+            // A request that is on its way is served: it has the grace to arrive in. tokio may not know yet of what
+            // the kernel has; it will wake us for it.
+            let grace = grace.get_or_insert_with(|| Box::pin(sleep(shared.config.idle_grace)));
+            ready!(grace.as_mut().poll(cx));
+            if conn.has_unread() {
+                return Poll::Pending;
+            }
+        }
+        conn.closed_by_stop();
+        Poll::Ready(false)
+    })
+    .await
+}
+
+/// How hyper came to an end with a connection.
+enum End {
+    /// There is nothing to do, and the server stops.
+    Parked,
+    /// It is to be closed, or somebody upgraded it.
+    Done,
+    /// A kill cut it, or a request's head did not come in time.
+    Cut,
+}
+
+/// Has hyper drive it. When hyper is done, it leaves the wire in the slot, unless the connection was upgraded.
+async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: &Arc<Conn>) -> End {
     let shared = conn.shared();
     // half_close: a client that sends its request and then a FIN still reads; by default hyper would cancel its handler.
     let http = http1::Builder::new()
         .half_close(true)
-        .serve_connection(
-            TokioIo::new(socket),
-            Tracked::new(respond, Arc::clone(conn)),
-        )
+        .serve_connection(TokioIo::new(Transport::new(wire, slot)), service)
         .with_upgrades();
     let mut http = pin!(http);
-    let (mut registered, mut closing) = (false, false);
-    let (mut header_timer, mut idle_timer) = (None, None);
+    let mut header_timer = None;
 
     poll_fn(|cx| {
-        if !registered {
-            registered = true;
-            conn.woken_by_phases(cx.waker());
+        // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
+        // may still go out.
+        let phase = shared.phases.get();
+        if phase >= Phase::Killing && !conn.is_refused() {
+            conn.reset_if_unfinished();
+            return Poll::Ready(End::Cut);
         }
-        loop {
-            let phase = shared.phases.get();
-            // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
-            // may still go out.
-            if phase >= Phase::Killing && !conn.is_refused() {
-                conn.reset_if_unfinished();
-                return Poll::Ready(End::Cut);
-            }
-            if let Poll::Ready(result) = http.as_mut().poll(cx) {
-                match result {
-                    Ok(()) => conn.response_flushed(),
-                    Err(_) => conn.reset_if_cut(),
+        if let Poll::Ready(result) = http.as_mut().poll(cx) {
+            return Poll::Ready(match result {
+                Err(_) if conn.is_cut() => {
+                    conn.reset_if_unfinished();
+                    End::Cut
                 }
-                return Poll::Ready(End::Done);
-            }
-            if phase >= Phase::Killing {
-                conn.reset_if_unfinished();
-                return Poll::Ready(End::Cut);
-            }
-            // A request that has reached this host is served. tokio may not know yet of what the kernel has; it will
-            // wake us for it.
-            if phase < Phase::Quiescing || closing {
-                break;
-            }
-            if !conn.is_between_requests() {
-                idle_timer = None;
-                break;
-            }
-            // A request that is on its way is served: it has the grace to arrive in.
-            let grace = idle_timer.get_or_insert_with(|| Box::pin(sleep(shared.config.idle_grace)));
-            if grace.as_mut().poll(cx).is_pending() || conn.has_unread() {
-                break;
-            }
-            closing = true;
-            conn.closed_by_stop();
-            http.as_mut().graceful_shutdown();
+                Err(_) => End::Done,
+                Ok(()) => {
+                    conn.response_flushed();
+                    End::Done
+                }
+            });
+        }
+        if phase >= Phase::Killing {
+            conn.reset_if_unfinished();
+            return Poll::Ready(End::Cut);
+        }
+        if phase >= Phase::Quiescing && conn.is_at_rest() {
+            return Poll::Ready(End::Parked);
         }
         if !conn.is_reading_head() {
             header_timer = None;
@@ -117,7 +155,31 @@ async fn drive<R: Respond>(socket: Socket, respond: R, conn: &Arc<Conn>) -> End 
         }
         let timer =
             header_timer.get_or_insert_with(|| Box::pin(sleep(shared.config.header_timeout)));
-        timer.as_mut().poll(cx).map(|()| End::HeaderTimeout)
+        timer.as_mut().poll(cx).map(|()| End::Cut)
     })
     .await
+}
+
+/// Closes our side, and then reads and discards until the client closes its own. If the socket were closed while the
+/// client still sends, the kernel would answer with a reset, which destroys what the client has not read yet
+/// (RFC 9112, 9.6).
+async fn close(mut wire: Wire) {
+    let linger = wire.conn().shared().config.linger_timeout;
+    let mut linger = pin!(sleep(linger));
+    let mut shut = false;
+    poll_fn(|cx| {
+        if !shut {
+            shut = true;
+            // For TCP never pending. An error: the client has gone.
+            if !matches!(wire.poll_shutdown(cx), Poll::Ready(Ok(()))) {
+                return Poll::Ready(());
+            }
+        }
+        let killed = wire.conn().shared().phases.get() >= Phase::Killing;
+        if killed || wire.poll_discard(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        linger.as_mut().poll(cx)
+    })
+    .await;
 }

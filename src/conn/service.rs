@@ -15,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
+use super::framing::BodyLength;
 use super::track::{Conn, Inflight};
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
@@ -70,7 +71,11 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     type Future = TrackedFuture<R::Future>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let inflight = self.conn.request_begins();
+        let body = request.body();
+        let length = body.size_hint().exact();
+        let inflight = self
+            .conn
+            .request_begins(length.map_or(BodyLength::Chunked, BodyLength::Known));
         let has_body = request.method() != Method::HEAD;
         let is_connect = request.method() == Method::CONNECT;
         let is_http10 = request.version() < Version::HTTP_11;
@@ -118,15 +123,17 @@ impl Answering {
 
     fn answered<B: Body>(self, response: Response<B>) -> Response<TrackedBody<B>> {
         let (mut head, body) = response.into_parts();
-        if self.conn().shared().phases.get() >= Phase::Quiescing {
-            // The client then knows that this connection ends, and sends its next request on another.
-            head.headers
-                .insert(CONNECTION, HeaderValue::from_static("close"));
-        }
         let upgrades = head.status == StatusCode::SWITCHING_PROTOCOLS
             || (self.is_connect && head.status.is_success());
         if upgrades {
             self.conn().upgrade_agreed();
+        } else if self.conn().shared().phases.get() >= Phase::Quiescing
+            && !self.conn().has_request_behind()
+        {
+            // The client then knows that this connection ends, and sends its next request on another.
+            head.headers
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+            self.conn().close_announced();
         }
         let no_body = upgrades
             || !self.has_body

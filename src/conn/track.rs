@@ -1,10 +1,9 @@
 //! What the server knows of a connection and of the requests on it.
 
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
@@ -18,6 +17,11 @@ use crate::ledger::{Count, Ledger, Report};
 use crate::lifecycle::Phase;
 use crate::server::Shared;
 use crate::sys;
+
+use super::framing::{BodyLength, is_request};
+
+/// Stands for the length of a body that does not say it.
+const UNKNOWN: u64 = u64::MAX;
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,9 +96,12 @@ impl Registry {
             unflushed: Count::default(),
             refused: Count::default(),
             held: Count::default(),
-            upgrading: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
+            body_left: AtomicU64::new(0),
+            ahead: AtomicUsize::new(0),
+            ahead_is_request: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
-            closed_idle: AtomicBool::new(false),
+            may_race: AtomicBool::new(false),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
         conn.tell(ConnState::New);
@@ -195,11 +202,17 @@ pub(crate) struct Conn {
     /// Requests that anything still holds.
     held: Count,
     /// The last response has agreed to an upgrade: what comes now is not ours to understand.
-    upgrading: AtomicBool,
+    upgraded: AtomicBool,
+    /// How much of the body of the last request has not been given to hyper; [`UNKNOWN`] if only its end will tell.
+    body_left: AtomicU64,
+    /// How many bytes have been read from the kernel that hyper has not got.
+    ahead: AtomicUsize,
+    /// If the last request is complete: those bytes are more than empty lines.
+    ahead_is_request: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
-    /// The stop has closed it between two requests, and nothing has come since.
-    closed_idle: AtomicBool,
+    /// The stop has closed it, and no request has come since.
+    may_race: AtomicBool,
 }
 
 impl Conn {
@@ -239,18 +252,22 @@ impl Conn {
         });
     }
 
-    pub(super) fn bytes_read(&self) {
-        if self.is_between_requests() && !self.upgrading.load(Ordering::Relaxed) {
-            self.reading_head.store(true, Ordering::Relaxed);
+    /// The first byte of a request goes to hyper.
+    pub(super) fn head_begins(&self) {
+        self.reading_head.store(true, Ordering::Relaxed);
+        // A pipelined request may come before the response to the one before it is flushed.
+        if self.is_between_requests() {
             self.set_state(ConnState::Active);
         }
     }
 
     /// hyper has read a request's head and gives it to the service.
-    pub(super) fn request_begins(self: &Arc<Self>) -> Arc<Inflight> {
-        // A pipelined request has been read together with the one before it.
-        self.bytes_read();
+    pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength) -> Arc<Inflight> {
         self.reading_head.store(false, Ordering::Relaxed);
+        self.set_body_left(match body {
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Chunked => None,
+        });
         self.ledger.requests.bump();
         self.in_service.bump();
         self.held.add(1);
@@ -262,6 +279,11 @@ impl Conn {
                 changed: Notify::new(),
             }),
         })
+    }
+
+    /// How many requests have come.
+    pub(super) fn requests(&self) -> u64 {
+        self.ledger.requests.get()
     }
 
     /// hyper has all of a response.
@@ -293,7 +315,8 @@ impl Conn {
             self.unflushed.move_to(&self.ledger.killed);
         }
         self.unflushed.move_to(&self.ledger.served);
-        if self.in_service.get() == 0 && self.state() == ConnState::Active {
+        let is_idle = self.in_service.get() == 0 && !self.is_reading_head();
+        if is_idle && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
     }
@@ -306,17 +329,61 @@ impl Conn {
         self.reading_head.load(Ordering::Relaxed)
     }
 
-    /// Whether the kernel has something that has not been read.
+    /// Whether nothing is under way, not even the rest of a request that has been answered: hyper holds nothing.
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.is_between_requests() && self.body_length() == BodyLength::Known(0)
+    }
+
+    /// What is left of the last request's body.
+    pub(super) fn body_length(&self) -> BodyLength {
+        match self.body_left.load(Ordering::Relaxed) {
+            UNKNOWN => BodyLength::Chunked,
+            left => BodyLength::Known(left),
+        }
+    }
+
+    /// `None`: only its end will tell.
+    pub(super) fn set_body_left(&self, left: Option<u64>) {
+        self.body_left
+            .store(left.unwrap_or(UNKNOWN), Ordering::Relaxed);
+    }
+
+    /// So many bytes have been read that hyper has not got.
+    pub(super) fn set_ahead(&self, count: usize, is_request: bool) {
+        self.ahead.store(count, Ordering::Relaxed);
+        self.ahead_is_request.store(is_request, Ordering::Relaxed);
+    }
+
+    /// Whether a byte of another request has reached this host, behind the one that is being answered. Where that one
+    /// is not read to its end, and does not say where that is, it cannot be known.
+    pub(super) fn has_request_behind(&self) -> bool {
+        match self.body_length() {
+            BodyLength::Chunked => false,
+            BodyLength::Known(0) => {
+                self.ahead_is_request.load(Ordering::Relaxed) || self.has_unread()
+            }
+            BodyLength::Known(left) => {
+                let ahead = self.ahead.load(Ordering::Relaxed) as u64;
+                let unread = self.descriptor().map(|fd| sys::with_fd(fd, sys::unread));
+                ahead + u64::from(unread.unwrap_or(0)) > left
+            }
+        }
+    }
+
+    /// Whether the kernel has a byte of a request that has not been read.
     pub(super) fn has_unread(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        self.descriptor().is_some_and(|fd| {
-            // The socket is non-blocking: with nothing there, this fails.
-            sys::with_fd(fd, |fd| SockRef::from(&fd).peek(&mut byte)).is_ok_and(|count| count > 0)
-        })
+        let mut bytes = [0; 64];
+        let fd = *self.descriptor();
+        // The socket is non-blocking: with nothing there, this fails.
+        fd.is_some_and(|fd| sys::with_fd(fd, |fd| sys::peek(fd, &mut bytes)).is_ok_and(is_request))
     }
 
     pub(super) fn upgrade_agreed(&self) {
-        self.upgrading.store(true, Ordering::Relaxed);
+        self.upgraded.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_upgraded(&self) -> bool {
+        self.upgraded.load(Ordering::Relaxed)
     }
 
     pub(super) fn response_ends_with_connection(&self) {
@@ -334,13 +401,18 @@ impl Conn {
 
     /// The stop closes it between two requests.
     pub(super) fn closed_by_stop(&self) {
-        self.closed_idle.store(true, Ordering::Relaxed);
+        self.may_race.store(true, Ordering::Relaxed);
         self.shared.closed_idle.add(1);
     }
 
-    /// Bytes have come after we had closed.
+    /// The stop closes it behind the response that is being answered, which says so.
+    pub(super) fn close_announced(&self) {
+        self.may_race.store(true, Ordering::Relaxed);
+    }
+
+    /// A request has come after we had closed.
     pub(super) fn raced(&self) {
-        if self.closed_idle.swap(false, Ordering::Relaxed) {
+        if self.may_race.swap(false, Ordering::Relaxed) {
             self.shared.raced.add(1);
         }
     }
@@ -362,11 +434,9 @@ impl Conn {
         }
     }
 
-    /// An error: the same for a response that would look complete, and for what a kill has caused.
-    pub(super) fn reset_if_cut(&self) {
-        if self.close_delimited.load(Ordering::Relaxed) || self.is_killed() {
-            self.reset_if_unfinished();
-        }
+    /// An error has ended it, and a FIN would make the response look complete, or hide that a kill has caused it.
+    pub(super) fn is_cut(&self) -> bool {
+        self.close_delimited.load(Ordering::Relaxed) || self.is_killed()
     }
 
     fn reset_on_close(&self) {

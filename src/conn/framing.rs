@@ -1,0 +1,360 @@
+//! Where requests begin and end in the bytes of a connection.
+//!
+//! hyper reads as much as there is, and does not tell what it holds. So it gets its bytes request by request: then at
+//! the end of each it holds nothing, and what has been received behind it is known here. Heads are not parsed: a head
+//! ends with its first empty line, as hyper's parser has it, and hyper says what body follows. Chunks are followed more
+//! strictly than hyper does, so that both cannot but agree on where they end.
+
+use std::io;
+
+use memchr::memchr;
+
+/// How far the bytes have been followed.
+#[derive(Debug, Default)]
+pub(super) enum Framing {
+    /// Between two requests: empty lines may come, which are no request (RFC 9112, 2.2).
+    #[default]
+    Between,
+    /// In a head.
+    Head(Line),
+    /// Behind a head: what follows is to be said by [`Framing::follow`].
+    AfterHead,
+    /// In a body of known length: so much is left.
+    Body(u64),
+    /// In a chunked body.
+    Chunked(Chunks),
+    /// No longer HTTP: after an upgrade.
+    Opaque,
+}
+
+/// How much of a line has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Line {
+    Nothing,
+    CarriageReturn,
+    Text,
+}
+
+/// What a body is, by the head before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyLength {
+    Known(u64),
+    Chunked,
+}
+
+/// What some bytes are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Scan {
+    /// So many, at the beginning, are empty lines between requests.
+    pub(super) skip: usize,
+    /// So many, behind those, belong to the present request. The rest is to be scanned again.
+    pub(super) take: usize,
+}
+
+impl Framing {
+    /// What follows the head that has ended.
+    pub(super) fn follow(&mut self, length: BodyLength) {
+        *self = match length {
+            BodyLength::Known(0) => Self::Between,
+            BodyLength::Known(length) => Self::Body(length),
+            BodyLength::Chunked => Self::Chunked(Chunks::SIZE),
+        };
+    }
+
+    /// How much of the body is still to come; `None` if only its end will tell.
+    pub(super) fn left(&self) -> Option<u64> {
+        match self {
+            Self::Body(left) => Some(*left),
+            Self::Chunked(_) => None,
+            _ => Some(0),
+        }
+    }
+
+    /// Follows the bytes to the end of the head or body that they belong to, or to their own end.
+    ///
+    /// # Errors
+    /// The chunks are malformed.
+    pub(super) fn scan(&mut self, bytes: &[u8]) -> io::Result<Scan> {
+        let mut skip = 0;
+        if let Self::Between = self {
+            skip = empty_lines(bytes);
+            if matches!(bytes[skip..], [] | [b'\r']) {
+                return Ok(Scan { skip, take: 0 });
+            }
+            *self = Self::Head(Line::Nothing);
+        }
+        let bytes = &bytes[skip..];
+        let take = match self {
+            Self::Between | Self::AfterHead => 0,
+            Self::Opaque => bytes.len(),
+            Self::Head(line) => match head_end(line, bytes) {
+                Some(end) => {
+                    *self = Self::AfterHead;
+                    end
+                }
+                None => bytes.len(),
+            },
+            Self::Body(left) => {
+                let take = at_most(bytes.len(), *left);
+                *left -= take as u64;
+                if *left == 0 {
+                    *self = Self::Between;
+                }
+                take
+            }
+            Self::Chunked(chunks) => match chunks.end(bytes)? {
+                Some(end) => {
+                    *self = Self::Between;
+                    end
+                }
+                None => bytes.len(),
+            },
+        };
+        Ok(Scan { skip, take })
+    }
+}
+
+/// Whether the bytes, between two requests, are the beginning of one.
+pub(super) fn is_request(bytes: &[u8]) -> bool {
+    !matches!(bytes[empty_lines(bytes)..], [] | [b'\r'])
+}
+
+/// The length of the empty lines at the beginning.
+fn empty_lines(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    while let [b'\n', more @ ..] | [b'\r', b'\n', more @ ..] = rest {
+        rest = more;
+    }
+    bytes.len() - rest.len()
+}
+
+/// The end of the head: that of its first empty line.
+fn head_end(line: &mut Line, bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(length) = memchr(b'\n', &bytes[at..]) {
+        let is_empty = match *line {
+            Line::Nothing => matches!(bytes[at..at + length], [] | [b'\r']),
+            Line::CarriageReturn => length == 0,
+            Line::Text => false,
+        };
+        at += length + 1;
+        *line = Line::Nothing;
+        if is_empty {
+            return Some(at);
+        }
+    }
+    *line = match (*line, &bytes[at..]) {
+        (line, []) => line,
+        (Line::Nothing, [b'\r']) => Line::CarriageReturn,
+        _ => Line::Text,
+    };
+    None
+}
+
+/// How far a chunked body has been followed: what comes next. A size of 0 is that of the last chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Chunks {
+    /// A digit of a chunk's size, or what follows it.
+    Size {
+        value: u64,
+        digits: u8,
+    },
+    /// White space behind the size, which is allowed only before an extension (RFC 9112, 7.1.1).
+    Space(u64),
+    /// An extension, ignored.
+    Extension(u64),
+    /// The line feed behind a size.
+    SizeEnd(u64),
+    /// The chunk: so much is left.
+    Data(u64),
+    /// The carriage return behind a chunk, then its line feed.
+    DataEnd,
+    DataEndLf,
+    /// A line of the trailers.
+    Trailer,
+    /// More of it.
+    TrailerText,
+    /// Its line feed.
+    TrailerLf,
+    /// The line feed of the empty line: the end.
+    End,
+}
+
+impl Chunks {
+    const SIZE: Self = Self::Size {
+        value: 0,
+        digits: 0,
+    };
+
+    /// The end of the body, if it is among these bytes.
+    fn end(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        let mut at = 0;
+        while at < bytes.len() {
+            if let Self::Data(left) = self {
+                let take = at_most(bytes.len() - at, *left);
+                *left -= take as u64;
+                at += take;
+                if *left == 0 {
+                    *self = Self::DataEnd;
+                }
+                continue;
+            }
+            let byte = bytes[at];
+            at += 1;
+            if let (Self::End, b'\n') = (*self, byte) {
+                return Ok(Some(at));
+            }
+            *self = self.after(byte)?;
+        }
+        Ok(None)
+    }
+
+    fn after(self, byte: u8) -> io::Result<Self> {
+        const MAX_DIGITS: u8 = 16; // of 64 bits
+        Ok(match (self, byte) {
+            (Self::Size { value, digits }, b) if b.is_ascii_hexdigit() && digits < MAX_DIGITS => {
+                let digit = char::from(b).to_digit(16).unwrap_or(0);
+                Self::Size {
+                    value: value << 4 | u64::from(digit),
+                    digits: digits + 1,
+                }
+            }
+            (Self::Size { value, digits: 1.. } | Self::Space(value), b' ' | b'\t') => {
+                Self::Space(value)
+            }
+            (Self::Size { value, digits: 1.. } | Self::Space(value), b';') => {
+                Self::Extension(value)
+            }
+            (Self::Size { value, digits: 1.. } | Self::Extension(value), b'\r') => {
+                Self::SizeEnd(value)
+            }
+            (Self::Extension(value), b'\t' | b' '..=b'~' | 0x80..) => Self::Extension(value),
+            (Self::SizeEnd(0) | Self::TrailerLf, b'\n') => Self::Trailer,
+            (Self::SizeEnd(value), b'\n') => Self::Data(value),
+            (Self::DataEnd, b'\r') => Self::DataEndLf,
+            (Self::DataEndLf, b'\n') => Self::SIZE,
+            (Self::Trailer, b'\r') => Self::End,
+            (Self::TrailerText, b'\r') => Self::TrailerLf,
+            (Self::Trailer | Self::TrailerText, b) if b != b'\n' => Self::TrailerText,
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "malformed chunks",
+                ));
+            }
+        })
+    }
+}
+
+fn at_most(len: usize, left: u64) -> usize {
+    usize::try_from(left).map_or(len, |left| left.min(len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Follows the bytes, in pieces of that size, and says what each request was.
+    fn requests(bytes: &[u8], piece: usize, mut bodies: &[BodyLength]) -> io::Result<Vec<Vec<u8>>> {
+        let mut framing = Framing::default();
+        let mut requests = Vec::new();
+        let mut held = Vec::new();
+        for piece in bytes.chunks(piece) {
+            held.extend_from_slice(piece);
+            loop {
+                if let (Framing::AfterHead, [body, rest @ ..]) = (&framing, bodies) {
+                    framing.follow(*body);
+                    bodies = rest;
+                }
+                if let Framing::Between = framing {
+                    requests.push(Vec::new());
+                }
+                let Scan { skip, take } = framing.scan(&held)?;
+                requests
+                    .last_mut()
+                    .unwrap()
+                    .extend(&held[skip..skip + take]);
+                held.drain(..skip + take);
+                requests.retain(|request| !request.is_empty());
+                if take == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(requests)
+    }
+
+    #[test]
+    fn requests_end_where_they_end_however_their_bytes_come() {
+        let cases: [(&str, BodyLength); 7] = [
+            ("GET / HTTP/1.1\r\nhost: a\r\n\r\n", BodyLength::Known(0)),
+            (
+                "POST / HTTP/1.1\r\ncontent-length: 6\r\n\r\n\r\n\r\n\r\n",
+                BodyLength::Known(6),
+            ),
+            ("GET / HTTP/1.1\nhost: a\n\n", BodyLength::Known(0)),
+            (
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
+                 3\r\nab\n\r\nA ;x=\"\r\n0123456789\r\n000\r\na: b\r\n\r\n",
+                BodyLength::Chunked,
+            ),
+            ("GET / HTTP/1.1\r\n\r\n", BodyLength::Known(0)),
+            ("POST / HTTP/1.1\r\n\n0;e\r\n\r\n", BodyLength::Chunked),
+            ("\rGET \r\r\n\r\n", BodyLength::Known(0)), // for hyper to refuse
+        ];
+        for separator in ["", "\r\n", "\n\r\n\n"] {
+            let bytes: Vec<_> = cases
+                .iter()
+                .flat_map(|(text, _)| [text.as_bytes(), separator.as_bytes()].concat())
+                .collect();
+            let bodies = cases.map(|(_, body)| body);
+            for piece in 1..=bytes.len() {
+                let found = requests(&bytes, piece, &bodies).unwrap();
+                assert_eq!(found, cases.map(|(text, _)| text.as_bytes()), "by {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn loose_chunks_are_refused() {
+        for chunks in [
+            "\r\n",
+            "g\r\n",
+            ";\r\n",
+            " 1\r\n",
+            "1 \r\na",
+            "1\na",
+            "+1\r\na",
+            "0x1\r\na",
+            "1\r\nab",
+            "1\r\na\n",
+            "1;\x01\r\na",
+            "1;\n",
+            "00000000000000001\r\na",
+            "1 a\r\n",
+            "0\r\na: b\n\r\n",
+            "0\r\n\n",
+            "0\r\n\rx",
+            "1\r\r\n",
+        ] {
+            for piece in [1, 1000] {
+                let bytes = [b"POST\r\n\r\n", chunks.as_bytes()].concat();
+                let error = requests(&bytes, piece, &[BodyLength::Chunked]).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{chunks:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn empty_lines_are_no_request() {
+        for (bytes, expected) in [
+            ("", false),
+            ("\r", false),
+            ("\r\n\n\r", false),
+            ("\r\n\rx", true),
+            ("G", true),
+        ] {
+            assert_eq!(is_request(bytes.as_bytes()), expected, "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The socket, request by request: every byte of a connection passes here.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::sys;
+
+use super::framing::{Framing, Scan, is_request};
+use super::track::{Accepted, Conn, Open};
+
+/// A connection's socket, and what has been received of later requests.
+pub(super) struct Wire {
+    // Before the stream, so that the connection leaves the registry before its descriptor is closed.
+    open: Open,
+    stream: TcpStream,
+    framing: Framing,
+    /// Received, and behind what hyper has got: the rest of the request, and the next ones.
+    ahead: BytesMut,
+    /// A read has failed. hyper takes that for the end of a body only, and lets the handler go on.
+    failed: bool,
+    /// The client has closed its side.
+    finished: bool,
+    /// Ends when the connection has been reset.
+    reset: Option<Reset>,
+}
+
+type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
+impl Wire {
+    /// Needs the runtime on which the connection will run.
+    pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
+        let (open, stream) = accepted.into_parts();
+        let stream = TcpStream::from_std(stream)?;
+        // Responses are written whole, so waiting for more (Nagle) only delays them.
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            open,
+            stream,
+            framing: Framing::default(),
+            ahead: BytesMut::new(),
+            failed: false,
+            finished: false,
+            reset: None,
+        })
+    }
+
+    pub(super) fn conn(&self) -> &Arc<Conn> {
+        self.open.conn()
+    }
+
+    /// Waits until there is something to read: bytes, the client's FIN, or an error.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if is_request(&self.ahead) {
+            return Poll::Ready(());
+        }
+        // An error shows when it is read.
+        self.stream.poll_read_ready(cx).map(|_| ())
+    }
+
+    /// Reads into `buf` what belongs to the present request, or begins the next.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.conn().is_upgraded() {
+            self.framing = Framing::Opaque;
+        } else if let Framing::AfterHead = self.framing {
+            self.framing.follow(self.open.conn().body_length());
+        }
+        while buf.remaining() > 0 {
+            let start = buf.filled().len();
+            let between = matches!(self.framing, Framing::Between);
+            if self.ahead.is_empty() {
+                ready!(self.poll_read_stream(cx, buf))?;
+                if buf.filled().len() == start {
+                    return Poll::Ready(Ok(())); // the end
+                }
+                let Scan { skip, take } = self.framing.scan(&buf.filled()[start..])?;
+                let (begin, end) = (start + skip, start + skip + take);
+                self.ahead.extend_from_slice(&buf.filled()[end..]);
+                buf.filled_mut().copy_within(begin..end, start);
+                buf.set_filled(start + take);
+            } else {
+                let len = self.ahead.len().min(buf.remaining());
+                let Scan { skip, take } = self.framing.scan(&self.ahead[..len])?;
+                buf.put_slice(&self.ahead[skip..skip + take]);
+                self.ahead.advance(skip + take);
+                if self.ahead.is_empty() {
+                    self.ahead = BytesMut::new(); // Gives the memory back.
+                } else if take == 0 {
+                    // A carriage return that may yet become an empty line.
+                    ready!(self.poll_read_ahead(cx))?;
+                    if self.finished {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+            }
+            if buf.filled().len() > start {
+                if between {
+                    self.conn().head_begins();
+                }
+                break;
+            }
+        }
+        self.publish();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Tells the connection what is known of the bytes to come.
+    fn publish(&self) {
+        let conn = self.conn();
+        // Behind a head, the service says what is left of its request.
+        if !matches!(self.framing, Framing::AfterHead) {
+            conn.set_body_left(self.framing.left());
+        }
+        conn.set_ahead(self.ahead.len(), is_request(&self.ahead));
+    }
+
+    fn poll_read_stream(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let start = buf.filled().len();
+        let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        self.failed |= result.is_err();
+        self.finished |= result.is_ok() && buf.filled().len() == start;
+        Poll::Ready(result)
+    }
+
+    fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 1024];
+        let mut buf = ReadBuf::new(&mut bytes);
+        ready!(self.poll_read_stream(cx, &mut buf))?;
+        self.ahead.extend_from_slice(buf.filled());
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes our side.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    /// Reads and discards until the client closes its side, or an error. Whatever begins a request has crossed our
+    /// close.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            while !self.ahead.is_empty() {
+                if let Framing::AfterHead = self.framing {
+                    self.framing.follow(self.open.conn().body_length());
+                }
+                let between = matches!(self.framing, Framing::Between);
+                match self.framing.scan(&self.ahead) {
+                    Ok(Scan { take: 1.., .. }) if between => {
+                        self.conn().raced();
+                        self.framing = Framing::Opaque;
+                    }
+                    Ok(Scan { skip: 0, take: 0 }) => break, // a lone carriage return
+                    Ok(Scan { skip, take }) => self.ahead.advance(skip + take),
+                    Err(_) => self.framing = Framing::Opaque,
+                }
+            }
+            if self.finished || self.failed {
+                return Poll::Ready(());
+            }
+            if ready!(self.poll_read_ahead(cx)).is_err() {
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    /// Whether the client has left: an error then, and else a wake-up when it does. hyper reads nothing while a handler
+    /// works, so it would not notice.
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.failed {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if self.reset.is_none() {
+            let mut byte = [0];
+            match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+                Poll::Pending => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                // More bytes, or a FIN (the client may only have closed its half), are no loss; but they hide a reset
+                // that comes later, because there is always something to read. Watch for that alone, by a copy of the
+                // descriptor; few connections ever need it.
+                Poll::Ready(Ok(_)) => {
+                    let copy = self.stream.as_fd().try_clone_to_owned();
+                    let copy = copy.and_then(|copy| sys::watch_for(copy, Interest::ERROR));
+                    let Ok(copy) = copy else {
+                        return Poll::Ready(Ok(())); // No descriptors: the write will tell.
+                    };
+                    self.reset = Some(Box::pin(async move {
+                        let _ = copy.ready(Interest::ERROR).await;
+                    }));
+                }
+            }
+        }
+        match self.reset.as_mut().map(|reset| reset.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+/// Where hyper's transport leaves the wire when hyper is done with it.
+pub(super) type Slot = Arc<Mutex<Option<Wire>>>;
+
+/// The wire as hyper sees it, for as long as hyper drives the connection.
+pub(super) struct Transport {
+    /// There until it is dropped.
+    wire: Option<Wire>,
+    slot: Slot,
+}
+
+impl Transport {
+    pub(super) fn new(wire: Wire, slot: &Slot) -> Self {
+        Self {
+            wire: Some(wire),
+            slot: Arc::clone(slot),
+        }
+    }
+
+    fn wire(&mut self) -> io::Result<&mut Wire> {
+        self.wire
+            .as_mut()
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        // An upgraded connection belongs to whoever drops this, and ends with it.
+        if let Some(wire) = self.wire.take()
+            && !wire.conn().is_upgraded()
+        {
+            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(wire);
+        }
+    }
+}
+
+/// Takes what hyper has left.
+pub(super) fn take(slot: &Slot) -> Option<Wire> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.wire()?.poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire()?.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.wire()?.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.wire
+            .as_ref()
+            .is_some_and(|wire| wire.stream.is_write_vectored())
+    }
+
+    /// hyper calls this only when all it had has been written, and whenever it waits for a handler.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let wire = self.wire()?;
+        wire.conn().response_flushed();
+        if wire.conn().is_waiting_for_handler() {
+            wire.poll_lost(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// The connection is closed where it is driven, once hyper is done; but after an upgrade this is the only way.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let wire = self.wire()?;
+        if wire.conn().is_upgraded() {
+            wire.poll_shutdown(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+}
