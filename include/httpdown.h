@@ -192,7 +192,7 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 // Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
 // only the events behind it. (listen.error comes on the thread that calls httpdown_serve.)
 //
-// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, kill, kill.conn.count,
+// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, kill, kill.conn.count,
 // kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
 // averages http-state.new, http-state.active, http-state.idle, http-state.total.
 typedef struct {
@@ -292,7 +292,9 @@ typedef struct {
 
 // What a server has done, and what its stop has cost. Set `struct_size` before the call.
 //
-// Once the server has stopped: requests = served + failed + gone + killed.
+// Every connection and every request is in exactly one column. Once the server has stopped:
+// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed, and
+// requests = served + failed + gone + killed.
 typedef struct {
     // Required: sizeof(httpdown_stop_report).
     size_t struct_size;
@@ -314,14 +316,24 @@ typedef struct {
     uint64_t conns_idle;
     // Open, and taken over by a handler.
     uint64_t conns_hijacked;
+    // Connections that ended as they should: closed by the client between two requests, by the server behind a response
+    // that said so, or released by the handler that had taken them over.
+    uint64_t conns_closed;
     // Connections that the stop closed while they were new or idle.
     uint64_t closed_idle;
-    // Of those, connections on which bytes came after the server had closed: a request that crossed the FIN on the wire.
-    // HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
+    // Connections that the stop closed, and on which a request came after that: it had crossed the FIN, or the response
+    // that announced it, on the wire. HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
     uint64_t raced;
+    // Connections whose client left in the middle of a request.
+    uint64_t conns_gone;
+    // Connections that were closed because the head of a request did not come in time (header_timeout_ms).
+    uint64_t conns_timed_out;
+    // Connections that a kill cut.
+    uint64_t conns_killed;
     // Requests whose head has been read, and those that a kill cut before it was.
     uint64_t requests;
-    // Requests whose whole response was given to the kernel.
+    // Requests whose whole response was given to the kernel; of those that were answered while the server stopped, or
+    // last before that on their connection: acknowledged by the client's kernel.
     uint64_t served;
     // Requests whose handler failed after the response had begun: the client saw it cut.
     uint64_t failed;
@@ -332,11 +344,14 @@ typedef struct {
     // Requests whose handler still held them, answered or not, when the kill timeout had passed. They are also in one
     // of the columns above.
     uint64_t abandoned;
-    // Upgraded connections that a kill cut.
+    // Of the connections that a kill cut, those that a handler had taken over.
     uint64_t hijacked_killed;
     // Connections that still waited to be accepted when their listening socket had to be closed: there were no
     // descriptors for them.
     uint64_t unaccepted;
+    // Bytes that were written to clients, and that their kernels had not acknowledged when their connections ended
+    // during the stop.
+    uint64_t bytes_unacked;
     // Events that were dropped because nobody took them in time.
     uint64_t events_dropped;
 } httpdown_stop_report;

@@ -7,8 +7,9 @@ use crate::lifecycle::Phase;
 
 /// What a server has done, and what its stop has cost. A snapshot: take it at any time.
 ///
-/// Once the server has stopped the sums hold:
-/// `requests = served + failed + gone + killed`, and `connections` is what was accepted in all.
+/// Every connection and every request is in exactly one column. Once the server has stopped the sums hold:
+/// `connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed` and
+/// `requests = served + failed + gone + killed`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -28,14 +29,25 @@ pub struct Report {
     pub conns_idle: u64,
     /// Open, and taken over by a handler (upgraded).
     pub conns_hijacked: u64,
+    /// Connections that ended as they should: closed by the client between two requests, by us behind a response that
+    /// said so, or released by the handler that had taken them over.
+    pub conns_closed: u64,
     /// Connections that the stop closed while they were new or idle.
     pub closed_idle: u64,
-    /// Of those, connections on which bytes came after we had closed: the client had sent a request that crossed our
-    /// FIN on the wire. HTTP/1.1 has no means against that; a larger `idle_grace` makes it rarer.
+    /// Connections that the stop closed, and on which a request came after that: it had crossed our FIN, or the
+    /// response that announced it, on the wire. HTTP/1.1 has no means against that; a larger `idle_grace` makes it
+    /// rarer.
     pub raced: u64,
+    /// Connections whose client left in the middle of a request.
+    pub conns_gone: u64,
+    /// Connections that were closed because the head of a request did not come in time (`header_timeout`).
+    pub conns_timed_out: u64,
+    /// Connections that a kill cut.
+    pub conns_killed: u64,
     /// Requests whose head has been read, and those that a kill cut before it was.
     pub requests: u64,
-    /// Requests whose whole response was given to the kernel.
+    /// Requests whose whole response was given to the kernel; of those that were answered while the server stopped, or
+    /// last before that on their connection: acknowledged by the client's kernel.
     pub served: u64,
     /// Requests whose handler failed after the response had begun: the client saw it cut.
     pub failed: u64,
@@ -46,11 +58,14 @@ pub struct Report {
     /// Requests whose handler still held them, answered or not, when the kill timeout had passed. They are also in one
     /// of the columns above.
     pub abandoned: u64,
-    /// Upgraded connections that a kill cut.
+    /// Of the connections that a kill cut, those that a handler had taken over.
     pub hijacked_killed: u64,
     /// Connections that still waited to be accepted when their listening socket had to be closed (there were no
     /// descriptors for them).
     pub unaccepted: u64,
+    /// Bytes that were written to clients, and that their kernels had not acknowledged when their connections ended
+    /// during the stop.
+    pub bytes_unacked: u64,
     /// Events that were dropped because nobody took them in time.
     pub events_dropped: u64,
 }
@@ -116,5 +131,33 @@ impl Ledger {
         report.failed += self.failed.get();
         report.gone += self.gone.get();
         report.killed += self.killed.get();
+    }
+}
+
+/// How connections ended, each in one way.
+#[derive(Debug, Default)]
+pub(crate) struct Ends {
+    pub(crate) closed: Count,
+    pub(crate) idle: Count,
+    pub(crate) raced: Count,
+    pub(crate) gone: Count,
+    pub(crate) timed_out: Count,
+    pub(crate) killed: Count,
+    /// Of those killed.
+    pub(crate) hijacked_killed: Count,
+    /// Bytes left in our kernel.
+    pub(crate) bytes_unacked: Count,
+}
+
+impl Ends {
+    pub(crate) fn add_to(&self, report: &mut Report) {
+        report.conns_closed = self.closed.get();
+        report.closed_idle = self.idle.get();
+        report.raced = self.raced.get();
+        report.conns_gone = self.gone.get();
+        report.conns_timed_out = self.timed_out.get();
+        report.conns_killed = self.killed.get();
+        report.hijacked_killed = self.hijacked_killed.get();
+        report.bytes_unacked = self.bytes_unacked.get();
     }
 }

@@ -440,7 +440,7 @@ async fn live(
         return Err(Error::TimedOut);
     }
     let report = shared.report();
-    if report.killed + report.hijacked_killed + report.unaccepted > 0 {
+    if report.killed + report.conns_killed + report.unaccepted > 0 {
         return Err(Error::Killed);
     }
     serve_error.or(close_error).map_or(Ok(()), Err)

@@ -18,7 +18,7 @@ use crate::conn::{self, Accepted, BoxError, Plain, Registry, Respond};
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
-use crate::ledger::{Count, Ledger, Report};
+use crate::ledger::{Count, Ends, Ledger, Report};
 use crate::lifecycle::{Control, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::process::{self, StopSignals};
@@ -64,11 +64,10 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     /// Of connections that are no longer in the registry.
     pub(crate) ledger: Ledger,
-    pub(crate) closed_idle: Count,
+    /// How connections ended.
+    pub(crate) ends: Ends,
     pub(crate) abandoned: Count,
-    pub(crate) hijacked_killed: Count,
     pub(crate) unaccepted: Count,
-    pub(crate) raced: Count,
     /// When the stop began and ended, on the server's clock.
     stop: Mutex<(Option<Duration>, Option<Duration>)>,
     pub(crate) outcome: watch::Sender<Option<Result<()>>>,
@@ -113,14 +112,12 @@ impl Shared {
         let mut report = Report {
             phase: self.phases.get(),
             stop_duration,
-            closed_idle: self.closed_idle.get(),
             abandoned: self.abandoned.get(),
-            hijacked_killed: self.hijacked_killed.get(),
             unaccepted: self.unaccepted.get(),
-            raced: self.raced.get(),
             events_dropped: self.events.dropped(),
             ..Report::default()
         };
+        self.ends.add_to(&mut report);
         self.registry.add_to(&mut report, &self.ledger);
         report
     }
@@ -380,11 +377,9 @@ impl Builder {
             phases: Phases::default(),
             registry: Registry::default(),
             ledger: Ledger::default(),
-            closed_idle: Count::default(),
+            ends: Ends::default(),
             abandoned: Count::default(),
-            hijacked_killed: Count::default(),
             unaccepted: Count::default(),
-            raced: Count::default(),
             stop: Mutex::default(),
             outcome: watch::Sender::new(None),
             last_report: OnceLock::new(),

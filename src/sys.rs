@@ -124,20 +124,30 @@ pub(crate) fn no_deferred_accept(listener: BorrowedFd<'_>) {
 
 /// How many connections wait in a listening socket's queue to be accepted.
 pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
+    tcp_info(listener).tcpi_unacked
+}
+
+/// Whether a TCP connection is over: closed on both sides, or reset.
+pub(crate) fn is_over(socket: BorrowedFd<'_>) -> bool {
+    const TCP_CLOSE: u8 = 7; // of the kernel's enum
+    tcp_info(socket).tcpi_state == TCP_CLOSE
+}
+
+fn tcp_info(socket: BorrowedFd<'_>) -> libc::tcp_info {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);
     // SAFETY: the kernel writes at most `len` bytes there.
     unsafe {
         libc::getsockopt(
-            listener.as_raw_fd(),
+            socket.as_raw_fd(),
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
             info.as_mut_ptr().cast(),
             &raw mut len,
         );
     }
-    // SAFETY: all zeroes is valid, and so is what the kernel writes. Of a listening socket, `unacked` is that number.
-    unsafe { info.assume_init() }.tcpi_unacked
+    // SAFETY: all zeroes is valid, and so is what the kernel writes.
+    unsafe { info.assume_init() }
 }
 
 /// What a non-blocking socket has received, up to the length of the buffer, without taking it.
@@ -158,6 +168,11 @@ pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Resul
 /// How many bytes a socket has received that have not been read.
 pub(crate) fn unread(socket: BorrowedFd<'_>) -> u32 {
     queued(socket, libc::FIONREAD)
+}
+
+/// How many bytes the peer's kernel has not acknowledged. A FIN that it has not counts 1 (Linux: `write_seq - snd_una`).
+pub(crate) fn unacked(socket: BorrowedFd<'_>) -> u32 {
+    queued(socket, libc::TIOCOUTQ)
 }
 
 fn queued(socket: BorrowedFd<'_>, which: libc::Ioctl) -> u32 {

@@ -10,12 +10,15 @@ mod common;
 use std::fs;
 use std::io::ErrorKind;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use httpdown::{Dispatch, Exchange, Phase, Server};
+use httpdown::{Dispatch, Error, Exchange, Phase, Server};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use common::{Client, LONG, addr, builder, listener, reply, stop, stop_elsewhere, wait_for_report};
+use common::{
+    Client, LONG, addr, assert_balanced, builder, listener, reply, stop, stop_elsewhere,
+    wait_for_report,
+};
 
 fn hello(builder: httpdown::Builder) -> Server {
     let handler = |exchange: Exchange| {
@@ -120,13 +123,12 @@ fn a_request_that_crosses_the_close_is_counted_as_a_race() {
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().text(), "hello");
     let stopping = stop_elsewhere(&server);
-    // The server's side is closed now, but the client has not looked.
-    wait_for_report(&server, |report| report.closed_idle == 1);
-    client.ask("/");
+    // The server's side is closed now, as if the request had been on its way.
     assert_eq!(client.until_end().unwrap(), b"");
-    wait_for_report(&server, |report| report.raced == 1);
+    client.ask("/");
     drop(client);
-    assert_eq!(stopping.join().unwrap().unwrap().raced, 1);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.closed_idle, report.raced), (0, 1));
 }
 
 #[test]
@@ -155,4 +157,99 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
         assert_eq!(client.answer().text().len(), TEXT);
     }
     assert_eq!(stop(&server).unwrap().served, 5);
+}
+
+/// A client that reads nothing until it is asked to, and whose kernel takes little.
+fn unwilling_reader(server: &Server, path: &str) -> Client {
+    let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    client.set_recv_buffer_size(4096).unwrap();
+    client.connect(&addr(server).into()).unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    let mut client = Client::from(std::net::TcpStream::from(client));
+    client.ask(path);
+    client
+}
+
+/// Answers with as many bytes as its kernel takes without a reader, or more.
+fn large(builder: httpdown::Builder, size: usize) -> Server {
+    let handler = move |exchange: Exchange| {
+        let _ = reply(exchange, vec![b'x'; size]);
+    };
+    builder
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap()
+}
+
+#[test]
+fn a_stop_waits_until_the_client_has_the_response_not_only_the_kernel() {
+    const SIZE: usize = 100_000;
+    let server = large(builder(), SIZE);
+    let mut client = unwilling_reader(&server, "/");
+    // All of it is in the server's kernel, most of it for good, and the linger timeout is short.
+    wait_for_report(&server, |report| report.served == 1);
+    let stopping = stop_elsewhere(&server);
+    client.set_read_timeout(Duration::from_millis(500));
+    let head = client.try_head().unwrap();
+    assert_eq!(head.header("content-length"), Some("100000"));
+    assert_eq!(client.exactly(10).unwrap(), b"xxxxxxxxxx");
+    // Many times what a server gives it that only lingers.
+    let deadline = Instant::now() + Duration::from_millis(300);
+    let waited = server.wait_blocking(Some(deadline));
+    assert!(matches!(waited, Err(Error::WouldBlock)), "{waited:?}");
+    client.set_read_timeout(LONG);
+    client.exactly(SIZE - 10).unwrap();
+    client.assert_closed();
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.bytes_unacked), (1, 0));
+}
+
+#[test]
+fn a_response_that_a_kill_leaves_in_the_kernel_is_not_counted_as_served() {
+    let server = large(builder().stop_timeout(Duration::from_millis(100)), 100_000);
+    let client = unwilling_reader(&server, "/");
+    wait_for_report(&server, |report| report.served == 1);
+    assert!(matches!(stop(&server), Err(Error::Killed)));
+    let report = server.report();
+    assert_balanced(&report);
+    assert_eq!(
+        (report.served, report.killed, report.conns_killed),
+        (0, 1, 1)
+    );
+    assert!(report.bytes_unacked > 50_000, "{report:?}");
+    drop(client);
+}
+
+#[test]
+fn a_stop_is_not_over_after_4_of_67_megabytes() {
+    const SIZE: usize = 67 << 20;
+    let server = large(builder(), SIZE);
+    let mut client = unwilling_reader(&server, "/");
+    let head = client.try_head().unwrap();
+    assert_eq!(
+        head.header("content-length"),
+        Some(SIZE.to_string().as_str())
+    );
+    client.exactly(4 << 20).unwrap();
+    let stopping = stop_elsewhere(&server);
+    client.exactly(SIZE - (4 << 20)).unwrap();
+    client.assert_closed();
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.bytes_unacked), (1, 0));
+}
+
+#[test]
+fn a_client_that_resets_its_connection_does_not_hold_a_stop_that_waits_for_its_acknowledgement() {
+    let server = large(builder(), 100_000);
+    let client = unwilling_reader(&server, "/");
+    wait_for_report(&server, |report| report.served == 1);
+    let stopping = stop_elsewhere(&server);
+    let deadline = Instant::now() + Duration::from_millis(200);
+    assert!(server.wait_blocking(Some(deadline)).is_err());
+    client.reset();
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.gone, report.conns_gone), (0, 1, 1));
+    assert!(report.bytes_unacked > 50_000, "{report:?}");
 }

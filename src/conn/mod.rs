@@ -17,7 +17,8 @@ mod wire;
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -32,6 +33,10 @@ pub use track::{ConnInfo, ConnState};
 
 use service::Tracked;
 use wire::{Slot, Transport, Wire};
+
+/// How often a stop looks, at the longest, whether a client has acknowledged what it was sent: about the time that a
+/// client's kernel delays an acknowledgement.
+const MAX_ACK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one connection to its end.
 pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
@@ -62,7 +67,11 @@ pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
         wire = left;
         match end {
             End::Parked => {}
-            End::Done => break,
+            End::Done => {
+                wire.flushed();
+                break;
+            }
+            End::Failed => break,
             End::Cut => return,
         }
         if conn.requests() > requests {
@@ -104,8 +113,10 @@ async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
 enum End {
     /// There is nothing to do, and the server stops.
     Parked,
-    /// It is to be closed, or somebody upgraded it.
+    /// All has been written, and it is to be closed, or somebody upgraded it.
     Done,
+    /// As that, but perhaps not all has been written.
+    Failed,
     /// A kill cut it, or a request's head did not come in time.
     Cut,
 }
@@ -126,24 +137,21 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
         // may still go out.
         let phase = shared.phases.get();
         if phase >= Phase::Killing && !conn.is_refused() {
-            conn.reset_if_unfinished();
+            conn.cut();
             return Poll::Ready(End::Cut);
         }
         if let Poll::Ready(result) = http.as_mut().poll(cx) {
             return Poll::Ready(match result {
                 Err(_) if conn.is_cut() => {
-                    conn.reset_if_unfinished();
+                    conn.cut();
                     End::Cut
                 }
-                Err(_) => End::Done,
-                Ok(()) => {
-                    conn.response_flushed();
-                    End::Done
-                }
+                Err(_) => End::Failed,
+                Ok(()) => End::Done,
             });
         }
         if phase >= Phase::Killing {
-            conn.reset_if_unfinished();
+            conn.cut();
             return Poll::Ready(End::Cut);
         }
         if phase >= Phase::Quiescing && conn.is_at_rest() {
@@ -155,31 +163,46 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
         }
         let timer =
             header_timer.get_or_insert_with(|| Box::pin(sleep(shared.config.header_timeout)));
-        timer.as_mut().poll(cx).map(|()| End::Cut)
+        ready!(timer.as_mut().poll(cx));
+        conn.timed_out();
+        Poll::Ready(End::Cut)
     })
     .await
 }
 
 /// Closes our side, and then reads and discards until the client closes its own. If the socket were closed while the
 /// client still sends, the kernel would answer with a reset, which destroys what the client has not read yet
-/// (RFC 9112, 9.6).
+/// (RFC 9112, 9.6). A stop also waits until the client's kernel has acknowledged all of it: what comes after the stop,
+/// the end of a process or of a machine, must not destroy it either.
 async fn close(mut wire: Wire) {
-    let linger = wire.conn().shared().config.linger_timeout;
-    let mut linger = pin!(sleep(linger));
-    let mut shut = false;
+    let conn = Arc::clone(wire.conn());
+    // For TCP never pending. An error: the client has gone.
+    if poll_fn(|cx| wire.poll_shutdown(cx)).await.is_err() {
+        return;
+    }
+    let linger = sleep(conn.shared().config.linger_timeout);
+    let mut linger = pin!(linger);
+    until_kill(&conn, |cx| {
+        wire.poll_discard(cx).is_ready() || linger.as_mut().poll(cx).is_ready()
+    })
+    .await;
+    // No event tells of an acknowledgement.
+    let mut pause = Duration::from_millis(1);
+    while conn.is_stopping() && !conn.is_killed() && wire.is_delivering() {
+        let mut paused = pin!(sleep(pause));
+        until_kill(&conn, |cx| paused.as_mut().poll(cx).is_ready()).await;
+        pause = MAX_ACK_PAUSE.min(2 * pause);
+    }
+}
+
+/// Waits until it is true, or the server begins to kill. It is asked whenever the task is woken.
+async fn until_kill(conn: &Conn, mut condition: impl FnMut(&mut Context<'_>) -> bool) {
     poll_fn(|cx| {
-        if !shut {
-            shut = true;
-            // For TCP never pending. An error: the client has gone.
-            if !matches!(wire.poll_shutdown(cx), Poll::Ready(Ok(()))) {
-                return Poll::Ready(());
-            }
+        if conn.is_killed() || condition(cx) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
         }
-        let killed = wire.conn().shared().phases.get() >= Phase::Killing;
-        if killed || wire.poll_discard(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        linger.as_mut().poll(cx)
     })
     .await;
 }

@@ -51,6 +51,34 @@ impl ConnState {
     }
 }
 
+/// How a connection ends, if nothing of it is lost.
+#[derive(Clone, Copy, Debug)]
+#[repr(u8)]
+enum End {
+    /// As it should.
+    Closed = 0,
+    /// The stop has closed it, behind a response that said so.
+    Announced = 1,
+    /// The stop has closed it while it was new or idle.
+    Idle = 2,
+    /// The same as one of these, and a request has come since.
+    Raced = 3,
+    /// A request's head did not come in time.
+    TimedOut = 4,
+}
+
+impl End {
+    fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Closed,
+            1 => Self::Announced,
+            2 => Self::Idle,
+            3 => Self::Raced,
+            _ => Self::TimedOut,
+        }
+    }
+}
+
 /// The connection that a request came on. A service finds it among the request's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,7 +129,8 @@ impl Registry {
             ahead: AtomicUsize::new(0),
             ahead_is_request: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
-            may_race: AtomicBool::new(false),
+            end: AtomicU8::new(End::Closed as u8),
+            undelivered: AtomicBool::new(false),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
         conn.tell(ConnState::New);
@@ -211,8 +240,10 @@ pub(crate) struct Conn {
     ahead_is_request: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
-    /// The stop has closed it, and no request has come since.
-    may_race: AtomicBool,
+    /// How it ends: an [`End`].
+    end: AtomicU8,
+    /// Responses that had been flushed did not arrive.
+    undelivered: AtomicBool,
 }
 
 impl Conn {
@@ -301,24 +332,30 @@ impl Conn {
         }
     }
 
-    fn is_killed(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
+        self.shared.phases.get() >= Phase::Quiescing
+    }
+
+    pub(super) fn is_killed(&self) -> bool {
         self.shared.phases.get() >= Phase::Killing
     }
 
-    /// The kernel has all that hyper had.
-    pub(super) fn response_flushed(&self) {
+    /// The kernel has all that hyper had. Says how many responses were served by that.
+    pub(super) fn response_flushed(&self) -> u64 {
         if self.unflushed.get() == 0 {
-            return;
+            return 0;
         }
         if self.refused.get() > 0 {
             self.refused.take();
             self.unflushed.move_to(&self.ledger.killed);
         }
+        let served = self.unflushed.get();
         self.unflushed.move_to(&self.ledger.served);
         let is_idle = self.in_service.get() == 0 && !self.is_reading_head();
         if is_idle && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
+        served
     }
 
     pub(super) fn is_between_requests(&self) -> bool {
@@ -401,20 +438,47 @@ impl Conn {
 
     /// The stop closes it between two requests.
     pub(super) fn closed_by_stop(&self) {
-        self.may_race.store(true, Ordering::Relaxed);
-        self.shared.closed_idle.add(1);
+        self.set_end(End::Idle);
     }
 
     /// The stop closes it behind the response that is being answered, which says so.
     pub(super) fn close_announced(&self) {
-        self.may_race.store(true, Ordering::Relaxed);
+        self.set_end(End::Announced);
     }
 
     /// A request has come after we had closed.
     pub(super) fn raced(&self) {
-        if self.may_race.swap(false, Ordering::Relaxed) {
-            self.shared.raced.add(1);
+        if matches!(self.end(), End::Idle | End::Announced) {
+            self.set_end(End::Raced);
+            self.shared.events.sum("drain.race", 1.0);
         }
+    }
+
+    /// The head of a request has not come in time.
+    pub(super) fn timed_out(&self) {
+        self.set_end(End::TimedOut);
+    }
+
+    fn end(&self) -> End {
+        End::from_u8(self.end.load(Ordering::Relaxed))
+    }
+
+    fn set_end(&self, end: End) {
+        self.end.store(end as u8, Ordering::Relaxed);
+    }
+
+    /// The last so many responses, and bytes, had not been acknowledged when the connection ended, during a stop.
+    pub(super) fn unacknowledged(&self, responses: u64, bytes: u64) {
+        self.shared.ends.bytes_unacked.add(bytes);
+        let ledger = &self.ledger;
+        let lost = if self.is_killed() {
+            &ledger.killed
+        } else {
+            &ledger.gone
+        };
+        ledger.served.sub(responses);
+        lost.add(responses);
+        self.undelivered.store(responses > 0, Ordering::Relaxed);
     }
 
     /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.
@@ -428,8 +492,10 @@ impl Conn {
     }
 
     /// A kill: a connection in a request is closed by a reset, so that a cut response cannot look complete.
-    pub(super) fn reset_if_unfinished(&self) {
-        if !self.is_between_requests() {
+    pub(super) fn cut(&self) {
+        if self.is_between_requests() {
+            self.closed_by_stop();
+        } else {
             self.reset_on_close();
         }
     }
@@ -459,22 +525,38 @@ impl Conn {
         if descriptor.take().is_none() {
             return;
         }
-        let killed = self.is_killed();
+        let (killed, ends) = (self.is_killed(), &self.shared.ends);
         let ledger = &self.ledger;
+        let mut lost = self.in_service.take() + self.unflushed.take();
         if killed && self.is_reading_head() {
             // A request of which a byte has come is a request.
             ledger.requests.add(1);
-            ledger.killed.add(1);
+            lost += 1;
         }
-        let lost = if killed { &ledger.killed } else { &ledger.gone };
-        lost.add(self.in_service.take() + self.unflushed.take());
+        if killed {
+            ledger.killed.add(lost);
+        } else {
+            ledger.gone.add(lost);
+        }
         let was_hijacked = self.state() == ConnState::Hijacked;
         self.set_state(ConnState::Closed);
-        if was_hijacked {
-            self.shared.hijacked_killed.add(u64::from(killed));
-        } else {
+        if !was_hijacked {
             self.shared.events.sum("conn.closed", 1.0);
         }
+        let is_cut = lost > 0 || self.is_reading_head() || self.undelivered.load(Ordering::Relaxed);
+        let count = match self.end() {
+            End::TimedOut => &ends.timed_out,
+            _ if killed && was_hijacked => {
+                ends.hijacked_killed.add(1);
+                &ends.killed
+            }
+            _ if killed && is_cut => &ends.killed,
+            _ if is_cut => &ends.gone,
+            End::Closed | End::Announced => &ends.closed,
+            End::Idle => &ends.idle,
+            End::Raced => &ends.raced,
+        };
+        count.add(1);
     }
 
     fn descriptor(&self) -> MutexGuard<'_, Option<RawFd>> {

@@ -24,6 +24,12 @@ pub(super) struct Wire {
     framing: Framing,
     /// Received, and behind what hyper has got: the rest of the request, and the next ones.
     ahead: BytesMut,
+    /// How many bytes the kernel has taken.
+    written: u64,
+    /// Whether our FIN is behind them.
+    shut: bool,
+    /// Where in them the responses end that may not have arrived: while the server stops all of them, else the last.
+    ends: Vec<u64>,
     /// A read has failed. hyper takes that for the end of a body only, and lets the handler go on.
     failed: bool,
     /// The client has closed its side.
@@ -46,6 +52,9 @@ impl Wire {
             stream,
             framing: Framing::default(),
             ahead: BytesMut::new(),
+            written: 0,
+            shut: false,
+            ends: Vec::new(),
             failed: false,
             finished: false,
             reset: None,
@@ -143,7 +152,33 @@ impl Wire {
 
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        self.shut = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// All that hyper had has been given to the kernel.
+    pub(super) fn flushed(&mut self) {
+        let responses = self.conn().response_flushed();
+        if responses > 0 {
+            if !self.conn().is_stopping() {
+                self.ends.clear();
+            }
+            for _ in 0..responses {
+                self.ends.push(self.written);
+            }
+        }
+    }
+
+    /// How many bytes the client's kernel has not acknowledged.
+    fn unacked(&self) -> u64 {
+        let queued = u64::from(sys::unacked(self.stream.as_fd()));
+        queued.saturating_sub(self.shut.into())
+    }
+
+    /// Whether bytes have not arrived that still may. After a reset they never will.
+    pub(super) fn is_delivering(&self) -> bool {
+        self.unacked() > 0 && !sys::is_over(self.stream.as_fd())
     }
 
     /// Reads and discards until the client closes its side, or an error. Whatever begins a request has crossed our
@@ -207,6 +242,17 @@ impl Wire {
     }
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.conn().is_stopping() {
+            let unacked = self.unacked();
+            let acked = self.written.saturating_sub(unacked);
+            let responses = self.ends.iter().filter(|end| **end > acked).count();
+            self.conn().unacknowledged(responses as u64, unacked);
+        }
+    }
+}
+
 /// Where hyper's transport leaves the wire when hyper is done with it.
 pub(super) type Slot = Arc<Mutex<Option<Wire>>>;
 
@@ -264,7 +310,10 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire()?.stream).poll_write(cx, buf)
+        let wire = self.wire()?;
+        let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, buf))?;
+        wire.written += count as u64;
+        Poll::Ready(Ok(count))
     }
 
     fn poll_write_vectored(
@@ -272,7 +321,10 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.wire()?.stream).poll_write_vectored(cx, bufs)
+        let wire = self.wire()?;
+        let count = ready!(Pin::new(&mut wire.stream).poll_write_vectored(cx, bufs))?;
+        wire.written += count as u64;
+        Poll::Ready(Ok(count))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -284,7 +336,7 @@ impl AsyncWrite for Transport {
     /// hyper calls this only when all it had has been written, and whenever it waits for a handler.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = self.wire()?;
-        wire.conn().response_flushed();
+        wire.flushed();
         if wire.conn().is_waiting_for_handler() {
             wire.poll_lost(cx)
         } else {

@@ -442,8 +442,12 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         conns_active: of.conns_active,
         conns_idle: of.conns_idle,
         conns_hijacked: of.conns_hijacked,
+        conns_closed: of.conns_closed,
         closed_idle: of.closed_idle,
         raced: of.raced,
+        conns_gone: of.conns_gone,
+        conns_timed_out: of.conns_timed_out,
+        conns_killed: of.conns_killed,
         requests: of.requests,
         served: of.served,
         failed: of.failed,
@@ -452,6 +456,7 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         abandoned: of.abandoned,
         hijacked_killed: of.hijacked_killed,
         unaccepted: of.unaccepted,
+        bytes_unacked: of.bytes_unacked,
         events_dropped: of.events_dropped,
     };
     // SAFETY: not NULL, so a report.

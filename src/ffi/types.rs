@@ -195,7 +195,7 @@ pub type httpdown_log_fn =
 /// Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
 /// only the events behind it. (listen.error comes on the thread that calls httpdown_serve.)
 ///
-/// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, kill, kill.conn.count,
+/// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, kill, kill.conn.count,
 /// kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
 /// averages http-state.new, http-state.active, http-state.idle, http-state.total.
 #[repr(C)]
@@ -283,7 +283,9 @@ pub struct httpdown_options {
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.
 ///
-/// Once the server has stopped: requests = served + failed + gone + killed.
+/// Every connection and every request is in exactly one column. Once the server has stopped:
+/// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed, and
+/// requests = served + failed + gone + killed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct httpdown_stop_report {
@@ -307,14 +309,24 @@ pub struct httpdown_stop_report {
     pub conns_idle: u64,
     /// Open, and taken over by a handler.
     pub conns_hijacked: u64,
+    /// Connections that ended as they should: closed by the client between two requests, by the server behind a response
+    /// that said so, or released by the handler that had taken them over.
+    pub conns_closed: u64,
     /// Connections that the stop closed while they were new or idle.
     pub closed_idle: u64,
-    /// Of those, connections on which bytes came after the server had closed: a request that crossed the FIN on the wire.
-    /// HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
+    /// Connections that the stop closed, and on which a request came after that: it had crossed the FIN, or the response
+    /// that announced it, on the wire. HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
     pub raced: u64,
+    /// Connections whose client left in the middle of a request.
+    pub conns_gone: u64,
+    /// Connections that were closed because the head of a request did not come in time (header_timeout_ms).
+    pub conns_timed_out: u64,
+    /// Connections that a kill cut.
+    pub conns_killed: u64,
     /// Requests whose head has been read, and those that a kill cut before it was.
     pub requests: u64,
-    /// Requests whose whole response was given to the kernel.
+    /// Requests whose whole response was given to the kernel; of those that were answered while the server stopped, or
+    /// last before that on their connection: acknowledged by the client's kernel.
     pub served: u64,
     /// Requests whose handler failed after the response had begun: the client saw it cut.
     pub failed: u64,
@@ -325,11 +337,14 @@ pub struct httpdown_stop_report {
     /// Requests whose handler still held them, answered or not, when the kill timeout had passed. They are also in one
     /// of the columns above.
     pub abandoned: u64,
-    /// Upgraded connections that a kill cut.
+    /// Of the connections that a kill cut, those that a handler had taken over.
     pub hijacked_killed: u64,
     /// Connections that still waited to be accepted when their listening socket had to be closed: there were no
     /// descriptors for them.
     pub unaccepted: u64,
+    /// Bytes that were written to clients, and that their kernels had not acknowledged when their connections ended
+    /// during the stop.
+    pub bytes_unacked: u64,
     /// Events that were dropped because nobody took them in time.
     pub events_dropped: u64,
 }
@@ -365,7 +380,7 @@ const _: () = {
     let pointers = size_of::<usize>() * 15;
     let ints = size_of::<u32>() * 12;
     assert!(size_of::<httpdown_options>() == pointers + ints);
-    let counts = size_of::<u64>() * 18;
+    let counts = size_of::<u64>() * 23;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
 };
 

@@ -67,6 +67,16 @@ pub(crate) fn assert_balanced(report: &Report) {
         report.served + report.failed + report.gone + report.killed,
         "{report:?}"
     );
+    assert_eq!(
+        report.connections,
+        report.conns_closed
+            + report.closed_idle
+            + report.raced
+            + report.conns_gone
+            + report.conns_timed_out
+            + report.conns_killed,
+        "{report:?}"
+    );
     assert_eq!(report.conns_open, 0, "{report:?}");
     assert_eq!(report.phase, Phase::Stopped, "{report:?}");
 }

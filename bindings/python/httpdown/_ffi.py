@@ -186,8 +186,12 @@ class StopReport(ctypes.Structure):
         ("conns_active", c_uint64),
         ("conns_idle", c_uint64),
         ("conns_hijacked", c_uint64),
+        ("conns_closed", c_uint64),
         ("closed_idle", c_uint64),
         ("raced", c_uint64),
+        ("conns_gone", c_uint64),
+        ("conns_timed_out", c_uint64),
+        ("conns_killed", c_uint64),
         ("requests", c_uint64),
         ("served", c_uint64),
         ("failed", c_uint64),
@@ -196,6 +200,7 @@ class StopReport(ctypes.Structure):
         ("abandoned", c_uint64),
         ("hijacked_killed", c_uint64),
         ("unaccepted", c_uint64),
+        ("bytes_unacked", c_uint64),
         ("events_dropped", c_uint64),
     ]
 

@@ -73,14 +73,22 @@ class Report:
     """Open, between two requests."""
     conns_hijacked: int
     """Open, and taken over by a handler."""
+    conns_closed: int
+    """Connections that ended as they should, closed by either side or released by a handler."""
     closed_idle: int
     """Connections that the stop closed while they were new or idle."""
     raced: int
-    """Of those, connections on which a request crossed the server's FIN on the wire."""
+    """Connections that the stop closed, and on which a request crossed that on the wire."""
+    conns_gone: int
+    """Connections whose client left in the middle of a request."""
+    conns_timed_out: int
+    """Connections that were closed because the head of a request did not come in time."""
+    conns_killed: int
+    """Connections that a kill cut."""
     requests: int
     """Requests whose head has been read, and those that a kill cut before it was."""
     served: int
-    """Requests whose whole response was given to the kernel."""
+    """Requests whose whole response the kernel has taken, at a stop: the client's kernel."""
     failed: int
     """Requests whose handler failed after the response had begun: the client saw it cut."""
     gone: int
@@ -90,9 +98,11 @@ class Report:
     abandoned: int
     """Requests whose handler still held them when the kill timeout had passed."""
     hijacked_killed: int
-    """Upgraded connections that a kill cut."""
+    """Of the connections that a kill cut, those that a handler had taken over."""
     unaccepted: int
     """Connections that still waited to be accepted when their socket had to be closed."""
+    bytes_unacked: int
+    """Bytes that clients had not acknowledged when their connections ended during the stop."""
     events_dropped: int
     """Events that were dropped because the callbacks were too slow."""
 
