@@ -7,7 +7,6 @@
 
 mod common;
 
-use std::fs;
 use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use httpdown::{Dispatch, Error, Exchange, Phase, Server};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use common::{
-    Client, LONG, addr, assert_balanced, builder, listener, reply, stop, stop_elsewhere,
+    Client, LONG, addr, assert_balanced, builder, half_open, listener, reply, stop, stop_elsewhere,
     wait_for_report,
 };
 
@@ -27,15 +26,6 @@ fn hello(builder: httpdown::Builder) -> Server {
     builder
         .handle(listener(), Dispatch::default(), handler)
         .unwrap()
-}
-
-/// Whether the kernel has a half-open handshake for that port.
-fn is_half_open(port: u16) -> bool {
-    let local = format!(":{port:04X} ");
-    fs::read_to_string("/proc/net/tcp")
-        .unwrap()
-        .lines()
-        .any(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("03"))
 }
 
 #[test]
@@ -51,7 +41,7 @@ fn a_handshake_that_is_half_done_at_the_stop_is_finished_and_served() {
     client.set_nonblocking(true).unwrap();
     let connecting = client.connect(&addr.into()).unwrap_err();
     assert_eq!(connecting.raw_os_error(), Some(115), "in progress");
-    while !is_half_open(addr.port()) {
+    while half_open(addr.port()) == 0 {
         thread::yield_now();
     }
     let stopping = stop_elsewhere(&server);

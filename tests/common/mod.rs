@@ -6,6 +6,7 @@
     reason = "every test file uses some of it, and a helper that fails fails its test"
 )]
 
+use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -402,6 +403,16 @@ pub(crate) fn wait_for_report(server: &Server, enough: impl Fn(&Report) -> bool)
         assert!(Instant::now() < deadline, "{report:?}");
         thread::yield_now();
     }
+}
+
+/// How many half-open handshakes the kernel has for that port, of an IPv4 listener in this thread's network namespace.
+pub(crate) fn half_open(port: u16) -> usize {
+    let local = format!(":{port:04X} ");
+    fs::read_to_string("/proc/thread-self/net/tcp")
+        .unwrap()
+        .lines()
+        .filter(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("03"))
+        .count()
 }
 
 /// A bump of a statistic: its key, and its value.

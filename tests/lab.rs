@@ -1,0 +1,261 @@
+//! What a stop must not lose, over a distance, where a handshake takes its time and a request is long on its way.
+//!
+//! Needs to make network namespaces and TUN devices: as root, or by `unshare --user --map-root-user cargo test`.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod common;
+#[path = "../examples/lossmeter/lab.rs"]
+mod lab;
+
+use std::io::{ErrorKind, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use httpdown::{Builder, Dispatch, Exchange, Listener, Phase, Report, Server};
+
+use common::{
+    Client, Journal, LONG, addr, assert_balanced, half_open, into_journal, reply, stop,
+    wait_for_report,
+};
+use lab::Lab;
+
+/// A lab, with the calling thread on the server's side; or none, and the test is skipped.
+fn lab(one_way_ms: u64, loss: f64) -> Option<Lab> {
+    match Lab::new(Duration::from_millis(one_way_ms), loss) {
+        Ok(lab) => {
+            lab.enter_server().unwrap();
+            Some(lab)
+        }
+        Err(error) => {
+            let in_ci = std::env::var_os("CI").is_some_and(|ci| !ci.is_empty());
+            assert!(!in_ci, "{error}");
+            // Not by eprintln, which the test harness would keep to itself.
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            let _ = writeln!(std::io::stderr(), "SKIP: {name}: {error}");
+            None
+        }
+    }
+}
+
+fn hello(lab: &Lab, builder: Builder) -> Server {
+    let listener = Listener::bind(&format!("{}:0", lab.server_ip())).unwrap();
+    let handler = |exchange: Exchange| {
+        let _ = reply(exchange, "hello");
+    };
+    builder
+        .handle(listener, Dispatch::default(), handler)
+        .unwrap()
+}
+
+/// Runs `f` on the client's side.
+fn on_client<T: Send>(lab: &Lab, f: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let run = || {
+            lab.enter_client().unwrap();
+            f()
+        };
+        scope.spawn(run).join().unwrap()
+    })
+}
+
+fn connect(addr: SocketAddr) -> std::io::Result<Client> {
+    let stream = TcpStream::connect_timeout(&addr, LONG)?;
+    stream.set_read_timeout(Some(LONG))?;
+    stream.set_nodelay(true)?;
+    Ok(Client::from(stream))
+}
+
+/// One request after the other, each on a connection of its own, until the server is gone: how many were answered, and
+/// what happened to the others.
+fn ask_until_refused(addr: SocketAddr) -> (u64, Vec<String>) {
+    let begin = Instant::now();
+    let (mut answered, mut lost) = (0, Vec::new());
+    while begin.elapsed() < LONG {
+        let mut client = match connect(addr) {
+            Ok(client) => client,
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => break,
+            Err(error) => {
+                lost.push(format!("connecting: {error}"));
+                continue;
+            }
+        };
+        let answer = client
+            .try_send("GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+            .and_then(|()| client.try_answer());
+        match answer {
+            Ok(answer) if answer.body == b"hello" => answered += 1,
+            other => lost.push(format!("after {:?}: {other:?}", begin.elapsed())),
+        }
+    }
+    (answered, lost)
+}
+
+/// Stops the server under so many clients, once it has served so many requests, and at a moment at which many handshakes
+/// are half done: nothing is lost.
+fn stop_under_load(lab: &Lab, server: &Server, clients: usize, after: u64) -> Report {
+    let addr = addr(server);
+    let begin = Barrier::new(clients);
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..clients)
+            .map(|_| {
+                scope.spawn(|| {
+                    lab.enter_client().unwrap();
+                    begin.wait();
+                    ask_until_refused(addr)
+                })
+            })
+            .collect();
+        wait_for_report(server, |report| report.served >= after);
+        let deadline = Instant::now() + LONG;
+        while half_open(addr.port()) < clients.len() / 4 && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let report = stop(server).unwrap();
+        let (mut answered, mut lost) = (0, Vec::new());
+        for client in clients {
+            let (here, not) = client.join().unwrap();
+            answered += here;
+            lost.extend(not);
+        }
+        assert!(
+            lost.is_empty(),
+            "{} lost: {lost:#?}\n{report:?}",
+            lost.len()
+        );
+        assert_balanced(&report);
+        assert_eq!(report.served, answered, "{report:?}");
+        assert_eq!(
+            (report.requests, report.connections),
+            (answered, answered),
+            "{report:?}"
+        );
+        assert_eq!(
+            (report.closed_idle, report.unaccepted),
+            (0, 0),
+            "{report:?}"
+        );
+        report
+    })
+}
+
+#[test]
+fn a_round_trip_takes_as_long_as_asked_for() {
+    const ROUND_TRIP: Duration = Duration::from_millis(20);
+    let Some(lab) = lab(10, 0.0) else { return };
+    let listener = Listener::bind(":0").unwrap();
+    let port = listener.local_addr().port();
+    let handler = |exchange: Exchange| reply(exchange, "hello").unwrap();
+    let server = Server::builder()
+        .handle(listener, Dispatch::default(), handler)
+        .unwrap();
+    on_client(&lab, || {
+        let addrs: [SocketAddr; 2] = [
+            (lab.server_ip(), port).into(),
+            (lab.server_ip6(), port).into(),
+        ];
+        for addr in addrs {
+            let mut times: Vec<_> = (0..11)
+                .map(|_| {
+                    let begin = Instant::now();
+                    let mut client = connect(addr).unwrap();
+                    let time = begin.elapsed();
+                    client.ask("/");
+                    assert_eq!(client.answer().text(), "hello");
+                    time
+                })
+                .collect();
+            times.sort();
+            assert!(times[0] >= ROUND_TRIP, "{times:?}");
+            assert!(times[5] < ROUND_TRIP * 3 / 2, "{times:?}");
+        }
+        // The client's side has a loopback of its own, on which nobody listens.
+        let refused = connect((Ipv6Addr::LOCALHOST, port).into()).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    });
+    assert_eq!(stop(&server).unwrap().served, 22);
+}
+
+#[test]
+fn handshakes_half_done_at_a_stop_under_load_are_finished_and_served() {
+    let Some(lab) = lab(10, 0.0) else { return };
+    for cycle in 0..5 {
+        let server = hello(&lab, Server::builder());
+        stop_under_load(&lab, &server, 64, 100 + cycle * 37);
+    }
+}
+
+#[test]
+fn an_idle_server_waits_for_a_handshake_that_is_half_done() {
+    let Some(lab) = lab(100, 0.0) else { return };
+    let phases = Journal::new();
+    let server = hello(
+        &lab,
+        Server::builder().on_phase({
+            let mut write = into_journal(&phases);
+            move |phase| write((phase, Instant::now()))
+        }),
+    );
+    let addr = addr(&server);
+    thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            lab.enter_client().unwrap();
+            let mut client = connect(addr).unwrap();
+            let connected = Instant::now();
+            client.ask("/");
+            let answer = client.answer();
+            assert_eq!(answer.text(), "hello");
+            assert!(answer.closes());
+            connected
+        });
+        while half_open(addr.port()) == 0 {
+            thread::yield_now();
+        }
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!((report.served, report.unaccepted), (1, 0));
+        let at = |wanted| {
+            let all = phases.all();
+            all.iter().find(|(phase, _)| *phase == wanted).unwrap().1
+        };
+        let connected = client.join().unwrap();
+        assert!(at(Phase::Draining) > connected, "closed too early");
+        let quiescing = at(Phase::Draining) - at(Phase::Quiescing);
+        assert!(quiescing < Duration::from_secs(1), "{quiescing:?}");
+    });
+}
+
+#[test]
+fn a_request_that_is_on_its_way_to_an_idle_connection_is_served() {
+    let Some(lab) = lab(10, 0.0) else { return };
+    let server = hello(
+        &lab,
+        Server::builder().idle_grace(Duration::from_millis(500)),
+    );
+    on_client(&lab, || {
+        let mut client = connect(addr(&server)).unwrap();
+        client.ask("/");
+        assert!(!client.answer().closes());
+        client.ask("/");
+        server.stop_begin();
+        let answer = client.answer();
+        assert_eq!(answer.text(), "hello");
+        assert!(answer.closes());
+        client.assert_closed();
+    });
+    let report = common::wait(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.raced, report.closed_idle), (2, 0, 0));
+}
+
+#[test]
+fn where_frames_are_lost_requests_are_not() {
+    let Some(lab) = lab(10, 0.01) else { return };
+    for cycle in 0..3 {
+        // The grace is for a request that must be sent again, and perhaps once more.
+        let server = hello(&lab, Server::builder().idle_grace(Duration::from_secs(4)));
+        stop_under_load(&lab, &server, 32, 100 + cycle * 37);
+    }
+    assert!(lab.lost() > 0);
+}
