@@ -9,7 +9,6 @@ mod lab;
 
 use std::io::{ErrorKind, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpStream};
-use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,9 @@ use common::{
     wait_for_report,
 };
 use lab::Lab;
+
+/// Two round trips, where the way takes 10 ms.
+const CONNECTION: Duration = Duration::from_millis(40);
 
 /// A lab, with the calling thread on the server's side; or none, and the test is skipped.
 fn lab(one_way_ms: u64, loss: f64) -> Option<Lab> {
@@ -94,22 +96,23 @@ fn ask_until_refused(addr: SocketAddr) -> (u64, Vec<String>) {
 
 /// Stops the server under so many clients, once it has served so many requests, and at a moment at which many handshakes
 /// are half done: nothing is lost.
-fn stop_under_load(lab: &Lab, server: &Server, clients: usize, after: u64) -> Report {
+fn stop_under_load(lab: &Lab, server: &Server, clients: u32, after: u64) -> Report {
     let addr = addr(server);
-    let begin = Barrier::new(clients);
+    // One after the other, over the time that a connection takes: so some are in each of its stages at any time.
+    let stagger = CONNECTION / clients;
     thread::scope(|scope| {
         let clients: Vec<_> = (0..clients)
-            .map(|_| {
-                scope.spawn(|| {
+            .map(|index| {
+                scope.spawn(move || {
                     lab.enter_client().unwrap();
-                    begin.wait();
+                    thread::sleep(stagger * index);
                     ask_until_refused(addr)
                 })
             })
             .collect();
         wait_for_report(server, |report| report.served >= after);
         let deadline = Instant::now() + LONG;
-        while half_open(addr.port()) < clients.len() / 4 && Instant::now() < deadline {
+        while half_open(addr.port()) < clients.len() / 6 && Instant::now() < deadline {
             thread::yield_now();
         }
         let report = stop(server).unwrap();
@@ -131,11 +134,7 @@ fn stop_under_load(lab: &Lab, server: &Server, clients: usize, after: u64) -> Re
             (answered, answered),
             "{report:?}"
         );
-        assert_eq!(
-            (report.closed_idle, report.unaccepted),
-            (0, 0),
-            "{report:?}"
-        );
+        assert_eq!((report.raced, report.unaccepted), (0, 0), "{report:?}");
         report
     })
 }
@@ -251,10 +250,12 @@ fn a_request_that_is_on_its_way_to_an_idle_connection_is_served() {
 
 #[test]
 fn where_frames_are_lost_requests_are_not() {
+    const GRACE: Duration = Duration::from_secs(20);
     let Some(lab) = lab(10, 0.01) else { return };
     for cycle in 0..3 {
-        // The grace is for a request that must be sent again, and perhaps once more.
-        let server = hello(&lab, Server::builder().idle_grace(Duration::from_secs(4)));
+        // Where the handshake had to be repeated, the client's kernel takes that for the round trip: it repeats a lost
+        // request after 3 s, or 9 s, which is longer than the grace is by default.
+        let server = hello(&lab, Server::builder().idle_grace(GRACE));
         stop_under_load(&lab, &server, 32, 100 + cycle * 37);
     }
     assert!(lab.lost() > 0);
