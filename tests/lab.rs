@@ -20,9 +20,6 @@ use common::{
 };
 use lab::Lab;
 
-/// Two round trips, where the way takes 10 ms.
-const CONNECTION: Duration = Duration::from_millis(40);
-
 /// A lab, with the calling thread on the server's side; or none, and the test is skipped.
 fn lab(one_way_ms: u64, loss: f64) -> Option<Lab> {
     match Lab::new(Duration::from_millis(one_way_ms), loss) {
@@ -98,8 +95,8 @@ fn ask_until_refused(addr: SocketAddr) -> (u64, Vec<String>) {
 /// are half done: nothing is lost.
 fn stop_under_load(lab: &Lab, server: &Server, clients: u32, after: u64) -> Report {
     let addr = addr(server);
-    // One after the other, over the time that a connection takes: so some are in each of its stages at any time.
-    let stagger = CONNECTION / clients;
+    // One after the other, over the two round trips that a connection takes: so some are in each of its stages.
+    let stagger = lab.one_way() * 4 / clients;
     thread::scope(|scope| {
         let clients: Vec<_> = (0..clients)
             .map(|index| {

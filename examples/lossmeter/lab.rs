@@ -58,6 +58,7 @@ const BATCH: Duration = Duration::from_micros(100);
 pub(crate) struct Lab {
     client: File,
     server: File,
+    one_way: Duration,
     lost: Arc<AtomicU64>,
     /// The wires run as long as it is open.
     running: Option<PipeWriter>,
@@ -100,6 +101,7 @@ impl Lab {
         let mut lab = Self {
             client,
             server,
+            one_way,
             lost: Arc::default(),
             running: Some(running),
             wires: Vec::new(),
@@ -134,6 +136,11 @@ impl Lab {
     #[allow(clippy::unused_self, reason = "who has no lab has no such address")]
     pub(crate) fn server_ip6(&self) -> Ipv6Addr {
         SERVER.1
+    }
+
+    /// How long a frame is on its way.
+    pub(crate) fn one_way(&self) -> Duration {
+        self.one_way
     }
 
     /// How many frames were lost so far, on purpose, in both directions.
