@@ -46,7 +46,7 @@ pub struct Exchange {
     owing: Option<u64>,
     /// The thread that took it from the queue holds it.
     taken: Option<Taken>,
-    inflight: Arc<Inflight>,
+    inflight: Inflight,
 }
 
 struct RequestBody {
@@ -70,7 +70,7 @@ pub(crate) enum Piece {
 
 impl Exchange {
     /// Makes the two sides of a request: one for the handler, one for the connection.
-    pub(crate) fn new(request: Request<Incoming>, inflight: Arc<Inflight>) -> (Self, Reply) {
+    pub(crate) fn new(request: Request<Incoming>, inflight: Inflight) -> (Self, Reply) {
         let (head, incoming) = request.into_parts();
         let (owed, reply) = oneshot::channel();
         let exchange = Self {
@@ -144,7 +144,7 @@ impl Exchange {
     /// Keeps the request among those that a stop waits for, though it has been answered: until a handler returns.
     pub(crate) fn hold(&self) -> Hold {
         Hold {
-            inflight: Arc::clone(&self.inflight),
+            inflight: self.inflight.clone(),
         }
     }
 
@@ -463,7 +463,7 @@ impl Cancellation {
 /// See [`Exchange::hold`].
 #[derive(Debug)]
 pub(crate) struct Hold {
-    inflight: Arc<Inflight>,
+    inflight: Inflight,
 }
 
 impl Hold {

@@ -133,6 +133,11 @@ pub(crate) fn is_over(socket: BorrowedFd<'_>) -> bool {
     tcp_info(socket).tcpi_state == TCP_CLOSE
 }
 
+/// How many segments the kernel has had to send again on this connection.
+pub(crate) fn retransmissions(socket: BorrowedFd<'_>) -> u32 {
+    tcp_info(socket).tcpi_total_retrans
+}
+
 fn tcp_info(socket: BorrowedFd<'_>) -> libc::tcp_info {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
     let mut len = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).unwrap_or(0);

@@ -8,6 +8,8 @@
 use std::io;
 
 use memchr::memchr;
+use memchr::memmem::Finder;
+use once_cell::sync::Lazy;
 
 /// How far the bytes have been followed.
 #[derive(Debug, Default)]
@@ -130,6 +132,14 @@ fn empty_lines(bytes: &[u8]) -> usize {
 
 /// The end of the head: that of its first empty line.
 fn head_end(line: &mut Line, bytes: &[u8]) -> Option<usize> {
+    // In one go, for the head that comes in one piece, as most do.
+    if *line == Line::Nothing
+        && !matches!(bytes, [b'\r' | b'\n', ..])
+        && let Some(end) = EMPTY_LINE.find(bytes)
+        && BARE_EMPTY_LINE.find(&bytes[..=end]).is_none()
+    {
+        return Some(end + 3);
+    }
     let mut at = 0;
     while let Some(length) = memchr(b'\n', &bytes[at..]) {
         let is_empty = match *line {
@@ -150,6 +160,10 @@ fn head_end(line: &mut Line, bytes: &[u8]) -> Option<usize> {
     };
     None
 }
+
+/// An empty line behind another line.
+static EMPTY_LINE: Lazy<Finder<'static>> = Lazy::new(|| Finder::new(b"\n\r\n"));
+static BARE_EMPTY_LINE: Lazy<Finder<'static>> = Lazy::new(|| Finder::new(b"\n\n"));
 
 /// How far a chunked body has been followed: what comes next. A size of 0 is that of the last chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,6 +38,11 @@ use wire::{Slot, Transport, Wire};
 /// client's kernel delays an acknowledgement.
 const MAX_ACK_PAUSE: Duration = Duration::from_millis(50);
 
+/// How much longer a new connection's grace is for each repetition that its handshake needed. Its client took that for
+/// the round trip, and, should its request be lost on the way too, repeats it only after three times as long: 3 s after
+/// the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
+const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
+
 /// Serves one connection to its end.
 pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
     let conn = Arc::clone(accepted.conn());
@@ -97,7 +102,10 @@ async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
         if phase < Phase::Killing {
             // A request that is on its way is served: it has the grace to arrive in. tokio may not know yet of what
             // the kernel has; it will wake us for it.
-            let grace = grace.get_or_insert_with(|| Box::pin(sleep(shared.config.idle_grace)));
+            let grace = grace.get_or_insert_with(|| {
+                let patience = REQUEST_RETRANSMISSION * wire.handshake_repeats();
+                Box::pin(sleep(shared.config.idle_grace + patience))
+            });
             ready!(grace.as_mut().poll(cx));
             if conn.has_unread() {
                 return Poll::Pending;

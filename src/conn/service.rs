@@ -1,5 +1,6 @@
 //! The service as hyper sees it: every request and every response passes here.
 
+use std::cell::Cell;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +17,7 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
-use super::track::{Conn, Inflight};
+use super::track::{Conn, Fate, Inflight};
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 
@@ -28,7 +29,7 @@ pub(crate) trait Respond: Send + 'static {
     type Error: Into<BoxError>;
     type Future: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
 
-    fn respond(&self, request: Request<Incoming>, inflight: &Arc<Inflight>) -> Self::Future;
+    fn respond(&self, request: Request<Incoming>, inflight: &Inflight) -> Self::Future;
 }
 
 /// A hyper service of the host's.
@@ -46,22 +47,27 @@ where
     type Error = S::Error;
     type Future = S::Future;
 
-    fn respond(&self, mut request: Request<Incoming>, inflight: &Arc<Inflight>) -> S::Future {
+    fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
         request.extensions_mut().insert(inflight.conn().info());
         self.0.call(request)
     }
 }
 
 /// Tells the connection of each request, and what became of it.
-#[derive(Debug)]
 pub(super) struct Tracked<R> {
     respond: R,
     conn: Arc<Conn>,
+    /// The last request's.
+    fate: Cell<Option<Arc<Fate>>>,
 }
 
 impl<R> Tracked<R> {
     pub(super) fn new(respond: R, conn: Arc<Conn>) -> Self {
-        Self { respond, conn }
+        Self {
+            respond,
+            conn,
+            fate: Cell::new(None),
+        }
     }
 }
 
@@ -73,9 +79,10 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let body = request.body();
         let length = body.size_hint().exact();
-        let inflight = self
-            .conn
-            .request_begins(length.map_or(BodyLength::Chunked, BodyLength::Known));
+        let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
+        let mut fate = self.fate.take();
+        let inflight = self.conn.request_begins(length, &mut fate);
+        self.fate.set(fate);
         let has_body = request.method() != Method::HEAD;
         let is_connect = request.method() == Method::CONNECT;
         let is_http10 = request.version() < Version::HTTP_11;
@@ -96,7 +103,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
 /// Held while a response is owed: dropped without [`Answering::complete`], the request is lost.
 #[derive(Debug)]
 struct Answering {
-    inflight: Arc<Inflight>,
+    inflight: Inflight,
     has_body: bool,
     is_connect: bool,
     is_http10: bool,

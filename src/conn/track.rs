@@ -292,8 +292,13 @@ impl Conn {
         }
     }
 
-    /// hyper has read a request's head and gives it to the service.
-    pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength) -> Arc<Inflight> {
+    /// hyper has read a request's head and gives it to the service. What is in `spare` is used again if nobody else has
+    /// it any more, as is usual: then a request costs no memory of ours.
+    pub(super) fn request_begins(
+        self: &Arc<Self>,
+        body: BodyLength,
+        spare: &mut Option<Arc<Fate>>,
+    ) -> Inflight {
         self.reading_head.store(false, Ordering::Relaxed);
         self.set_body_left(match body {
             BodyLength::Known(length) => Some(length),
@@ -302,14 +307,15 @@ impl Conn {
         self.ledger.requests.bump();
         self.in_service.bump();
         self.held.add(1);
-        Arc::new(Inflight {
+        let fate = match spare.take().map(Fate::anew) {
+            Some(Some(fate)) => fate,
+            _ => Arc::new(Fate::new(&self.shared)),
+        };
+        *spare = Some(Arc::clone(&fate));
+        Inflight {
             conn: Arc::clone(self),
-            fate: Arc::new(Fate {
-                shared: Arc::clone(&self.shared),
-                state: AtomicU8::new(OPEN),
-                changed: Notify::new(),
-            }),
-        })
+            fate,
+        }
     }
 
     /// How many requests have come.
@@ -356,6 +362,10 @@ impl Conn {
             self.set_state(ConnState::Idle);
         }
         served
+    }
+
+    pub(super) fn is_new(&self) -> bool {
+        self.state() == ConnState::New
     }
 
     pub(super) fn is_between_requests(&self) -> bool {
@@ -616,7 +626,8 @@ const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const LOST: u8 = 2;
 
-/// One request, from its head to the end of its response and of its handler: as long as this lives, a stop waits for it.
+/// One request, from its head to the end of its response and of its handler: as long as this or a clone of it lives, a
+/// stop waits for it.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     conn: Arc<Conn>,
@@ -638,9 +649,21 @@ impl Inflight {
     }
 }
 
+impl Clone for Inflight {
+    fn clone(&self) -> Self {
+        self.fate.holders.fetch_add(1, Ordering::Relaxed);
+        Self {
+            conn: Arc::clone(&self.conn),
+            fate: Arc::clone(&self.fate),
+        }
+    }
+}
+
 impl Drop for Inflight {
     fn drop(&mut self) {
-        self.conn.held.sub(1);
+        if self.fate.holders.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.conn.held.sub(1);
+        }
     }
 }
 
@@ -648,11 +671,30 @@ impl Drop for Inflight {
 #[derive(Debug)]
 pub(crate) struct Fate {
     shared: Arc<Shared>,
+    /// How many [`Inflight`]s there are.
+    holders: AtomicUsize,
     state: AtomicU8,
     changed: Notify,
 }
 
 impl Fate {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            holders: AtomicUsize::new(1),
+            state: AtomicU8::new(OPEN),
+            changed: Notify::new(),
+        }
+    }
+
+    /// That of another request, if nobody has this one any more.
+    fn anew(mut fate: Arc<Self>) -> Option<Arc<Self>> {
+        let unused = Arc::get_mut(&mut fate)?;
+        *unused.holders.get_mut() = 1;
+        *unused.state.get_mut() = OPEN;
+        Some(fate)
+    }
+
     /// hyper has all of the response.
     pub(super) fn complete(&self) {
         self.set(COMPLETE);

@@ -150,6 +150,16 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// How often the answer to a client's SYN had to be repeated, if it has sent nothing since.
+    pub(super) fn handshake_repeats(&self) -> u32 {
+        if self.conn().is_new() {
+            // All that we have sent so far.
+            sys::retransmissions(self.stream.as_fd())
+        } else {
+            0
+        }
+    }
+
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;

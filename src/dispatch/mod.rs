@@ -112,8 +112,8 @@ impl Respond for Dispatcher {
     type Error = Infallible;
     type Future = Reply;
 
-    fn respond(&self, request: Request<Incoming>, inflight: &Arc<Inflight>) -> Reply {
-        let (exchange, reply) = Exchange::new(request, Arc::clone(inflight));
+    fn respond(&self, request: Request<Incoming>, inflight: &Inflight) -> Reply {
+        let (exchange, reply) = Exchange::new(request, inflight.clone());
         match self {
             Self::Inline(handler) => call(&**handler, exchange),
             Self::Pool(pool) => pool.push(exchange),
