@@ -261,7 +261,8 @@ typedef struct {
     uint32_t stop_timeout_ms;
     // How long a kill waits for handlers that were cut to return, before it abandons them. Default: 60,000.
     uint32_t kill_timeout_ms;
-    // How long a stop goes on accepting, while httpdown_ready says no, so that load balancers notice. Default: none.
+    // How long a stop goes on accepting, while httpdown_ready says no and responses say Connection: close, so that load
+    // balancers and clients go elsewhere. Default: none.
     uint32_t lame_duck_ms;
     // How long a request's head may take, from its first byte to its last; then the connection is closed.
     // Default: 30,000.
@@ -288,6 +289,18 @@ typedef struct {
     // How long a connection that the server has closed waits for the client to close its side, so that what was sent
     // last is not destroyed by a reset. Default: 2,000.
     uint32_t linger_timeout_ms;
+    // A path, "/healthz" say, that the server answers itself, whatever the handlers are doing, also where they are all
+    // busy: 200 while httpdown_ready says yes, then 503. For GET, HEAD and OPTIONS; others get 405. It is compared with
+    // the path of a request's target byte for byte, without the query. Such a request counts like any other in the
+    // report. "/" first, then visible ASCII, no query. Default: NULL, none.
+    const char *ready_path;
+    // How long the lame duck takes at least, however quiet it is (lame_duck_quiet_ms): as long as a load balancer needs
+    // to notice, which is its checks' interval times the failures that it wants to see. At most lame_duck_ms.
+    // Default: none.
+    uint32_t lame_duck_min_ms;
+    // Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for
+    // ready_path do not count, nor do connections without a request. At most lame_duck_ms. Default: never early.
+    uint32_t lame_duck_quiet_ms;
 } httpdown_options;
 
 // What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -469,8 +482,9 @@ HTTPDOWN_MUST_USE int httpdown_report(const httpdown_server *server, httpdown_st
 // fork. Never blocks.
 int httpdown_phase(const httpdown_server *server);
 
-// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for. Never
-// blocks.
+// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for, and so from
+// the lame duck on; also if `server` is NULL and after a fork. Never blocks; may be called in a signal handler, and
+// anywhere else. The option `ready_path` has the server tell it to who asks by HTTP.
 bool httpdown_ready(const httpdown_server *server);
 
 // Writes the address that the server listens on as text ("127.0.0.1:8080") into `buffer`, NUL-terminated; 64 bytes

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -97,6 +97,21 @@ impl Phases {
             }
             changed.await;
         }
+    }
+}
+
+/// The latest moment at which something has happened, on the server's clock. Any thread may note it.
+#[derive(Debug, Default)]
+pub(crate) struct Latest(AtomicU64);
+
+impl Latest {
+    pub(crate) fn note(&self, now: Duration) {
+        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        self.0.fetch_max(nanos, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
     }
 }
 
@@ -397,6 +412,7 @@ async fn live(
                 biased;
                 () = inbox.at_least(Order::Kill) => None,
                 () = clock.sleep(config.lame_duck) => None,
+                () = quiet(shared, stop_began), if !config.lame_duck_quiet.is_zero() => None,
                 error = acceptor.accept() => Some(error),
             };
         }
@@ -444,6 +460,21 @@ async fn live(
         return Err(Error::Killed);
     }
     serve_error.or(close_error).map_or(Ok(()), Err)
+}
+
+/// Waits until no request has come for as long as it takes to believe that nobody sends any more.
+async fn quiet(shared: &Shared, lame_since: Duration) {
+    let config = &shared.config;
+    let earliest = lame_since.saturating_add(config.lame_duck_min);
+    loop {
+        let last = shared.last_request.get().max(lame_since);
+        let end = last.saturating_add(config.lame_duck_quiet).max(earliest);
+        let left = end.saturating_sub(shared.clock.now());
+        if left.is_zero() {
+            return;
+        }
+        shared.clock.sleep(left).await;
+    }
 }
 
 /// Cuts what is left. True if everything ended within the kill timeout.

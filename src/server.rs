@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use http::uri::PathAndQuery;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -19,7 +20,7 @@ use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
 use crate::ledger::{Count, Ends, Ledger, Report};
-use crate::lifecycle::{Control, Order, Orders, Phase, Phases};
+use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::process::{self, StopSignals};
 use crate::runtime::{self, Executor, Role, Thread};
@@ -31,6 +32,10 @@ pub(crate) struct Config {
     pub(crate) stop_timeout: Duration,
     pub(crate) kill_timeout: Duration,
     pub(crate) lame_duck: Duration,
+    pub(crate) lame_duck_min: Duration,
+    /// Zero: the lame duck takes its whole time.
+    pub(crate) lame_duck_quiet: Duration,
+    pub(crate) ready_path: Option<String>,
     pub(crate) header_timeout: Duration,
     pub(crate) quiesce_timeout: Duration,
     pub(crate) idle_grace: Duration,
@@ -43,6 +48,9 @@ impl Default for Config {
             stop_timeout: Duration::from_secs(60),
             kill_timeout: Duration::from_secs(60),
             lame_duck: Duration::ZERO,
+            lame_duck_min: Duration::ZERO,
+            lame_duck_quiet: Duration::ZERO,
+            ready_path: None,
             header_timeout: Duration::from_secs(30),
             // A SYN is sent again after 1 s, and then after 2 more: a handshake that lost one has had two chances.
             quiesce_timeout: Duration::from_secs(4),
@@ -50,6 +58,38 @@ impl Default for Config {
             linger_timeout: Duration::from_secs(2),
         }
     }
+}
+
+impl Config {
+    fn check(&self) -> Result<()> {
+        let wrong = |why| Err(Error::InvalidArgument(why));
+        if let Some(path) = &self.ready_path
+            && !is_path(path)
+        {
+            return wrong(format!(
+                "ready_path {path:?} is not a path: \"/\" first, then visible ASCII, and no query"
+            ));
+        }
+        for (name, part) in [
+            ("lame_duck_min", self.lame_duck_min),
+            ("lame_duck_quiet", self.lame_duck_quiet),
+        ] {
+            if part > self.lame_duck {
+                let whole = self.lame_duck;
+                return wrong(format!(
+                    "{name} ({part:?}) is longer than lame_duck ({whole:?})"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a request's target can have this path.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/')
+        && path.bytes().all(|byte| byte.is_ascii_graphic())
+        && PathAndQuery::try_from(path).is_ok_and(|parsed| parsed.path() == path)
 }
 
 /// What the threads of a server share.
@@ -61,6 +101,8 @@ pub(crate) struct Shared {
     pub(crate) events: Events,
     pub(crate) orders: Orders,
     pub(crate) phases: Phases,
+    /// When the last request came that shows that somebody still sends work: known only in the lame duck.
+    pub(crate) last_request: Latest,
     pub(crate) registry: Registry,
     /// Of connections that are no longer in the registry.
     pub(crate) ledger: Ledger,
@@ -91,6 +133,17 @@ impl Shared {
 
     fn stop_times(&self) -> std::sync::MutexGuard<'_, (Option<Duration>, Option<Duration>)> {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.phases.get() == Phase::Serving && !self.orders.given(Order::Stop)
+    }
+
+    /// A request has come, and not one that only asks whether the server is ready.
+    pub(crate) fn request_came(&self) {
+        if self.phases.get() == Phase::LameDuck {
+            self.last_request.note(self.clock.now());
+        }
     }
 
     /// Tells everybody who waits.
@@ -181,10 +234,33 @@ impl Builder {
         self
     }
 
-    /// How long a stop goes on accepting, while [`Server::is_ready`] says no, so that load balancers notice.
-    /// Default: 0.
+    /// How long a stop goes on accepting, while [`Server::is_ready`] says no and responses say `Connection: close`, so
+    /// that load balancers and clients go elsewhere. Default: 0.
     pub fn lame_duck(mut self, duration: Duration) -> Self {
         self.config.lame_duck = duration;
+        self
+    }
+
+    /// Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for the
+    /// [ready path](Builder::ready_path) do not count, nor do connections without a request. At most the lame duck's
+    /// time. Default: 0, which is never early.
+    pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
+        self.config.lame_duck_quiet = silence;
+        self
+    }
+
+    /// How long the lame duck takes at least, however quiet it is: as long as a load balancer needs to notice (its
+    /// checks' interval, times the failures that it wants to see). At most the lame duck's time. Default: 0.
+    pub fn lame_duck_min(mut self, duration: Duration) -> Self {
+        self.config.lame_duck_min = duration;
+        self
+    }
+
+    /// A path, `/healthz` say, that the server answers itself, whatever the handlers are doing: 200 while
+    /// [`Server::is_ready`], then 503. For GET, HEAD, and OPTIONS; compared with the path of a request's target byte
+    /// for byte, without the query. Such a request counts like any other. Default: none.
+    pub fn ready_path(mut self, path: impl Into<String>) -> Self {
+        self.config.ready_path = Some(path.into());
         self
     }
 
@@ -304,7 +380,7 @@ impl Builder {
     /// A service that fails or panics is answered for with a 500.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without a listener; [`Error::OutOfResources`] if a thread or a descriptor cannot be
+    /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if a thread or a descriptor cannot be
     /// had; [`Error::Forked`].
     pub fn serve<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
     where
@@ -363,6 +439,7 @@ impl Builder {
         if listeners.is_empty() {
             return Err(Error::InvalidArgument("no address to listen on".into()));
         }
+        self.config.check()?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let control_runtime = runtime::new_runtime()?;
         let interest = self.pulled.unwrap_or_else(|| self.observers.interest());
@@ -375,6 +452,7 @@ impl Builder {
             events: Events::new(interest),
             orders: Orders::new()?,
             phases: Phases::default(),
+            last_request: Latest::default(),
             registry: Registry::default(),
             ledger: Ledger::default(),
             ends: Ends::default(),
@@ -583,10 +661,11 @@ impl Server {
         self.shared.phases.get()
     }
 
-    /// Whether new requests are welcome: for a readiness probe. False from the moment when a stop is asked for.
+    /// Whether new requests are welcome: for a readiness probe. False from the moment when a stop is asked for, and so
+    /// from the lame duck on. Never blocks; may be called anywhere, even in a signal handler.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.phase() == Phase::Serving && !self.shared.orders.given(Order::Stop)
+        self.shared.is_ready()
     }
 
     /// The counts as they are now.

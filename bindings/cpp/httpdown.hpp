@@ -229,7 +229,8 @@ public:
     /// How far it has come. Never blocks.
     httpdown_phase_code phase() const noexcept { return static_cast<httpdown_phase_code>(httpdown_phase(handle_)); }
 
-    /// Whether new requests are welcome, for a readiness probe: false from when a stop is asked for. Never blocks.
+    /// Whether new requests are welcome, for a readiness probe: false from when a stop is asked for. Never blocks; may
+    /// be called anywhere, even in a signal handler. The option `ready_path` has the server tell it by HTTP.
     bool ready() const noexcept { return httpdown_ready(handle_); }
 
     /// The address that it listens on: "127.0.0.1:8080". `index` counts the listening sockets, `fds` first. Never
@@ -306,6 +307,10 @@ struct options {
     /// How many threads drive connections. 0: one for each processor.
     std::uint32_t io_threads = 0;
 
+    /// A path, "/healthz" say, that the server answers itself, also where all handlers are busy: 200 while `ready` says
+    /// yes, then 503. "/" first, then visible ASCII, no query. Empty: none.
+    std::string ready_path{};
+
     /// For a monitoring system; httpdown.h lists the keys. These and the next three are called on the events thread,
     /// one at a time; a slow one delays only the events behind it. (listen.error comes while the server is made.)
     stat bump_avg{}, bump_sum{}, bump_histogram{}, bump_time{};
@@ -325,8 +330,15 @@ struct options {
     std::optional<milliseconds> stop_timeout{};
     /// How long a kill waits for handlers that were cut to return, before it abandons them. By default a minute.
     std::optional<milliseconds> kill_timeout{};
-    /// How long a stop goes on accepting while `ready` says no, so that load balancers notice. By default not at all.
+    /// How long a stop goes on accepting, while `ready` says no and responses say Connection: close, so that load
+    /// balancers and clients go elsewhere. By default not at all.
     std::optional<milliseconds> lame_duck{};
+    /// How long the lame duck takes at least, however quiet it is: as long as a load balancer needs to notice. At most
+    /// `lame_duck`. By default not at all.
+    std::optional<milliseconds> lame_duck_min{};
+    /// Ends the lame duck early, once no request has come for so long; those for `ready_path` do not count. At most
+    /// `lame_duck`. By default never.
+    std::optional<milliseconds> lame_duck_quiet{};
     /// How long a request's head may take; then the connection is closed. By default 30 seconds.
     std::optional<milliseconds> header_timeout{};
     /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served.
@@ -429,9 +441,11 @@ void bump(const char *key, double value, void *data) noexcept {
 /// Options as the C interface wants them, for one call. It must be made, for otherwise nobody ends the host.
 class c_options {
 public:
-    explicit c_options(options &&from) : addr_(std::move(from.addr)), fds_(std::move(from.fds)) {
+    explicit c_options(options &&from)
+        : addr_(std::move(from.addr)), fds_(std::move(from.fds)), ready_path_(std::move(from.ready_path)) {
         raw_.struct_size = sizeof raw_;
         if (!addr_.empty()) raw_.addr = addr_.c_str();
+        if (!ready_path_.empty()) raw_.ready_path = ready_path_.c_str();
         raw_.fds = fds_.data();
         raw_.fd_count = fds_.size();
         raw_.fds_shared = from.fds_shared;
@@ -443,6 +457,8 @@ public:
         raw_.stop_timeout_ms = to_ms(from.stop_timeout);
         raw_.kill_timeout_ms = to_ms(from.kill_timeout);
         raw_.lame_duck_ms = to_ms(from.lame_duck);
+        raw_.lame_duck_min_ms = to_ms(from.lame_duck_min);
+        raw_.lame_duck_quiet_ms = to_ms(from.lame_duck_quiet);
         raw_.header_timeout_ms = to_ms(from.header_timeout);
         raw_.idle_grace_ms = to_ms(from.idle_grace);
         raw_.quiesce_timeout_ms = to_ms(from.quiesce_timeout);
@@ -491,6 +507,7 @@ private:
     // Not within the host, which may be destroyed while the call is still reading them.
     std::string addr_;
     std::vector<int> fds_;
+    std::string ready_path_;
     httpdown_options raw_{};
 };
 

@@ -3,15 +3,17 @@
 use std::cell::Cell;
 use std::error::Error as StdError;
 use std::future::Future;
+use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
@@ -86,10 +88,20 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let has_body = request.method() != Method::HEAD;
         let is_connect = request.method() == Method::CONNECT;
         let is_http10 = request.version() < Version::HTTP_11;
-        let call = || self.respond.respond(request, &inflight);
-        let future = catch_unwind(AssertUnwindSafe(call)).ok();
+        let shared = self.conn.shared();
+        let (future, readiness);
+        if shared.config.ready_path.as_deref() == Some(request.uri().path()) {
+            future = None;
+            readiness = Some(Readiness::of(request.method(), shared.is_ready()));
+        } else {
+            shared.request_came();
+            let call = || self.respond.respond(request, &inflight);
+            future = catch_unwind(AssertUnwindSafe(call)).ok();
+            readiness = None;
+        }
         TrackedFuture {
             future,
+            readiness,
             answering: Some(Answering {
                 inflight,
                 has_body,
@@ -115,26 +127,20 @@ impl Answering {
     }
 
     /// What becomes of a service's failure: a line in the log, and a 500.
-    fn failed<B>(self, why: &str) -> Response<TrackedBody<B>> {
+    fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B>> {
         let events = &self.conn().shared().events;
         events.log(LogLevel::Error, format!("a handler failed: {why}"));
         events.sum("handler.error", 1.0);
-        let mut response = Response::new(TrackedBody {
-            body: None,
-            remaining: Some(0),
-            answering: Some(self),
-        });
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        response
+        self.answered(own_answer(StatusCode::INTERNAL_SERVER_ERROR, ""))
     }
 
-    fn answered<B: Body>(self, response: Response<B>) -> Response<TrackedBody<B>> {
+    fn answered<B: Body>(self, response: Response<Source<B>>) -> Response<TrackedBody<B>> {
         let (mut head, body) = response.into_parts();
         let upgrades = head.status == StatusCode::SWITCHING_PROTOCOLS
             || (self.is_connect && head.status.is_success());
         if upgrades {
             self.conn().upgrade_agreed();
-        } else if self.conn().shared().phases.get() >= Phase::Quiescing
+        } else if self.conn().shared().phases.get() >= Phase::LameDuck
             && !self.conn().has_request_behind()
         {
             // The client then knows that this connection ends, and sends its next request on another.
@@ -167,7 +173,7 @@ impl Answering {
             self.conn().response_ends_with_connection();
         }
         let body = TrackedBody {
-            body: Some(body),
+            body,
             remaining,
             answering: Some(self),
         };
@@ -184,11 +190,56 @@ impl Drop for Answering {
     }
 }
 
+/// What a readiness probe is told.
+#[derive(Clone, Copy, Debug)]
+enum Readiness {
+    Ready,
+    Stopping,
+    WrongMethod,
+}
+
+impl Readiness {
+    fn of(method: &Method, ready: bool) -> Self {
+        match *method {
+            // OPTIONS is what HAProxy sends by default.
+            Method::GET | Method::HEAD | Method::OPTIONS if ready => Self::Ready,
+            Method::GET | Method::HEAD | Method::OPTIONS => Self::Stopping,
+            _ => Self::WrongMethod,
+        }
+    }
+
+    fn answer<B>(self) -> Response<Source<B>> {
+        let mut response = match self {
+            Self::Ready => own_answer(StatusCode::OK, "ready\n"),
+            Self::Stopping => own_answer(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
+            Self::WrongMethod => own_answer(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+        };
+        for (name, value) in [
+            (CONTENT_TYPE, "text/plain; charset=utf-8"),
+            (CACHE_CONTROL, "no-store"),
+            (ALLOW, "GET, HEAD, OPTIONS"),
+        ] {
+            let value = HeaderValue::from_static(value);
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}
+
+/// An answer that the host has no part in.
+fn own_answer<B>(status: StatusCode, text: &'static str) -> Response<Source<B>> {
+    let body = Full::new(text.as_bytes());
+    let mut response = Response::new(Source::Own { body });
+    *response.status_mut() = status;
+    response
+}
+
 pin_project! {
     pub(super) struct TrackedFuture<F> {
-        // None if the service panicked when it was called.
+        // None if the service was not called (a readiness probe), or panicked when it was.
         #[pin]
         future: Option<F>,
+        readiness: Option<Readiness>,
         answering: Option<Answering>,
     }
 }
@@ -203,12 +254,15 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = match this.future.as_pin_mut() {
-            Some(future) => match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-                Ok(poll) => ready!(poll).map_err(|error| error.into().to_string()),
+        let result = match (this.future.as_pin_mut(), this.readiness) {
+            (Some(future), _) => match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+                Ok(poll) => ready!(poll)
+                    .map(|response| response.map(|body| Source::Host { body }))
+                    .map_err(|error| error.into().to_string()),
                 Err(_) => Err("it panicked".to_owned()),
             },
-            None => Err("it panicked".to_owned()),
+            (None, Some(readiness)) => Ok(readiness.answer()),
+            (None, None) => Err("it panicked".to_owned()),
         };
         let Some(answering) = this.answering.take() else {
             return Poll::Pending; // Polled again after its end.
@@ -221,9 +275,89 @@ where
 }
 
 pin_project! {
+    // The body of an answer: of the host's, or of our own.
+    #[project = SourceProjection]
+    enum Source<B> {
+        Host { #[pin] body: B },
+        Own { #[pin] body: Full<&'static [u8]> },
+    }
+}
+
+impl<B: Body> Body for Source<B> {
+    type Data = Chunk<B::Data>;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
+        match self.project() {
+            SourceProjection::Host { body } => body
+                .poll_frame(cx)
+                .map_ok(|frame| frame.map_data(Chunk::Host)),
+            SourceProjection::Own { body } => body
+                .poll_frame(cx)
+                .map_ok(|frame| frame.map_data(Chunk::Own))
+                .map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Host { body } => body.is_end_stream(),
+            Self::Own { body } => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Host { body } => body.size_hint(),
+            Self::Own { body } => body.size_hint(),
+        }
+    }
+}
+
+/// Bytes of a [`Source`].
+#[derive(Debug)]
+pub(super) enum Chunk<D> {
+    Host(D),
+    Own(&'static [u8]),
+}
+
+impl<D: Buf> Buf for Chunk<D> {
+    fn remaining(&self) -> usize {
+        match self {
+            Self::Host(data) => data.remaining(),
+            Self::Own(text) => text.remaining(),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::Host(data) => data.chunk(),
+            Self::Own(text) => text.chunk(),
+        }
+    }
+
+    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
+        match self {
+            Self::Host(data) => data.chunks_vectored(dst),
+            Self::Own(text) => text.chunks_vectored(dst),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        match self {
+            Self::Host(data) => data.advance(count),
+            Self::Own(text) => text.advance(count),
+        }
+    }
+}
+
+pin_project! {
     pub(super) struct TrackedBody<B> {
         #[pin]
-        body: Option<B>,
+        body: Source<B>,
         // Bytes that hyper will still take, where that is known: it does not ask for the end after the last one.
         remaining: Option<u64>,
         answering: Option<Answering>,
@@ -247,17 +381,15 @@ impl<B> Body for TrackedBody<B>
 where
     B: Body<Error: Into<BoxError>>,
 {
-    type Data = B::Data;
+    type Data = Chunk<B::Data>;
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, BoxError>>> {
+    ) -> Poll<Option<Result<Frame<Self::Data>, BoxError>>> {
         let this = self.project();
-        let Some(mut body) = this.body.as_pin_mut() else {
-            return Poll::Ready(None);
-        };
+        let mut body = this.body;
         let failure = match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
             Ok(poll) => match ready!(poll) {
                 Some(Ok(frame)) => {
@@ -286,12 +418,10 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.body.size_hint()
     }
 }

@@ -124,6 +124,16 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
             defaults.quiesce_timeout,
         ))
         .linger_timeout(duration_or(raw.linger_timeout_ms, defaults.linger_timeout));
+    builder = builder
+        .lame_duck_min(duration_or(raw.lame_duck_min_ms, defaults.lame_duck_min))
+        .lame_duck_quiet(duration_or(
+            raw.lame_duck_quiet_ms,
+            defaults.lame_duck_quiet,
+        ));
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    if let Some(path) = unsafe { text(raw.ready_path, "options.ready_path")? } {
+        builder = builder.ready_path(path);
+    }
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.
         let clock = unsafe { borrow(raw.clock, "options.clock")? };

@@ -14,6 +14,7 @@ use super::options::Options;
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
+use crate::process;
 use crate::{Error, Event, Result, Server, Signals};
 
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
@@ -167,7 +168,7 @@ pub unsafe extern "C" fn httpdown_kill_begin(server: *const httpdown_server) -> 
 
 /// Allocates nothing, because it may run in a signal handler.
 unsafe fn begin(server: *const httpdown_server, order: fn(&Server)) -> c_int {
-    if crate::process::forked() {
+    if process::forked() {
         return httpdown_status::HTTPDOWN_STATUS_FORKED as c_int;
     }
     // SAFETY: the header's preface: NULL or a server.
@@ -234,15 +235,14 @@ pub unsafe extern "C" fn httpdown_phase(server: *const httpdown_server) -> c_int
     })
 }
 
-/// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for. Never
-/// blocks.
+/// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for, and so from
+/// the lame duck on; also if `server` is NULL and after a fork. Never blocks; may be called in a signal handler, and
+/// anywhere else. The option `ready_path` has the server tell it to who asks by HTTP.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_ready(server: *const httpdown_server) -> bool {
-    value(false, || {
-        // SAFETY: the header's preface: NULL or a server.
-        let server = unsafe { borrow(server, "server")? };
-        Ok(server.get().is_ready())
-    })
+    // Allocates nothing, because it may run in a signal handler.
+    // SAFETY: the header's preface: NULL or a server.
+    !process::forked() && unsafe { server.as_ref() }.is_some_and(|handle| handle.get().is_ready())
 }
 
 /// Writes the address that the server listens on as text ("127.0.0.1:8080") into `buffer`, NUL-terminated; 64 bytes

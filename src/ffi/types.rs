@@ -252,7 +252,8 @@ pub struct httpdown_options {
     pub stop_timeout_ms: u32,
     /// How long a kill waits for handlers that were cut to return, before it abandons them. Default: 60,000.
     pub kill_timeout_ms: u32,
-    /// How long a stop goes on accepting, while httpdown_ready says no, so that load balancers notice. Default: none.
+    /// How long a stop goes on accepting, while httpdown_ready says no and responses say Connection: close, so that load
+    /// balancers and clients go elsewhere. Default: none.
     pub lame_duck_ms: u32,
     /// How long a request's head may take, from its first byte to its last; then the connection is closed.
     /// Default: 30,000.
@@ -279,6 +280,18 @@ pub struct httpdown_options {
     /// How long a connection that the server has closed waits for the client to close its side, so that what was sent
     /// last is not destroyed by a reset. Default: 2,000.
     pub linger_timeout_ms: u32,
+    /// A path, "/healthz" say, that the server answers itself, whatever the handlers are doing, also where they are all
+    /// busy: 200 while httpdown_ready says yes, then 503. For GET, HEAD and OPTIONS; others get 405. It is compared with
+    /// the path of a request's target byte for byte, without the query. Such a request counts like any other in the
+    /// report. "/" first, then visible ASCII, no query. Default: NULL, none.
+    pub ready_path: *const c_char,
+    /// How long the lame duck takes at least, however quiet it is (lame_duck_quiet_ms): as long as a load balancer needs
+    /// to notice, which is its checks' interval times the failures that it wants to see. At most lame_duck_ms.
+    /// Default: none.
+    pub lame_duck_min_ms: u32,
+    /// Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for
+    /// ready_path do not count, nor do connections without a request. At most lame_duck_ms. Default: never early.
+    pub lame_duck_quiet_ms: u32,
 }
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -377,8 +390,8 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
-    let pointers = size_of::<usize>() * 15;
-    let ints = size_of::<u32>() * 12;
+    let pointers = size_of::<usize>() * 16;
+    let ints = size_of::<u32>() * 14;
     assert!(size_of::<httpdown_options>() == pointers + ints);
     let counts = size_of::<u64>() * 23;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);

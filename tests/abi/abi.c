@@ -20,7 +20,7 @@ AT(httpdown_stats, bump_sum, 8);
 AT(httpdown_stats, bump_histogram, 16);
 AT(httpdown_stats, bump_time, 24);
 
-SIZE(httpdown_options, 168);
+SIZE(httpdown_options, 184);
 AT(httpdown_options, struct_size, 0);
 AT(httpdown_options, addr, 8);
 AT(httpdown_options, fds, 16);
@@ -45,6 +45,9 @@ AT(httpdown_options, pull_events, 152);
 AT(httpdown_options, idle_grace_ms, 156);
 AT(httpdown_options, quiesce_timeout_ms, 160);
 AT(httpdown_options, linger_timeout_ms, 164);
+AT(httpdown_options, ready_path, 168);
+AT(httpdown_options, lame_duck_min_ms, 176);
+AT(httpdown_options, lame_duck_quiet_ms, 180);
 
 SIZE(httpdown_stop_report, 200);
 AT(httpdown_stop_report, struct_size, 0);
@@ -174,7 +177,7 @@ int main(void) {
     char error[256] = "";
     httpdown_options options;
     httpdown_options_init(&options, sizeof options);
-    if (options.struct_size != sizeof options || options.linger_timeout_ms != 0) return failed("httpdown_options_init");
+    if (options.struct_size != sizeof options || options.lame_duck_quiet_ms != 0) return failed("httpdown_options_init");
     options.addr = "127.0.0.1:0";
     options.handler = on_request;
     httpdown_server *server;

@@ -343,6 +343,33 @@ static void an_abandoned_handler_is_an_error_too() {
     gone->get_future().wait(); // its state goes when it has returned
 }
 
+static void a_lame_duck_ends_when_it_is_quiet() {
+    const httpdown::mock_clock clock;
+    auto options = serving(hello);
+    options.clock = &clock;
+    options.ready_path = "/ready";
+    options.lame_duck = seconds(60);
+    options.lame_duck_min = seconds(8);
+    options.lame_duck_quiet = seconds(5);
+    httpdown::server server(std::move(options));
+    const auto addr = server.local_addr();
+    CHECK(server.ready());
+    CHECK(ends_with(ask(addr, "/ready"), "ready\n"));
+    server.stop_begin();
+    CHECK(clock.wait_for_timers(2, seconds(30)));
+    CHECK(!server.ready());
+    clock.advance(seconds(4));
+    CHECK(ends_with(ask(addr, "/"), "Hello, World!"));
+    clock.advance(seconds(4)); // The least time is over, but it is not quiet for long enough.
+    CHECK(clock.wait_for_timers(2, seconds(30)));
+    const auto answer = ask(addr, "/ready");
+    CHECK(starts_with(answer, "HTTP/1.1 503 "));
+    CHECK(ends_with(answer, "stopping\n"));
+    CHECK(server.phase() == HTTPDOWN_PHASE_LAME_DUCK);
+    clock.advance(seconds(1));
+    CHECK(server.stop().stop_duration_ms == 9000);
+}
+
 static void bad_options_are_errors_with_a_reason() {
     const auto refused = [](httpdown::options options, int status, std::string_view reason) {
         try {
@@ -367,6 +394,17 @@ static void bad_options_are_errors_with_a_reason() {
     options.pull_events = HTTPDOWN_EVENT_LOG;
     options.on_phase = [](httpdown::server_ref, httpdown_phase_code) {};
     refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "pull_events");
+
+    options = serving(hello);
+    options.ready_path = "ready";
+    refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "ready_path \"ready\"");
+    options.ready_path = "/ready";
+    options.lame_duck = seconds(5);
+    options.lame_duck_min = seconds(6);
+    refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "lame_duck_min (6s)");
+    options.lame_duck_min = {};
+    options.lame_duck_quiet = httpdown::forever;
+    refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "lame_duck_quiet");
 
     httpdown::server server(serving(hello));
     options = serving(hello);
@@ -562,6 +600,7 @@ int main() {
         TEST(callbacks_are_destroyed_once),
         TEST(a_kill_is_an_error_with_the_counts),
         TEST(an_abandoned_handler_is_an_error_too),
+        TEST(a_lame_duck_ends_when_it_is_quiet),
         TEST(bad_options_are_errors_with_a_reason),
         TEST(it_takes_over_listening_descriptors),
         TEST(requests_can_be_taken_from_the_queue),

@@ -171,6 +171,9 @@ class Options(ctypes.Structure):
         ("idle_grace_ms", c_uint32),
         ("quiesce_timeout_ms", c_uint32),
         ("linger_timeout_ms", c_uint32),
+        ("ready_path", c_char_p),
+        ("lame_duck_min_ms", c_uint32),
+        ("lame_duck_quiet_ms", c_uint32),
     ]
 
 

@@ -150,12 +150,18 @@ class Server:
     Durations are in seconds; 0 is none at all, `math.inf` no limit.
     `stop_timeout`: how long a stop waits for what is there to finish, before it kills; default 60.
     `kill_timeout`: how long a kill waits for handlers that were cut, before it abandons them;
-    default 60. `lame_duck`: how long a stop goes on accepting while `ready` says no; default 0.
-    `header_timeout`: how long a request's head may take; default 30. `idle_grace`: how long a stop
+    default 60. `lame_duck`: how long a stop goes on accepting, while `ready` says no and responses
+    say `Connection: close`, so that load balancers and clients go elsewhere; default 0.
+    `lame_duck_quiet` ends the lame duck early, once no request has come for so long (those for
+    `ready_path` do not count); default 0, never early. `lame_duck_min`: how long the lame duck
+    takes at least, however quiet it is; default 0. `header_timeout`: how long a request's head may take; default 30. `idle_grace`: how long a stop
     leaves a connection between two requests open, so that a request that is on its way is served;
     default 1. `quiesce_timeout`: how long a stop goes on accepting connections whose handshake had
     begun; default 4. `linger_timeout`: how long a connection that the server has closed waits for
     the client to close its side; default 2.
+
+    `ready_path` is a path, "/healthz" say, that the server answers itself, also while all threads
+    are busy: 200 while `ready` says yes, then 503. "/" first, then visible ASCII, no query.
 
     `io_threads` is how many threads of C's drive connections; default: one for each processor.
 
@@ -180,6 +186,9 @@ class Server:
         stop_timeout: float | None = None,
         kill_timeout: float | None = None,
         lame_duck: float | None = None,
+        lame_duck_min: float | None = None,
+        lame_duck_quiet: float | None = None,
+        ready_path: str | None = None,
         header_timeout: float | None = None,
         idle_grace: float | None = None,
         quiesce_timeout: float | None = None,
@@ -232,6 +241,9 @@ class Server:
             stop_timeout_ms=_arguments.milliseconds("stop_timeout", stop_timeout),
             kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),
             lame_duck_ms=_arguments.milliseconds("lame_duck", lame_duck),
+            lame_duck_min_ms=_arguments.milliseconds("lame_duck_min", lame_duck_min),
+            lame_duck_quiet_ms=_arguments.milliseconds("lame_duck_quiet", lame_duck_quiet),
+            ready_path=None if ready_path is None else _arguments.text("ready_path", ready_path),
             header_timeout_ms=_arguments.milliseconds("header_timeout", header_timeout),
             idle_grace_ms=_arguments.milliseconds("idle_grace", idle_grace),
             quiesce_timeout_ms=_arguments.milliseconds("quiesce_timeout", quiesce_timeout),
@@ -341,7 +353,10 @@ class Server:
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are welcome: False from the beginning of a stop on. Never blocks."""
+        """Whether new requests are welcome: False from the beginning of a stop on. Never blocks.
+
+        `ready_path` tells it to who asks by HTTP.
+        """
         handle = self._handle
         return handle is not None and bool(_ffi.httpdown_ready(handle.pointer))
 

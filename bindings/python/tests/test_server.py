@@ -100,6 +100,18 @@ def test_shared_sockets_keep_their_queue() -> None:
         {"kill_timeout": -0.001},
         {"lame_duck": 4294967.295},
         {"header_timeout": "1"},
+        {"ready_path": ""},
+        {"ready_path": "ready"},
+        {"ready_path": "/ready?"},
+        {"ready_path": "/a b"},
+        {"ready_path": "/\0"},
+        {"ready_path": "/\n"},
+        {"ready_path": "/ä"},
+        {"ready_path": b"/ready"},
+        {"lame_duck": 5, "lame_duck_min": 5.001},
+        {"lame_duck": 5, "lame_duck_quiet": math.inf},
+        {"lame_duck_quiet": 1},
+        {"lame_duck_min": -1},
         {"fds": [-1]},
         {"fds": [True]},
         {"fds": ["1"]},
@@ -166,6 +178,51 @@ def test_a_lame_duck_still_accepts() -> None:
         assert fetch(server).status == 200
         clock.advance(5)
         assert server.wait(LONG).stop_duration == 5
+
+
+def test_the_ready_path_while_all_threads_are_busy() -> None:
+    begun, finish = Gate(), Gate()
+
+    def slow(request: Request) -> None:
+        begun.open()
+        finish.wait()
+        request.reply(200)
+
+    with Server(slow, "127.0.0.1:0", threads=1, ready_path="/ready") as server:
+        client = in_thread(fetch, server)
+        begun.wait()
+        response: Any = fetch(server, "/ready?verbose")
+        assert (response.status, response.body) == (200, b"ready\n")
+        assert response.headers["cache-control"] == "no-store"
+        response = fetch(server, "/ready", "POST", b"body")
+        assert (response.status, response.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+        finish.open()
+        assert client.result(LONG).status == 200
+    assert server.report().served == 3
+
+
+def test_a_lame_duck_ends_when_it_is_quiet() -> None:
+    clock = MockClock()
+    with Server(
+        hello,
+        "127.0.0.1:0",
+        clock=clock,
+        ready_path="/ready",
+        lame_duck=60,
+        lame_duck_min=8,
+        lame_duck_quiet=5,
+    ) as server:
+        server.stop_begin()
+        clock.wait_for_timers(2)
+        clock.advance(4)
+        assert fetch(server).status == 200
+        clock.advance(4)  # The least time is over, but it is not quiet for long enough.
+        clock.wait_for_timers(2)
+        response: Any = fetch(server, "/ready")
+        assert (response.status, response.body) == (503, b"stopping\n")
+        assert (server.phase, server.ready) == (Phase.LAME_DUCK, False)
+        clock.advance(1)
+        assert server.wait(LONG).stop_duration == 9
 
 
 def test_a_kill_after_the_stop_timeout() -> None:
