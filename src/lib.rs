@@ -20,6 +20,7 @@
 //! runtime of the host's. What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
+mod census;
 mod clock;
 mod conn;
 mod dispatch;

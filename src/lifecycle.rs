@@ -11,16 +11,17 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::census::Census;
 use crate::conn::{Accepted, Registry};
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::listener::{Accept, Listener, any_half_open};
+use crate::listener::{Accept, Listener};
 use crate::runtime::{self, Executor};
 use crate::server::Shared;
 use crate::stats::StatKind;
@@ -36,6 +37,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const QUIET_LOOKS: u32 = 2;
 /// How long it is from one look to the next.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+/// How long handshakes that the kernel does not list are waited for: a round trip to anywhere, or to most places with
+/// a segment lost.
+const ROUND_TRIP: Duration = Duration::from_secs(1);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -249,30 +253,50 @@ impl Acceptor<'_> {
         accept
     }
 
-    /// Those that nobody else accepts from: what waits in a shared one is for whoever does.
+    /// Those that listen, and that nobody else accepts from: what waits in a shared one is for whoever does.
     fn owned(&self) -> impl Iterator<Item = &Listener> {
         let all = self.listeners.iter().map(AsyncFd::get_ref);
-        all.filter(|listener| !listener.is_shared())
+        all.filter(|listener| !listener.is_shared() && listener.listens())
     }
 
     /// Takes over who is connected from its own point of view, and lets nobody else in: refuses new handshakes, and
     /// accepts until no old one is left. Where descriptors are short, it waits for connections to end.
-    async fn quiesce(&self) {
+    async fn quiesce(&self, mut census: Census) {
+        let warn = |why| self.shared.events.log(LogLevel::Warning, why);
         // All of them first: in a group of sockets on one port, each is sent some of the clients.
         for listener in self.owned() {
             if let Err(error) = listener.refuse_new() {
                 let addr = listener.local_addr();
-                let why = format!("{addr}: a handshake that begins now may be lost: {error}");
-                self.shared.events.log(LogLevel::Warning, why);
+                warn(format!(
+                    "{addr}: a handshake that begins now may be lost: {error}"
+                ));
             }
         }
-        let ports: Vec<_> = self.owned().map(|l| l.local_addr().port()).collect();
+        let began = Instant::now();
+        let mut counted = true;
         let mut quiet = 0;
-        while quiet < QUIET_LOOKS && !ports.is_empty() {
+        while self.owned().next().is_some() {
+            let looked = Instant::now();
             let emptied = self.try_empty();
-            let pending = any_half_open(&ports) || self.owned().any(|l| l.queued() > 0);
+            // Before the queues are looked at: whoever is through with the handshake meanwhile waits in one of them.
+            let half_open = census.any_half_open(self.owned()).unwrap_or_else(|error| {
+                if std::mem::take(&mut counted) {
+                    warn(format!("half-open handshakes cannot be counted: {error}"));
+                }
+                false
+            });
+            let pending = half_open || self.owned().any(|listener| listener.queued() > 0);
             quiet = if pending { 0 } else { quiet + 1 };
-            let pause = if emptied { LOOK_INTERVAL } else { ACCEPT_PAUSE };
+            let all_seen = || counted && !census.any_cookies();
+            if quiet >= QUIET_LOOKS && (began.elapsed() >= ROUND_TRIP || all_seen()) {
+                return;
+            }
+            let pause = if emptied {
+                // A look takes as long as the machine has sockets: half of our time is enough.
+                LOOK_INTERVAL.max(looked.elapsed())
+            } else {
+                ACCEPT_PAUSE
+            };
             tokio::time::sleep(pause).await;
         }
     }
@@ -375,6 +399,7 @@ async fn live(
     let config = &shared.config;
     let events = &shared.events;
     let inbox = Inbox::new(&shared.orders)?;
+    let census = Census::new();
     let listeners = listeners
         .into_iter()
         .map(sys::watch)
@@ -428,7 +453,7 @@ async fn live(
     enter(shared, Phase::Quiescing);
     let quiet = tokio::select! {
         biased;
-        () = acceptor.quiesce() => true,
+        () = acceptor.quiesce(census) => true,
         // In real time, as the retransmissions of the kernel are.
         () = tokio::time::sleep(config.quiesce_timeout) => true,
         () = &mut out_of_time => false,

@@ -1,8 +1,10 @@
 //! Listening sockets: where they come from, and whose they are.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -18,6 +20,8 @@ const BACKLOG: i32 = 4096;
 pub struct Listener {
     socket: Socket,
     local: SocketAddr,
+    /// What the kernel calls it in its lists of sockets.
+    inode: u64,
     shared: bool,
     /// New handshakes are refused: the filter for that is inherited by what is accepted.
     filtered: AtomicBool,
@@ -104,9 +108,15 @@ impl Listener {
             .ok()
             .and_then(|addr| addr.as_socket())
             .ok_or_else(|| wrong("is not a TCP socket"))?;
+        let file = File::from(OwnedFd::from(socket));
+        let inode = file
+            .metadata()
+            .map_err(|error| wrong(&format!("cannot be identified: {error}")))?
+            .ino();
         Ok(Self {
-            socket,
+            socket: Socket::from(OwnedFd::from(file)),
             local,
+            inode,
             shared: false,
             filtered: AtomicBool::new(false),
         })
@@ -120,6 +130,15 @@ impl Listener {
         self.socket
             .set_nonblocking(true)
             .map_err(|error| Error::io("making a listening socket non-blocking", error))
+    }
+
+    pub(crate) fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Whether it still does: a host may have shut it down behind our back.
+    pub(crate) fn listens(&self) -> bool {
+        self.socket.is_listener().unwrap_or(false)
     }
 
     pub(crate) fn is_shared(&self) -> bool {
@@ -236,24 +255,6 @@ fn drop_new_handshakes() -> [SockFilter; 5] {
         SockFilter::new(RETURN, 0, 0, 0),
         SockFilter::new(RETURN, 0, 0, u32::MAX),
     ]
-}
-
-/// Whether a handshake has begun on one of these ports and is not done, by the kernel's own list. IPv4 clients of a
-/// dual-stack socket are in the second file. Where there is no /proc it is not known, and none is assumed.
-pub(crate) fn any_half_open(ports: &[u16]) -> bool {
-    const SYN_RECV: &str = "03";
-    let is_one = |line: &str| {
-        let mut fields = line.split_ascii_whitespace();
-        let (Some(local), Some(state)) = (fields.nth(1), fields.nth(1)) else {
-            return false;
-        };
-        let port = local.rsplit(':').next().unwrap_or_default();
-        state == SYN_RECV && u16::from_str_radix(port, 16).is_ok_and(|port| ports.contains(&port))
-    };
-    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .any(|table| table.lines().any(is_one))
 }
 
 fn listen(addr: SocketAddr) -> io::Result<Socket> {
