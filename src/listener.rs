@@ -23,7 +23,7 @@ pub struct Listener {
     /// What the kernel calls it in its lists of sockets.
     inode: u64,
     shared: bool,
-    /// New handshakes are refused: the filter for that is inherited by what is accepted.
+    /// New handshakes are refused by a filter, which is inherited by what is accepted.
     filtered: AtomicBool,
 }
 
@@ -176,17 +176,26 @@ impl Listener {
         }
     }
 
-    /// Has the kernel ignore those who want to connect from now on, but not those whose handshake has begun. To them it
-    /// looks like a lost segment: they try again after a second, and are refused cleanly when the socket is closed.
+    /// Keeps those out who want to connect from now on, but not those whose handshake has begun.
+    ///
+    /// With a filter it looks to them like a lost segment: they try again after a second, and are refused cleanly when
+    /// the socket is closed. Newer kernels want `CAP_NET_ADMIN` for that, multipath sockets take no filter, and a host may
+    /// have locked one of its own. Then the socket is bound to an interface that does not exist, and they are refused at
+    /// once. The kernel finds a handshake that has begun before it looks for a listening socket; but not one by SYN
+    /// cookie, which is why this comes second.
     ///
     /// # Errors
-    /// EOPNOTSUPP for a multipath socket, EPERM if the host has locked a filter of its own.
+    /// Neither is possible: EPERM if the host has bound the socket to an interface, and before Linux 5.7.
     pub(crate) fn refuse_new(&self) -> io::Result<()> {
+        const SO_BINDTOIFINDEX: i32 = 62;
+        let socket = self.socket.as_fd();
         // A deferred accept would leave clients that are established and silent half-way in the handshake.
-        sys::no_deferred_accept(self.socket.as_fd());
-        self.socket.attach_filter(&drop_new_handshakes())?;
-        self.filtered.store(true, Ordering::Relaxed);
-        Ok(())
+        let _ = sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0);
+        if self.socket.attach_filter(&drop_new_handshakes()).is_ok() {
+            self.filtered.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        sys::set_option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, i32::MAX)
     }
 
     /// How many connections wait to be accepted.

@@ -107,18 +107,21 @@ pub(crate) fn reset(fd: BorrowedFd<'_>) {
     unsafe { libc::connect(fd.as_raw_fd(), &raw const unspec, len) };
 }
 
-/// Switches `TCP_DEFER_ACCEPT` off.
-pub(crate) fn no_deferred_accept(listener: BorrowedFd<'_>) {
-    let (off, len): (libc::c_int, libc::socklen_t) = (0, 4);
+/// `setsockopt(2)` for what socket2 does not name.
+pub(crate) fn set_option(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the kernel reads an int there.
-    unsafe {
-        libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const off).cast(),
-            len,
-        );
+    let result = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), level, option, value, 4)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

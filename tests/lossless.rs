@@ -1,4 +1,4 @@
-//! What a stop must not lose: handshakes half done, requests on their way, the end of a response.
+//! What a stop must not lose: requests on their way, the end of a response. (Connections: `listeners.rs`.)
 #![allow(
     clippy::unwrap_used,
     dead_code,
@@ -7,15 +7,14 @@
 
 mod common;
 
-use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use httpdown::{Dispatch, Error, Exchange, Phase, Server};
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use common::{
-    Client, LONG, addr, assert_balanced, builder, half_open, listener, reply, stop, stop_elsewhere,
+    Client, LONG, addr, assert_balanced, builder, listener, reply, stop, stop_elsewhere,
     wait_for_report,
 };
 
@@ -26,54 +25,6 @@ fn hello(builder: httpdown::Builder) -> Server {
     builder
         .handle(listener(), Dispatch::default(), handler)
         .unwrap()
-}
-
-#[test]
-fn a_handshake_that_is_half_done_at_the_stop_is_finished_and_served() {
-    let server = hello(builder());
-    let addr = addr(&server);
-    // A client that hears nothing: its SYN arrives, the answer to it does not.
-    let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    let return_op = u16::try_from(libc_bpf_return()).unwrap();
-    client
-        .attach_filter(&[SockFilter::new(return_op, 0, 0, 0)])
-        .unwrap();
-    client.set_nonblocking(true).unwrap();
-    let connecting = client.connect(&addr.into()).unwrap_err();
-    assert_eq!(connecting.raw_os_error(), Some(115), "in progress");
-    while half_open(addr.port()) == 0 {
-        thread::yield_now();
-    }
-    let stopping = stop_elsewhere(&server);
-    while server.phase() < Phase::Quiescing {
-        thread::yield_now();
-    }
-    // It hears again: the server's kernel repeats its answer after a second, and the handshake goes on.
-    client.detach_filter().unwrap();
-    client.set_nonblocking(false).unwrap();
-    let mut client = Client::from(std::net::TcpStream::from(client));
-    // connect() is under way; the socket becomes writable when it is done.
-    while let Err(error) = client.try_send("GET / HTTP/1.1\r\nhost: test\r\n\r\n") {
-        assert!(
-            matches!(
-                error.kind(),
-                ErrorKind::NotConnected | ErrorKind::BrokenPipe
-            ),
-            "{error}"
-        );
-        thread::yield_now();
-    }
-    let answer = client.answer();
-    assert_eq!(answer.text(), "hello");
-    assert!(answer.closes());
-    drop(client);
-    let report = stopping.join().unwrap().unwrap();
-    assert_eq!((report.served, report.unaccepted), (1, 0));
-}
-
-/// `BPF_RET | BPF_K`, of linux/filter.h.
-fn libc_bpf_return() -> u32 {
-    0x06
 }
 
 #[test]

@@ -1,0 +1,655 @@
+//! What a stop does with its listening sockets, of whatever kind: nobody who is connected is lost, nothing hangs.
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use httpdown::{Builder, Dispatch, Exchange, Listener, Listeners, LogLevel, Phase, Report, Server};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+
+use common::{
+    Client, Journal, LONG, addr, assert_balanced, builder, into_journal, listener, reply, stop,
+    stop_elsewhere, wait_for_report,
+};
+
+/// The option that binds a socket to an interface by its number.
+const SO_BINDTOIFINDEX: i32 = 62;
+
+/// A server whose connections have all the time to send their request.
+fn patient() -> Builder {
+    builder().idle_grace(LONG)
+}
+
+fn hello(builder: Builder, listeners: impl Into<Listeners>) -> Server {
+    let handler = |exchange: Exchange| {
+        let _ = reply(exchange, "hello");
+    };
+    builder
+        .handle(listeners, Dispatch::default(), handler)
+        .unwrap()
+}
+
+fn wait_for_phase(server: &Server, phase: Phase) {
+    let deadline = Instant::now() + LONG;
+    while server.phase() < phase {
+        assert!(Instant::now() < deadline, "{:?}", server.phase());
+        thread::yield_now();
+    }
+}
+
+/// What is logged at level warning and above.
+fn warnings(builder: Builder) -> (Builder, Journal<String>) {
+    let journal = Journal::new();
+    let written = journal.clone();
+    let builder = builder.on_log(move |level, text| {
+        if !matches!(level, LogLevel::Info) {
+            written.write(text.to_owned());
+        }
+    });
+    (builder, journal)
+}
+
+fn tcp(addr: SocketAddr) -> Socket {
+    Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).unwrap()
+}
+
+fn listen(socket: Socket, addr: &str, backlog: i32) -> Listener {
+    let addr: SocketAddr = addr.parse().unwrap();
+    socket.bind(&addr.into()).unwrap();
+    socket.listen(backlog).unwrap();
+    Listener::from_fd(socket.into()).unwrap()
+}
+
+#[allow(unsafe_code, reason = "socket2 does not offer these options")]
+fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) {
+    // SAFETY: the kernel reads an int.
+    let result = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), level, option, value, 4)
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// With 255, a socket hears nobody but neighbours who care; with 0, everybody. Other than a filter, it needs no privilege.
+fn set_min_ttl(socket: &Socket, ttl: i32) {
+    match socket.domain().unwrap() {
+        Domain::IPV6 => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, ttl),
+        _ => set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, ttl),
+    }
+}
+
+/// Has a listening socket hear nothing but the first segment of a handshake, as if the network lost the others. Who
+/// connects is established from its own point of view, and half open for the server; until the server sets a filter of
+/// its own.
+fn lose_acks(listener: &impl AsFd) {
+    let flags = 13;
+    let (syn, all) = (0x02, u32::MAX);
+    SockRef::from(listener)
+        .attach_filter(&[
+            SockFilter::new(0x30, 0, 0, flags),      // load a byte
+            SockFilter::new(0x54, 0, 0, syn),        // and
+            SockFilter::new(0x06 | 0x10, 0, 0, all), // return the accumulator: nothing, or two bytes
+        ])
+        .unwrap();
+}
+
+/// How many handshakes are half open at that port.
+fn half_open(port: u16) -> usize {
+    let local = format!(":{port:04X} ");
+    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+        .map(|path| fs::read_to_string(path).unwrap_or_default())
+        .iter()
+        .flat_map(|table| table.lines())
+        .filter(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("03"))
+        .count()
+}
+
+fn wait_for_half_open(port: u16, count: usize) {
+    let deadline = Instant::now() + LONG;
+    while half_open(port) < count {
+        assert!(Instant::now() < deadline, "no half-open handshake");
+        thread::yield_now();
+    }
+}
+
+/// A client that hears nothing: its SYN arrives, the answer to it does not.
+#[derive(Debug)]
+struct Deaf(Socket);
+
+impl Deaf {
+    fn connect(addr: SocketAddr) -> Self {
+        let before = half_open(addr.port());
+        let socket = tcp(addr);
+        set_min_ttl(&socket, 255);
+        socket.set_nonblocking(true).unwrap();
+        let connecting = socket.connect(&addr.into()).unwrap_err();
+        assert_eq!(connecting.raw_os_error(), Some(libc::EINPROGRESS));
+        wait_for_half_open(addr.port(), before + 1);
+        Self(socket)
+    }
+
+    /// Now it hears: the server's kernel repeats its answer a second after the first, and the handshake goes on.
+    fn hear(self) -> Client {
+        set_min_ttl(&self.0, 0);
+        let deadline = Instant::now() + LONG;
+        // Connected or refused, it has an answer.
+        while self.0.peer_addr().is_err() {
+            assert!(Instant::now() < deadline, "no answer");
+            if let Some(error) = self.0.take_error().unwrap() {
+                panic!("{error}");
+            }
+            thread::yield_now();
+        }
+        self.0.set_nonblocking(false).unwrap();
+        self.0.set_read_timeout(Some(LONG)).unwrap();
+        Client::from(TcpStream::from(self.0))
+    }
+}
+
+/// The server is stopping and has one half-open handshake: that client is served, and the stop ends.
+fn assert_served_at_the_stop(server: &Server, client: Deaf) -> Report {
+    let stopping = stop_elsewhere(server);
+    wait_for_phase(server, Phase::Quiescing);
+    let mut client = client.hear();
+    client.ask("/");
+    assert_eq!(client.answer().text(), "hello");
+    drop(client);
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.unaccepted), (1, 0));
+    report
+}
+
+/// A command that runs this test in a process of its own, by way of another command. None in that process.
+fn alone(name: &str, by: &[&str]) -> Option<Command> {
+    const ALONE: &str = "HTTPDOWN_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return None;
+    }
+    let mut command = Command::new(by[0]);
+    command
+        .args(&by[1..])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(ALONE, "1")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Some(command)
+}
+
+fn assert_passes(child: Child) {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}\n{errors}");
+    assert!(text.contains("1 passed"), "{text}");
+}
+
+/// Whether we may make network namespaces; if not, the test is skipped.
+fn can_make_namespaces() -> bool {
+    let result = Command::new("unshare").args(["-rn", "true"]).status();
+    let can = result.is_ok_and(|status| status.success());
+    if !can {
+        eprintln!("skipped: no network namespace can be made (unshare -rn)");
+    }
+    can
+}
+
+#[test]
+fn a_handshake_that_is_half_done_at_the_stop_is_finished_and_served() {
+    let server = hello(patient(), listener());
+    let client = Deaf::connect(addr(&server));
+    assert_served_at_the_stop(&server, client);
+}
+
+#[test]
+fn a_full_queue_at_the_stop_is_served() {
+    const CLIENTS: u64 = 200;
+    let listener = listener();
+    let addr = listener.local_addr();
+    // Nobody accepts yet. Half of them have sent their request, the others do so after the stop has begun.
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(addr)).collect();
+    let half = clients.len() / 2;
+    let (early, late) = clients.split_at_mut(half);
+    for client in &mut *early {
+        client.ask("/");
+    }
+    let server = hello(patient(), listener);
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Quiescing);
+    for client in late {
+        client.ask("/");
+    }
+    for client in &mut clients {
+        assert_eq!(client.answer().text(), "hello");
+    }
+    drop(clients);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.unaccepted), (CLIENTS, 0));
+}
+
+/// A process that has a copy of a descriptor, as one that was forked without closing it.
+#[derive(Debug)]
+struct Holder(Child);
+
+impl Holder {
+    fn of(listener: &TcpListener) -> Self {
+        let copy = listener.try_clone().unwrap();
+        let child = Command::new("sleep")
+            .arg(LONG.as_secs().to_string())
+            .stdin(Stdio::from(OwnedFd::from(copy)))
+            .spawn();
+        Self(child.unwrap())
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_port_is_free_after_the_stop_although_a_child_has_a_copy_of_the_listener() {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let holder = Holder::of(&socket);
+    let server = hello(builder(), Listener::try_from(socket).unwrap());
+    let addr = addr(&server);
+    assert_eq!(Client::get(addr, "/").answer().text(), "hello");
+    stop(&server).unwrap();
+    let error = Client::try_connect(addr).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionRefused);
+    let next = hello(builder(), Listener::bind(&addr.to_string()).unwrap());
+    assert_eq!(Client::get(addr, "/").answer().text(), "hello");
+    stop(&next).unwrap();
+    drop(holder);
+}
+
+#[test]
+fn a_shared_listener_is_left_to_its_other_holder() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = Listener::try_from(other.try_clone().unwrap()).unwrap();
+    let server = hello(patient(), listener.shared());
+    let addr = addr(&server);
+    let mut busy = Client::get(addr, "/");
+    assert_eq!(busy.answer().text(), "hello");
+    let half_open = Deaf::connect(addr);
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Draining);
+    // Neither filtered while the server drains, nor shut down when it has ended.
+    let during = Client::connect(addr);
+    drop(busy);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.unaccepted), (1, 0));
+    let after = Client::connect(addr);
+    let half_open = half_open.hear();
+    other.set_nonblocking(false).unwrap();
+    for client in [during, after, half_open] {
+        let (_, peer) = other.accept().unwrap();
+        assert_eq!(peer, client.socket().local_addr().unwrap());
+    }
+}
+
+#[test]
+fn nobody_is_lost_in_a_group_of_listeners_on_one_port() {
+    stop_a_group_under_load("127.1.0");
+}
+
+#[test]
+fn nobody_is_lost_in_a_group_of_listeners_that_cannot_be_filtered() {
+    deny_socket_option(libc::SO_ATTACH_FILTER);
+    stop_a_group_under_load("127.2.0");
+}
+
+fn stop_a_group_under_load(network: &str) {
+    const LISTENERS: usize = 3;
+    const CLIENTS: usize = 48;
+    const ROUNDS: usize = 5;
+    for round in 1..=ROUNDS {
+        let mut place = format!("{network}.{round}:0");
+        let group: Vec<_> = (0..LISTENERS)
+            .map(|_| {
+                let socket = tcp(place.parse().unwrap());
+                socket.set_reuse_port(true).unwrap();
+                let listener = listen(socket, &place, 128);
+                place = listener.local_addr().to_string();
+                listener
+            })
+            .collect();
+        let server = hello(patient(), group);
+        let addr = addr(&server);
+        // Each connects again and again, until it is refused; whoever is connected is answered.
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|_| {
+                thread::spawn(move || {
+                    let mut answers = 0;
+                    while let Ok(mut client) = Client::try_connect(addr) {
+                        client.ask("/");
+                        assert_eq!(client.answer().text(), "hello");
+                        answers += 1;
+                    }
+                    answers
+                })
+            })
+            .collect();
+        wait_for_report(&server, |report| report.served > 100);
+        let report = stop(&server).unwrap();
+        let answers: u64 = clients
+            .into_iter()
+            .map(|client| client.join().unwrap())
+            .sum();
+        assert_eq!(
+            (report.served, report.unaccepted),
+            (answers, 0),
+            "{report:?}"
+        );
+        assert_balanced(&report);
+    }
+}
+
+#[test]
+fn a_silent_client_of_a_deferred_accept_is_served() {
+    let listener = listener();
+    set_option(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30);
+    let server = hello(patient(), listener);
+    let addr = addr(&server);
+    let mut clients = [Client::connect(addr), Client::connect(addr)];
+    wait_for_half_open(addr.port(), 2);
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Quiescing);
+    let [quick, slow] = &mut clients;
+    quick.ask("/");
+    assert_eq!(quick.answer().text(), "hello");
+    // The other is silent until the listener is closed: it is taken over when the kernel repeats its answer.
+    wait_for_phase(&server, Phase::Draining);
+    slow.ask("/");
+    assert_eq!(slow.answer().text(), "hello");
+    drop(clients);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.unaccepted), (2, 0));
+}
+
+#[test]
+fn ipv6_and_dual_stack_handshakes_are_finished() {
+    for (bound, host) in [
+        ("[::1]:0", "::1"),
+        ("[::]:0", "::1"),
+        ("[::]:0", "127.0.0.1"),
+    ] {
+        let Ok(listener) = Listener::bind(bound) else {
+            eprintln!("skipped: no IPv6");
+            return;
+        };
+        let server = hello(patient(), listener);
+        let addr = SocketAddr::new(host.parse().unwrap(), addr(&server).port());
+        let client = Deaf::connect(addr);
+        assert_served_at_the_stop(&server, client);
+    }
+}
+
+#[test]
+fn a_multipath_listener_refuses_new_handshakes_and_finishes_old_ones() {
+    let Ok(socket) = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)) else {
+        eprintln!("skipped: no multipath TCP");
+        return;
+    };
+    let listener = listen(socket, "127.0.0.1:0", 128);
+    assert_refuses_new_and_finishes_old(listener, ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn a_stop_that_cannot_refuse_says_so_and_finishes_old_handshakes() {
+    let listener = listener();
+    deny_socket_option(libc::SO_ATTACH_FILTER);
+    deny_socket_option(SO_BINDTOIFINDEX);
+    let (builder, warnings) = warnings(patient());
+    let server = hello(builder, listener);
+    let client = Deaf::connect(addr(&server));
+    assert_served_at_the_stop(&server, client);
+    server.close();
+    let warnings = warnings.all();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let expected = "a handshake that begins now may be lost";
+    assert!(warnings[0].contains(expected), "{warnings:?}");
+}
+
+#[test]
+fn a_listener_with_a_locked_filter_refuses_all_the_same() {
+    let listener = listener();
+    if !can_filter(&listener) {
+        return;
+    }
+    set_option(&listener, libc::SOL_SOCKET, libc::SO_LOCK_FILTER, 1);
+    assert_refuses_new_and_finishes_old(listener, ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn without_the_privilege_to_filter_new_handshakes_are_refused_all_the_same() {
+    deny_socket_option(libc::SO_ATTACH_FILTER);
+    for bound in ["127.0.0.1:0", "[::1]:0", ":0"] {
+        match Listener::bind(bound) {
+            Ok(listener) => {
+                assert_refuses_new_and_finishes_old(listener, ErrorKind::ConnectionRefused);
+            }
+            Err(_) => eprintln!("skipped: no IPv6"),
+        }
+    }
+}
+
+#[test]
+fn new_handshakes_are_refused_while_an_old_one_is_waited_for() {
+    let listener = listener();
+    if !can_filter(&listener) {
+        return;
+    }
+    assert_refuses_new_and_finishes_old(listener, ErrorKind::TimedOut);
+}
+
+/// Attaches a filter that lets everything pass. If that is not allowed, the test is skipped.
+fn can_filter(listener: &Listener) -> bool {
+    let pass_all = SockFilter::new(0x06, 0, 0, u32::MAX);
+    let result = SockRef::from(listener).attach_filter(&[pass_all]);
+    if let Err(error) = &result {
+        eprintln!("skipped: no privilege to attach a filter: {error}");
+    }
+    result.is_ok()
+}
+
+fn assert_refuses_new_and_finishes_old(listener: Listener, how: ErrorKind) {
+    let (builder, warnings) = warnings(builder().idle_grace(Duration::from_secs(1)));
+    let server = hello(builder, listener);
+    let mut addr = addr(&server);
+    if addr.ip().is_unspecified() {
+        addr.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
+    let old = Deaf::connect(addr);
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Quiescing);
+    let error = loop {
+        // The phase begins a moment before the refusal.
+        if let Err(error) = Client::try_connect(addr) {
+            break error;
+        }
+    };
+    assert_eq!(error.kind(), how, "{error}");
+    assert_eq!(server.phase(), Phase::Quiescing);
+    let mut old = old.hear();
+    old.ask("/");
+    assert_eq!(old.answer().text(), "hello");
+    drop(old);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.unaccepted), (1, 0));
+    server.close();
+    assert_eq!(warnings.all(), [""; 0]);
+}
+
+#[test]
+fn a_handshake_that_is_never_done_ends_with_the_quiesce_timeout() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let server = hello(builder().quiesce_timeout(TIMEOUT), listener());
+    let client = Deaf::connect(addr(&server));
+    let report = stop(&server).unwrap();
+    // Half the time of the next timeout that could end it.
+    let bounds = TIMEOUT..Duration::from_secs(2);
+    assert!(bounds.contains(&report.stop_duration), "{report:?}");
+    assert_eq!((report.served, report.unaccepted), (0, 0));
+    drop(client);
+}
+
+#[test]
+fn without_descriptors_a_handshake_is_still_seen_and_waited_for() {
+    let name = "without_descriptors_a_handshake_is_still_seen_and_waited_for";
+    let few = ["sh", "-c", "ulimit -n 100; exec \"$@\"", "sh"];
+    if let Some(mut command) = alone(name, &few) {
+        return assert_passes(command.spawn().unwrap());
+    }
+    let server = hello(patient(), listener());
+    let client = Deaf::connect(addr(&server));
+    let mut taken = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        taken.push(file);
+    }
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Quiescing);
+    let mut client = client.hear();
+    client.ask("/");
+    assert_eq!(server.phase(), Phase::Quiescing);
+    taken.clear();
+    assert_eq!(client.answer().text(), "hello");
+    drop(client);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.unaccepted), (1, 0));
+}
+
+/// Denies the calling thread, and those that it starts, a system call with these arguments.
+fn deny(call: i64, arguments: &[(u8, i32)], error: i32) {
+    let is = |(index, value): &(u8, i32)| {
+        let value = value.unsigned_abs().into();
+        SeccompCondition::new(*index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).unwrap()
+    };
+    let rule = SeccompRule::new(arguments.iter().map(is).collect()).unwrap();
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(call, vec![rule])]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(error.unsigned_abs()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+fn deny_socket_option(option: i32) {
+    let arguments = [(1, libc::SOL_SOCKET), (2, option)];
+    deny(libc::SYS_setsockopt, &arguments, libc::EPERM);
+}
+
+fn deny_netlink() {
+    deny(
+        libc::SYS_socket,
+        &[(0, libc::AF_NETLINK)],
+        libc::EAFNOSUPPORT,
+    );
+}
+
+#[test]
+fn without_netlink_handshakes_are_counted_all_the_same() {
+    deny_netlink();
+    let (builder, warnings) = warnings(patient());
+    let server = hello(builder, listener());
+    let client = Deaf::connect(addr(&server));
+    assert_served_at_the_stop(&server, client);
+    server.close();
+    assert_eq!(warnings.all(), [""; 0]);
+}
+
+#[test]
+fn without_netlink_a_handshake_on_another_port_is_not_waited_for() {
+    deny_netlink();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Deaf::connect(other.local_addr().unwrap());
+    let server = hello(builder().quiesce_timeout(LONG), listener());
+    stop(&server).unwrap();
+    assert_eq!(half_open(other.local_addr().unwrap().port()), 1);
+    drop(client);
+}
+
+#[test]
+fn a_handshake_on_another_port_is_not_waited_for() {
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = Deaf::connect(other.local_addr().unwrap());
+    let server = hello(builder().quiesce_timeout(LONG), listener());
+    stop(&server).unwrap();
+    assert_eq!(half_open(other.local_addr().unwrap().port()), 1);
+    drop(client);
+}
+
+#[test]
+fn handshakes_that_cannot_be_counted_are_given_a_round_trip() {
+    let name = "handshakes_that_cannot_be_counted_are_given_a_round_trip";
+    if let Some(mut command) = alone(name, &["unshare", "-rn"]) {
+        if !can_make_namespaces() {
+            return;
+        }
+        // It gets a listener of our network namespace, and does not see its handshakes from its own.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let child = command.stdin(OwnedFd::from(listener)).spawn().unwrap();
+        drop(command); // and with it our copy of the listener
+        let mut client = Client::get(addr, "/");
+        assert_eq!(client.answer().text(), "hello");
+        drop(client);
+        assert_passes(child);
+        return;
+    }
+    let listener = io::stdin().as_fd().try_clone_to_owned().unwrap();
+    let (builder, warnings) = warnings(builder());
+    let server = hello(builder, Listener::from_fd(listener).unwrap());
+    wait_for_report(&server, |report| report.served == 1);
+    let report = stop(&server).unwrap();
+    let round_trip = Duration::from_secs(1)..Duration::from_secs(3);
+    assert!(round_trip.contains(&report.stop_duration), "{report:?}");
+    server.close();
+    let warnings = warnings.all();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("cannot be counted"), "{warnings:?}");
+}
+
+#[test]
+fn a_handshake_by_syn_cookie_is_given_a_round_trip() {
+    let name = "a_handshake_by_syn_cookie_is_given_a_round_trip";
+    let prepare = "ip link set lo up && echo 2 > /proc/sys/net/ipv4/tcp_syncookies && exec \"$@\"";
+    if let Some(mut command) = alone(name, &["unshare", "-rn", "sh", "-c", prepare, "sh"]) {
+        if can_make_namespaces() {
+            assert_passes(command.spawn().unwrap());
+        }
+        return;
+    }
+    let listener = listener();
+    lose_acks(&listener);
+    let phases = Journal::new();
+    let server = hello(patient().on_phase(into_journal(&phases)), listener);
+    // From then on cookies are noticed.
+    phases.wait_for(|phase| *phase == Phase::Serving);
+    let mut client = Client::connect(addr(&server));
+    assert_eq!(half_open(addr(&server).port()), 0, "not by cookie");
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Quiescing);
+    client.ask("/");
+    assert_eq!(client.answer().text(), "hello");
+    drop(client);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.unaccepted), (1, 0));
+}
