@@ -4,7 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -20,8 +20,8 @@ use seccompiler::{
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use common::{
-    Client, Journal, LONG, addr, assert_balanced, builder, into_journal, listener, reply, stop,
-    stop_elsewhere, wait_for_report,
+    Client, Journal, LONG, addr, assert_balanced, builder, half_open, into_journal, listener,
+    reply, stop, stop_elsewhere, wait_for_report,
 };
 
 /// The option that binds a socket to an interface by its number.
@@ -103,17 +103,6 @@ fn lose_acks(listener: &impl AsFd) {
             SockFilter::new(0x06 | 0x10, 0, 0, all), // return the accumulator: nothing, or two bytes
         ])
         .unwrap();
-}
-
-/// How many handshakes are half open at that port.
-fn half_open(port: u16) -> usize {
-    let local = format!(":{port:04X} ");
-    ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
-        .map(|path| fs::read_to_string(path).unwrap_or_default())
-        .iter()
-        .flat_map(|table| table.lines())
-        .filter(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("03"))
-        .count()
 }
 
 fn wait_for_half_open(port: u16, count: usize) {
