@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use common::{
     Client, Journal, LONG, addr, assert_balanced, builder, half_open, into_journal, listener,
-    reply, stop, stop_elsewhere, wait_for_report,
+    reply, skip, stop, stop_elsewhere, wait_for_report,
 };
 
 /// The option that binds a socket to an interface by its number.
@@ -191,7 +191,7 @@ fn can_make_namespaces() -> bool {
     let result = Command::new("unshare").args(["-rn", "true"]).status();
     let can = result.is_ok_and(|status| status.success());
     if !can {
-        eprintln!("skipped: no network namespace can be made (unshare -rn)");
+        skip(&"no network namespace can be made (unshare -rn)");
     }
     can
 }
@@ -201,6 +201,25 @@ fn a_handshake_that_is_half_done_at_the_stop_is_finished_and_served() {
     let server = hello(patient(), listener());
     let client = Deaf::connect(addr(&server));
     assert_served_at_the_stop(&server, client);
+}
+
+#[test]
+fn a_client_whose_handshake_was_repeated_has_time_to_repeat_its_request() {
+    // To all others it gives 5 ms.
+    let server = hello(builder(), listener());
+    let client = Deaf::connect(addr(&server));
+    let silent = Client::connect(addr(&server));
+    let stopping = stop_elsewhere(&server);
+    wait_for_phase(&server, Phase::Quiescing);
+    let mut client = client.hear();
+    silent.assert_closed();
+    let soon = Instant::now() + Duration::from_millis(300);
+    assert!(server.wait_blocking(Some(soon)).is_err(), "it goes on");
+    client.ask("/");
+    assert_eq!(client.answer().text(), "hello");
+    drop(client);
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.closed_idle), (1, 1));
 }
 
 #[test]
