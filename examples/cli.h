@@ -1,7 +1,9 @@
-/* What the example programs share: flags, and durations as Go writes them ("300ms", "1.5s", "1m30s"). */
+/* What the example programs share: flags, durations as Go writes them ("300ms", "1.5s", "1m30s"), the report as JSON. */
 #ifndef CLI_H
 #define CLI_H
 
+#include <httpdown.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -64,6 +66,40 @@ static inline uint32_t cli_timeout(const char *program, const char *text) {
         exit(2);
     }
     return ms == 0 ? 0xFFFFFFFEu : ms; /* HTTPDOWN_NOW */
+}
+
+/* Prints the report of a server that has stopped as one line of JSON, for programs to read (lossmeter does): each field
+ * by its name. Nothing if there was no stop, because no server was started. */
+static inline void cli_print_report(const httpdown_stop_report *report) {
+    const struct {
+        const char *name;
+        uint64_t value;
+    } fields[] = {
+        {"phase", (uint64_t)report->phase},
+        {"status", (uint64_t)report->status},
+        {"stop_duration_ms", report->stop_duration_ms},
+        {"connections", report->connections},
+        {"conns_open", report->conns_open},
+        {"conns_new", report->conns_new},
+        {"conns_active", report->conns_active},
+        {"conns_idle", report->conns_idle},
+        {"conns_hijacked", report->conns_hijacked},
+        {"closed_idle", report->closed_idle},
+        {"raced", report->raced},
+        {"requests", report->requests},
+        {"served", report->served},
+        {"failed", report->failed},
+        {"gone", report->gone},
+        {"killed", report->killed},
+        {"abandoned", report->abandoned},
+        {"hijacked_killed", report->hijacked_killed},
+        {"unaccepted", report->unaccepted},
+        {"events_dropped", report->events_dropped},
+    };
+    if (report->phase != HTTPDOWN_PHASE_STOPPED) return;
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        printf("%s\"%s\":%" PRIu64, i == 0 ? "{" : ",", fields[i].name, fields[i].value);
+    puts("}");
 }
 
 #endif

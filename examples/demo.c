@@ -4,7 +4,6 @@
  */
 #define _POSIX_C_SOURCE 200809L
 #include <httpdown.h>
-#include <inttypes.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -64,6 +63,7 @@ int main(int argc, char **argv) {
     if (report.phase == HTTPDOWN_PHASE_STOPPED)
         printf("stopped after %" PRIu64 " ms: %" PRIu64 " requests, %" PRIu64 " served, %" PRIu64 " killed\n",
                report.stop_duration_ms, report.requests, report.served, report.killed);
+    cli_print_report(&report);
     if (status != 0) fprintf(stderr, "%s: %s: %s\n", argv[0], httpdown_status_string(status), error);
     return status != 0;
 }

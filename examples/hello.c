@@ -129,7 +129,9 @@ int main(int argc, char **argv) {
     options.dispatch = dispatch;
     options.handler = dispatch == HTTPDOWN_DISPATCH_QUEUE ? NULL : on_request;
     char error[256];
-    int status = httpdown_run(&options, NULL, error, sizeof error); /* until TERM or INT */
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    int status = httpdown_run(&options, &report, error, sizeof error); /* until TERM or INT */
+    cli_print_report(&report);
     if (status != 0) fprintf(stderr, "%s: %s: %s\n", argv[0], httpdown_status_string(status), error);
     return status != 0;
 }

@@ -43,7 +43,7 @@ def main(program: str) -> int:
 
     whole = response.read().decode()
     say("client", f"got: {whole}")
-    report = server.stdout.read()
+    report = server.stdout.readline()  # what follows is for programs
     status = server.wait(timeout=30)
     say("server", report)
     say("server", f"exit status {status}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import re
 import signal
@@ -111,6 +112,23 @@ class Demo:
 
 class DemoInC(Demo, unittest.TestCase):
     command = [os.path.join(BUILD, "demo")]
+
+    def test_the_report_is_for_people_and_for_programs(self):
+        with Program(self.command) as demo:
+            self.assertEqual(demo.get("/")[0], 200)
+            demo.signal(signal.SIGTERM)
+            people, programs = demo.process.stdout.read().splitlines()
+            self.assertRegex(people, r"^stopped after \d+ ms: 1 requests, 1 served, 0 killed$")
+            self.assert_report(programs)
+            self.assertEqual(demo.end(), 0)
+
+    def assert_report(self, line):
+        report = json.loads(line)
+        with open(os.path.join(ROOT, "include", "httpdown.h"), encoding="utf-8") as header:
+            struct = re.search(r"typedef struct \{([^{}]*)\} httpdown_stop_report;", header.read())[1]
+        fields = re.findall(r"^\s+\w+ (\w+);", struct, re.MULTILINE)
+        self.assertEqual(list(report), [field for field in fields if field != "struct_size"])
+        self.assertEqual((report["requests"], report["served"], report["conns_open"]), (1, 1, 0))
 
 
 class DemoInCpp(Demo, unittest.TestCase):
