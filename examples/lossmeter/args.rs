@@ -1,0 +1,261 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use lexopt::prelude::*;
+use rustix::process::Signal;
+
+use crate::client::Patience;
+use crate::modes::{MODES, Mode, Targets};
+use crate::server::{ServerSpec, signal_named};
+
+/// What was asked for.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) servers: Vec<ServerSpec>,
+    pub(crate) modes: Vec<&'static Mode>,
+    pub(crate) stops: u32,
+    /// `--no-stop`: so many requests, then a stop of an idle server.
+    pub(crate) requests: Option<u64>,
+    pub(crate) clients: u32,
+    pub(crate) load: Duration,
+    pub(crate) think: Duration,
+    pub(crate) jobs: usize,
+    pub(crate) seed: u64,
+    pub(crate) targets: Targets,
+    pub(crate) any_body: bool,
+    pub(crate) patience: Patience,
+    pub(crate) stop_limit: Duration,
+    pub(crate) json: Option<PathBuf>,
+    pub(crate) svg: Option<PathBuf>,
+    pub(crate) verbose: bool,
+}
+
+impl Options {
+    pub(crate) fn stops_under_load(&self) -> bool {
+        self.requests.is_none()
+    }
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Task {
+    Measure(Box<Options>),
+    /// Be a server of the kind that loses requests: a hidden command.
+    ServePeer(String),
+    Help,
+}
+
+/// What `--help` says.
+pub(crate) fn help() -> String {
+    let mode = |mode: &Mode| format!("  {:<10} {}\n", mode.name, mode.about);
+    let modes = MODES.iter().map(mode).collect::<Vec<_>>().concat();
+    format!("{BEGIN_OF_HELP}\nMODES\n{modes}{END_OF_HELP}")
+}
+
+const BEGIN_OF_HELP: &str = "\
+lossmeter: finds requests that an HTTP/1.1 server loses when it is stopped by a signal under load.
+
+It starts the server, loads it, sends the signal, lets the clients go on until they are refused, and says of each
+request what became of it, as the client saw it at its socket. Again and again, at moments left to chance.
+
+    lossmeter 'build/hello -addr {addr}'
+    lossmeter --modes new,keepalive --stops 100 'ours=build/hello -addr {addr}' 'nginx:QUIT=nginx.sh {addr}'
+
+USAGE
+  lossmeter [OPTIONS] SERVER...
+
+  SERVER is [NAME[:SIGNAL]=]COMMAND, a command line for the shell. {addr} in it becomes the address to listen on
+  (127.3.4.5:10001), {ip} and {port} its parts; with {port} alone the server listens on 127.0.0.1 or on everything.
+  It must not go into the background, and is ready when it accepts connections. Several servers take turns.
+
+OPTIONS
+  --modes LIST         which modes, separated by commas (default: all)
+  --stops N            stops of each server in each mode (default 20)
+  --clients N          connections at a time (default 64)
+  --load DURATION      time before the signal; half to one and a half of it, by chance (default 1s)
+  --signal NAME        TERM (default), INT, QUIT, ...; a server's own :SIGNAL goes first
+  --think DURATION     the longest pause between two requests of mode keepalive (default 2s)
+  --jobs N             stops at the same time, on different addresses (default 1)
+  --seed N             makes the same choices again
+  --no-stop            no stop under load: --requests, all to be answered, then a stop without load; once
+  --requests N         with --no-stop (default 100000)
+  --compare SERVER     the same as SERVER
+
+  --path PATH          what is asked for (default /)
+  --post-path PATH     what small bodies are posted to (default /echo)
+  --upload-path PATH   what large bodies are posted to (default /echo)
+  --upload-size N      how large (default 1000000)
+  --big-path PATH      a large answer (default /bytes/8000000)
+  --any-body           answers may differ from each other; else each must be as the first after the start
+
+  --connect-limit D    a connection that takes longer counts as refused (default 15s)
+  --request-limit D    an answer that takes longer counts as timed out (default 60s)
+  --stop-limit D       a server that takes longer to end is killed (default 90s)
+  --crossing D         see RACE (default 50ms, and two round trips)
+
+  --json FILE          the results for programs
+  --svg FILE           the results as a chart
+  --verbose            a line for each stop
+  --help
+";
+
+const END_OF_HELP: &str = "
+  A mode that asks for what the server does not have (the first answer is a 4xx or 5xx) is skipped, and a line says so.
+
+WHAT BECOMES OF A REQUEST
+  ok             the answer is whole, with the status and the body that the first answer had
+  error_status   the answer is whole, and a 5xx
+  race           see RACE
+  Lost:
+  reset_fresh    connected, sent (all or some of it), and reset, without a byte of an answer
+  closed_fresh   the same, but closed (FIN)
+  reset_unused   connected, and reset before anything was sent
+  dropped        the same as the first two, on a connection that was used before, and no race
+  truncated      the answer is cut
+  pipelined      sent together with a request that was answered or cut, and not answered itself: also behind an answer
+                 with 'Connection: close', because it was sent before that could be known
+  timed_out, bad (no HTTP, or another answer than the first), refused_early (before the signal)
+
+  No request, and no loss: connections refused, or not established in time; closed_idle, a used connection that the
+  client saw closed before it wrote (it takes a new one); closed_unused, the same on a new one, by FIN.
+
+RACE
+  A client looks at its connection immediately before it writes. A request on a used connection that was open by that
+  look, and that ends without a byte of an answer, has crossed the server's FIN on the wire: HTTP/1.1 has nothing
+  against that. But if the connection is seen to be open still --crossing later, the FIN was sent when the request was
+  already there: then it counts as dropped. On a new connection there is no such excuse.
+
+LEDGER
+  A server may print a line with a JSON object when it has ended. Its numbers are compared with the clients', to the
+  last unit: connections; served (whole answers); requests (whole and truncated answers); raced (connections with a
+  race or closed_fresh). The one request that finds the server started is among them.
+
+EXIT STATUS
+  0 if nothing was lost, no 5xx was seen, every server ended by itself and every ledger agrees; 1 if not; 2 if the
+  measurement could not be made.
+";
+
+/// Reads the command line.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_args(args);
+    let (mut servers, mut signal) = (Vec::new(), Signal::TERM);
+    let (mut no_stop, mut requests, mut crossing) = (false, None, None);
+    let mut options = Options {
+        servers: Vec::new(),
+        modes: MODES.iter().collect(),
+        stops: 20,
+        requests: None,
+        clients: 64,
+        load: Duration::from_secs(1),
+        think: Duration::from_secs(2),
+        jobs: 1,
+        seed: fastrand::u64(..1_000_000),
+        targets: Targets {
+            get: "/".into(),
+            post: "/echo".into(),
+            upload: "/echo".into(),
+            big: "/bytes/8000000".into(),
+            upload_size: 1_000_000,
+        },
+        any_body: false,
+        patience: Patience {
+            connect: Duration::from_secs(15),
+            request: Duration::from_secs(60),
+            crossing: Duration::ZERO,
+        },
+        stop_limit: Duration::from_secs(90),
+        json: None,
+        svg: None,
+        verbose: false,
+    };
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("modes") => options.modes = modes(&parser.value()?.string()?)?,
+            Long("stops") => options.stops = parser.value()?.parse()?,
+            Long("clients") => options.clients = parser.value()?.parse()?,
+            Long("load") => options.load = duration(&mut parser)?,
+            Long("signal") => signal = named(&parser.value()?.string()?)?,
+            Long("think") => options.think = duration(&mut parser)?,
+            Long("jobs") => options.jobs = parser.value()?.parse()?,
+            Long("seed") => options.seed = parser.value()?.parse()?,
+            Long("no-stop") => no_stop = true,
+            Long("requests") => requests = Some(parser.value()?.parse()?),
+            Long("path") => options.targets.get = parser.value()?.string()?,
+            Long("post-path") => options.targets.post = parser.value()?.string()?,
+            Long("upload-path") => options.targets.upload = parser.value()?.string()?,
+            Long("upload-size") => options.targets.upload_size = parser.value()?.parse()?,
+            Long("big-path") => options.targets.big = parser.value()?.string()?,
+            Long("any-body") => options.any_body = true,
+            Long("connect-limit") => options.patience.connect = duration(&mut parser)?,
+            Long("request-limit") => options.patience.request = duration(&mut parser)?,
+            Long("stop-limit") => options.stop_limit = duration(&mut parser)?,
+            Long("crossing") => crossing = Some(duration(&mut parser)?),
+            Long("json") => options.json = Some(parser.value()?.into()),
+            Long("svg") => options.svg = Some(parser.value()?.into()),
+            Long("verbose") => options.verbose = true,
+            Long("help") | Short('h') => return Ok(Task::Help),
+            Long("serve-peer") => return Ok(Task::ServePeer(parser.value()?.string()?)),
+            Long("compare") => servers.push(parser.value()?.string()?),
+            Value(server) => servers.push(server.string()?),
+            other => return Err(other.unexpected()),
+        }
+    }
+    options.patience.crossing = crossing.unwrap_or(Duration::from_millis(50));
+    options.requests = no_stop.then(|| requests.unwrap_or(100_000));
+    if requests.is_some() && !no_stop {
+        return Err("--requests is for --no-stop".into());
+    }
+    if no_stop {
+        options.stops = 1;
+    }
+    if servers.is_empty() {
+        return Err("no server; see --help".into());
+    }
+    if options.stops == 0 || options.clients == 0 || options.jobs == 0 {
+        return Err("--stops, --clients and --jobs begin with 1".into());
+    }
+    for server in servers {
+        options.servers.push(spec(&server, signal)?);
+    }
+    Ok(Task::Measure(Box::new(options)))
+}
+
+fn duration(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
+    parser.value()?.parse_with(humantime::parse_duration)
+}
+
+fn modes(list: &str) -> Result<Vec<&'static Mode>, lexopt::Error> {
+    let named = |name| MODES.iter().find(|mode| mode.name == name);
+    let mode = |name| named(name).ok_or_else(|| format!("no mode {name:?}; see --help").into());
+    list.split(',').map(mode).collect()
+}
+
+fn named(signal: &str) -> Result<Signal, lexopt::Error> {
+    signal_named(signal).ok_or_else(|| format!("no signal {signal:?}").into())
+}
+
+/// `[NAME[:SIGNAL]=]COMMAND`.
+fn spec(text: &str, signal: Signal) -> Result<ServerSpec, lexopt::Error> {
+    let is_name = |name: &&str| !name.contains(|c: char| c.is_whitespace() || c == '/' || c == '{');
+    let (name, command) = match text.split_once('=') {
+        Some((name, command)) if is_name(&name) => (name, command),
+        _ => (text.split_whitespace().next().unwrap_or_default(), text),
+    };
+    if !command.contains("{addr}") && !command.contains("{port}") {
+        return Err(
+            format!("{command:?} has no place for an address: {{addr}} or {{port}}").into(),
+        );
+    }
+    let (name, signal) = match name.split_once(':') {
+        Some((name, signal)) => (name, named(signal)?),
+        None => (name, signal),
+    };
+    Ok(ServerSpec {
+        name: name.rsplit('/').next().unwrap_or(name).into(),
+        command: command.into(),
+        signal,
+    })
+}

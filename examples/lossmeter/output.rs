@@ -1,0 +1,254 @@
+//! The results: as a table, and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::args::Options;
+use crate::modes::Mode;
+use crate::tally::{Outcome, Tally};
+use crate::trial::Stop;
+
+/// All stops of one server in one mode.
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub(crate) server: String,
+    pub(crate) mode: &'static Mode,
+    pub(crate) sum: Tally,
+    pub(crate) stops: usize,
+    pub(crate) stops_with_loss: usize,
+    /// Of those that ended by themselves, in order.
+    times: Vec<Duration>,
+    killed: usize,
+    /// How many ledgers were compared, and where they differ.
+    ledgers: usize,
+    differences: Vec<String>,
+    /// Ways in which processes ended, and how often.
+    statuses: BTreeMap<String, usize>,
+    /// Why there are no stops, if there are none.
+    pub(crate) skipped: Option<String>,
+}
+
+impl Row {
+    pub(crate) fn new(server: &str, mode: &'static Mode) -> Self {
+        Self {
+            server: server.into(),
+            mode,
+            sum: Tally::default(),
+            stops: 0,
+            stops_with_loss: 0,
+            times: Vec::new(),
+            killed: 0,
+            ledgers: 0,
+            differences: Vec::new(),
+            statuses: BTreeMap::new(),
+            skipped: None,
+        }
+    }
+
+    pub(crate) fn add(&mut self, stop: Stop) {
+        self.stops += 1;
+        self.stops_with_loss += usize::from(stop.tally.lost() > 0);
+        self.sum.merge(&stop.tally);
+        match stop.time {
+            Some(time) => self.times.push(time),
+            None => self.killed += 1,
+        }
+        self.times.sort_unstable();
+        if let Some(differences) = stop.ledger {
+            self.ledgers += 1;
+            if !differences.is_empty() {
+                self.differences.push(differences.join("; "));
+            }
+        }
+        if let Some(status) = stop.status {
+            *self.statuses.entry(status).or_default() += 1;
+        }
+    }
+
+    /// Nothing is to be complained of.
+    pub(crate) fn is_good(&self) -> bool {
+        self.sum.lost() == 0
+            && self.sum.get(Outcome::ErrorStatus) == 0
+            && self.killed == 0
+            && self.differences.is_empty()
+    }
+
+    /// Whether the mode could be run.
+    fn is_there(&self) -> bool {
+        self.stops > 0
+    }
+
+    fn cells(&self) -> [String; COLUMNS] {
+        let dash = || "-".to_owned();
+        let time =
+            |time: Option<&Duration>| time.map_or_else(dash, |time| time.as_millis().to_string());
+        let losses: Vec<_> = self
+            .sum
+            .losses()
+            .map(|(outcome, count)| format!("{count} {}", outcome.name()))
+            .collect();
+        let lost = match (self.sum.lost(), &losses[..]) {
+            (lost, []) => lost.to_string(),
+            (_, [only]) => only.clone(),
+            (lost, several) => format!("{lost} ({})", several.join(", ")),
+        };
+        let ledger = match (self.ledgers, self.differences.len()) {
+            (0, _) => dash(),
+            (_, 0) => "ok".into(),
+            (_, differ) => format!("{differ} differ"),
+        };
+        [
+            self.server.clone(),
+            self.mode.name.into(),
+            self.stops.to_string(),
+            self.sum.requests().to_string(),
+            self.sum.get(Outcome::Ok).to_string(),
+            lost,
+            self.stops_with_loss.to_string(),
+            self.sum.get(Outcome::Race).to_string(),
+            self.sum.get(Outcome::ErrorStatus).to_string(),
+            self.sum.refused.to_string(),
+            (self.sum.closed_idle + self.sum.closed_unused).to_string(),
+            format!(
+                "{} / {}",
+                time(self.times.get(self.times.len() / 2)),
+                time(self.times.last())
+            ),
+            ledger,
+        ]
+    }
+
+    /// What a cell has no room for.
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let mut note =
+            |text: String| notes.push(format!("{} {}: {text}", self.server, self.mode.name));
+        if let Some(why) = &self.skipped {
+            note(format!("skipped: {why}"));
+        }
+        for difference in self.differences.iter().take(3) {
+            note(format!("ledger: {difference}"));
+        }
+        for (status, count) in &self.statuses {
+            note(format!("{count} of {} processes: {status}", self.stops));
+        }
+        if let Some(error) = &self.sum.local_error {
+            let count = self.sum.local_errors;
+            note(format!(
+                "{count} connections not begun, for want of means here: {error}"
+            ));
+        }
+        notes
+    }
+
+    fn to_json(&self) -> Value {
+        let mut map = self.sum.to_json();
+        let times: Vec<_> = self.times.iter().map(Duration::as_millis).collect();
+        let rest = json!({
+            "server": self.server,
+            "mode": self.mode.name,
+            "skipped": self.skipped,
+            "stops": self.stops,
+            "stops_with_loss": self.stops_with_loss,
+            "stop_ms": times,
+            "never_ended": self.killed,
+            "ledgers": self.ledgers,
+            "ledger_differences": self.differences,
+            "statuses": self.statuses,
+        });
+        if let Value::Object(rest) = rest {
+            map.extend(rest);
+        }
+        map.into()
+    }
+}
+
+const COLUMNS: usize = 13;
+
+const TITLES: [&str; COLUMNS] = [
+    "server",
+    "mode",
+    "stops",
+    "requests",
+    "ok",
+    "lost",
+    "stops with loss",
+    "race",
+    "5xx",
+    "refused",
+    "closed idle",
+    "stop ms median / max",
+    "ledger",
+];
+
+/// The first two columns, and the losses, are words.
+fn is_text(column: usize) -> bool {
+    matches!(column, 0 | 1 | 5)
+}
+
+/// The table, and notes below it. It is Markdown, too.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let there: Vec<_> = rows
+        .iter()
+        .filter(|row| row.is_there())
+        .map(Row::cells)
+        .collect();
+    let mut widths = TITLES.map(str::len);
+    for cells in &there {
+        for (width, cell) in widths.iter_mut().zip(cells) {
+            *width = (*width).max(cell.len());
+        }
+    }
+    let mut text = String::new();
+    let mut line = |cells: [&str; COLUMNS]| {
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            // Writing to a String cannot fail.
+            let _ = if is_text(column) {
+                write!(text, "| {cell:<width$} ")
+            } else {
+                write!(text, "| {cell:>width$} ")
+            };
+        }
+        text += "|\n";
+    };
+    line(TITLES);
+    let rules: Vec<_> = widths
+        .iter()
+        .enumerate()
+        .map(|(column, &width)| {
+            let end = if is_text(column) { "-" } else { ":" };
+            "-".repeat(width - 1) + end
+        })
+        .collect();
+    line(std::array::from_fn(|column| &*rules[column]));
+    for cells in &there {
+        line(std::array::from_fn(|column| &*cells[column]));
+    }
+    let notes: Vec<_> = rows.iter().flat_map(Row::notes).collect();
+    if !notes.is_empty() {
+        text += "\n";
+        text += &notes.join("\n");
+        text += "\n";
+    }
+    text
+}
+
+/// Everything, for programs.
+pub(crate) fn to_json(options: &Options, rows: &[Row]) -> Value {
+    let servers: Vec<_> = options
+        .servers
+        .iter()
+        .map(|server| json!({"name": server.name, "command": server.command}))
+        .collect();
+    json!({
+        "seed": options.seed,
+        "clients": options.clients,
+        "load_ms": options.load.as_millis(),
+        "think_ms": options.think.as_millis(),
+        "servers": servers,
+        "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>(),
+    })
+}

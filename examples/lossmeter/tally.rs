@@ -1,0 +1,194 @@
+//! What became of the requests, and whether the server's own books say the same.
+
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
+/// What a request came to. `Ok`, `ErrorStatus` and `Race` are no loss; what follows them is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The answer was whole and right.
+    Ok,
+    /// The answer was whole, and a 5xx.
+    ErrorStatus,
+    /// It crossed the server's FIN, on a connection that had been used before.
+    Race,
+    /// Reset without a byte of an answer, on a new connection.
+    ResetFresh,
+    /// The same, but closed.
+    ClosedFresh,
+    /// Reset before anything was sent, on a new connection.
+    ResetUnused,
+    /// Closed or reset without a byte of an answer, on a used connection, when the server must have had the request.
+    Dropped,
+    /// The answer was cut.
+    Truncated,
+    /// Sent together with a request that was answered (or cut), and not answered itself.
+    Pipelined,
+    TimedOut,
+    /// The answer was no HTTP, or not what the server had answered before.
+    Bad,
+    /// Refused before the server was asked to stop.
+    RefusedEarly,
+}
+
+impl Outcome {
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Ok,
+        Self::ErrorStatus,
+        Self::Race,
+        Self::ResetFresh,
+        Self::ClosedFresh,
+        Self::ResetUnused,
+        Self::Dropped,
+        Self::Truncated,
+        Self::Pipelined,
+        Self::TimedOut,
+        Self::Bad,
+        Self::RefusedEarly,
+    ];
+
+    pub(crate) fn is_lost(self) -> bool {
+        !matches!(self, Self::Ok | Self::ErrorStatus | Self::Race)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::ErrorStatus => "error_status",
+            Self::Race => "race",
+            Self::ResetFresh => "reset_fresh",
+            Self::ClosedFresh => "closed_fresh",
+            Self::ResetUnused => "reset_unused",
+            Self::Dropped => "dropped",
+            Self::Truncated => "truncated",
+            Self::Pipelined => "pipelined",
+            Self::TimedOut => "timed_out",
+            Self::Bad => "bad",
+            Self::RefusedEarly => "refused_early",
+        }
+    }
+}
+
+/// Counts of one client, of one stop, or of all stops of a server in a mode.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    outcomes: [u64; Outcome::ALL.len()],
+    /// Clients that ended because no connection could be made any more.
+    pub(crate) refused: u64,
+    /// Used connections that the server ended, and the client saw it before it wrote.
+    pub(crate) closed_idle: u64,
+    /// The same on new connections (by a FIN; a reset is a loss).
+    pub(crate) closed_unused: u64,
+    /// Connections made.
+    pub(crate) connections: u64,
+    /// Answers that came whole, whatever they said.
+    pub(crate) complete: u64,
+    /// Connections on which something was written that crossed the server's FIN, or may have.
+    pub(crate) crossed: u64,
+    /// What failed on the client's side: no port, no descriptor. No request was begun.
+    pub(crate) local_errors: u64,
+    /// The last such error.
+    pub(crate) local_error: Option<String>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, outcome: Outcome, count: u64) {
+        self.outcomes[outcome as usize] += count;
+    }
+
+    /// As `add`.
+    pub(crate) fn lose(&mut self, outcome: Outcome, count: u64) {
+        debug_assert!(outcome.is_lost());
+        self.add(outcome, count);
+    }
+
+    pub(crate) fn note(&mut self, error: &dyn fmt::Display) {
+        self.local_error = Some(error.to_string());
+    }
+
+    pub(crate) fn get(&self, outcome: Outcome) -> u64 {
+        self.outcomes[outcome as usize]
+    }
+
+    /// All that were begun.
+    pub(crate) fn requests(&self) -> u64 {
+        self.outcomes.iter().sum()
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.losses().map(|(_, count)| count).sum()
+    }
+
+    /// What was lost, by class; classes without any are left out.
+    pub(crate) fn losses(&self) -> impl Iterator<Item = (Outcome, u64)> {
+        let all = Outcome::ALL.into_iter();
+        let lost = all.filter(|outcome| outcome.is_lost());
+        lost.map(|outcome| (outcome, self.get(outcome)))
+            .filter(|&(_, count)| count > 0)
+    }
+
+    pub(crate) fn merge(&mut self, other: &Self) {
+        for (sum, count) in self.outcomes.iter_mut().zip(other.outcomes) {
+            *sum += count;
+        }
+        self.refused += other.refused;
+        self.closed_idle += other.closed_idle;
+        self.closed_unused += other.closed_unused;
+        self.connections += other.connections;
+        self.complete += other.complete;
+        self.crossed += other.crossed;
+        self.local_errors += other.local_errors;
+        if other.local_error.is_some() {
+            self.local_error.clone_from(&other.local_error);
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Map<String, Value> {
+        let mut map = Map::new();
+        map.insert("requests".into(), json!(self.requests()));
+        map.insert("lost".into(), json!(self.lost()));
+        for outcome in Outcome::ALL {
+            map.insert(outcome.name().into(), json!(self.get(outcome)));
+        }
+        for (name, count) in [
+            ("refused", self.refused),
+            ("closed_idle", self.closed_idle),
+            ("closed_unused", self.closed_unused),
+            ("connections", self.connections),
+            ("local_errors", self.local_errors),
+        ] {
+            map.insert(name.into(), json!(count));
+        }
+        map
+    }
+}
+
+/// Compares the server's report with what the clients saw, and says where they differ.
+///
+/// | the server's | must equal the clients' |
+/// | --- | --- |
+/// | `connections` | connections that were established |
+/// | `served` | whole answers, whatever their status |
+/// | `requests` | whole answers, and truncated ones |
+/// | `raced` | connections on which a request crossed the server's FIN: `race`, and `closed_fresh` |
+///
+/// The one connection and request with which lossmeter waits for the server to start is among them. Clients end no
+/// request themselves, so these are equal to the last unit, or something is lost or counted wrong. A loss that the
+/// server cannot know of (a reset from its listening socket) makes a difference too: in `connections`.
+pub(crate) fn compare(report: &Map<String, Value>, clients: &Tally) -> Vec<String> {
+    let pairs = [
+        ("connections", clients.connections),
+        ("served", clients.complete),
+        (
+            "requests",
+            clients.complete + clients.get(Outcome::Truncated),
+        ),
+        ("raced", clients.crossed),
+    ];
+    let differs = |&(name, seen): &(&str, u64)| {
+        let told = report.get(name)?.as_u64()?;
+        (told != seen).then(|| format!("{name}: server {told}, clients {seen}"))
+    };
+    pairs.iter().filter_map(differs).collect()
+}
