@@ -9,6 +9,7 @@ use rustix::process::Signal;
 
 use crate::client::Patience;
 use crate::modes::{MODES, Mode, Targets};
+use crate::net::Way;
 use crate::server::{ServerSpec, signal_named};
 
 /// What was asked for.
@@ -28,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) any_body: bool,
     pub(crate) patience: Patience,
     pub(crate) stop_limit: Duration,
+    /// `--rtt`
+    pub(crate) way: Option<Way>,
     pub(crate) json: Option<PathBuf>,
     pub(crate) svg: Option<PathBuf>,
     pub(crate) verbose: bool,
@@ -80,6 +83,10 @@ OPTIONS
   --think DURATION     the longest pause between two requests of mode keepalive (default 2s)
   --jobs N             stops at the same time, on different addresses (default 1)
   --seed N             makes the same choices again
+  --rtt DURATION       a way between client and server with such a round trip (root, or user namespaces); a server
+                       that takes {port} alone must listen on everything then
+  --frame-loss P%      loses so many of the frames on that way
+
   --no-stop            no stop under load: --requests, all to be answered, then a stop without load; once
   --requests N         with --no-stop (default 100000)
   --compare SERVER     the same as SERVER
@@ -94,7 +101,7 @@ OPTIONS
   --connect-limit D    a connection that takes longer counts as refused (default 15s)
   --request-limit D    an answer that takes longer counts as timed out (default 60s)
   --stop-limit D       a server that takes longer to end is killed (default 90s)
-  --crossing D         see RACE (default 50ms, and two round trips)
+  --crossing D         see RACE (default 50ms; 1s if frames are lost)
 
   --json FILE          the results for programs
   --svg FILE           the results as a chart
@@ -125,8 +132,9 @@ WHAT BECOMES OF A REQUEST
 RACE
   A client looks at its connection immediately before it writes. A request on a used connection that was open by that
   look, and that ends without a byte of an answer, has crossed the server's FIN on the wire: HTTP/1.1 has nothing
-  against that. But if the connection is seen to be open still --crossing later, the FIN was sent when the request was
-  already there: then it counts as dropped. On a new connection there is no such excuse.
+  against that. But if the connection is still open when the server's host has acknowledged the request's first byte,
+  the server closed it with the request already there: that counts as dropped. The client looks for that every
+  --crossing, so quick cases of it are taken for a race. On a new connection there is no such excuse.
 
 LEDGER
   A server may print a line with a JSON object when it has ended. Its numbers are compared with the clients', to the
@@ -143,6 +151,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
     let mut parser = lexopt::Parser::from_args(args);
     let (mut servers, mut signal) = (Vec::new(), Signal::TERM);
     let (mut no_stop, mut requests, mut crossing) = (false, None, None);
+    let (mut round_trip, mut loss) = (None, 0.0);
     let mut options = Options {
         servers: Vec::new(),
         modes: MODES.iter().collect(),
@@ -167,6 +176,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             crossing: Duration::ZERO,
         },
         stop_limit: Duration::from_secs(90),
+        way: None,
         json: None,
         svg: None,
         verbose: false,
@@ -193,6 +203,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             Long("request-limit") => options.patience.request = duration(&mut parser)?,
             Long("stop-limit") => options.stop_limit = duration(&mut parser)?,
             Long("crossing") => crossing = Some(duration(&mut parser)?),
+            Long("rtt") => round_trip = Some(duration(&mut parser)?),
+            Long("frame-loss") => loss = parser.value()?.parse_with(percent)?,
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("svg") => options.svg = Some(parser.value()?.into()),
             Long("verbose") => options.verbose = true,
@@ -203,7 +215,17 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             other => return Err(other.unexpected()),
         }
     }
-    options.patience.crossing = crossing.unwrap_or(Duration::from_millis(50));
+    if round_trip.is_none() && loss > 0.0 {
+        return Err("--frame-loss is for --rtt".into());
+    }
+    options.way = round_trip.map(|round_trip| Way {
+        round_trip,
+        loss,
+        seed: options.seed,
+    });
+    // A FIN that is lost comes again, after a fifth of a second at first: an acknowledgement may overtake it.
+    let by_default = Duration::from_millis(if loss > 0.0 { 1000 } else { 50 });
+    options.patience.crossing = crossing.unwrap_or(by_default);
     options.requests = no_stop.then(|| requests.unwrap_or(100_000));
     if requests.is_some() && !no_stop {
         return Err("--requests is for --no-stop".into());
@@ -225,6 +247,15 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
 
 fn duration(parser: &mut lexopt::Parser) -> Result<Duration, lexopt::Error> {
     parser.value()?.parse_with(humantime::parse_duration)
+}
+
+/// A part of a whole, from 0 to 1: `0.1%`.
+fn percent(text: &str) -> Result<f64, &'static str> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<f64>();
+    match number {
+        Ok(number) if (0.0..100.0).contains(&number) => Ok(number / 100.0),
+        _ => Err("not a percentage"),
+    }
 }
 
 fn modes(list: &str) -> Result<Vec<&'static Mode>, lexopt::Error> {

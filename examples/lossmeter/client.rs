@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::http::{Answer, Body, Parser};
 use crate::modes::{Mode, Requests, Script};
+use crate::sys;
 use crate::tally::{Outcome, Tally};
 
 /// How long clients wait for what.
@@ -25,7 +26,8 @@ pub(crate) struct Patience {
     pub(crate) connect: Duration,
     /// From a request's first byte to its answer's last.
     pub(crate) request: Duration,
-    /// A request whose connection is seen to be open so long after its first byte has not crossed the server's FIN.
+    /// How long after a request's first byte, and how often from then on, to look whether it reached a server that had
+    /// not closed.
     pub(crate) crossing: Duration,
 }
 
@@ -93,6 +95,12 @@ fn look(stream: &TcpStream) -> Look {
     }
 }
 
+/// Whether the server had not closed the connection when a request reached it, of which so many bytes were `sent`.
+fn arrived_before_fin(stream: &TcpStream, sent: usize) -> bool {
+    // In this order: a FIN that came before the acknowledgement is seen.
+    sys::unacknowledged(stream).is_ok_and(|count| count < sent) && look(stream) == Look::Open
+}
+
 /// How a connection ended before all answers had come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -116,8 +124,8 @@ struct Exchange {
     sent: usize,
     /// All of it was.
     sent_all: bool,
-    /// The connection was seen open when a FIN that the request had crossed would have been there.
-    outlived_crossing: bool,
+    /// The request has not crossed a FIN.
+    arrived: bool,
 }
 
 /// What trying to connect comes to.
@@ -205,6 +213,11 @@ async fn use_connection(load: &Load, stream: &TcpStream, random: &mut Rng, tally
             return;
         }
         let exchange = exchange(load, stream, &script, load.expected.body.clone(), random).await;
+        if exchange.sent == 0 {
+            // Not begun, after all.
+            load.budget
+                .fetch_add(script.count as u64, Ordering::Relaxed);
+        }
         let usable = judge(load, &exchange, script.count, fresh, tally);
         if !usable || random.u8(0..100) >= load.mode.reuse {
             return;
@@ -282,7 +295,7 @@ fn judge(load: &Load, exchange: &Exchange, asked: usize, fresh: bool, tally: &mu
             tally.crossed += 1;
             tally.lose(Outcome::ClosedFresh, missing);
         }
-        Some(_) if exchange.outlived_crossing => tally.lose(Outcome::Dropped, missing),
+        Some(_) if exchange.arrived => tally.lose(Outcome::Dropped, missing),
         Some(_) => {
             tally.crossed += 1;
             tally.add(Outcome::Race, missing);
@@ -306,7 +319,7 @@ async fn exchange(
         begun: false,
         sent: 0,
         sent_all: false,
-        outlived_crossing: false,
+        arrived: false,
     };
     let mut pauses = script.pauses.iter();
     let mut pause = pauses.next();
@@ -383,8 +396,8 @@ async fn exchange(
             }
             () = sleep_until(alarm) => {
                 if look_at.is_some_and(|at| at <= Instant::now()) {
-                    look_at = None;
-                    result.outlived_crossing = look(stream) == Look::Open;
+                    result.arrived = arrived_before_fin(stream, result.sent);
+                    look_at = (!result.arrived).then(|| Instant::now() + load.patience.crossing);
                 }
             }
         }

@@ -17,11 +17,13 @@ mod args;
 mod chart;
 mod client;
 mod http;
+mod lab;
 mod modes;
 mod net;
 mod output;
 mod peer;
 mod server;
+mod sys;
 mod tally;
 mod trial;
 
@@ -56,7 +58,11 @@ fn main() -> ExitCode {
 
 fn serve_or_measure() -> Result<bool, Failure> {
     let task = args::parse(std::env::args_os().skip(1)).map_err(|error| error.to_string())?;
-    let net = Net::default();
+    let way = match &task {
+        Task::Measure(options) => options.way,
+        _ => None,
+    };
+    let net = Net::new(way)?;
     let runtime = net.runtime()?;
     match task {
         Task::Help => {
@@ -69,7 +75,7 @@ fn serve_or_measure() -> Result<bool, Failure> {
         }
         Task::Measure(options) => {
             let measuring = measure(options.into(), net.into());
-            // On a worker of the runtime: those are where the clients are.
+            // On a thread of the runtime: those are where the clients are.
             runtime.block_on(async { runtime.spawn(or_interrupted(measuring)).await? })
         }
     }

@@ -122,8 +122,10 @@ async fn start(
     let addr = net
         .server_addr(spec.takes_ip())
         .map_err(Problem::broken("no address"))?;
-    let command = net.place(spec.command(addr));
-    let mut server = Server::start(command).map_err(Problem::broken("cannot be started"))?;
+    let started = net.at_server(|| Server::start(spec.command(addr)));
+    let mut server = started
+        .and_then(|server| server)
+        .map_err(Problem::broken("cannot be started"))?;
     let mut load = Load {
         addr,
         mode,
