@@ -18,10 +18,10 @@ SONAME  := libhttpdown.so.$(firstword $(subst ., ,$(VERSION)))
 # The programs in build/ find the library beside them.
 LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 
-EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo
+EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib header demo test check fmt lint doc tools install uninstall clean help
+.PHONY: FORCE build lib header demo lossmeter lossmeter-compare test check fmt lint doc tools install uninstall clean help
 .DELETE_ON_ERROR:
 
 build: lib build/demo build/hello ## the library and the C programs, into build/
@@ -47,11 +47,22 @@ build/%: examples/%.c examples/cli.h include/httpdown.h build/$(SONAME)
 build/demo-cpp: examples/demo.cpp examples/cli.h bindings/cpp/httpdown.hpp include/httpdown.h build/$(SONAME)
 	$(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) -Iinclude -Ibindings/cpp $< -o $@ $(LINK)
 
-target/release/examples/demo: FORCE
-	@$(CARGO) build --release --quiet --example demo
+target/release/examples/%: FORCE
+	@$(CARGO) build --release --quiet --example $*
 
 demo: build/demo ## the graceful stop, shown in seconds
 	@$(PYTHON) examples/story.py build/demo
+
+LOSSMETER := target/release/examples/lossmeter
+SERVERS := 'hello=build/hello -addr {addr}' 'demo=build/demo -addr {addr}' --path '/?duration=5ms'
+
+lossmeter: build $(LOSSMETER) ## looks for requests that a stop loses, some minutes long; OPTIONS="--modes new ..."
+	@echo 'On the loopback device:'; $(LOSSMETER) --jobs 4 $(SERVERS) $(OPTIONS); lost=$$?; \
+	echo 'Over a round trip of 20 ms:'; \
+	$(LOSSMETER) --jobs 4 --rtt 20ms --upload-size 100000 --big-path /bytes/1000000 $(SERVERS) $(OPTIONS) && exit $$lost
+
+lossmeter-compare: build $(LOSSMETER) ## the same beside other servers, those that are installed; draws docs/lossmeter.svg
+	@examples/lossmeter/peers/compare.sh --jobs 2 --svg docs/lossmeter.svg $(OPTIONS) || [ $$? = 1 ]
 
 test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
@@ -91,4 +102,4 @@ clean: ## removes what was built
 	rm -rf build
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 20

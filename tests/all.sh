@@ -20,9 +20,10 @@ python() {
         build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
 }
 programs() { "${PYTHON:-python3}" tests/programs.py; }
+loss() { "${PYTHON:-python3}" tests/loss.py; }
 
 passed=0 failed=0 skipped=0 summary=
-for suite in ${*:-rust c valgrind tsan cpp abi install python programs}; do
+for suite in ${*:-rust c valgrind tsan cpp abi install python programs loss}; do
     printf '\n== %s\n' "$suite"
     begin=$(date +%s)
     "$suite"

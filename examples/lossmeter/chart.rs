@@ -1,8 +1,9 @@
-//! The results as a chart: lost requests per stop, by mode and server.
+//! The results as a chart: lost requests per stop, by mode and server; races in words.
 
 use std::fmt::Write as _;
 
 use crate::output::Row;
+use crate::tally::Outcome;
 
 /// For light and for dark backgrounds alike; told apart also by who cannot tell red from green.
 const COLOURS: [&str; 7] = [
@@ -80,11 +81,20 @@ pub(crate) fn chart(rows: &[Row]) -> String {
                 r#"<rect x="{LEFT}" y="{y:.0}" width="{width:.1}" height="{BAR}" rx="2" fill="{colour}"/>"#
             );
         }
-        let label = label(rate);
+        let raced = row.sum.get(Outcome::Race) as f64 / row.stops as f64;
+        let raced = if raced > 0.0 {
+            format!(
+                r#"<tspan class="quiet"> and {} races</tspan>"#,
+                label(raced)
+            )
+        } else {
+            String::new()
+        };
         let _ = writeln!(
             bars,
-            r#"<text x="{:.1}" y="{text_y:.0}">{label}</text>"#,
-            end + 6.0
+            r#"<text x="{:.1}" y="{text_y:.0}">{}{raced}</text>"#,
+            end + 6.0,
+            label(rate)
         );
         y += STEP;
     }

@@ -116,7 +116,7 @@ enum End {
 #[derive(Debug)]
 struct Exchange {
     answers: Vec<Answer>,
-    /// `None`: all answers are here, or one that ends the connection.
+    /// `None`: all answers are here.
     end: Option<End>,
     /// Bytes of the answer that is missing have come.
     begun: bool,
@@ -276,7 +276,7 @@ fn judge(load: &Load, exchange: &Exchange, asked: usize, fresh: bool, tally: &mu
         return !closes && exchange.sent_all;
     }
     match exchange.end {
-        Some(End::TimedOut) => tally.lose(Outcome::TimedOut, missing),
+        None | Some(End::TimedOut) => tally.lose(Outcome::TimedOut, missing),
         Some(End::Malformed) => {
             tally.lose(Outcome::Bad, 1);
             tally.lose(Outcome::Pipelined, missing - 1);
@@ -287,12 +287,11 @@ fn judge(load: &Load, exchange: &Exchange, asked: usize, fresh: bool, tally: &mu
         }
         // Written together with one that was answered.
         _ if answered > 0 => tally.lose(Outcome::Pipelined, missing),
-        None => tally.lose(Outcome::Bad, missing),
         Some(End::Fin) if exchange.sent == 0 => unused(Look::Fin, fresh, tally),
         Some(End::Reset) if exchange.sent == 0 => unused(Look::Reset, fresh, tally),
         Some(End::Reset) if fresh => tally.lose(Outcome::ResetFresh, missing),
         Some(End::Fin) if fresh => {
-            tally.crossed += 1;
+            tally.crossed += u64::from(!exchange.arrived);
             tally.lose(Outcome::ClosedFresh, missing);
         }
         Some(_) if exchange.arrived => tally.lose(Outcome::Dropped, missing),

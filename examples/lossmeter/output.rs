@@ -70,7 +70,10 @@ impl Row {
 
     /// Nothing is to be complained of.
     pub(crate) fn is_good(&self) -> bool {
-        self.sum.lost() == 0
+        // Who serves nobody loses nothing, but that is no merit.
+        let serves = self.sum.get(Outcome::Ok) > 0 || !self.is_there();
+        serves
+            && self.sum.lost() == 0
             && self.sum.get(Outcome::ErrorStatus) == 0
             && self.killed == 0
             && self.differences.is_empty()
@@ -114,7 +117,7 @@ impl Row {
             (self.sum.closed_idle + self.sum.closed_unused).to_string(),
             format!(
                 "{} / {}",
-                time(self.times.get(self.times.len() / 2)),
+                time(self.times.get(self.times.len().saturating_sub(1) / 2)),
                 time(self.times.last())
             ),
             ledger,
@@ -131,9 +134,6 @@ impl Row {
         }
         for difference in self.differences.iter().take(3) {
             note(format!("ledger: {difference}"));
-        }
-        for (status, count) in &self.statuses {
-            note(format!("{count} of {} processes: {status}", self.stops));
         }
         if let Some(error) = &self.sum.local_error {
             let count = self.sum.local_errors;
@@ -227,13 +227,26 @@ pub(crate) fn table(rows: &[Row]) -> String {
     for cells in &there {
         line(std::array::from_fn(|column| &*cells[column]));
     }
-    let notes: Vec<_> = rows.iter().flat_map(Row::notes).collect();
+    let mut notes: Vec<_> = rows.iter().flat_map(Row::notes).collect();
+    notes.extend(statuses(rows));
     if !notes.is_empty() {
         text += "\n";
         text += &notes.join("\n");
         text += "\n";
     }
     text
+}
+
+/// How processes ended, if not with success: by server, because it hardly depends on the mode.
+fn statuses(rows: &[Row]) -> Vec<String> {
+    let mut counts = BTreeMap::<_, usize>::new();
+    for row in rows {
+        for (status, count) in &row.statuses {
+            *counts.entry((&row.server, status)).or_default() += count;
+        }
+    }
+    let note = |((server, status), count)| format!("{server}: {count} processes: {status}");
+    counts.into_iter().map(note).collect()
 }
 
 /// Everything, for programs.

@@ -1,0 +1,229 @@
+"""Whether lossmeter can be believed, and what it says of us: loss.py. It must see each kind of loss in servers that are
+made to lose, raise no false alarm, and find nothing lost by build/hello."""
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+LOSSMETER = os.path.join(ROOT, "target", "release", "examples", "lossmeter")
+HELLO = f"hello={os.path.join(ROOT, 'build', 'hello')} -addr {{addr}}"
+HYPER = f"hyper={LOSSMETER} --serve-peer {{addr}}"
+PATIENCE = 240  # seconds that nothing here takes unless it hangs
+
+# Each mode but `pipelined`: requests that were received behind the one that is answered with `Connection: close` are
+# not served yet.
+MODES = "new,silent,busy,keepalive,pieces,slow,post,upload,download"
+
+
+def measure(*args):
+    """The exit status, and the row of each server and mode."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "rows.json")
+        command = [LOSSMETER, "--json", path, *args]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        if not os.path.exists(path):
+            raise AssertionError(done.stdout + done.stderr)
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)["rows"]
+    return done.returncode, {(row["server"], row["mode"]): row for row in rows}, done.stdout + done.stderr
+
+
+class Hello(unittest.TestCase):
+    def test_a_stop_loses_nothing_and_the_ledgers_agree(self):
+        status, rows, output = measure("--modes", MODES, "--stops", "3", "--load", "500ms", "--jobs", "3", HELLO)
+        self.assertEqual(status, 0, output)
+        for row in rows.values():
+            self.assertEqual((row["stops"], row["lost"], row["error_status"]), (3, 0, 0), output)
+            self.assertEqual((row["ledgers"], row["ledger_differences"]), (3, []), output)
+            self.assertEqual(row["refused"], 3 * 64, output)
+
+
+class Alarms(unittest.TestCase):
+    def test_a_server_that_is_not_stopped_loses_nothing(self):
+        status, rows, output = measure(
+            "--no-stop", "--requests", "10000", "--modes", "new,busy,pipelined", HELLO, HYPER
+        )
+        self.assertEqual(status, 0, output)
+        for row in rows.values():
+            self.assertGreaterEqual(row["ok"], 10000, output)
+            self.assertEqual(row["ok"], row["requests"], output)
+
+    def test_the_losses_of_a_usual_stop_are_found(self):
+        status, rows, output = measure(
+            "--modes", "new", "--stops", "20", "--load", "200ms", "--jobs", "2", "--seed", "1", HYPER
+        )
+        self.assertEqual(status, 1, output)
+        self.assertGreater(rows["hyper", "new"]["lost"], 0, output)
+
+    def faulty(self, fault, *args):
+        server = f"{fault}={sys.executable} {os.path.abspath(__file__)} {fault} {{ip}} {{port}}"
+        few = ("--clients", "2", "--no-stop", "--requests", "20", "--stop-limit", "2s", "--request-limit", "1s")
+        status, rows, output = measure(*few, *args, server)
+        (row,) = rows.values()
+        return status, row, output
+
+    def test_right_answers_in_every_form_are_ok(self):
+        for fault in ("length", "chunked", "interim", "until-fin"):
+            with self.subTest(fault):
+                status, row, output = self.faulty(fault, "--modes", "busy")
+                self.assertEqual((status, row["ok"], row["requests"]), (0, 20, 20), output)
+
+    def test_each_kind_of_loss_is_named(self):
+        for fault, mode, outcome in (
+            ("close", "new", "closed_fresh"),
+            ("reset", "new", "reset_fresh"),
+            ("drop", "busy", "dropped"),
+            ("race", "busy", "race"),
+            ("cut", "busy", "truncated"),
+            ("cut-chunked", "busy", "truncated"),
+            ("one-of-many", "pipelined", "pipelined"),
+            ("close-of-many", "pipelined", "pipelined"),
+            ("silence", "new", "timed_out"),
+            ("garbage", "new", "bad"),
+            ("other-body", "new", "bad"),
+            ("longer-body", "new", "bad"),
+            ("error", "new", "error_status"),
+        ):
+            with self.subTest(fault):
+                status, row, output = self.faulty(fault, "--modes", mode)
+                self.assertEqual(status, 0 if outcome == "race" else 1, output)
+                self.assertGreater(row[outcome], 0, output)
+                self.assertEqual(row["requests"], row["ok"] + row[outcome], output)
+
+    def test_connections_that_are_reset_unused_are_lost_and_closed_ones_are_not(self):
+        status, row, output = self.faulty("reset-unused", "--modes", "silent")
+        self.assertEqual((status, row["lost"] > 0, row["lost"]), (1, True, row["reset_unused"]), output)
+        status, row, output = self.faulty("close-unused", "--modes", "silent")
+        self.assertEqual((status, row["lost"], row["closed_unused"] > 0), (0, 0, True), output)
+
+    def test_a_connection_that_is_closed_while_idle_is_not_used_again(self):
+        status, row, output = self.faulty("close-idle", "--modes", "keepalive", "--think", "200ms")
+        self.assertEqual((status, row["ok"], row["closed_idle"] > 0), (0, 20, True), output)
+
+    def test_wrong_books_are_noticed(self):
+        status, row, output = self.faulty("wrong-books", "--modes", "new")
+        self.assertEqual((status, row["lost"], len(row["ledger_differences"])), (1, 0, 1), output)
+
+    def test_a_server_that_never_ends_is_killed(self):
+        status, row, output = self.faulty("endless", "--modes", "new")
+        self.assertEqual((status, row["never_ended"]), (1, 1), output)
+
+    def test_what_a_server_does_not_have_is_skipped(self):
+        status, row, output = self.faulty("error-at-first", "--modes", "new")
+        self.assertEqual((status, row["stops"]), (0, 0), output)
+        self.assertIn("GET / is answered with 500", output)
+
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\na: b\r\n\r\n"
+UNTIL_FIN = b"HTTP/1.1 200 OK\r\n\r\nhello"
+
+# What a faulty server answers instead, from its second request on.
+INSTEAD = {
+    "chunked": CHUNKED,
+    "interim": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + ANSWER,
+    "cut": ANSWER[:-1],
+    "cut-chunked": CHUNKED[:-2],
+    "close-of-many": ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    "garbage": b"hello\r\n\r\n",
+    "other-body": ANSWER.replace(b"hello", b"holla"),
+    "longer-body": ANSWER.replace(b"5\r\n\r\nhello", b"6\r\n\r\nhello!"),
+    "error": ANSWER.replace(b"200 OK", b"503 Service Unavailable"),
+    "error-at-first": ANSWER.replace(b"200 OK", b"500 Internal Server Error"),
+    "until-fin": UNTIL_FIN,
+}
+# Those that close behind what they have answered instead.
+CLOSING = ("cut", "cut-chunked", "until-fin", "one-of-many", "close-of-many")
+
+
+class FaultyServer:
+    """Serves one connection per thread, and does what its fault says to every third request, the first excepted."""
+
+    def __init__(self, fault, ip, port):
+        self.fault = fault
+        self.count = 0
+        self.served = 0
+        self.connections = 0
+        self.listener = socket.create_server((ip, int(port)), backlog=128)
+
+    def run(self):
+        if self.fault == "endless":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, self.end)
+        while True:
+            connection, _ = self.listener.accept()
+            self.connections += 1
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def end(self, *_):
+        if self.fault == "wrong-books":
+            print(json.dumps({"connections": self.connections, "served": self.served + 1}), flush=True)
+        os._exit(0)
+
+    def serve(self, connection):
+        with connection:
+            if self.fault.endswith("-unused") and self.connections % 3 == 2:
+                if self.fault == "reset-unused":
+                    reset_when_closed(connection)
+                return
+            used = False
+            while head := until_blank_line(connection):
+                self.count += 1
+                faulty = self.count % 3 == 2 or self.fault == "error-at-first"
+                if faulty and self.spoil(connection, head, used):
+                    return
+                if not (faulty and self.fault in INSTEAD):
+                    connection.sendall(ANSWER)
+                self.served += 1
+                used = True
+                if faulty and self.fault in CLOSING + ("close-idle",):
+                    return
+
+    def spoil(self, connection, head, used):
+        """Does the fault; whether the connection is to be closed."""
+        if self.fault in INSTEAD:
+            connection.sendall(INSTEAD[self.fault])
+            return self.fault in CLOSING
+        if self.fault == "reset":
+            reset_when_closed(connection)
+        if self.fault == "silence" or (self.fault == "drop" and used):
+            # Long enough for a client to see that its request has arrived; a FIN by the client ends the wait.
+            connection.settimeout(0.3 if self.fault == "drop" else PATIENCE)
+            try:
+                connection.recv(1)
+            except TimeoutError:
+                pass
+        return self.fault in ("close", "reset", "silence") or (self.fault in ("drop", "race") and used)
+
+
+def reset_when_closed(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def until_blank_line(connection):
+    """One head, and nothing behind it; empty at the end of the connection."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        try:
+            byte = connection.recv(1)
+        except ConnectionError:
+            byte = b""
+        if not byte:
+            return b""
+        head += byte
+    return head
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4 and not sys.argv[1].startswith("-"):
+        FaultyServer(*sys.argv[1:]).run()
+    unittest.main(verbosity=2)
