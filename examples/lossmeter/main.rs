@@ -1,9 +1,9 @@
 //! `lossmeter` finds requests that an HTTP/1.1 server loses when it is stopped by a signal under load.
 //!
-//! It starts the server, drives clients in one of several [modes], sends the signal at a random moment, lets the
+//! It starts the server, drives clients in one of several modes (`modes.rs`), sends the signal at a random moment, lets the
 //! clients go on until they are refused, and says of each request what became of it. It knows no server in particular:
 //! all it needs is a command line with a place for an address. Servers that tell at their end what they have counted
-//! have their books compared with the clients' ([tally]).
+//! have their books compared with the clients' (`tally.rs`).
 //!
 //! The clients are written on bare sockets, because an HTTP library hides what matters here: whether the connection
 //! was still open when the request was written, whether it ended with a FIN or with a reset, before or within an
