@@ -90,6 +90,7 @@ class Alarms(unittest.TestCase):
             ("garbage", "new", "bad"),
             ("other-body", "new", "bad"),
             ("longer-body", "new", "bad"),
+            ("shorter-body", "new", "bad"),
             ("error", "new", "error_status"),
         ):
             with self.subTest(fault):
@@ -108,6 +109,10 @@ class Alarms(unittest.TestCase):
         status, row, output = self.faulty("close-idle", "--modes", "keepalive", "--think", "200ms")
         self.assertEqual((status, row["ok"], row["closed_idle"] > 0), (0, 20, True), output)
 
+    def test_a_connection_is_not_used_again_when_the_server_has_said_so(self):
+        status, row, output = self.faulty("announced-close", "--modes", "busy")
+        self.assertEqual((status, row["ok"], row["closed_idle"], row["race"]), (0, 20, 0, 0), output)
+
     def test_wrong_books_are_noticed(self):
         status, row, output = self.faulty("wrong-books", "--modes", "new")
         self.assertEqual((status, row["lost"], len(row["ledger_differences"])), (1, 0, 1), output)
@@ -123,6 +128,7 @@ class Alarms(unittest.TestCase):
 
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+CLOSE = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\na: b\r\n\r\n"
 UNTIL_FIN = b"HTTP/1.1 200 OK\r\n\r\nhello"
 
@@ -132,9 +138,11 @@ INSTEAD = {
     "interim": b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + ANSWER,
     "cut": ANSWER[:-1],
     "cut-chunked": CHUNKED[:-2],
-    "close-of-many": ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+    "close-of-many": CLOSE,
+    "announced-close": CLOSE,
     "garbage": b"hello\r\n\r\n",
     "other-body": ANSWER.replace(b"hello", b"holla"),
+    "shorter-body": ANSWER.replace(b"5\r\n\r\nhello", b"4\r\n\r\nhell"),
     "longer-body": ANSWER.replace(b"5\r\n\r\nhello", b"6\r\n\r\nhello!"),
     "error": ANSWER.replace(b"200 OK", b"503 Service Unavailable"),
     "error-at-first": ANSWER.replace(b"200 OK", b"500 Internal Server Error"),
@@ -192,6 +200,9 @@ class FaultyServer:
         """Does the fault; whether the connection is to be closed."""
         if self.fault in INSTEAD:
             connection.sendall(INSTEAD[self.fault])
+            if self.fault == "announced-close":
+                connection.recv(1)  # The client's FIN; or a request that should not have been sent.
+                return True
             return self.fault in CLOSING
         if self.fault == "reset":
             reset_when_closed(connection)
