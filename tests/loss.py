@@ -91,6 +91,7 @@ class Alarms(unittest.TestCase):
             ("other-body", "new", "bad"),
             ("longer-body", "new", "bad"),
             ("shorter-body", "new", "bad"),
+            ("twice", "new", "bad"),
             ("error", "new", "error_status"),
         ):
             with self.subTest(fault):
@@ -144,6 +145,7 @@ INSTEAD = {
     "other-body": ANSWER.replace(b"hello", b"holla"),
     "shorter-body": ANSWER.replace(b"5\r\n\r\nhello", b"4\r\n\r\nhell"),
     "longer-body": ANSWER.replace(b"5\r\n\r\nhello", b"6\r\n\r\nhello!"),
+    "twice": ANSWER * 2,
     "error": ANSWER.replace(b"200 OK", b"503 Service Unavailable"),
     "error-at-first": ANSWER.replace(b"200 OK", b"500 Internal Server Error"),
     "until-fin": UNTIL_FIN,

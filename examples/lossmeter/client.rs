@@ -118,7 +118,7 @@ struct Exchange {
     answers: Vec<Answer>,
     /// `None`: all answers are here.
     end: Option<End>,
-    /// Bytes of the answer that is missing have come.
+    /// Bytes of an answer have come that is not among the `answers`.
     begun: bool,
     /// How much was written.
     sent: usize,
@@ -174,18 +174,18 @@ pub(crate) async fn run(load: Arc<Load>, mut random: Rng) -> Tally {
                 tally.connections += 1;
                 use_connection(&load, &stream, &mut random, &mut tally).await;
             }
-            Connected::Reset => tally.lose(Outcome::ResetUnused, 1),
+            Connected::Reset => tally.add(Outcome::ResetUnused, 1),
             Connected::Refused if load.stopping.load(Ordering::Acquire) => {
                 tally.refused += 1;
                 return tally;
             }
             Connected::Refused => {
-                tally.lose(Outcome::RefusedEarly, 1);
+                tally.add(Outcome::RefusedEarly, 1);
                 sleep(Duration::from_millis(50)).await;
             }
             Connected::Local(error) => {
                 tally.local_errors += 1;
-                tally.note(&error);
+                tally.local_error = Some(error.to_string());
                 sleep(Duration::from_millis(50)).await;
             }
         }
@@ -249,10 +249,10 @@ async fn watch(stream: &TcpStream, pause: Duration) -> Look {
 /// The server has ended a connection before a request was written to it.
 fn unused(seen: Look, fresh: bool, tally: &mut Tally) {
     match (seen, fresh) {
-        (Look::Reset, true) => tally.lose(Outcome::ResetUnused, 1),
+        (Look::Reset, true) => tally.add(Outcome::ResetUnused, 1),
         (Look::Fin, true) => tally.closed_unused += 1,
         (Look::Fin | Look::Reset, false) => tally.closed_idle += 1,
-        (Look::Bytes | Look::Open, _) => tally.lose(Outcome::Bad, 1),
+        (Look::Bytes | Look::Open, _) => tally.add(Outcome::Bad, 1),
     }
 }
 
@@ -267,34 +267,36 @@ fn judge(load: &Load, exchange: &Exchange, asked: usize, fresh: bool, tally: &mu
         } else if answer.status == load.expected.status && answer.same {
             tally.add(Outcome::Ok, 1);
         } else {
-            tally.lose(Outcome::Bad, 1);
+            tally.add(Outcome::Bad, 1);
         }
     }
     let answered = exchange.answers.len();
     let missing = (asked - answered) as u64;
     if missing == 0 {
-        return !closes && exchange.sent_all;
+        // More came than was asked for.
+        tally.add(Outcome::Bad, u64::from(exchange.begun));
+        return !exchange.begun && !closes && exchange.sent_all;
     }
     match exchange.end {
-        None | Some(End::TimedOut) => tally.lose(Outcome::TimedOut, missing),
+        None | Some(End::TimedOut) => tally.add(Outcome::TimedOut, missing),
         Some(End::Malformed) => {
-            tally.lose(Outcome::Bad, 1);
-            tally.lose(Outcome::Pipelined, missing - 1);
+            tally.add(Outcome::Bad, 1);
+            tally.add(Outcome::Pipelined, missing - 1);
         }
         Some(_) if exchange.begun => {
-            tally.lose(Outcome::Truncated, 1);
-            tally.lose(Outcome::Pipelined, missing - 1);
+            tally.add(Outcome::Truncated, 1);
+            tally.add(Outcome::Pipelined, missing - 1);
         }
         // Written together with one that was answered.
-        _ if answered > 0 => tally.lose(Outcome::Pipelined, missing),
+        _ if answered > 0 => tally.add(Outcome::Pipelined, missing),
         Some(End::Fin) if exchange.sent == 0 => unused(Look::Fin, fresh, tally),
         Some(End::Reset) if exchange.sent == 0 => unused(Look::Reset, fresh, tally),
-        Some(End::Reset) if fresh => tally.lose(Outcome::ResetFresh, missing),
+        Some(End::Reset) if fresh => tally.add(Outcome::ResetFresh, missing),
         Some(End::Fin) if fresh => {
             tally.crossed += u64::from(!exchange.arrived);
-            tally.lose(Outcome::ClosedFresh, missing);
+            tally.add(Outcome::ClosedFresh, missing);
         }
-        Some(_) if exchange.arrived => tally.lose(Outcome::Dropped, missing),
+        Some(_) if exchange.arrived => tally.add(Outcome::Dropped, missing),
         Some(_) => {
             tally.crossed += 1;
             tally.add(Outcome::Race, missing);
@@ -362,7 +364,7 @@ async fn exchange(
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                     Err(_) => result.end = Some(End::Reset),
                 }
-                take_answers(&mut parser, &mut result);
+                take_answers(&mut parser, script.count, &mut result);
             }
             _ = stream.writable(), if writes && write_at <= now => {
                 if result.sent == 0 {
@@ -406,9 +408,9 @@ async fn exchange(
     result
 }
 
-/// Moves what is whole from the parser to the result.
-fn take_answers(parser: &mut Parser, result: &mut Exchange) {
-    loop {
+/// Moves what is whole from the parser to the result, but not more than was asked for.
+fn take_answers(parser: &mut Parser, asked: usize, result: &mut Exchange) {
+    while result.answers.len() < asked {
         match parser.next() {
             Ok(Some(answer)) => result.answers.push(answer),
             Ok(None) => return,

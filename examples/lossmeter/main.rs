@@ -172,15 +172,16 @@ fn enter(
     match result {
         Ok(stop) => {
             let losses = stop.tally.losses();
-            let losses = losses.map(|(outcome, count)| format!("{count} {}", outcome.name()));
-            let differences = stop.ledger.iter().flatten().cloned();
+            let losses = losses.map(|(outcome, count)| format!(", {count} {}", outcome.name()));
+            let differences = stop.ledger.iter().flatten();
+            let differences = differences.map(|difference| format!(", {difference}"));
             let complaints: Vec<_> = losses.chain(differences).collect();
             if options.verbose || !complaints.is_empty() {
                 let requests = stop.tally.requests();
                 let lost = stop.tally.lost();
-                let complaints = complaints.join(", ");
+                let complaints = complaints.concat();
                 progress.say(&format!(
-                    "{what}: {requests} requests, {lost} lost  {complaints}"
+                    "{what}: {requests} requests, {lost} lost{complaints}"
                 ));
             }
             progress.step(&what);

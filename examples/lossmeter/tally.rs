@@ -1,7 +1,5 @@
 //! What became of the requests, and whether the server's own books say the same.
 
-use std::fmt;
-
 use serde_json::{Map, Value, json};
 
 /// What a request came to. `Ok`, `ErrorStatus` and `Race` are no loss; what follows them is.
@@ -95,16 +93,6 @@ pub(crate) struct Tally {
 impl Tally {
     pub(crate) fn add(&mut self, outcome: Outcome, count: u64) {
         self.outcomes[outcome as usize] += count;
-    }
-
-    /// As `add`.
-    pub(crate) fn lose(&mut self, outcome: Outcome, count: u64) {
-        debug_assert!(outcome.is_lost());
-        self.add(outcome, count);
-    }
-
-    pub(crate) fn note(&mut self, error: &dyn fmt::Display) {
-        self.local_error = Some(error.to_string());
     }
 
     pub(crate) fn get(&self, outcome: Outcome) -> u64 {
