@@ -84,8 +84,12 @@ static inline void cli_print_report(const httpdown_stop_report *report) {
         {"conns_active", report->conns_active},
         {"conns_idle", report->conns_idle},
         {"conns_hijacked", report->conns_hijacked},
+        {"conns_closed", report->conns_closed},
         {"closed_idle", report->closed_idle},
         {"raced", report->raced},
+        {"conns_gone", report->conns_gone},
+        {"conns_timed_out", report->conns_timed_out},
+        {"conns_killed", report->conns_killed},
         {"requests", report->requests},
         {"served", report->served},
         {"failed", report->failed},
@@ -94,6 +98,7 @@ static inline void cli_print_report(const httpdown_stop_report *report) {
         {"abandoned", report->abandoned},
         {"hijacked_killed", report->hijacked_killed},
         {"unaccepted", report->unaccepted},
+        {"bytes_unacked", report->bytes_unacked},
         {"events_dropped", report->events_dropped},
     };
     if (report->phase != HTTPDOWN_PHASE_STOPPED) return;

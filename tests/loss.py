@@ -17,10 +17,7 @@ LOSSMETER = os.path.join(ROOT, "target", "release", "examples", "lossmeter")
 HELLO = f"hello={os.path.join(ROOT, 'build', 'hello')} -addr {{addr}}"
 HYPER = f"hyper={LOSSMETER} --serve-peer {{addr}}"
 PATIENCE = 240  # seconds that nothing here takes unless it hangs
-
-# Each mode but `pipelined`: requests that were received behind the one that is answered with `Connection: close` are
-# not served yet.
-MODES = "new,silent,busy,keepalive,pieces,slow,post,upload,download"
+MODES = "new,silent,busy,keepalive,pieces,slow,pipelined,post,upload,download"
 
 
 def measure(*args):

@@ -146,6 +146,25 @@ fn a_stop_waits_until_the_client_has_the_response_not_only_the_kernel() {
 }
 
 #[test]
+fn a_client_that_is_still_reading_has_the_grace_only_then() {
+    const SIZE: usize = 100_000;
+    let server = large(builder().idle_grace(Duration::from_millis(400)), SIZE);
+    let mut client = unwilling_reader(&server, "/");
+    wait_for_report(&server, |report| report.served == 1);
+    let stopping = stop_elsewhere(&server);
+    let deadline = Instant::now() + Duration::from_millis(800);
+    assert!(server.wait_blocking(Some(deadline)).is_err(), "it goes on");
+    assert_eq!(client.answer().body.len(), SIZE);
+    client.ask("/");
+    let answer = client.answer();
+    assert_eq!(answer.body.len(), SIZE);
+    assert!(answer.closes());
+    client.assert_closed();
+    let report = stopping.join().unwrap().unwrap();
+    assert_eq!((report.served, report.closed_idle, report.raced), (2, 0, 0));
+}
+
+#[test]
 fn a_response_that_a_kill_leaves_in_the_kernel_is_not_counted_as_served() {
     let server = large(builder().stop_timeout(Duration::from_millis(100)), 100_000);
     let client = unwilling_reader(&server, "/");

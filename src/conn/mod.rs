@@ -34,9 +34,10 @@ pub use track::{ConnInfo, ConnState};
 use service::Tracked;
 use wire::{Slot, Transport, Wire};
 
-/// How often a stop looks, at the longest, whether a client has acknowledged what it was sent: about the time that a
-/// client's kernel delays an acknowledgement.
-const MAX_ACK_PAUSE: Duration = Duration::from_millis(50);
+/// How often a stop looks whether a client has acknowledged what it was sent: soon at first, and at last about as often
+/// as a client's kernel, which may delay an acknowledgement so long.
+const MIN_PAUSE: Duration = Duration::from_millis(1);
+const MAX_PAUSE: Duration = Duration::from_millis(50);
 
 /// How much longer a new connection's grace is for each repetition that its handshake needed. Its client took that for
 /// the round trip, and, should its request be lost on the way too, repeats it only after three times as long: 3 s after
@@ -88,6 +89,7 @@ pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
 
 /// New or idle, with no parser. False if it is to be closed.
 async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
+    let mut delivery = Backoff::default();
     poll_fn(|cx| {
         // A request that has reached this host is served.
         if wire.poll_readable(cx).is_ready() {
@@ -100,8 +102,11 @@ async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
             return Poll::Pending;
         }
         if phase < Phase::Killing {
-            // A request that is on its way is served: it has the grace to arrive in. tokio may not know yet of what
-            // the kernel has; it will wake us for it.
+            // A request that is on its way is served: it has the grace to arrive in; and nobody asks again who has not
+            // got the last answer yet. tokio may not know yet of what the kernel has; it will wake us for it.
+            if grace.is_none() {
+                ready!(delivery.poll_until(cx, || !wire.is_delivering()));
+            }
             let grace = grace.get_or_insert_with(|| {
                 let patience = REQUEST_RETRANSMISSION * wire.handshake_repeats();
                 Box::pin(sleep(shared.config.idle_grace + patience))
@@ -115,6 +120,28 @@ async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
         Poll::Ready(false)
     })
     .await
+}
+
+/// Looks again and again for what no event tells of.
+#[derive(Debug, Default)]
+struct Backoff {
+    pause: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Backoff {
+    fn poll_until(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> bool) -> Poll<()> {
+        loop {
+            if let Some(timer) = &mut self.timer {
+                ready!(timer.as_mut().poll(cx));
+            }
+            if condition() {
+                return Poll::Ready(());
+            }
+            self.pause = (2 * self.pause).clamp(MIN_PAUSE, MAX_PAUSE);
+            self.timer = Some(Box::pin(sleep(self.pause)));
+        }
+    }
 }
 
 /// How hyper came to an end with a connection.
@@ -194,13 +221,13 @@ async fn close(mut wire: Wire) {
         wire.poll_discard(cx).is_ready() || linger.as_mut().poll(cx).is_ready()
     })
     .await;
-    // No event tells of an acknowledgement.
-    let mut pause = Duration::from_millis(1);
-    while conn.is_stopping() && !conn.is_killed() && wire.is_delivering() {
-        let mut paused = pin!(sleep(pause));
-        until_kill(&conn, |cx| paused.as_mut().poll(cx).is_ready()).await;
-        pause = MAX_ACK_PAUSE.min(2 * pause);
-    }
+    let mut delivery = Backoff::default();
+    until_kill(&conn, |cx| {
+        // A stop may begin meanwhile.
+        let has_arrived = || !conn.is_stopping() || !wire.is_delivering();
+        delivery.poll_until(cx, has_arrived).is_ready()
+    })
+    .await;
 }
 
 /// Waits until it is true, or the server begins to kill. It is asked whenever the task is woken.
