@@ -222,6 +222,7 @@ fn a_client_whose_handshake_was_repeated_has_time_to_repeat_its_request() {
     assert_eq!((report.served, report.closed_idle), (1, 1));
 }
 
+/// gunicorn 3397: what waits in the accept queue at a stop.
 #[test]
 fn a_full_queue_at_the_stop_is_served() {
     const CLIENTS: u64 = 200;

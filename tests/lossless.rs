@@ -27,6 +27,7 @@ fn hello(builder: httpdown::Builder) -> Server {
         .unwrap()
 }
 
+/// hyper 3792, 3808: a graceful shutdown closes new and idle connections with a request on its way.
 #[test]
 fn a_request_on_its_way_to_an_idle_or_a_new_connection_is_served() {
     let server = hello(builder().idle_grace(LONG));
@@ -72,6 +73,7 @@ fn a_request_that_crosses_the_close_is_counted_as_a_race() {
     assert_eq!((report.closed_idle, report.raced), (0, 1));
 }
 
+/// h2o 2534, hyper 3078: a close while the client sends resets the connection, and destroys the end of the answer.
 #[test]
 fn an_early_answer_reaches_a_client_that_is_still_sending() {
     const TEXT: usize = 300_000;

@@ -122,6 +122,7 @@ fn a_server_without_requests_stops() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
+/// golang/go 22682, hyper 2730: a connection that never sends a request holds up the stop.
 #[test]
 fn a_server_whose_requests_are_finished_stops() {
     let fixture = Fixture::new();
@@ -284,6 +285,7 @@ fn a_kept_cancellation_does_not_hold_up_the_stop() {
     told.wait_for_count(1);
 }
 
+/// hyper 3792: a graceful shutdown closes a connection with half a head in its buffer.
 #[test]
 fn a_partly_received_head_at_the_stop_is_answered() {
     let fixture = Fixture::new();
@@ -303,6 +305,7 @@ fn a_partly_received_head_at_the_stop_is_answered() {
     assert_eq!((report.served, report.closed_idle), (1, 0));
 }
 
+/// hyper with `pipeline_flush`: the beginning of a next head withholds a finished response.
 #[test]
 fn a_partly_received_head_behind_a_request_is_answered() {
     let fixture = Fixture::new();
@@ -342,6 +345,7 @@ fn a_body_that_comes_slowly_during_the_stop_is_read_to_its_end() {
     assert_balanced(&stopping.join().unwrap().unwrap());
 }
 
+/// hyper: a graceful shutdown drops the requests that it has buffered.
 #[test]
 fn pipelined_requests_received_before_the_stop_are_all_answered() {
     let fixture = Fixture::new();
@@ -355,26 +359,6 @@ fn pipelined_requests_received_before_the_stop_are_all_answered() {
     let closes = [client.answer(), client.answer(), client.answer()].map(|answer| answer.closes());
     assert_eq!(closes, [false, false, true]);
     assert_eq!(wait(&fixture.server).unwrap().served, 3);
-}
-
-#[test]
-fn a_client_that_closes_its_half_behind_its_request_is_answered() {
-    let fixture = Fixture::new();
-    let mut client = fixture.client_at_gate();
-    client.half_close();
-    let mut at_once = fixture.connect();
-    at_once.ask("/");
-    at_once.half_close();
-    assert_eq!(at_once.answer().text(), "hello");
-    at_once.assert_closed();
-    fixture.server.stop_begin();
-    fixture.wait_for_phase(Phase::Draining);
-    fixture.gate.open();
-    assert_eq!(client.answer().text(), "hello");
-    client.assert_closed();
-    let report = wait(&fixture.server).unwrap();
-    assert_balanced(&report);
-    assert_eq!(report.served, 2);
 }
 
 /// A clock at which the control thread can be held: for a stop that has been ordered and has not begun.
@@ -400,6 +384,7 @@ impl Clock for HeldClock {
     }
 }
 
+/// gunicorn 3397, golang/go 68849: a listener is closed with connections in its queue, which are reset.
 #[test]
 fn connections_that_wait_to_be_accepted_at_the_stop_are_served() {
     const CLIENTS: usize = 40;
