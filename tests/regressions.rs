@@ -25,7 +25,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use common::{
     Client, Gate, Journal, LONG, OpenAtEnd, addr, assert_balanced, builder, listener, reply, stop,
-    stop_elsewhere, wait_for_report,
+    stop_elsewhere, wait, wait_for_report,
 };
 
 /// How requests reach the handler.
@@ -270,7 +270,23 @@ fn a_good_request_with_a_bad_one_behind_it_is_answered_and_then_the_bad_one() {
         client.assert_closed();
         let report = finish(stopping.unwrap_or_else(|| stop_elsewhere(&fixture.server)));
         assert_eq!((report.requests, report.served), (1, 1));
+        assert_eq!((report.conns_closed, report.conns_gone), (1, 0));
     }
+}
+
+#[test]
+fn a_refused_head_is_no_request_and_its_client_has_not_left() {
+    let fixture = Fixture::with(Way::Pool, builder().linger_timeout(LONG));
+    let mut client = fixture.connect();
+    client.send("nonsense\r\n\r\n");
+    assert_eq!(client.answer().status, 400);
+    // It has been answered, and the server lingers.
+    assert_eq!(client.until_end().unwrap(), b"");
+    fixture.server.kill_begin();
+    let report = wait(&fixture.server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.requests, report.conns_closed), (0, 1));
+    drop(client);
 }
 
 /// What half-closing clients send, and the answers' bodies.

@@ -181,6 +181,10 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
                     conn.cut();
                     End::Cut
                 }
+                Err(error) if error.is_parse() => {
+                    conn.head_refused();
+                    End::Done
+                }
                 Err(_) => End::Failed,
                 Ok(()) => End::Done,
             });

@@ -318,6 +318,11 @@ impl Conn {
         }
     }
 
+    /// hyper has refused a request's head, and answered: it is no request.
+    pub(super) fn head_refused(&self) {
+        self.reading_head.store(false, Ordering::Relaxed);
+    }
+
     /// How many requests have come.
     pub(super) fn requests(&self) -> u64 {
         self.ledger.requests.get()
