@@ -634,3 +634,29 @@ fn the_header_timeout_ends_half_a_head_during_a_stop_but_not_an_empty_line() {
     let report = finish(stopping);
     assert_eq!((report.served, report.conns_timed_out), (3, 1));
 }
+
+#[test]
+fn each_head_has_the_header_timeout_for_itself() {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let server = builder()
+        .header_timeout(10 * PAUSE)
+        .handle(listener(), Dispatch::Inline, |exchange: Exchange| {
+            let _ = reply(exchange, "hello");
+        })
+        .unwrap();
+    let mut client = Client::connect(addr(&server));
+    // Always the end of a head together with the beginning of the next.
+    let (begin, rest) = GET.split_at(10);
+    client.send(begin);
+    for _ in 0..15 {
+        thread::sleep(PAUSE);
+        client.send([rest, begin].concat());
+        assert_eq!(client.answer().text(), "hello");
+    }
+    client.send(rest);
+    assert_eq!(client.answer().text(), "hello");
+    drop(client);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.conns_timed_out), (16, 0));
+}

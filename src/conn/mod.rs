@@ -200,8 +200,11 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
             header_timer = None;
             return Poll::Pending;
         }
-        let timer =
-            header_timer.get_or_insert_with(|| Box::pin(sleep(shared.config.header_timeout)));
+        // Another head may have begun where the one before has ended.
+        let head = conn.requests();
+        header_timer.take_if(|(timed, _)| *timed != head);
+        let (_, timer) = header_timer
+            .get_or_insert_with(|| (head, Box::pin(sleep(shared.config.header_timeout))));
         ready!(timer.as_mut().poll(cx));
         conn.timed_out();
         Poll::Ready(End::Cut)
