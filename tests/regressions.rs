@@ -13,7 +13,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -389,6 +389,39 @@ fn an_early_413_reaches_a_client_that_goes_on_sending() {
     let report = stop(&server).unwrap();
     assert_balanced(&report);
     assert_eq!((report.served, report.conns_closed), (2, 2));
+}
+
+#[test]
+fn a_client_that_sends_without_pause_does_not_outlast_the_linger_timeout() {
+    const SENDERS: usize = 4;
+    const LINGER: Duration = Duration::from_millis(20);
+    let server = serve_blind(
+        builder()
+            .io_threads(NonZeroUsize::MIN)
+            .linger_timeout(LINGER),
+    );
+    let mut worst = Duration::ZERO;
+    for _ in 0..8 {
+        let mut client = Client::connect(addr(&server));
+        client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 1000000000000\r\n\r\n");
+        // So many that the server finds more than it reads at once, however often it looks.
+        let senders: Vec<_> = (0..SENDERS)
+            .map(|_| {
+                let mut stream = client.socket().try_clone().unwrap();
+                let bytes = vec![0; 1 << 18];
+                thread::spawn(move || while stream.write_all(&bytes).is_ok() {})
+            })
+            .collect();
+        assert_eq!(client.answer().text(), "hello");
+        let began = Instant::now();
+        wait_for_report(&server, |report| report.conns_open == 0);
+        worst = worst.max(began.elapsed());
+        for sender in senders {
+            sender.join().unwrap();
+        }
+    }
+    assert!(worst < 50 * LINGER, "{worst:?}");
+    assert_balanced(&stop(&server).unwrap());
 }
 
 /// Upgrades every connection and echoes on it; behind `bye` it closes its half, and writes down what it still reads.

@@ -225,7 +225,8 @@ async fn close(mut wire: Wire) {
     let linger = sleep(conn.shared().config.linger_timeout);
     let mut linger = pin!(linger);
     until_kill(&conn, |cx| {
-        wire.poll_discard(cx).is_ready() || linger.as_mut().poll(cx).is_ready()
+        // The timer first: a client that sends without pause leaves it nothing of what tokio lets a task do at a time.
+        linger.as_mut().poll(cx).is_ready() || wire.poll_discard(cx).is_ready()
     })
     .await;
     let mut delivery = Backoff::default();
