@@ -506,6 +506,29 @@ fn a_client_that_waits_for_100_continue_at_a_stop_is_told_and_answered() {
 }
 
 #[test]
+fn clients_of_http_1_0_are_answered_at_a_stop_and_told_that_it_closes() {
+    let fixture = Fixture::patient();
+    let mut clients = ["", "connection: keep-alive\r\n"].map(|header| {
+        let client = fixture.new_client();
+        (client, format!("GET / HTTP/1.0\r\n{header}\r\n"))
+    });
+    // One of them has been there before.
+    clients[1].0.send(&clients[1].1);
+    assert_eq!(
+        clients[1].0.answer().header("connection"),
+        Some("keep-alive")
+    );
+    let stopping = fixture.begin_stop();
+    for (mut client, text) in clients {
+        client.send(text);
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("hello", true));
+        client.assert_closed();
+    }
+    assert_eq!(finish(stopping).served, 3);
+}
+
+#[test]
 fn a_head_request_at_a_stop_is_answered_without_a_body() {
     let fixture = Fixture::patient();
     let mut client = fixture.new_client();

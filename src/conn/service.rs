@@ -146,6 +146,10 @@ impl Answering {
             // The client then knows that this connection ends, and sends its next request on another.
             head.headers
                 .insert(CONNECTION, HeaderValue::from_static("close"));
+            if self.is_http10 {
+                // Else hyper adds `keep-alive`, if the client has asked for that.
+                head.version = Version::HTTP_10;
+            }
             self.conn().close_announced();
         }
         let no_body = upgrades
