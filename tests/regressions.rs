@@ -491,6 +491,30 @@ fn an_upgrade_or_a_tunnel_agreed_during_a_stop_works_with_the_bytes_behind_it() 
 }
 
 #[test]
+fn upgraded_connections_and_tunnels_are_killed_with_the_rest() {
+    let server = serve_echo(builder(), &Journal::new());
+    let clients = [UPGRADE, CONNECT].map(|text| {
+        let mut client = Client::connect(addr(&server));
+        client.send([text, "first"].concat());
+        client.try_head().unwrap();
+        assert_eq!(client.exactly(5).unwrap(), b"first");
+        // What it sends acknowledges what it has read.
+        client.send("more");
+        assert_eq!(client.exactly(4).unwrap(), b"more");
+        client
+    });
+    wait_for_report(&server, |report| report.conns_hijacked == 2);
+    server.kill_begin();
+    clients.into_iter().for_each(Client::assert_ended);
+    assert!(matches!(wait(&server), Err(Error::Killed)));
+    let report = server.report();
+    assert_balanced(&report);
+    assert_eq!((report.conns_killed, report.hijacked_killed), (2, 2));
+    assert_eq!((report.served, report.killed), (2, 0));
+    assert_eq!(report.bytes_unacked, 0);
+}
+
+#[test]
 fn a_client_that_waits_for_100_continue_at_a_stop_is_told_and_answered() {
     let fixture = Fixture::patient();
     let mut client = fixture.new_client();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -131,6 +131,7 @@ impl Registry {
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
             undelivered: AtomicBool::new(false),
+            unacked_at_reset: OnceLock::new(),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
         conn.tell(ConnState::New);
@@ -244,6 +245,8 @@ pub(crate) struct Conn {
     end: AtomicU8,
     /// Responses that had been flushed did not arrive.
     undelivered: AtomicBool,
+    /// How many bytes the client had not acknowledged when a kill reset it: the kernel cannot tell any more.
+    unacked_at_reset: OnceLock<u32>,
 }
 
 impl Conn {
@@ -530,8 +533,15 @@ impl Conn {
 
     fn reset(&self) {
         if let Some(fd) = *self.descriptor() {
-            sys::with_fd(fd, sys::reset);
+            sys::with_fd(fd, |fd| {
+                self.unacked_at_reset.get_or_init(|| sys::unacked(fd));
+                sys::reset(fd);
+            });
         }
+    }
+
+    pub(super) fn unacked_at_reset(&self) -> Option<u32> {
+        self.unacked_at_reset.get().copied()
     }
 
     /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.

@@ -182,8 +182,9 @@ impl Wire {
 
     /// How many bytes the client's kernel has not acknowledged.
     fn unacked(&self) -> u64 {
-        let queued = u64::from(sys::unacked(self.stream.as_fd()));
-        queued.saturating_sub(self.shut.into())
+        let queued = self.conn().unacked_at_reset();
+        let queued = queued.unwrap_or_else(|| sys::unacked(self.stream.as_fd()));
+        u64::from(queued).saturating_sub(self.shut.into())
     }
 
     /// Whether bytes have not arrived that still may. After a reset they never will.
