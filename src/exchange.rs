@@ -50,7 +50,8 @@ pub struct Exchange {
 }
 
 struct RequestBody {
-    incoming: Incoming,
+    /// `None` once the whole answer is given.
+    incoming: Option<Incoming>,
     /// What has been received and not yet read.
     rest: Bytes,
     /// Why no more will come: hyper says so once, and then calls it the end.
@@ -75,7 +76,7 @@ impl Exchange {
         let (owed, reply) = oneshot::channel();
         let exchange = Self {
             body: RequestBody {
-                incoming,
+                incoming: Some(incoming),
                 rest: Bytes::new(),
                 failed: None,
             },
@@ -176,7 +177,8 @@ impl Exchange {
     /// # Errors
     /// [`Error::TooLarge`] if the body is longer (what has come stays to be read); otherwise as [`Exchange::read`].
     pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
-        let announced = self.body.incoming.size_hint().lower();
+        let incoming = self.body.incoming.as_ref();
+        let announced = incoming.map_or(0, |body| body.size_hint().lower());
         if announced.saturating_add(self.body.rest.len() as u64) > limit as u64 {
             return Err(Error::TooLarge);
         }
@@ -212,7 +214,9 @@ impl Exchange {
 
     fn receive(&mut self) -> Result<Option<Bytes>> {
         let fate = self.inflight.fate();
-        let incoming = &mut self.body.incoming;
+        let Some(incoming) = &mut self.body.incoming else {
+            return Ok(None);
+        };
         wait_for(async {
             loop {
                 let frame = tokio::select! {
@@ -246,6 +250,8 @@ impl Exchange {
             let why = "Content-Length is not the length of the body";
             return Err(Error::InvalidArgument(why.into()));
         }
+        // Before hyper has the answer, it knows that nobody will read more of the body.
+        self.body.incoming = None;
         self.answer_with(response.map(|body| ReplyBody::Whole(Some(body))))
     }
 

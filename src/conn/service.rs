@@ -76,7 +76,7 @@ impl<R> Tracked<R> {
 impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     type Response = Response<TrackedBody<R::Body>>;
     type Error = std::convert::Infallible;
-    type Future = TrackedFuture<R::Future>;
+    type Future = TrackedFuture<R::Future, R::Body>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let body = request.body();
@@ -89,19 +89,20 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let is_connect = request.method() == Method::CONNECT;
         let is_http10 = request.version() < Version::HTTP_11;
         let shared = self.conn.shared();
-        let (future, readiness);
+        let (future, answer);
         if shared.config.ready_path.as_deref() == Some(request.uri().path()) {
+            let readiness = Readiness::of(request.method(), shared.is_ready());
             future = None;
-            readiness = Some(Readiness::of(request.method(), shared.is_ready()));
+            answer = Some(Ok(readiness.answer()));
         } else {
             shared.request_came();
             let call = || self.respond.respond(request, &inflight);
             future = catch_unwind(AssertUnwindSafe(call)).ok();
-            readiness = None;
+            answer = future.is_none().then(panicked);
         }
         TrackedFuture {
             future,
-            readiness,
+            answer,
             answering: Some(Answering {
                 inflight,
                 has_body,
@@ -194,6 +195,10 @@ impl Drop for Answering {
     }
 }
 
+fn panicked<T>() -> Result<T, String> {
+    Err("it panicked".to_owned())
+}
+
 /// What a readiness probe is told.
 #[derive(Clone, Copy, Debug)]
 enum Readiness {
@@ -239,16 +244,17 @@ fn own_answer<B>(status: StatusCode, text: &'static str) -> Response<Source<B>> 
 }
 
 pin_project! {
-    pub(super) struct TrackedFuture<F> {
-        // None if the service was not called (a readiness probe), or panicked when it was.
+    pub(super) struct TrackedFuture<F, B> {
+        // None if there is no service to be asked (any more).
         #[pin]
         future: Option<F>,
-        readiness: Option<Readiness>,
+        // The answer, if it is there already.
+        answer: Option<Result<Response<Source<B>>, String>>,
         answering: Option<Answering>,
     }
 }
 
-impl<F, B, E> Future for TrackedFuture<F>
+impl<F, B, E> Future for TrackedFuture<F, B>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
@@ -257,16 +263,28 @@ where
     type Output = Result<Response<TrackedBody<B>>, std::convert::Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = match (this.future.as_pin_mut(), this.readiness) {
-            (Some(future), _) => match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-                Ok(poll) => ready!(poll)
-                    .map(|response| response.map(|body| Source::Host { body }))
-                    .map_err(|error| error.into().to_string()),
-                Err(_) => Err("it panicked".to_owned()),
-            },
-            (None, Some(readiness)) => Ok(readiness.answer()),
-            (None, None) => Err("it panicked".to_owned()),
+        let mut this = self.project();
+        let result = match (this.answer.take(), this.future.as_mut().as_pin_mut()) {
+            (Some(result), _) => result,
+            (None, Some(future)) => {
+                let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+                    Ok(poll) => ready!(poll)
+                        .map(|response| response.map(|body| Source::Host { body }))
+                        .map_err(|error| error.into().to_string()),
+                    Err(_) => panicked(),
+                };
+                let answering = this.answering.as_ref();
+                if answering.is_some_and(|answering| !answering.conn().has_read_body()) {
+                    // Before hyper asks again, it looks whether anybody still reads the body. If not, and the rest is
+                    // not there yet, it will close the connection; then the head of this answer says so.
+                    this.future.set(None);
+                    *this.answer = Some(result);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                result
+            }
+            (None, None) => return Poll::Pending, // Polled again after its end.
         };
         let Some(answering) = this.answering.take() else {
             return Poll::Pending; // Polled again after its end.

@@ -386,7 +386,12 @@ impl Conn {
 
     /// Whether nothing is under way, not even the rest of a request that has been answered: hyper holds nothing.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.is_between_requests() && self.body_length() == BodyLength::Known(0)
+        self.is_between_requests() && self.has_read_body()
+    }
+
+    /// Whether hyper has got all of the last request.
+    pub(super) fn has_read_body(&self) -> bool {
+        self.body_length() == BodyLength::Known(0)
     }
 
     /// What is left of the last request's body.
