@@ -1,12 +1,13 @@
 //! Where the servers and the clients are: on the loopback device, or at both ends of a long way.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use socket2::{Domain, Socket, Type};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::lab::Lab;
@@ -60,8 +61,14 @@ impl Net {
             };
             let port = u16::try_from(port).map_err(io::Error::other)?;
             let addr = SocketAddr::new(IpAddr::V4(ip), port);
-            // Somebody else may have it.
-            if self.at_server(|| TcpListener::bind(addr))?.is_ok() {
+            // Somebody else may have it. Not by listening: a server that is started at this moment would have a copy of
+            // the listening socket between its fork and its exec, and the next one would find the port taken.
+            let bind = || {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&addr.into())
+            };
+            if self.at_server(bind)?.is_ok() {
                 return Ok(addr);
             }
         }
