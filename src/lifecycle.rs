@@ -382,7 +382,8 @@ impl Control {
     }
 }
 
-fn enter(shared: &Shared, phase: Phase) {
+/// Begins a phase: every connection looks at it.
+pub(crate) fn enter(shared: &Shared, phase: Phase) {
     shared.phases.set(phase);
     shared.registry.wake_all();
     shared.events.phase(phase);

@@ -131,6 +131,14 @@ impl Shared {
         self.stop_times().1 = Some(at);
     }
 
+    /// Whether half of the stop timeout has passed: then a client that never ceases to pipeline requests must be told
+    /// that its connection ends, though it has sent more of them.
+    pub(crate) fn is_stop_pressing(&self) -> bool {
+        let began = self.stop_times().0;
+        let patience = self.config.lame_duck + self.config.stop_timeout / 2;
+        began.is_some_and(|began| self.clock.now().saturating_sub(began) > patience)
+    }
+
     fn stop_times(&self) -> std::sync::MutexGuard<'_, (Option<Duration>, Option<Duration>)> {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -424,6 +432,43 @@ impl Builder {
         })
     }
 
+    fn interest(&self) -> Interest {
+        self.pulled.unwrap_or_else(|| self.observers.interest())
+    }
+
+    /// What the server's threads will share. Nothing runs yet.
+    pub(crate) fn shared(
+        &self,
+        id: u64,
+        listeners: &[Listener],
+        queue: Option<RequestQueue>,
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Shared> {
+        let clock = self.clock.clone();
+        Ok(Shared {
+            id,
+            config: self.config.clone(),
+            clock: clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
+            events: Events::new(self.interest()),
+            orders: Orders::new()?,
+            phases: Phases::default(),
+            last_request: Latest::default(),
+            registry: Registry::default(),
+            ledger: Ledger::default(),
+            ends: Ends::default(),
+            abandoned: Count::default(),
+            unaccepted: Count::default(),
+            stop: Mutex::default(),
+            outcome: watch::Sender::new(None),
+            last_report: OnceLock::new(),
+            local_addrs: listeners.iter().map(Listener::local_addr).collect(),
+            queue,
+            pulls_events: self.pulled.is_some(),
+            runtime,
+            threads: Mutex::default(),
+        })
+    }
+
     fn start<R: Respond + Clone>(
         self,
         listeners: Listeners,
@@ -442,31 +487,9 @@ impl Builder {
         self.config.check()?;
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let control_runtime = runtime::new_runtime()?;
-        let interest = self.pulled.unwrap_or_else(|| self.observers.interest());
-        let shared = Arc::new(Shared {
-            id,
-            config: self.config,
-            clock: self
-                .clock
-                .unwrap_or_else(|| Arc::new(SystemClock::default())),
-            events: Events::new(interest),
-            orders: Orders::new()?,
-            phases: Phases::default(),
-            last_request: Latest::default(),
-            registry: Registry::default(),
-            ledger: Ledger::default(),
-            ends: Ends::default(),
-            abandoned: Count::default(),
-            unaccepted: Count::default(),
-            stop: Mutex::default(),
-            outcome: watch::Sender::new(None),
-            last_report: OnceLock::new(),
-            local_addrs: listeners.iter().map(Listener::local_addr).collect(),
-            queue,
-            pulls_events: self.pulled.is_some(),
-            runtime: control_runtime.handle().clone(),
-            threads: Mutex::default(),
-        });
+        let interest = self.interest();
+        let runtime = control_runtime.handle().clone();
+        let shared = Arc::new(self.shared(id, &listeners, queue, runtime)?);
         for listener in &listeners {
             listener.set_nonblocking()?;
         }

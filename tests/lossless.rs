@@ -7,6 +7,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -214,4 +215,23 @@ fn a_client_that_resets_its_connection_does_not_hold_a_stop_that_waits_for_its_a
     assert_balanced(&report);
     assert_eq!((report.served, report.gone, report.conns_gone), (0, 1, 1));
     assert!(report.bytes_unacked > 50_000, "{report:?}");
+}
+
+#[test]
+fn a_client_that_never_ceases_to_pipeline_does_not_turn_the_stop_into_a_kill() {
+    let server = hello(builder().stop_timeout(Duration::from_secs(2)));
+    let mut client = Client::connect(addr(&server));
+    let mut sender = client.socket().try_clone().unwrap();
+    let sender = thread::spawn(move || {
+        let requests = "GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(50);
+        while sender.write_all(requests.as_bytes()).is_ok() {}
+    });
+    assert!(!client.answer().closes());
+    let stopping = stop_elsewhere(&server);
+    while !client.answer().closes() {}
+    drop(client);
+    let report = stopping.join().unwrap().unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.killed, report.raced), (0, 1));
+    sender.join().unwrap();
 }

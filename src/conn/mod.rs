@@ -11,6 +11,8 @@
 
 mod framing;
 mod service;
+#[cfg(test)]
+mod tests;
 mod track;
 mod wire;
 
@@ -150,9 +152,9 @@ enum End {
     Parked,
     /// All has been written, and it is to be closed, or somebody upgraded it.
     Done,
-    /// As that, but perhaps not all has been written.
+    /// As that, but perhaps not all has been written; or a request's head did not come in time.
     Failed,
-    /// A kill cut it, or a request's head did not come in time.
+    /// A kill cut it, or an error did in a response that only its end would end.
     Cut,
 }
 
@@ -194,7 +196,9 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
             return Poll::Ready(End::Cut);
         }
         if phase >= Phase::Quiescing && conn.is_at_rest() {
-            return Poll::Ready(End::Parked);
+            // hyper may still wait to tell a handler of the end of a body that it does not want.
+            let is_last = conn.is_close_announced();
+            return Poll::Ready(if is_last { End::Done } else { End::Parked });
         }
         if !conn.is_reading_head() {
             header_timer = None;
@@ -207,7 +211,7 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
             .get_or_insert_with(|| (head, Box::pin(sleep(shared.config.header_timeout))));
         ready!(timer.as_mut().poll(cx));
         conn.timed_out();
-        Poll::Ready(End::Cut)
+        Poll::Ready(End::Failed)
     })
     .await
 }
@@ -233,7 +237,12 @@ async fn close(mut wire: Wire) {
     until_kill(&conn, |cx| {
         // A stop may begin meanwhile.
         let has_arrived = || !conn.is_stopping() || !wire.is_delivering();
-        delivery.poll_until(cx, has_arrived).is_ready()
+        if delivery.poll_until(cx, has_arrived).is_ready() {
+            return true;
+        }
+        // What is left unread would become a reset.
+        let _ = wire.poll_discard(cx);
+        false
     })
     .await;
 }

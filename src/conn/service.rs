@@ -142,7 +142,7 @@ impl Answering {
         if upgrades {
             self.conn().upgrade_agreed();
         } else if self.conn().shared().phases.get() >= Phase::LameDuck
-            && !self.conn().has_request_behind()
+            && (!self.conn().has_request_behind() || self.conn().shared().is_stop_pressing())
         {
             // The client then knows that this connection ends, and sends its next request on another.
             head.headers

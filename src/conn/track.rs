@@ -469,9 +469,20 @@ impl Conn {
         self.set_end(End::Announced);
     }
 
+    /// The last response has told the client of that.
+    pub(super) fn is_close_announced(&self) -> bool {
+        matches!(self.end(), End::Announced)
+    }
+
     /// A request has come after we had closed.
     pub(super) fn raced(&self) {
-        if matches!(self.end(), End::Idle | End::Announced) {
+        let is_ours = match self.end() {
+            End::Idle | End::Announced => true,
+            // hyper has closed it, behind a body that nobody read.
+            End::Closed => self.is_stopping(),
+            End::Raced | End::TimedOut => false,
+        };
+        if is_ours {
             self.set_end(End::Raced);
             self.shared.events.sum("drain.race", 1.0);
         }

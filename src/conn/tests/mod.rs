@@ -1,0 +1,250 @@
+//! Connections in virtual time: real sockets on loopback, whose bytes and FINs arrive within the call that sends them,
+//! and a clock that moves only when nothing is left to do. So a random script of a client and of a stop has one outcome,
+//! and what must hold for it can be worked out from the script.
+
+mod life;
+mod requests;
+
+use std::future::{Future, poll_fn};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use proptest::test_runner::Config;
+use socket2::{Domain, SockRef, Socket, Type};
+use tokio::task::JoinHandle;
+
+use super::{Registry, Respond, serve};
+use crate::lifecycle::{Phase, enter};
+use crate::server::{Server, Shared};
+
+/// What time moves by. All times are multiples of it.
+const TICK: Duration = Duration::from_millis(50);
+// In ticks.
+const GRACE: u32 = 4;
+const LINGER: u32 = 6;
+const HEADER: u32 = 10;
+
+/// What the sockets hold of the responses, about.
+const BUFFER: usize = 16 << 10;
+
+/// `PROPTEST_CASES` sets another number of cases.
+fn config(cases: u32) -> Config {
+    Config {
+        cases: std::env::var("PROPTEST_CASES").map_or(cases, |text| text.parse().unwrap()),
+        failure_persistence: None,
+        max_shrink_iters: 3_000,
+        ..Config::default()
+    }
+}
+
+/// Where cases run.
+#[derive(Debug)]
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    listener: TcpListener,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        Self {
+            runtime: builder.enable_all().start_paused(true).build().unwrap(),
+            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+        }
+    }
+}
+
+/// A client's end of a connection, and what it has seen.
+#[derive(Debug)]
+struct Peer {
+    stream: Option<TcpStream>,
+    is_reading: bool,
+    got: Vec<u8>,
+    /// Our end of the connection is over: whether by a FIN.
+    end: Option<bool>,
+}
+
+impl Peer {
+    fn look(&mut self) {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        let mut buf = [0; 16 << 10];
+        while self.is_reading && self.end.is_none() {
+            match stream.read(&mut buf) {
+                Ok(0) => self.end = Some(true),
+                Ok(count) => self.got.extend_from_slice(&buf[..count]),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => self.end = Some(false),
+            }
+        }
+        // Acknowledges what has come now, not within the next 40 ms of real time.
+        let _ = SockRef::from(&*stream).set_tcp_quickack(true);
+    }
+}
+
+type Ambush = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
+/// A connection that is served, and its client.
+struct Run {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+    /// How often the server's task has run.
+    polls: Arc<AtomicUsize>,
+    /// Done just before it runs again: between what has woken it and what it does then.
+    ambush: Ambush,
+    peer: Peer,
+    tick: u32,
+    /// When our FIN or a reset was seen.
+    ended: Option<u32>,
+    /// When nothing was left of the connection.
+    gone: Option<u32>,
+}
+
+impl Run {
+    fn start<R: Respond + Clone + Sync>(bench: &Bench, respond: R) -> Self
+    where
+        R::Future: Send,
+    {
+        let shared = Server::builder()
+            .idle_grace(GRACE * TICK)
+            .linger_timeout(LINGER * TICK)
+            .header_timeout(HEADER * TICK)
+            .shared(0, &[], None, tokio::runtime::Handle::current())
+            .unwrap();
+        let shared = Arc::new(shared);
+        let local = bench.listener.local_addr().unwrap();
+        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(BUFFER).unwrap();
+        client.connect(&local.into()).unwrap();
+        let client = TcpStream::from(client);
+        client.set_nonblocking(true).unwrap();
+        client.set_nodelay(true).unwrap();
+        let (stream, addr) = bench.listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        SockRef::from(&stream).set_send_buffer_size(BUFFER).unwrap();
+        let accepted = Registry::accept(&shared, stream, addr, local);
+        let polls = Arc::new(AtomicUsize::new(0));
+        let ambush = Ambush::default();
+        let service = serve(accepted, respond);
+        let task = tokio::spawn(watched(service, Arc::clone(&polls), Arc::clone(&ambush)));
+        Self {
+            shared,
+            task,
+            polls,
+            ambush,
+            peer: Peer {
+                stream: Some(client),
+                is_reading: true,
+                got: Vec::new(),
+                end: None,
+            },
+            tick: 0,
+            ended: None,
+            gone: None,
+        }
+    }
+
+    /// Until nothing is left to do at this time.
+    async fn settle(&mut self) {
+        let mut quiet = 0;
+        for _ in 0..2_000 {
+            let before = (self.polls.load(Ordering::Relaxed), self.peer.got.len());
+            // Has the runtime look for events, and does not let it move the clock.
+            tokio::task::yield_now().await;
+            self.peer.look();
+            let after = (self.polls.load(Ordering::Relaxed), self.peer.got.len());
+            quiet = if before == after { quiet + 1 } else { 0 };
+            if quiet == 3 {
+                break;
+            }
+        }
+        assert!(quiet == 3, "the server does not come to rest");
+        if self.peer.end.is_some() {
+            self.ended.get_or_insert(self.tick);
+        }
+        if self.task.is_finished() && self.shared.report().conns_open == 0 {
+            self.gone.get_or_insert(self.tick);
+        }
+    }
+
+    async fn tick(&mut self) {
+        tokio::time::advance(TICK).await;
+        self.tick += 1;
+        self.settle().await;
+    }
+
+    /// False if the connection is broken.
+    async fn send(&mut self, bytes: &[u8]) -> bool {
+        let Some(stream) = &mut self.peer.stream else {
+            return false;
+        };
+        let sent = match stream.write(bytes) {
+            Ok(count) => count == bytes.len(),
+            Err(error) => {
+                assert_ne!(
+                    error.kind(),
+                    ErrorKind::WouldBlock,
+                    "too much for the sockets"
+                );
+                false
+            }
+        };
+        self.settle().await;
+        sent
+    }
+
+    /// What has come is seen, whether or not the client reads otherwise.
+    async fn catch_up(&mut self) {
+        let was = std::mem::replace(&mut self.peer.is_reading, true);
+        self.settle().await;
+        self.peer.is_reading = was;
+    }
+
+    async fn half_close(&mut self) {
+        if let Some(stream) = &self.peer.stream {
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+        self.settle().await;
+    }
+
+    async fn close(&mut self, reset: bool) {
+        if let Some(stream) = self.peer.stream.take()
+            && reset
+        {
+            SockRef::from(&stream)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap();
+        }
+        self.settle().await;
+    }
+
+    async fn enter(&mut self, phase: Phase) {
+        enter(&self.shared, phase);
+        self.settle().await;
+    }
+
+    /// As the control thread does it.
+    async fn kill(&mut self) {
+        self.enter(Phase::Killing).await;
+        self.shared.registry.reset_all();
+        self.settle().await;
+    }
+}
+
+async fn watched(future: impl Future<Output = ()>, polls: Arc<AtomicUsize>, ambush: Ambush) {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        polls.fetch_add(1, Ordering::Relaxed);
+        let ambush = ambush.lock().unwrap().take();
+        if let Some(ambush) = ambush {
+            ambush();
+        }
+        future.as_mut().poll(cx)
+    })
+    .await;
+}
