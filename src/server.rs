@@ -289,14 +289,17 @@ impl Builder {
     }
 
     /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served
-    /// and answered with `Connection: close`. More than the round trip to the clients. Default: 1 second.
+    /// and answered with `Connection: close`. More than the round trip to the clients. It is counted from when the
+    /// client's kernel has the last answer, and a new connection whose handshake needed repetition gets 4.5 seconds
+    /// more for each: so late would its client repeat a request that was lost. Default: 1 second.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.config.idle_grace = grace;
         self
     }
 
     /// How long a connection that we have closed waits for the client to close its side, so that what was sent last is
-    /// not destroyed by a reset. Default: 2 seconds.
+    /// not destroyed by a reset. A stop waits longer where a client has not acknowledged all that it was sent, up to the
+    /// stop timeout. Default: 2 seconds.
     pub fn linger_timeout(mut self, timeout: Duration) -> Self {
         self.config.linger_timeout = timeout;
         self

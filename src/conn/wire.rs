@@ -143,7 +143,7 @@ impl Wire {
     }
 
     fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut bytes = [0; 1024];
+        let mut bytes = [0; 8192];
         let mut buf = ReadBuf::new(&mut bytes);
         ready!(self.poll_read_stream(cx, &mut buf))?;
         self.ahead.extend_from_slice(buf.filled());

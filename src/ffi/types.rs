@@ -271,14 +271,17 @@ pub struct httpdown_options {
     /// events thread then, and no callback but the handler may be set.
     pub pull_events: u32,
     /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served,
-    /// and answered with Connection: close. More than the round trip to the clients. Default: 1,000.
+    /// and answered with Connection: close. More than the round trip to the clients. It is counted from when the
+    /// client's kernel has the last answer, and a new connection whose handshake needed repetition gets 4,500 more for
+    /// each: so late would its client repeat a request that was lost. Default: 1,000.
     pub idle_grace_ms: u32,
     /// How long a stop goes on accepting connections whose handshake had begun. It ends as soon as there are none; counts
     /// within stop_timeout_ms. Default: 4,000, which gives a handshake that lost a segment two more chances
     /// (retransmissions come after 1 s and 3 s).
     pub quiesce_timeout_ms: u32,
     /// How long a connection that the server has closed waits for the client to close its side, so that what was sent
-    /// last is not destroyed by a reset. Default: 2,000.
+    /// last is not destroyed by a reset. A stop waits longer where a client has not acknowledged all that it was sent, up
+    /// to stop_timeout_ms. Default: 2,000.
     pub linger_timeout_ms: u32,
     /// A path, "/healthz" say, that the server answers itself, whatever the handlers are doing, also where they are all
     /// busy: 200 while httpdown_ready says yes, then 503. For GET, HEAD and OPTIONS; others get 405. It is compared with
