@@ -42,6 +42,7 @@ def main(program: str) -> int:
     say("another", "a new connection is refused")
 
     whole = response.read().decode()
+    client.close()
     say("client", f"got: {whole}")
     report = server.stdout.readline()  # what follows is for programs
     status = server.wait(timeout=30)
