@@ -125,7 +125,7 @@ pub(crate) fn set_option(
     }
 }
 
-/// How many connections wait in a listening socket's queue to be accepted.
+/// How many connections wait in a listening socket's queue to be accepted: of such a socket, `unacked` is that number.
 pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
     tcp_info(listener).tcpi_unacked
 }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use httpdown::{Builder, Dispatch, Exchange, Listener, Listeners, LogLevel, Phase, Report, Server};
+use httpdown::{Builder, Listener, LogLevel, Phase, Report, Server};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
@@ -20,8 +20,8 @@ use seccompiler::{
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use common::{
-    Client, Journal, LONG, addr, assert_balanced, builder, half_open, into_journal, listener,
-    reply, skip, stop, stop_elsewhere, wait_for_report,
+    Client, Journal, LONG, addr, assert_balanced, builder, half_open, hello, into_journal,
+    listener, skip, stop, stop_elsewhere, wait_for_report,
 };
 
 /// The option that binds a socket to an interface by its number.
@@ -30,15 +30,6 @@ const SO_BINDTOIFINDEX: i32 = 62;
 /// A server whose connections have all the time to send their request.
 fn patient() -> Builder {
     builder().idle_grace(LONG)
-}
-
-fn hello(builder: Builder, listeners: impl Into<Listeners>) -> Server {
-    let handler = |exchange: Exchange| {
-        let _ = reply(exchange, "hello");
-    };
-    builder
-        .handle(listeners, Dispatch::default(), handler)
-        .unwrap()
 }
 
 fn wait_for_phase(server: &Server, phase: Phase) {

@@ -15,23 +15,14 @@ use httpdown::{Dispatch, Error, Exchange, Phase, Server};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use common::{
-    Client, LONG, addr, assert_balanced, builder, listener, reply, stop, stop_elsewhere,
+    Client, LONG, addr, assert_balanced, builder, hello, listener, reply, stop, stop_elsewhere,
     wait_for_report,
 };
-
-fn hello(builder: httpdown::Builder) -> Server {
-    let handler = |exchange: Exchange| {
-        let _ = reply(exchange, "hello");
-    };
-    builder
-        .handle(listener(), Dispatch::default(), handler)
-        .unwrap()
-}
 
 /// hyper 3792, 3808: a graceful shutdown closes new and idle connections with a request on its way.
 #[test]
 fn a_request_on_its_way_to_an_idle_or_a_new_connection_is_served() {
-    let server = hello(builder().idle_grace(LONG));
+    let server = hello(builder().idle_grace(LONG), listener());
     let mut idle = Client::get(addr(&server), "/");
     assert_eq!(idle.answer().text(), "hello");
     let new = Client::connect(addr(&server));
@@ -52,7 +43,7 @@ fn a_request_on_its_way_to_an_idle_or_a_new_connection_is_served() {
 
 #[test]
 fn a_connection_that_stays_idle_is_closed_after_the_grace() {
-    let server = hello(builder().idle_grace(Duration::from_millis(20)));
+    let server = hello(builder().idle_grace(Duration::from_millis(20)), listener());
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().text(), "hello");
     let stopping = stop_elsewhere(&server);
@@ -62,7 +53,7 @@ fn a_connection_that_stays_idle_is_closed_after_the_grace() {
 
 #[test]
 fn a_request_that_crosses_the_close_is_counted_as_a_race() {
-    let server = hello(builder().linger_timeout(LONG));
+    let server = hello(builder().linger_timeout(LONG), listener());
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().text(), "hello");
     let stopping = stop_elsewhere(&server);
@@ -219,7 +210,7 @@ fn a_client_that_resets_its_connection_does_not_hold_a_stop_that_waits_for_its_a
 
 #[test]
 fn a_client_that_never_ceases_to_pipeline_does_not_turn_the_stop_into_a_kill() {
-    let server = hello(builder().stop_timeout(Duration::from_secs(2)));
+    let server = hello(builder().stop_timeout(Duration::from_secs(2)), listener());
     let mut client = Client::connect(addr(&server));
     let mut sender = client.socket().try_clone().unwrap();
     let sender = thread::spawn(move || {

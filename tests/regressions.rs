@@ -24,8 +24,8 @@ use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use common::{
-    Client, Gate, Journal, LONG, OpenAtEnd, addr, assert_balanced, builder, listener, reply, stop,
-    stop_elsewhere, wait, wait_for_report,
+    Client, Gate, Journal, LONG, OpenAtEnd, addr, assert_balanced, builder, hello, listener, reply,
+    stop, stop_elsewhere, wait, wait_for_report,
 };
 
 /// How requests reach the handler.
@@ -402,10 +402,11 @@ fn an_early_413_reaches_a_client_that_goes_on_sending() {
 fn a_client_that_sends_without_pause_does_not_outlast_the_linger_timeout() {
     const SENDERS: usize = 4;
     const LINGER: Duration = Duration::from_millis(20);
-    let server = serve_blind(
+    let server = hello(
         builder()
             .io_threads(NonZeroUsize::MIN)
             .linger_timeout(LINGER),
+        listener(),
     );
     let mut worst = Duration::ZERO;
     for _ in 0..8 {
@@ -572,20 +573,10 @@ fn a_head_request_at_a_stop_is_answered_without_a_body() {
     assert_eq!(finish(stopping).served, 1);
 }
 
-/// Answers without a look at the body.
-fn serve_blind(builder: Builder) -> Server {
-    let handler = |exchange: Exchange| {
-        let _ = reply(exchange, "hello");
-    };
-    builder
-        .handle(listener(), Dispatch::default(), handler)
-        .unwrap()
-}
-
 #[test]
 fn a_request_behind_a_small_body_that_nobody_reads_is_answered() {
     for stops in [false, true] {
-        let server = serve_blind(builder().idle_grace(LONG));
+        let server = hello(builder().idle_grace(LONG), listener());
         let mut client = Client::connect(addr(&server));
         wait_for_report(&server, |report| report.conns_new == 1);
         let stopping = stops.then(|| stop_elsewhere(&server));
@@ -604,7 +595,7 @@ fn a_request_behind_a_small_body_that_nobody_reads_is_answered() {
 #[test]
 fn a_large_body_that_nobody_reads_ends_its_connection_but_not_its_answer() {
     for stops in [false, true] {
-        let server = serve_blind(builder().idle_grace(LONG).linger_timeout(LONG));
+        let server = hello(builder().idle_grace(LONG).linger_timeout(LONG), listener());
         let mut client = Client::connect(addr(&server));
         wait_for_report(&server, |report| report.conns_new == 1);
         let stopping = stops.then(|| stop_elsewhere(&server));
@@ -741,30 +732,4 @@ fn the_header_timeout_ends_half_a_head_during_a_stop_but_not_an_empty_line() {
     drop(clients);
     let report = finish(stopping);
     assert_eq!((report.served, report.conns_timed_out), (3, 1));
-}
-
-#[test]
-fn each_head_has_the_header_timeout_for_itself() {
-    const PAUSE: Duration = Duration::from_millis(100);
-    let server = builder()
-        .header_timeout(10 * PAUSE)
-        .handle(listener(), Dispatch::Inline, |exchange: Exchange| {
-            let _ = reply(exchange, "hello");
-        })
-        .unwrap();
-    let mut client = Client::connect(addr(&server));
-    // Always the end of a head together with the beginning of the next.
-    let (begin, rest) = GET.split_at(10);
-    client.send(begin);
-    for _ in 0..15 {
-        thread::sleep(PAUSE);
-        client.send([rest, begin].concat());
-        assert_eq!(client.answer().text(), "hello");
-    }
-    client.send(rest);
-    assert_eq!(client.answer().text(), "hello");
-    drop(client);
-    let report = stop(&server).unwrap();
-    assert_balanced(&report);
-    assert_eq!((report.served, report.conns_timed_out), (16, 0));
 }

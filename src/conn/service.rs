@@ -113,7 +113,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     }
 }
 
-/// Held while a response is owed: dropped without [`Answering::complete`], the request is lost.
+/// Held while a response is owed: dropped before the request's [`Fate`] is complete, the request is lost.
 #[derive(Debug)]
 struct Answering {
     inflight: Inflight,

@@ -78,8 +78,8 @@ impl Wire {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.conn().is_upgraded() {
             self.framing = Framing::Opaque;
-        } else if let Framing::AfterHead = self.framing {
-            self.framing.follow(self.open.conn().body_length());
+        } else {
+            self.follow_head();
         }
         while buf.remaining() > 0 {
             let start = buf.filled().len();
@@ -118,6 +118,13 @@ impl Wire {
         }
         self.publish();
         Poll::Ready(Ok(()))
+    }
+
+    /// Whoever reads on behind a head has been told by the service what follows it.
+    fn follow_head(&mut self) {
+        if let Framing::AfterHead = self.framing {
+            self.framing.follow(self.open.conn().body_length());
+        }
     }
 
     /// Tells the connection what is known of the bytes to come.
@@ -197,9 +204,7 @@ impl Wire {
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             while !self.ahead.is_empty() {
-                if let Framing::AfterHead = self.framing {
-                    self.framing.follow(self.open.conn().body_length());
-                }
+                self.follow_head();
                 let between = matches!(self.framing, Framing::Between);
                 match self.framing.scan(&self.ahead) {
                     Ok(Scan { take: 1.., .. }) if between => {

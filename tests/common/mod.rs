@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Response as HttpResponse;
 use httpdown::{
-    Builder, ConnEvent, Event, Exchange, Listener, Phase, Report, Result, Server, Stats,
+    Builder, ConnEvent, Dispatch, Event, Exchange, Listener, Listeners, Phase, Report, Result,
+    Server, Stats,
 };
 use socket2::SockRef;
 
@@ -80,6 +81,16 @@ pub(crate) fn assert_balanced(report: &Report) {
     );
     assert_eq!(report.conns_open, 0, "{report:?}");
     assert_eq!(report.phase, Phase::Stopped, "{report:?}");
+}
+
+/// A server that answers every request at once, without a look at its body.
+pub(crate) fn hello(builder: Builder, listeners: impl Into<Listeners>) -> Server {
+    let handler = |exchange: Exchange| {
+        let _ = reply(exchange, "hello");
+    };
+    builder
+        .handle(listeners, Dispatch::default(), handler)
+        .unwrap()
 }
 
 /// Answers with 200 and this text.
