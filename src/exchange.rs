@@ -1,6 +1,5 @@
 //! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -15,12 +14,13 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use crate::conn::{ConnInfo, Fate, Inflight};
+use crate::conn::ConnInfo;
 use crate::dispatch::Taken;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
+use crate::fate::{Cancellation, Fate};
 use crate::runtime;
 use crate::server::Server;
 
@@ -36,7 +36,10 @@ const PIECES: usize = 4;
 /// [`Error::WouldBlock`].
 ///
 /// Dropped without an answer, the client gets a 500; dropped within an answer, the client sees it cut.
-pub struct Exchange {
+pub struct Exchange(Box<Inner>);
+
+/// In a box because an exchange is passed on from hand to hand.
+struct Inner {
     head: Parts,
     body: RequestBody,
     answer: Answer,
@@ -46,7 +49,7 @@ pub struct Exchange {
     owing: Option<u64>,
     /// The thread that took it from the queue holds it.
     taken: Option<Taken>,
-    inflight: Inflight,
+    fate: Arc<Fate>,
 }
 
 struct RequestBody {
@@ -59,7 +62,7 @@ struct RequestBody {
 }
 
 enum Answer {
-    Owed(oneshot::Sender<Response<ReplyBody>>),
+    Owed,
     Begun(mpsc::Sender<Piece>),
     Given,
 }
@@ -70,11 +73,9 @@ pub(crate) enum Piece {
 }
 
 impl Exchange {
-    /// Makes the two sides of a request: one for the handler, one for the connection.
-    pub(crate) fn new(request: Request<Incoming>, inflight: Inflight) -> (Self, Reply) {
+    pub(crate) fn new(request: Request<Incoming>, fate: Arc<Fate>) -> Self {
         let (head, incoming) = request.into_parts();
-        let (owed, reply) = oneshot::channel();
-        let exchange = Self {
+        Self(Box::new(Inner {
             body: RequestBody {
                 incoming: Some(incoming),
                 rest: Bytes::new(),
@@ -82,71 +83,67 @@ impl Exchange {
             },
             bodyless: head.method == Method::HEAD,
             head,
-            answer: Answer::Owed(owed),
+            answer: Answer::Owed,
             owing: None,
             taken: None,
-            inflight,
-        };
-        (exchange, Reply(reply))
+            fate,
+        }))
+    }
+
+    pub(crate) fn fate(&self) -> &Arc<Fate> {
+        &self.0.fate
     }
 
     /// The request's method.
     #[must_use]
     pub fn method(&self) -> &Method {
-        &self.head.method
+        &self.0.head.method
     }
 
     /// The request's target, as it came.
     #[must_use]
     pub fn uri(&self) -> &Uri {
-        &self.head.uri
+        &self.0.head.uri
     }
 
     /// The request's version of HTTP.
     #[must_use]
     pub fn version(&self) -> Version {
-        self.head.version
+        self.0.head.version
     }
 
     /// The request's headers.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
-        &self.head.headers
+        &self.0.head.headers
     }
 
     /// The connection that it came on.
     #[must_use]
     pub fn conn(&self) -> ConnInfo {
-        self.inflight.conn().info()
+        self.0.fate.inflight().conn().info()
     }
 
     /// The server that it came to.
     #[must_use]
     pub fn server(&self) -> Server {
-        Server::of(Arc::clone(self.inflight.conn().shared()))
+        Server::of(Arc::clone(self.0.fate.inflight().conn().shared()))
     }
 
     /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
-        self.inflight.fate().lost()
+        self.0.fate.lost()
     }
 
     /// Something that can wait, on any thread, until there is no more use in answering.
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
-        Cancellation(Arc::clone(self.inflight.fate()))
+        self.0.fate.cancellation()
     }
 
     pub(crate) fn taken_by(&mut self, holder: Taken) {
-        self.taken = Some(holder);
-    }
-
-    /// Keeps the request among those that a stop waits for, though it has been answered: until a handler returns.
-    pub(crate) fn hold(&self) -> Hold {
-        Hold {
-            inflight: self.inflight.clone(),
-        }
+        self.0.taken = Some(holder);
     }
 
     /// Reads the next bytes of the request's body into `buf`; 0 is its end. Blocks until there are some.
@@ -165,11 +162,11 @@ impl Exchange {
     /// # Errors
     /// As [`Exchange::read`].
     pub fn read_bytes(&mut self, limit: usize) -> Result<Bytes> {
-        if self.body.rest.is_empty() && limit > 0 {
-            self.body.rest = self.next_data()?.unwrap_or_default();
+        if self.0.body.rest.is_empty() && limit > 0 {
+            self.0.body.rest = self.next_data()?.unwrap_or_default();
         }
-        let count = limit.min(self.body.rest.len());
-        Ok(self.body.rest.split_to(count))
+        let count = limit.min(self.0.body.rest.len());
+        Ok(self.0.body.rest.split_to(count))
     }
 
     /// Reads what is left of the request's body, if that is at most `limit` bytes. Blocks until all of it is there.
@@ -177,44 +174,44 @@ impl Exchange {
     /// # Errors
     /// [`Error::TooLarge`] if the body is longer (what has come stays to be read); otherwise as [`Exchange::read`].
     pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
-        let incoming = self.body.incoming.as_ref();
+        let incoming = self.0.body.incoming.as_ref();
         let announced = incoming.map_or(0, |body| body.size_hint().lower());
-        if announced.saturating_add(self.body.rest.len() as u64) > limit as u64 {
+        if announced.saturating_add(self.0.body.rest.len() as u64) > limit as u64 {
             return Err(Error::TooLarge);
         }
         loop {
-            if self.body.rest.len() > limit {
+            if self.0.body.rest.len() > limit {
                 return Err(Error::TooLarge);
             }
             // If it is too long, or would block, what has been received stays to be read.
             let Some(data) = self.next_data()? else {
-                return Ok(std::mem::take(&mut self.body.rest));
+                return Ok(std::mem::take(&mut self.0.body.rest));
             };
-            if self.body.rest.is_empty() {
-                self.body.rest = data; // The usual case: one piece, not copied.
+            if self.0.body.rest.is_empty() {
+                self.0.body.rest = data; // The usual case: one piece, not copied.
             } else {
-                let mut whole = BytesMut::from(std::mem::take(&mut self.body.rest));
+                let mut whole = BytesMut::from(std::mem::take(&mut self.0.body.rest));
                 whole.extend_from_slice(&data);
-                self.body.rest = whole.freeze();
+                self.0.body.rest = whole.freeze();
             }
         }
     }
 
     fn next_data(&mut self) -> Result<Option<Bytes>> {
-        if let Some(why) = &self.body.failed {
+        if let Some(why) = &self.0.body.failed {
             return Err(why.clone());
         }
         let result = self.receive();
         if let Err(why @ (Error::Gone | Error::Killed)) = &result {
-            self.body.failed = Some(why.clone());
-            self.body.rest = Bytes::new();
+            self.0.body.failed = Some(why.clone());
+            self.0.body.rest = Bytes::new();
         }
         result
     }
 
     fn receive(&mut self) -> Result<Option<Bytes>> {
-        let fate = self.inflight.fate();
-        let Some(incoming) = &mut self.body.incoming else {
+        let Inner { body, fate, .. } = &mut *self.0;
+        let Some(incoming) = &mut body.incoming else {
             return Ok(None);
         };
         wait_for(async {
@@ -222,7 +219,7 @@ impl Exchange {
                 let frame = tokio::select! {
                     biased;
                     frame = incoming.frame() => frame,
-                    Some(why) = fate.until_lost() => return Err(why),
+                    Some(why) = async { fate.cancellation().wait().await } => return Err(why),
                 };
                 match frame {
                     None => return Ok(None),
@@ -246,12 +243,12 @@ impl Exchange {
     pub fn reply(mut self, response: Response<Bytes>) -> Result<()> {
         let length = response.body().len() as u64;
         let declared = declared_length(&response)?;
-        if !self.bodyless && declared.is_some_and(|declared| declared != length) {
+        if !self.0.bodyless && declared.is_some_and(|declared| declared != length) {
             let why = "Content-Length is not the length of the body";
             return Err(Error::InvalidArgument(why.into()));
         }
         // Before hyper has the answer, it knows that nobody will read more of the body.
-        self.body.incoming = None;
+        self.0.body.incoming = None;
         self.answer_with(response.map(|body| ReplyBody::Whole(Some(body))))
     }
 
@@ -269,11 +266,11 @@ impl Exchange {
         // One more for the end: whoever could write all can also finish.
         let (pieces, queue) = mpsc::channel(PIECES + 1);
         let status = response.status();
-        self.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        self.0.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let result = self.answer_with(response.map(|()| ReplyBody::Pieces(queue)));
         if result.is_ok() {
-            self.answer = Answer::Begun(pieces);
-            self.owing = declared.filter(|_| !self.bodyless);
+            self.0.answer = Answer::Begun(pieces);
+            self.0.owing = declared.filter(|_| !self.0.bodyless);
         }
         result
     }
@@ -281,7 +278,7 @@ impl Exchange {
     /// Whether [`Exchange::start`] has succeeded.
     #[must_use]
     pub fn is_started(&self) -> bool {
-        matches!(self.answer, Answer::Begun(_))
+        matches!(self.0.answer, Answer::Begun(_))
     }
 
     /// Sends more of the body: at once, as far as the client takes it. Blocks while too much waits already.
@@ -313,17 +310,17 @@ impl Exchange {
 
     /// Whether so many bytes may be written now, all or none of them.
     fn may_write(&mut self, len: usize) -> Result<()> {
-        let Answer::Begun(queue) = &self.answer else {
+        let Answer::Begun(queue) = &self.0.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
-        if let Some(why) = self.inflight.fate().lost() {
+        if let Some(why) = self.0.fate.lost() {
             return Err(why);
         }
         if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() <= len.div_ceil(PIECE)
         {
             return Err(Error::WouldBlock);
         }
-        if let Some(owing) = &mut self.owing {
+        if let Some(owing) = &mut self.0.owing {
             let too_long = || Error::InvalidArgument("more than the Content-Length".into());
             *owing = owing.checked_sub(len as u64).ok_or_else(too_long)?;
         }
@@ -340,20 +337,20 @@ impl Exchange {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         }
-        if let Some(why) = self.inflight.fate().lost() {
+        if let Some(why) = self.0.fate.lost() {
             return Err(why);
         }
-        if self.owing.is_some_and(|owing| owing > 0) {
+        if self.0.owing.is_some_and(|owing| owing > 0) {
             let why = "less than the Content-Length";
             return Err(Error::InvalidArgument(why.into()));
         }
         self.send(Piece::End)?;
-        self.answer = Answer::Given;
+        self.0.answer = Answer::Given;
         Ok(())
     }
 
     fn send(&mut self, piece: Piece) -> Result<()> {
-        let Answer::Begun(pieces) = &self.answer else {
+        let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::AlreadyReplied);
         };
         let piece = match pieces.try_send(piece) {
@@ -370,62 +367,58 @@ impl Exchange {
     /// What it means that the connection takes no more pieces.
     fn not_taken(&self) -> Result<()> {
         // It has what the Content-Length promised, or wants no body at all: the rest says nothing new.
-        if self.inflight.fate().is_complete() {
+        if self.0.fate.is_complete() {
             return Ok(());
         }
-        Err(self.inflight.fate().lost().unwrap_or(Error::Gone))
+        Err(self.0.fate.lost().unwrap_or(Error::Gone))
     }
 
     fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
+        if !matches!(self.0.answer, Answer::Owed) {
+            return Err(self.0.fate.lost().unwrap_or(Error::AlreadyReplied));
+        }
         // After a kill no answer may slip through, or the client could not tell it from one that was finished in time.
-        if let Some(why) = self.inflight.fate().lost() {
-            return Err(why);
-        }
-        match std::mem::replace(&mut self.answer, Answer::Given) {
-            Answer::Owed(owed) => owed
-                .send(response)
-                .map_err(|_| self.inflight.fate().lost().unwrap_or(Error::Gone)),
-            begun => {
-                self.answer = begun;
-                Err(Error::AlreadyReplied)
-            }
-        }
+        self.0.fate.answer(response)?;
+        self.0.answer = Answer::Given;
+        Ok(())
     }
 
     /// Answers with the 503 of a kill: nobody has taken the request in time.
     pub(crate) fn refuse(mut self) {
-        self.inflight.refused();
-        if let Answer::Owed(owed) = std::mem::replace(&mut self.answer, Answer::Given) {
+        self.0.fate.inflight().refused();
+        if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
             let text = "the server is stopping\n";
-            let _ = owed.send(plain(StatusCode::SERVICE_UNAVAILABLE, text));
+            self.0
+                .fate
+                .give(plain(StatusCode::SERVICE_UNAVAILABLE, text));
         }
     }
 
     fn log(&self, text: String) {
-        let shared = self.inflight.conn().shared();
+        let shared = self.0.fate.inflight().conn().shared();
         shared.events.log(LogLevel::Error, text);
     }
 }
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.answer, Answer::Given) {
+        match std::mem::replace(&mut self.0.answer, Answer::Given) {
             Answer::Given => {}
             // The receiver sees that no end came.
             Answer::Begun(_) => self.log(format!(
                 "a handler left its answer to {} unfinished",
-                self.head.uri
+                self.0.head.uri
             )),
             // Nobody would get it; and after a kill nobody may.
-            Answer::Owed(_) if self.inflight.fate().lost().is_some() => {}
-            Answer::Owed(owed) => {
-                let shared = self.inflight.conn().shared();
+            Answer::Owed if self.0.fate.lost().is_some() => {}
+            Answer::Owed => {
+                let shared = self.0.fate.inflight().conn().shared();
                 shared.events.sum("handler.error", 1.0);
-                self.log(format!("a handler did not answer {}", self.head.uri));
-                let _ = owed.send(plain(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "internal server error\n",
-                ));
+                self.log(format!("a handler did not answer {}", self.0.head.uri));
+                let text = "internal server error\n";
+                self.0
+                    .fate
+                    .give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
             }
         }
     }
@@ -434,48 +427,10 @@ impl Drop for Exchange {
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exchange")
-            .field("method", &self.head.method)
-            .field("uri", &self.head.uri)
+            .field("method", &self.0.head.method)
+            .field("uri", &self.0.head.uri)
             .field("conn", &self.conn())
             .finish_non_exhaustive()
-    }
-}
-
-/// Knows whether there is still use in answering a request; independent of the [`Exchange`] itself, and no reason for a
-/// stop to wait.
-#[derive(Clone, Debug)]
-pub struct Cancellation(Arc<Fate>);
-
-impl Cancellation {
-    /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
-    #[must_use]
-    pub fn cancelled(&self) -> Option<Error> {
-        self.0.lost()
-    }
-
-    /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before, or the answer
-    /// is complete.
-    #[must_use]
-    pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
-        runtime::block_on(self.0.until_lost(), deadline).flatten()
-    }
-
-    /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
-    pub async fn wait(&self) -> Option<Error> {
-        self.0.until_lost().await
-    }
-}
-
-/// See [`Exchange::hold`].
-#[derive(Debug)]
-pub(crate) struct Hold {
-    inflight: Inflight,
-}
-
-impl Hold {
-    pub(crate) fn log_panic(&self) {
-        let events = &self.inflight.conn().shared().events;
-        events.log(LogLevel::Error, "a handler panicked");
     }
 }
 
@@ -517,22 +472,6 @@ fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {
 fn wait_for<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     let deadline = runtime::on_io_thread().then(Instant::now);
     runtime::block_on(future, deadline).unwrap_or(Err(Error::WouldBlock))
-}
-
-/// The answer, as the connection waits for it.
-#[derive(Debug)]
-pub(crate) struct Reply(oneshot::Receiver<Response<ReplyBody>>);
-
-impl Future for Reply {
-    type Output = Result<Response<ReplyBody>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match Pin::new(&mut self.0).poll(cx) {
-            Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
-            // None will come, because the request is lost: the connection is about to be cut.
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
-        }
-    }
 }
 
 /// The body of an answer, as the connection takes it.

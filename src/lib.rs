@@ -27,6 +27,7 @@ mod dispatch;
 mod error;
 mod events;
 mod exchange;
+mod fate;
 #[cfg(feature = "capi")]
 mod ffi;
 mod ledger;
@@ -43,7 +44,8 @@ pub use conn::{ConnInfo, ConnState};
 pub use dispatch::{Dispatch, Handler, RequestQueue};
 pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};
-pub use exchange::{Cancellation, Exchange};
+pub use exchange::Exchange;
+pub use fate::Cancellation;
 pub use ledger::Report;
 pub use lifecycle::Phase;
 pub use listener::{Listener, Listeners};

@@ -29,8 +29,8 @@ use tokio::time::{Sleep, sleep};
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 
-pub(crate) use service::{BoxError, Plain, Respond};
-pub(crate) use track::{Accepted, Conn, Fate, Inflight, Registry};
+pub(crate) use service::{BoxError, Outcome, Plain, Respond};
+pub(crate) use track::{Accepted, Conn, Inflight, Registry};
 pub use track::{ConnInfo, ConnState};
 
 use service::Tracked;

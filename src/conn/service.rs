@@ -1,6 +1,5 @@
 //! The service as hyper sees it: every request and every response passes here.
 
-use std::cell::Cell;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::io::IoSlice;
@@ -19,7 +18,7 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
-use super::track::{Conn, Fate, Inflight};
+use super::track::{Conn, Inflight};
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 
@@ -30,8 +29,18 @@ pub(crate) trait Respond: Send + 'static {
     type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
     type Error: Into<BoxError>;
     type Future: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
+    type Outcome: Outcome;
 
-    fn respond(&self, request: Request<Incoming>, inflight: &Inflight) -> Self::Future;
+    fn begin(&self, inflight: Inflight) -> Self::Outcome;
+
+    fn respond(&self, request: Request<Incoming>, outcome: &Self::Outcome) -> Self::Future;
+}
+
+/// Is told what becomes of a request, once: its response has been given to hyper, all of it, or never will be.
+pub(crate) trait Outcome: Send + 'static {
+    fn inflight(&self) -> &Inflight;
+    fn complete(&self);
+    fn lose(&self);
 }
 
 /// A hyper service of the host's.
@@ -48,6 +57,11 @@ where
     type Body = B;
     type Error = S::Error;
     type Future = S::Future;
+    type Outcome = Inflight;
+
+    fn begin(&self, inflight: Inflight) -> Inflight {
+        inflight
+    }
 
     fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
         request.extensions_mut().insert(inflight.conn().info());
@@ -55,142 +69,157 @@ where
     }
 }
 
+/// A service learns of it when its future or its body is dropped.
+impl Outcome for Inflight {
+    fn inflight(&self) -> &Inflight {
+        self
+    }
+
+    fn complete(&self) {}
+
+    fn lose(&self) {}
+}
+
 /// Tells the connection of each request, and what became of it.
 pub(super) struct Tracked<R> {
     respond: R,
     conn: Arc<Conn>,
-    /// The last request's.
-    fate: Cell<Option<Arc<Fate>>>,
 }
 
 impl<R> Tracked<R> {
     pub(super) fn new(respond: R, conn: Arc<Conn>) -> Self {
-        Self {
-            respond,
-            conn,
-            fate: Cell::new(None),
-        }
+        Self { respond, conn }
     }
 }
 
 impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
-    type Response = Response<TrackedBody<R::Body>>;
+    type Response = Response<TrackedBody<R::Body, R::Outcome>>;
     type Error = std::convert::Infallible;
-    type Future = TrackedFuture<R::Future, R::Body>;
+    type Future = TrackedFuture<R::Future, R::Body, R::Outcome>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let body = request.body();
-        let length = body.size_hint().exact();
+        let length = request.body().size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
-        let mut fate = self.fate.take();
-        let inflight = self.conn.request_begins(length, &mut fate);
-        self.fate.set(fate);
-        let has_body = request.method() != Method::HEAD;
-        let is_connect = request.method() == Method::CONNECT;
-        let is_http10 = request.version() < Version::HTTP_11;
+        let answering = Answering {
+            outcome: self.respond.begin(self.conn.request_begins(length)),
+            is_complete: false,
+            asks_for: AsksFor::of(request.method()),
+            is_http10: request.version() < Version::HTTP_11,
+        };
         let shared = self.conn.shared();
-        let (future, answer);
+        let (future, early);
         if shared.config.ready_path.as_deref() == Some(request.uri().path()) {
             let readiness = Readiness::of(request.method(), shared.is_ready());
             future = None;
-            answer = Some(Ok(readiness.answer()));
+            early = Some(Box::new(Ok(readiness.answer())));
         } else {
             shared.request_came();
-            let call = || self.respond.respond(request, &inflight);
+            let call = || self.respond.respond(request, &answering.outcome);
             future = catch_unwind(AssertUnwindSafe(call)).ok();
-            answer = future.is_none().then(panicked);
+            early = future.is_none().then(|| Box::new(panicked()));
         }
         TrackedFuture {
             future,
-            answer,
-            answering: Some(Answering {
-                inflight,
-                has_body,
-                is_connect,
-                is_http10,
-            }),
+            early,
+            answering: Some(answering),
         }
     }
 }
 
-/// Held while a response is owed: dropped before the request's [`Fate`] is complete, the request is lost.
+/// Held while a response is owed: dropped before hyper has all of it, the request is lost.
 #[derive(Debug)]
-struct Answering {
-    inflight: Inflight,
-    has_body: bool,
-    is_connect: bool,
+struct Answering<O: Outcome> {
+    outcome: O,
+    is_complete: bool,
+    asks_for: AsksFor,
     is_http10: bool,
 }
 
-impl Answering {
+/// What a successful answer to a request has behind its head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AsksFor {
+    Body,
+    NoBody,
+    Tunnel,
+}
+
+impl AsksFor {
+    fn of(method: &Method) -> Self {
+        match *method {
+            Method::HEAD => Self::NoBody,
+            Method::CONNECT => Self::Tunnel,
+            _ => Self::Body,
+        }
+    }
+}
+
+impl<O: Outcome> Answering<O> {
     fn conn(&self) -> &Arc<Conn> {
-        self.inflight.conn()
+        self.outcome.inflight().conn()
+    }
+
+    fn complete(mut self) {
+        self.is_complete = true;
+        self.outcome.complete();
+        self.conn().response_written();
     }
 
     /// What becomes of a service's failure: a line in the log, and a 500.
-    fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B>> {
+    fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B, O>> {
         let events = &self.conn().shared().events;
         events.log(LogLevel::Error, format!("a handler failed: {why}"));
         events.sum("handler.error", 1.0);
         self.answered(own_answer(StatusCode::INTERNAL_SERVER_ERROR, ""))
     }
 
-    fn answered<B: Body>(self, response: Response<Source<B>>) -> Response<TrackedBody<B>> {
-        let (mut head, body) = response.into_parts();
-        let upgrades = head.status == StatusCode::SWITCHING_PROTOCOLS
-            || (self.is_connect && head.status.is_success());
+    fn answered<B: Body>(self, mut response: Response<Source<B>>) -> Response<TrackedBody<B, O>> {
+        let status = response.status();
+        let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
+            || (self.asks_for == AsksFor::Tunnel && status.is_success());
+        let conn = self.conn();
         if upgrades {
-            self.conn().upgrade_agreed();
-        } else if self.conn().shared().phases.get() >= Phase::LameDuck
-            && (!self.conn().has_request_behind() || self.conn().shared().is_stop_pressing())
+            conn.upgrade_agreed();
+        } else if conn.shared().phases.get() >= Phase::LameDuck
+            && (!conn.has_request_behind() || conn.shared().is_stop_pressing())
         {
             // The client then knows that this connection ends, and sends its next request on another.
-            head.headers
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
             if self.is_http10 {
                 // Else hyper adds `keep-alive`, if the client has asked for that.
-                head.version = Version::HTTP_10;
+                *response.version_mut() = Version::HTTP_10;
             }
-            self.conn().close_announced();
+            conn.close_announced();
         }
         let no_body = upgrades
-            || !self.has_body
-            || head.status.is_informational()
-            || matches!(
-                head.status,
-                StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-            );
+            || self.asks_for == AsksFor::NoBody
+            || status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let declared = || {
-            head.headers
-                .get(CONTENT_LENGTH)?
-                .to_str()
-                .ok()?
-                .parse()
-                .ok()
+            let length = response.headers().get(CONTENT_LENGTH)?;
+            length.to_str().ok()?.parse().ok()
         };
         let remaining = if no_body {
             Some(0)
         } else {
-            body.size_hint().exact().or_else(declared)
+            response.body().size_hint().exact().or_else(declared)
         };
         if self.is_http10 && remaining.is_none() {
             // Its end is the connection's: cut, it must not end like that.
-            self.conn().response_ends_with_connection();
+            conn.response_ends_with_connection();
         }
-        let body = TrackedBody {
+        response.map(|body| TrackedBody {
             body,
             remaining,
             answering: Some(self),
-        };
-        Response::from_parts(head, body)
+        })
     }
 }
 
-impl Drop for Answering {
+impl<O: Outcome> Drop for Answering<O> {
     fn drop(&mut self) {
-        let fate = self.inflight.fate();
-        if !fate.is_complete() {
-            fate.lose();
+        if !self.is_complete {
+            self.outcome.lose();
         }
     }
 }
@@ -243,29 +272,32 @@ fn own_answer<B>(status: StatusCode, text: &'static str) -> Response<Source<B>> 
     response
 }
 
+type Early<B> = Box<Result<Response<Source<B>>, String>>;
+
 pin_project! {
-    pub(super) struct TrackedFuture<F, B> {
+    pub(super) struct TrackedFuture<F, B, O: Outcome> {
         // None if there is no service to be asked (any more).
         #[pin]
         future: Option<F>,
-        // The answer, if it is there already.
-        answer: Option<Result<Response<Source<B>>, String>>,
-        answering: Option<Answering>,
+        // The answer, if it is there before hyper may have it. That is rare.
+        early: Option<Early<B>>,
+        answering: Option<Answering<O>>,
     }
 }
 
-impl<F, B, E> Future for TrackedFuture<F, B>
+impl<F, B, E, O> Future for TrackedFuture<F, B, O>
 where
     F: Future<Output = Result<Response<B>, E>>,
     B: Body,
     E: Into<BoxError>,
+    O: Outcome,
 {
-    type Output = Result<Response<TrackedBody<B>>, std::convert::Infallible>;
+    type Output = Result<Response<TrackedBody<B, O>>, std::convert::Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let result = match (this.answer.take(), this.future.as_mut().as_pin_mut()) {
-            (Some(result), _) => result,
+        let result = match (this.early.take(), this.future.as_mut().as_pin_mut()) {
+            (Some(result), _) => *result,
             (None, Some(future)) => {
                 let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
                     Ok(poll) => ready!(poll)
@@ -278,7 +310,7 @@ where
                     // Before hyper asks again, it looks whether anybody still reads the body. If not, and the rest is
                     // not there yet, it will close the connection; then the head of this answer says so.
                     this.future.set(None);
-                    *this.answer = Some(result);
+                    *this.early = Some(Box::new(result));
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -377,31 +409,31 @@ impl<D: Buf> Buf for Chunk<D> {
 }
 
 pin_project! {
-    pub(super) struct TrackedBody<B> {
+    pub(super) struct TrackedBody<B, O: Outcome> {
         #[pin]
         body: Source<B>,
         // Bytes that hyper will still take, where that is known: it does not ask for the end after the last one.
         remaining: Option<u64>,
-        answering: Option<Answering>,
+        answering: Option<Answering<O>>,
     }
 
-    impl<B> PinnedDrop for TrackedBody<B> {
+    impl<B, O: Outcome> PinnedDrop for TrackedBody<B, O> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             // Before the body, so that its writer is told what has become of it, not only that nobody takes more.
             if let Some(answering) = this.answering.take()
                 && *this.remaining == Some(0)
             {
-                answering.inflight.fate().complete();
-                answering.conn().response_written();
+                answering.complete();
             }
         }
     }
 }
 
-impl<B> Body for TrackedBody<B>
+impl<B, O> Body for TrackedBody<B, O>
 where
     B: Body<Error: Into<BoxError>>,
+    O: Outcome,
 {
     type Data = Chunk<B::Data>;
     type Error = BoxError;

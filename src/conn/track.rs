@@ -11,7 +11,6 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::sync::Notify;
 
-use crate::error::Error;
 use crate::events::ConnEvent;
 use crate::ledger::{Count, Ledger, Report};
 use crate::lifecycle::Phase;
@@ -295,13 +294,8 @@ impl Conn {
         }
     }
 
-    /// hyper has read a request's head and gives it to the service. What is in `spare` is used again if nobody else has
-    /// it any more, as is usual: then a request costs no memory of ours.
-    pub(super) fn request_begins(
-        self: &Arc<Self>,
-        body: BodyLength,
-        spare: &mut Option<Arc<Fate>>,
-    ) -> Inflight {
+    /// hyper has read a request's head and gives it to the service.
+    pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength) -> Inflight {
         self.reading_head.store(false, Ordering::Relaxed);
         self.set_body_left(match body {
             BodyLength::Known(length) => Some(length),
@@ -310,14 +304,8 @@ impl Conn {
         self.ledger.requests.bump();
         self.in_service.bump();
         self.held.add(1);
-        let fate = match spare.take().map(Fate::anew) {
-            Some(Some(fate)) => fate,
-            _ => Arc::new(Fate::new(&self.shared)),
-        };
-        *spare = Some(Arc::clone(&fate));
         Inflight {
             conn: Arc::clone(self),
-            fate,
         }
     }
 
@@ -653,25 +641,16 @@ impl Accepted {
     }
 }
 
-const OPEN: u8 = 0;
-const COMPLETE: u8 = 1;
-const LOST: u8 = 2;
-
-/// One request, from its head to the end of its response and of its handler: as long as this or a clone of it lives, a
-/// stop waits for it.
+/// One request, from its head to the end of its response and of its handler: as long as this lives, a stop waits for
+/// it.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     conn: Arc<Conn>,
-    fate: Arc<Fate>,
 }
 
 impl Inflight {
     pub(crate) fn conn(&self) -> &Arc<Conn> {
         &self.conn
-    }
-
-    pub(crate) fn fate(&self) -> &Arc<Fate> {
-        &self.fate
     }
 
     /// The answer is the 503 of a kill: it counts as killed, not as served.
@@ -680,95 +659,8 @@ impl Inflight {
     }
 }
 
-impl Clone for Inflight {
-    fn clone(&self) -> Self {
-        self.fate.holders.fetch_add(1, Ordering::Relaxed);
-        Self {
-            conn: Arc::clone(&self.conn),
-            fate: Arc::clone(&self.fate),
-        }
-    }
-}
-
 impl Drop for Inflight {
     fn drop(&mut self) {
-        if self.fate.holders.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.conn.held.sub(1);
-        }
-    }
-}
-
-/// What the side that drives the connection and the side that answers know of each other. Nothing waits for this.
-#[derive(Debug)]
-pub(crate) struct Fate {
-    shared: Arc<Shared>,
-    /// How many [`Inflight`]s there are.
-    holders: AtomicUsize,
-    state: AtomicU8,
-    changed: Notify,
-}
-
-impl Fate {
-    fn new(shared: &Arc<Shared>) -> Self {
-        Self {
-            shared: Arc::clone(shared),
-            holders: AtomicUsize::new(1),
-            state: AtomicU8::new(OPEN),
-            changed: Notify::new(),
-        }
-    }
-
-    /// That of another request, if nobody has this one any more.
-    fn anew(mut fate: Arc<Self>) -> Option<Arc<Self>> {
-        let unused = Arc::get_mut(&mut fate)?;
-        *unused.holders.get_mut() = 1;
-        *unused.state.get_mut() = OPEN;
-        Some(fate)
-    }
-
-    /// hyper has all of the response.
-    pub(super) fn complete(&self) {
-        self.set(COMPLETE);
-    }
-
-    /// The response can no longer reach the client.
-    pub(super) fn lose(&self) {
-        self.set(LOST);
-    }
-
-    fn set(&self, state: u8) {
-        self.state.store(state, Ordering::Release);
-        self.changed.notify_waiters();
-    }
-
-    pub(crate) fn is_complete(&self) -> bool {
-        self.state.load(Ordering::Acquire) == COMPLETE
-    }
-
-    /// Why there is no more use in answering.
-    pub(crate) fn lost(&self) -> Option<Error> {
-        match self.state.load(Ordering::Acquire) {
-            COMPLETE => None,
-            _ if self.shared.phases.get() >= Phase::Killing => Some(Error::Killed),
-            LOST => Some(Error::Gone),
-            _ => None,
-        }
-    }
-
-    /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
-    pub(crate) async fn until_lost(&self) -> Option<Error> {
-        loop {
-            let changed = self.changed.notified();
-            if self.is_complete() {
-                return None;
-            }
-            if let Some(why) = self.lost() {
-                return Some(why);
-            }
-            tokio::select! {
-                () = changed => {}
-                () = self.shared.phases.reached(Phase::Killing) => {}
-            }
-        }
+        self.conn.held.sub(1);
     }
 }

@@ -16,7 +16,9 @@ pub use queue::RequestQueue;
 pub(crate) use queue::Taken;
 
 use crate::conn::{Inflight, Respond};
-use crate::exchange::{Exchange, Reply, ReplyBody};
+use crate::events::LogLevel;
+use crate::exchange::{Exchange, ReplyBody};
+use crate::fate::{Fate, Reply};
 use pool::Pool;
 
 /// Answers requests. Called from several threads at once.
@@ -111,24 +113,29 @@ impl Respond for Dispatcher {
     type Body = ReplyBody;
     type Error = Infallible;
     type Future = Reply;
+    type Outcome = Arc<Fate>;
 
-    fn respond(&self, request: Request<Incoming>, inflight: &Inflight) -> Reply {
-        let (exchange, reply) = Exchange::new(request, inflight.clone());
+    fn begin(&self, inflight: Inflight) -> Arc<Fate> {
+        Arc::new(Fate::new(inflight))
+    }
+
+    fn respond(&self, request: Request<Incoming>, fate: &Arc<Fate>) -> Reply {
+        let exchange = Exchange::new(request, Arc::clone(fate));
         match self {
-            Self::Inline(handler) => call(&**handler, exchange),
+            Self::Inline(handler) => call(&**handler, exchange, fate),
             Self::Pool(pool) => pool.push(exchange),
             Self::Queue(queue) => queue.push(exchange),
         }
-        reply
+        Reply(Arc::clone(fate))
     }
 }
 
-/// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500.
-fn call(handler: &dyn Handler, exchange: Exchange) {
-    // It counts until it returns, even when it has answered before.
-    let hold = exchange.hold();
+/// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500. Whoever calls this
+/// keeps the request's fate until then: it counts until the handler returns, even when it has answered before.
+fn call(handler: &dyn Handler, exchange: Exchange, fate: &Fate) {
     let panicked = catch_unwind(AssertUnwindSafe(|| handler.handle(exchange))).is_err();
     if panicked {
-        hold.log_panic();
+        let events = &fate.inflight().conn().shared().events;
+        events.log(LogLevel::Error, "a handler panicked");
     }
 }

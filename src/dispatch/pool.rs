@@ -106,7 +106,9 @@ impl Work {
         loop {
             if let Some(exchange) = state.queue.pop_front() {
                 drop(state);
-                call(handler, exchange);
+                let fate = Arc::clone(exchange.fate());
+                call(handler, exchange, &fate);
+                drop(fate);
                 state = self.lock();
                 continue;
             }

@@ -11,7 +11,8 @@ use super::boundary::{borrow, deadline, output, room, slice, status, value};
 use super::callbacks::ForeignData;
 use super::server::httpdown_server;
 use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
-use crate::{Cancellation, Error, Exchange, Result};
+use crate::fate::Fate;
+use crate::{Error, Exchange, Result};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
 /// (httpdown_reply_start, _write, _finish).
@@ -23,7 +24,7 @@ pub struct httpdown_request {
     /// None when it has been ended.
     exchange: Mutex<Option<Exchange>>,
     ownership: AtomicU8,
-    cancellation: Cancellation,
+    fate: Arc<Fate>,
     server: Arc<httpdown_server>,
     /// The whole body, once it has been asked for.
     body: OnceLock<Bytes>,
@@ -40,7 +41,7 @@ const OWNED: u8 = 1;
 impl httpdown_request {
     fn new(exchange: Exchange, server: &Arc<httpdown_server>, ownership: u8) -> Arc<Self> {
         Arc::new(Self {
-            cancellation: exchange.cancellation(),
+            fate: Arc::clone(exchange.fate()),
             exchange: Mutex::new(Some(exchange)),
             ownership: AtomicU8::new(ownership),
             server: Arc::clone(server),
@@ -403,7 +404,7 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
     value(true, || {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        Ok(request.cancellation.cancelled().is_some())
+        Ok(request.fate.lost().is_some())
     })
 }
 
@@ -421,7 +422,8 @@ pub unsafe extern "C" fn httpdown_request_wait_cancelled(
     status(|| {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        let why = request.cancellation.wait_until(deadline(timeout_ms));
+        let cancellation = request.fate.cancellation();
+        let why = cancellation.wait_until(deadline(timeout_ms));
         Err(why.unwrap_or(Error::WouldBlock))
     })
 }

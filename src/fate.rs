@@ -1,0 +1,226 @@
+//! What the side that drives a connection and the side that answers a request on it know of each other.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use http::Response;
+use tokio::sync::Notify;
+
+use crate::conn::{Inflight, Outcome};
+use crate::error::{Error, Result};
+use crate::exchange::ReplyBody;
+use crate::lifecycle::Phase;
+use crate::runtime;
+use crate::server::Shared;
+
+const OPEN: u8 = 0;
+const COMPLETE: u8 = 1;
+const LOST: u8 = 2;
+
+/// What becomes of a request. The answer goes from one side to the other here.
+pub(crate) struct Fate {
+    inflight: Inflight,
+    state: AtomicU8,
+    meeting: Mutex<Meeting>,
+}
+
+/// Who has come first waits here for the other.
+#[derive(Default)]
+struct Meeting {
+    answer: Option<Response<ReplyBody>>,
+    /// The connection's.
+    task: Option<Waker>,
+    watch: Option<Arc<Watch>>,
+}
+
+impl Fate {
+    pub(crate) fn new(inflight: Inflight) -> Self {
+        Self {
+            inflight,
+            state: AtomicU8::new(OPEN),
+            meeting: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn inflight(&self) -> &Inflight {
+        &self.inflight
+    }
+
+    /// Gives the answer to the connection.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] or [`Error::Killed`]: there is no more use in it.
+    pub(crate) fn answer(&self, response: Response<ReplyBody>) -> Result<()> {
+        if let Some(why) = self.lost() {
+            return Err(why);
+        }
+        if self.give(response) {
+            Ok(())
+        } else {
+            Err(self.lost().unwrap_or(Error::Gone))
+        }
+    }
+
+    /// As [`Fate::answer`], even after a kill. False if nobody will take it.
+    pub(crate) fn give(&self, response: Response<ReplyBody>) -> bool {
+        let mut meeting = self.lock();
+        if self.state.load(Ordering::Relaxed) != OPEN {
+            return false;
+        }
+        meeting.answer = Some(response);
+        let task = meeting.task.take();
+        drop(meeting);
+        if let Some(task) = task {
+            task.wake();
+        }
+        true
+    }
+
+    /// Whether hyper has all of the response.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.state.load(Ordering::Acquire) == COMPLETE
+    }
+
+    /// Why there is no more use in answering.
+    pub(crate) fn lost(&self) -> Option<Error> {
+        lost(&self.state, self.inflight.conn().shared())
+    }
+
+    /// Something that can wait for the end.
+    pub(crate) fn cancellation(&self) -> Cancellation {
+        let mut meeting = self.lock();
+        let watch = meeting.watch.get_or_insert_with(|| {
+            Arc::new(Watch {
+                shared: Arc::clone(self.inflight.conn().shared()),
+                state: AtomicU8::new(self.state.load(Ordering::Relaxed)),
+                changed: Notify::new(),
+            })
+        });
+        Cancellation(Arc::clone(watch))
+    }
+
+    fn set(&self, state: u8) {
+        let mut meeting = self.lock();
+        // Within the lock: a watch either sees it when it is made, or is told.
+        self.state.store(state, Ordering::Release);
+        if meeting.answer.is_some() {
+            meeting.answer = None; // Nobody will take it.
+        }
+        let watch = meeting.watch.clone();
+        drop(meeting);
+        if let Some(watch) = watch {
+            watch.state.store(state, Ordering::Release);
+            watch.changed.notify_waiters();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Meeting> {
+        self.meeting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Outcome for Arc<Fate> {
+    fn inflight(&self) -> &Inflight {
+        &self.inflight
+    }
+
+    fn complete(&self) {
+        self.set(COMPLETE);
+    }
+
+    fn lose(&self) {
+        self.set(LOST);
+    }
+}
+
+impl fmt::Debug for Fate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fate")
+            .field("inflight", &self.inflight)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+fn lost(state: &AtomicU8, shared: &Shared) -> Option<Error> {
+    match state.load(Ordering::Acquire) {
+        COMPLETE => None,
+        _ if shared.phases.get() >= Phase::Killing => Some(Error::Killed),
+        LOST => Some(Error::Gone),
+        _ => None,
+    }
+}
+
+/// The answer, as the connection waits for it.
+#[derive(Debug)]
+pub(crate) struct Reply(pub(crate) Arc<Fate>);
+
+impl Future for Reply {
+    type Output = Result<Response<ReplyBody>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut meeting = self.0.lock();
+        if let Some(answer) = meeting.answer.take() {
+            return Poll::Ready(Ok(answer));
+        }
+        // None may ever come: because the request is lost, the connection is about to be cut.
+        meeting.task = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// What outlives a request, for those who want to know of its end.
+#[derive(Debug)]
+struct Watch {
+    shared: Arc<Shared>,
+    state: AtomicU8,
+    changed: Notify,
+}
+
+/// Knows whether there is still use in answering a request; independent of the [`Exchange`](crate::Exchange) itself,
+/// and no reason for a stop to wait.
+#[derive(Clone, Debug)]
+pub struct Cancellation(Arc<Watch>);
+
+impl Cancellation {
+    /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
+    #[must_use]
+    pub fn cancelled(&self) -> Option<Error> {
+        lost(&self.0.state, &self.0.shared)
+    }
+
+    /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before, or the answer
+    /// is complete.
+    #[must_use]
+    pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
+        runtime::block_on(self.wait(), deadline).flatten()
+    }
+
+    /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
+    pub async fn wait(&self) -> Option<Error> {
+        let Watch {
+            shared,
+            state,
+            changed,
+        } = &*self.0;
+        loop {
+            let changed = changed.notified();
+            if state.load(Ordering::Acquire) == COMPLETE {
+                return None;
+            }
+            if let Some(why) = self.cancelled() {
+                return Some(why);
+            }
+            tokio::select! {
+                () = changed => {}
+                () = shared.phases.reached(Phase::Killing) => {}
+            }
+        }
+    }
+}
