@@ -30,7 +30,8 @@ lib: build/$(SONAME) ## the shared and the static library, into build/
 
 build/$(SONAME): FORCE
 	@mkdir -p build
-	@$(CARGO) build --release --quiet
+	@# Not with the Rust library in one go: that would be without link-time optimization.
+	@$(CARGO) rustc --release --quiet --lib --crate-type cdylib --crate-type staticlib
 	@# By way of mv: a program that runs meanwhile keeps the file that it has mapped.
 	@cmp -s target/release/libhttpdown.so $@ || { cp target/release/libhttpdown.so $@.new && mv $@.new $@; }
 	@cmp -s target/release/libhttpdown.a build/libhttpdown.a || cp target/release/libhttpdown.a build/

@@ -24,6 +24,6 @@ class BuildHook(BuildHookInterface):  # type: ignore[type-arg]
             return Path(named).resolve(strict=True)
         checkout = Path(self.root).parents[1]
         target = checkout / "target"
-        command = ["cargo", "build", "--release", "--locked", "--target-dir", str(target)]
+        command = ["cargo", "rustc", "--release", "--locked", "--lib", "--crate-type", "cdylib", "--target-dir", str(target)]
         subprocess.run(command, cwd=checkout, check=True)
         return target / "release" / "libhttpdown.so"
