@@ -7,8 +7,8 @@
 
 use std::io;
 
-use memchr::memchr;
 use memchr::memmem::Finder;
+use memchr::{memchr, memrchr};
 use once_cell::sync::Lazy;
 
 /// How far the bytes have been followed.
@@ -119,6 +119,18 @@ impl Framing {
 /// Whether the bytes, between two requests, are the beginning of one.
 pub(super) fn is_request(bytes: &[u8]) -> bool {
     !matches!(bytes[empty_lines(bytes)..], [] | [b'\r'])
+}
+
+/// The end of the last empty line: what begins a request and reaches so far holds its whole head.
+pub(super) fn heads_end(bytes: &[u8]) -> usize {
+    let mut lines = bytes;
+    while let Some(end) = memrchr(b'\n', lines) {
+        lines = &lines[..end];
+        if let [.., b'\n'] | [.., b'\n', b'\r'] = lines {
+            return end + 1;
+        }
+    }
+    0
 }
 
 /// The length of the empty lines at the beginning.
@@ -356,6 +368,21 @@ mod tests {
                 let error = requests(&bytes, piece, &[BodyLength::Chunked]).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{chunks:?}");
             }
+        }
+    }
+
+    #[test]
+    fn heads_end_with_the_last_empty_line() {
+        for (bytes, expected) in [
+            ("", 0),
+            ("\n", 0),
+            ("\r\n", 0),
+            ("GET / HTTP/1.1\r\nHost: a\r\n", 0),
+            ("GET\r\n\r\n", 7),
+            ("GET\n\nPOST\n\r\nGET", 12),
+            ("GET\r\n\r\nGET\r\n\r", 7),
+        ] {
+            assert_eq!(heads_end(bytes.as_bytes()), expected, "{bytes:?}");
         }
     }
 

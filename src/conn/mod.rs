@@ -41,6 +41,10 @@ use wire::{Slot, Transport, Wire};
 const MIN_PAUSE: Duration = Duration::from_millis(1);
 const MAX_PAUSE: Duration = Duration::from_millis(50);
 
+/// How much hyper keeps of what it reads or writes: the longest head, and about what waits for a client that reads
+/// slowly.
+const MAX_BUFFER: usize = 128 << 10;
+
 /// How much longer a new connection's grace is for each repetition that its handshake needed. Its client took that for
 /// the round trip, and, should its request be lost on the way too, repeats it only after three times as long: 3 s after
 /// the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
@@ -76,6 +80,7 @@ pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
         match end {
             End::Parked => {}
             End::Done => {
+                let _ = until_kill(&conn, |cx| wire.poll_write_out(cx)).await;
                 wire.flushed();
                 break;
             }
@@ -162,8 +167,12 @@ enum End {
 async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: &Arc<Conn>) -> End {
     let shared = conn.shared();
     // half_close: a client that sends its request and then a FIN still reads; by default hyper would cancel its handler.
+    // writev: what hyper writes at once it copies together, which for short responses costs less than to keep account of
+    // their pieces, and for long ones no more, if the kernel finds the copy in the processor's cache.
     let http = http1::Builder::new()
         .half_close(true)
+        .writev(false)
+        .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(Transport::new(wire, slot)), service)
         .with_upgrades();
     let mut http = pin!(http);
@@ -222,39 +231,42 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
 /// the end of a process or of a machine, must not destroy it either.
 async fn close(mut wire: Wire) {
     let conn = Arc::clone(wire.conn());
-    // For TCP never pending. An error: the client has gone.
-    if poll_fn(|cx| wire.poll_shutdown(cx)).await.is_err() {
-        return;
-    }
+    let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
+        return; // The client has gone, if it is no kill.
+    };
     let linger = sleep(conn.shared().config.linger_timeout);
     let mut linger = pin!(linger);
     until_kill(&conn, |cx| {
         // The timer first: a client that sends without pause leaves it nothing of what tokio lets a task do at a time.
-        linger.as_mut().poll(cx).is_ready() || wire.poll_discard(cx).is_ready()
+        match linger.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => wire.poll_discard(cx),
+        }
     })
     .await;
     let mut delivery = Backoff::default();
     until_kill(&conn, |cx| {
         // A stop may begin meanwhile.
         let has_arrived = || !conn.is_stopping() || !wire.is_delivering();
-        if delivery.poll_until(cx, has_arrived).is_ready() {
-            return true;
+        if delivery.poll_until(cx, has_arrived).is_pending() {
+            // What is left unread would become a reset.
+            let _ = wire.poll_discard(cx);
+            return Poll::Pending;
         }
-        // What is left unread would become a reset.
-        let _ = wire.poll_discard(cx);
-        false
+        Poll::Ready(())
     })
     .await;
 }
 
-/// Waits until it is true, or the server begins to kill. It is asked whenever the task is woken.
-async fn until_kill(conn: &Conn, mut condition: impl FnMut(&mut Context<'_>) -> bool) {
-    poll_fn(|cx| {
-        if conn.is_killed() || condition(cx) {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
+/// Waits until it is ready; not after the server has begun to kill. It is asked whenever the task is woken.
+async fn until_kill<T>(
+    conn: &Conn,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,
+) -> Option<T> {
+    poll_fn(|cx| match poll(cx) {
+        Poll::Ready(result) => Poll::Ready(Some(result)),
+        Poll::Pending if conn.is_killed() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
     })
-    .await;
+    .await
 }

@@ -342,6 +342,11 @@ impl Conn {
         self.shared.phases.get() >= Phase::Killing
     }
 
+    /// Responses that the kernel has not got to their ends.
+    pub(super) fn unflushed(&self) -> u64 {
+        self.unflushed.get()
+    }
+
     /// The kernel has all that hyper had. Says how many responses were served by that.
     pub(super) fn response_flushed(&self) -> u64 {
         if self.unflushed.get() == 0 {

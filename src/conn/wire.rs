@@ -13,8 +13,13 @@ use tokio::net::TcpStream;
 
 use crate::sys;
 
-use super::framing::{Framing, Scan, is_request};
+use super::framing::{Framing, Scan, heads_end, is_request};
 use super::track::{Accepted, Conn, Open};
+
+/// As many responses to pipelined requests leave in one write, if they are short: as many requests as hyper serves
+/// before it lets other connections have their turn. So none waits for longer than a turn.
+const BATCH: u64 = 16;
+const BATCH_BYTES: usize = 16 << 10;
 
 /// A connection's socket, and what has been received of later requests.
 pub(super) struct Wire {
@@ -24,6 +29,10 @@ pub(super) struct Wire {
     framing: Framing,
     /// Received, and behind what hyper has got: the rest of the request, and the next ones.
     ahead: BytesMut,
+    /// So much of that holds whole heads of requests, if it begins with one.
+    heads: usize,
+    /// Responses that wait for the next one, which is at hand, to be written together.
+    out: BytesMut,
     /// How many bytes the kernel has taken.
     written: u64,
     /// Whether our FIN is behind them.
@@ -52,6 +61,8 @@ impl Wire {
             stream,
             framing: Framing::default(),
             ahead: BytesMut::new(),
+            heads: 0,
+            out: BytesMut::new(),
             written: 0,
             shut: false,
             ends: Vec::new(),
@@ -86,22 +97,27 @@ impl Wire {
             let between = matches!(self.framing, Framing::Between);
             if self.ahead.is_empty() {
                 ready!(self.poll_read_stream(cx, buf))?;
-                if buf.filled().len() == start {
+                let read = &buf.filled()[start..];
+                if read.is_empty() {
                     return Poll::Ready(Ok(())); // the end
                 }
-                let Scan { skip, take } = self.framing.scan(&buf.filled()[start..])?;
-                let (begin, end) = (start + skip, start + skip + take);
-                self.ahead.extend_from_slice(&buf.filled()[end..]);
-                buf.filled_mut().copy_within(begin..end, start);
+                let Scan { skip, take } = self.framing.scan(read)?;
+                let end = skip + take;
+                if end < read.len() {
+                    self.ahead.extend_from_slice(&read[end..]);
+                    self.heads = heads_end(&self.ahead);
+                }
+                if skip > 0 {
+                    buf.filled_mut()
+                        .copy_within(start + skip..start + end, start);
+                }
                 buf.set_filled(start + take);
             } else {
                 let len = self.ahead.len().min(buf.remaining());
                 let Scan { skip, take } = self.framing.scan(&self.ahead[..len])?;
                 buf.put_slice(&self.ahead[skip..skip + take]);
-                self.ahead.advance(skip + take);
-                if self.ahead.is_empty() {
-                    self.ahead = BytesMut::new(); // Gives the memory back.
-                } else if take == 0 {
+                self.advance(skip + take);
+                if !self.ahead.is_empty() && take == 0 {
                     // A carriage return that may yet become an empty line.
                     ready!(self.poll_read_ahead(cx))?;
                     if self.finished {
@@ -118,6 +134,16 @@ impl Wire {
         }
         self.publish();
         Poll::Ready(Ok(()))
+    }
+
+    /// So much of what was ahead is behind now.
+    fn advance(&mut self, count: usize) {
+        self.heads = self.heads.saturating_sub(count);
+        if count == self.ahead.len() {
+            self.ahead = BytesMut::new(); // Gives the memory back.
+        } else {
+            self.ahead.advance(count);
+        }
     }
 
     /// Whoever reads on behind a head has been told by the service what follows it.
@@ -154,6 +180,7 @@ impl Wire {
         let mut buf = ReadBuf::new(&mut bytes);
         ready!(self.poll_read_stream(cx, &mut buf))?;
         self.ahead.extend_from_slice(buf.filled());
+        self.heads = heads_end(&self.ahead);
         Poll::Ready(Ok(()))
     }
 
@@ -167,15 +194,82 @@ impl Wire {
         }
     }
 
+    /// Writes a response, or a part of it: into `out`, if another response will follow at once.
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let len = bufs.iter().map(|buf| buf.len()).sum::<usize>();
+        let batched = self.out.len() + len;
+        if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
+            ready!(self.poll_write_out(cx))?;
+            let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+            self.written += count as u64;
+            return Poll::Ready(Ok(count));
+        }
+        for buf in bufs {
+            self.out.extend_from_slice(buf);
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    /// Whether the next request is here, and nobody has to be waited for before it is answered.
+    fn is_response_next(&mut self) -> bool {
+        if self.heads == 0 {
+            return false;
+        }
+        self.follow_head();
+        let conn = self.conn();
+        matches!(self.framing, Framing::Between)
+            && is_request(&self.ahead[..self.heads])
+            && !conn.is_upgraded()
+            && conn.unflushed() < BATCH
+    }
+
+    /// hyper calls this when all it had has been written, and whenever it waits for a handler.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let is_waiting = self.conn().is_waiting_for_handler();
+        if !self.out.is_empty() {
+            if !is_waiting && self.is_response_next() {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_write_out(cx))?;
+        }
+        self.flushed();
+        if is_waiting {
+            self.poll_lost(cx)
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Writes what waits in `out`.
+    pub(super) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            self.written += count as u64;
+            self.out.advance(count);
+        }
+        if self.out.capacity() > 0 {
+            self.out = BytesMut::new(); // Gives the memory back.
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_out(cx))?;
         ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
         self.shut = true;
         Poll::Ready(Ok(()))
     }
 
-    /// All that hyper had has been given to the kernel.
+    /// All that hyper had has been given to the kernel, but for what waits in `out`.
     pub(super) fn flushed(&mut self) {
+        if !self.out.is_empty() {
+            return;
+        }
         let responses = self.conn().response_flushed();
         if responses > 0 {
             if !self.conn().is_stopping() {
@@ -212,7 +306,7 @@ impl Wire {
                         self.framing = Framing::Opaque;
                     }
                     Ok(Scan { skip: 0, take: 0 }) => break, // a lone carriage return
-                    Ok(Scan { skip, take }) => self.ahead.advance(skip + take),
+                    Ok(Scan { skip, take }) => self.advance(skip + take),
                     Err(_) => self.framing = Framing::Opaque,
                 }
             }
@@ -326,10 +420,7 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let wire = self.wire()?;
-        let count = ready!(Pin::new(&mut wire.stream).poll_write(cx, buf))?;
-        wire.written += count as u64;
-        Poll::Ready(Ok(count))
+        self.wire()?.poll_write(cx, &[IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -337,36 +428,25 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let wire = self.wire()?;
-        let count = ready!(Pin::new(&mut wire.stream).poll_write_vectored(cx, bufs))?;
-        wire.written += count as u64;
-        Poll::Ready(Ok(count))
+        self.wire()?.poll_write(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.wire
-            .as_ref()
-            .is_some_and(|wire| wire.stream.is_write_vectored())
+        true
     }
 
-    /// hyper calls this only when all it had has been written, and whenever it waits for a handler.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let wire = self.wire()?;
-        wire.flushed();
-        if wire.conn().is_waiting_for_handler() {
-            wire.poll_lost(cx)
-        } else {
-            Poll::Ready(Ok(()))
-        }
+        self.wire()?.poll_flush(cx)
     }
 
     /// The connection is closed where it is driven, once hyper is done; but after an upgrade this is the only way.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let wire = self.wire()?;
         if wire.conn().is_upgraded() {
-            wire.poll_shutdown(cx)
-        } else {
-            Poll::Ready(Ok(()))
+            return wire.poll_shutdown(cx);
         }
+        ready!(wire.poll_write_out(cx))?;
+        wire.flushed();
+        Poll::Ready(Ok(()))
     }
 }

@@ -1,0 +1,143 @@
+//! Requests that come before the answer to the one before them: their answers leave together where they can, and never
+//! wait for anything but the processor.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a helper that fails fails its test"
+)]
+
+mod common;
+
+use std::io::Read as _;
+
+use bytes::Bytes;
+use common::{Client, Gate, addr, assert_balanced, builder, listener, reply, stop};
+use http::Response;
+use httpdown::{Dispatch, Exchange, Server};
+
+fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static) -> Server {
+    builder().handle(listener(), dispatch, handler).unwrap()
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n")
+}
+
+/// What `/N` answers with: N bytes, each request's different.
+fn sized(exchange: Exchange) {
+    let length = exchange.uri().path()[1..].parse().unwrap();
+    let byte = b'a' + u8::try_from(length % 26).unwrap();
+    let _ = reply(exchange, vec![byte; length]);
+}
+
+#[test]
+fn answers_leave_together() {
+    let server = serve(Dispatch::Inline, |exchange| {
+        let _ = reply(exchange, "hello");
+    });
+    let mut client = Client::connect(addr(&server));
+    for count in [16, 7, 2] {
+        client.send(get("/").repeat(count));
+        // What is written at once arrives at once on the loopback device.
+        let mut answers = vec![0; 64 << 10];
+        let length = client.socket().read(&mut answers).unwrap();
+        let answers = String::from_utf8_lossy(&answers[..length]);
+        assert_eq!(answers.matches("hello").count(), count, "{answers}");
+    }
+    let report = stop(&server).unwrap();
+    assert_eq!(report.served, 25);
+    assert_balanced(&report);
+}
+
+#[test]
+fn no_answer_waits_for_the_handler_of_the_next() {
+    let gate = Gate::new();
+    let _open_at_end = gate.open_at_end();
+    let closed = gate.clone();
+    let server = serve(Dispatch::default(), move |exchange| {
+        if exchange.uri().path() == "/gate" {
+            closed.pass();
+        }
+        let _ = reply(exchange, "hello");
+    });
+    let mut client = Client::connect(addr(&server));
+    client.send([get("/"), get("/"), get("/gate"), get("/")].concat());
+    for _ in 0..2 {
+        assert_eq!(client.answer().text(), "hello");
+    }
+    gate.open();
+    for _ in 0..2 {
+        assert_eq!(client.answer().text(), "hello");
+    }
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn nor_for_the_rest_of_its_body() {
+    let server = serve(Dispatch::default(), |mut exchange| {
+        let body = exchange.read_to_end(100).unwrap();
+        let _ = reply(exchange, body);
+    });
+    let mut client = Client::connect(addr(&server));
+    let post = "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 8\r\n\r\n";
+    client.send([&get("/"), post, "\r\n\r\n"].concat());
+    assert_eq!(client.answer().text(), "");
+    client.send(["\r\n\r\n", &get("/")].concat());
+    assert_eq!(client.answer().text(), "\r\n\r\n\r\n\r\n");
+    assert_eq!(client.answer().text(), "");
+    assert_balanced(&stop(&server).unwrap());
+}
+
+/// Answers of all sizes around those at which they no longer leave together, to a client that reads when all has been
+/// asked: the kernel takes only a part of them at first.
+#[test]
+fn answers_of_any_size_come_whole_and_in_their_order() {
+    let server = serve(Dispatch::Inline, sized);
+    let mut client = Client::connect(addr(&server));
+    let sizes: Vec<usize> = (0..200)
+        .map(|n| [0, 1, 100, 8 << 10, 16_000, 16 << 10, 17_000, 300_000][n * 5 % 8] + n)
+        .collect();
+    let requests: String = sizes.iter().map(|size| get(&format!("/{size}"))).collect();
+    client.send(requests);
+    for size in sizes {
+        let body = client.answer().body;
+        assert_eq!(body.len(), size);
+        let byte = b'a' + u8::try_from(size % 26).unwrap();
+        assert!(body.iter().all(|got| *got == byte));
+    }
+    let report = stop(&server).unwrap();
+    assert_eq!(report.served, 200);
+    assert_balanced(&report);
+}
+
+#[test]
+fn answers_before_a_broken_request_come_before_its_400() {
+    let server = serve(Dispatch::Inline, sized);
+    let mut client = Client::connect(addr(&server));
+    client.send([&get("/3"), &get("/4"), "BROKEN\r\n\r\n", &get("/5")].concat());
+    assert_eq!(client.answer().text(), "ddd");
+    assert_eq!(client.answer().text(), "eeee");
+    assert_eq!(client.answer().status, 400);
+    client.assert_closed();
+    let report = stop(&server).unwrap();
+    assert_eq!((report.requests, report.served), (2, 2));
+    assert_balanced(&report);
+}
+
+#[test]
+fn an_answer_that_closes_is_the_last() {
+    let server = serve(Dispatch::Inline, |exchange| {
+        let mut response = Response::new(Bytes::from_static(b"hello"));
+        if exchange.uri().path() == "/last" {
+            let close = http::HeaderValue::from_static("close");
+            response.headers_mut().insert("connection", close);
+        }
+        let _ = exchange.reply(response);
+    });
+    let mut client = Client::connect(addr(&server));
+    client.send([get("/"), get("/last"), get("/")].concat());
+    assert_eq!(client.answer().text(), "hello");
+    assert!(client.answer().closes());
+    client.assert_closed();
+    assert_balanced(&stop(&server).unwrap());
+}
