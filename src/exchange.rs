@@ -94,6 +94,13 @@ impl Exchange {
         &self.0.fate
     }
 
+    /// An empty map for the answer's headers, which takes the memory of the request's; those are gone then.
+    pub(crate) fn recycle_headers(&mut self) -> HeaderMap {
+        let mut headers = std::mem::take(&mut self.0.head.headers);
+        headers.clear();
+        headers
+    }
+
     /// The request's method.
     #[must_use]
     pub fn method(&self) -> &Method {
@@ -441,21 +448,24 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
     if status.is_informational() {
         return wrong(format!("{status} is not a final status"));
     }
-    if response.headers().contains_key(TRANSFER_ENCODING) {
-        return wrong("Transfer-Encoding is not the handler's to set".into());
+    let mut declared = None;
+    // Most answers have so few headers that looking at each is quicker than looking one up.
+    for (name, value) in response.headers() {
+        if name == TRANSFER_ENCODING {
+            return wrong("Transfer-Encoding is not the handler's to set".into());
+        }
+        if name == CONTENT_LENGTH {
+            let digits = value.to_str().ok().filter(|text| {
+                // As RFC 9110 has it: str::parse would take a plus sign.
+                text.bytes().all(|byte| byte.is_ascii_digit())
+            });
+            match digits.and_then(|digits| digits.parse().ok()) {
+                Some(length) if declared.is_none() => declared = Some(length),
+                _ => return wrong("Content-Length is not one number".into()),
+            }
+        }
     }
-    let mut lengths = response.headers().get_all(CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next() else {
-        return Ok(None);
-    };
-    let digits = length.to_str().ok().filter(|text| {
-        // As RFC 9110 has it: str::parse would take a plus sign.
-        text.bytes().all(|byte| byte.is_ascii_digit())
-    });
-    match digits.and_then(|digits| digits.parse().ok()) {
-        Some(length) if lengths.next().is_none() => Ok(Some(length)),
-        _ => wrong("Content-Length is not one number".into()),
-    }
+    Ok(declared)
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {

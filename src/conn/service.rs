@@ -2,13 +2,12 @@
 
 use std::error::Error as StdError;
 use std::future::Future;
-use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -169,10 +168,15 @@ impl<O: Outcome> Answering<O> {
         let events = &self.conn().shared().events;
         events.log(LogLevel::Error, format!("a handler failed: {why}"));
         events.sum("handler.error", 1.0);
-        self.answered(own_answer(StatusCode::INTERNAL_SERVER_ERROR, ""))
+        let answer = own_answer(StatusCode::INTERNAL_SERVER_ERROR, "");
+        self.answered(answer, |body| body)
     }
 
-    fn answered<B: Body>(self, mut response: Response<Source<B>>) -> Response<TrackedBody<B, O>> {
+    fn answered<S: Body, B: Body>(
+        self,
+        mut response: Response<S>,
+        source: impl FnOnce(S) -> Source<B>,
+    ) -> Response<TrackedBody<B, O>> {
         let status = response.status();
         let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
@@ -209,7 +213,7 @@ impl<O: Outcome> Answering<O> {
             conn.response_ends_with_connection();
         }
         response.map(|body| TrackedBody {
-            body,
+            body: source(body),
             remaining,
             answering: Some(self),
         })
@@ -246,7 +250,7 @@ impl Readiness {
         }
     }
 
-    fn answer<B>(self) -> Response<Source<B>> {
+    fn answer<B: Body>(self) -> Response<Source<B>> {
         let mut response = match self {
             Self::Ready => own_answer(StatusCode::OK, "ready\n"),
             Self::Stopping => own_answer(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
@@ -265,8 +269,8 @@ impl Readiness {
 }
 
 /// An answer that the host has no part in.
-fn own_answer<B>(status: StatusCode, text: &'static str) -> Response<Source<B>> {
-    let body = Full::new(text.as_bytes());
+fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Source<B>> {
+    let body = Full::new(Bytes::from_static(text.as_bytes()));
     let mut response = Response::new(Source::Own { body });
     *response.status_mut() = status;
     response
@@ -275,7 +279,7 @@ fn own_answer<B>(status: StatusCode, text: &'static str) -> Response<Source<B>> 
 type Early<B> = Box<Result<Response<Source<B>>, String>>;
 
 pin_project! {
-    pub(super) struct TrackedFuture<F, B, O: Outcome> {
+    pub(super) struct TrackedFuture<F, B: Body, O: Outcome> {
         // None if there is no service to be asked (any more).
         #[pin]
         future: Option<F>,
@@ -296,120 +300,118 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let result = match (this.early.take(), this.future.as_mut().as_pin_mut()) {
-            (Some(result), _) => *result,
-            (None, Some(future)) => {
-                let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-                    Ok(poll) => ready!(poll)
-                        .map(|response| response.map(|body| Source::Host { body }))
-                        .map_err(|error| error.into().to_string()),
-                    Err(_) => panicked(),
-                };
-                let answering = this.answering.as_ref();
-                if answering.is_some_and(|answering| !answering.conn().has_read_body()) {
-                    // Before hyper asks again, it looks whether anybody still reads the body. If not, and the rest is
-                    // not there yet, it will close the connection; then the head of this answer says so.
-                    this.future.set(None);
-                    *this.early = Some(Box::new(result));
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-                result
-            }
-            (None, None) => return Poll::Pending, // Polled again after its end.
-        };
         let Some(answering) = this.answering.take() else {
             return Poll::Pending; // Polled again after its end.
         };
+        if let Some(early) = this.early.take() {
+            return Poll::Ready(Ok(match *early {
+                Ok(response) => answering.answered(response, |body| body),
+                Err(why) => answering.failed(&why),
+            }));
+        }
+        let Some(future) = this.future.as_mut().as_pin_mut() else {
+            return Poll::Pending; // As above.
+        };
+        let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+            Ok(Poll::Pending) => {
+                *this.answering = Some(answering);
+                return Poll::Pending;
+            }
+            Ok(Poll::Ready(result)) => result.map_err(|error| error.into().to_string()),
+            Err(_) => panicked(),
+        };
+        if !answering.conn().has_read_body() {
+            // Before hyper asks again, it looks whether anybody still reads the body. If not, and the rest is not there
+            // yet, it will close the connection; then the head of this answer says so.
+            this.future.set(None);
+            let early = result.map(|response| response.map(Source::host));
+            *this.early = Some(Box::new(early));
+            *this.answering = Some(answering);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Poll::Ready(Ok(match result {
-            Ok(response) => answering.answered(response),
+            Ok(response) => answering.answered(response, Source::host),
             Err(why) => answering.failed(&why),
         }))
     }
 }
 
+/// hyper is given a body in pieces of at most so many bytes, because it copies each.
+const PIECE: usize = 64 << 10;
+
 pin_project! {
     // The body of an answer: of the host's, or of our own.
     #[project = SourceProjection]
-    enum Source<B> {
-        Host { #[pin] body: B },
-        Own { #[pin] body: Full<&'static [u8]> },
+    enum Source<B: Body> {
+        Host {
+            #[pin]
+            body: B,
+            // Of its last frame: what hyper has not been given.
+            rest: Option<B::Data>,
+        },
+        Own { #[pin] body: Full<Bytes> },
+    }
+}
+
+impl<B: Body> Source<B> {
+    fn host(body: B) -> Self {
+        Self::Host { body, rest: None }
     }
 }
 
 impl<B: Body> Body for Source<B> {
-    type Data = Chunk<B::Data>;
+    type Data = Bytes;
     type Error = B::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, B::Error>>> {
-        match self.project() {
-            SourceProjection::Host { body } => body
-                .poll_frame(cx)
-                .map_ok(|frame| frame.map_data(Chunk::Host)),
-            SourceProjection::Own { body } => body
-                .poll_frame(cx)
-                .map_ok(|frame| frame.map_data(Chunk::Own))
-                .map_err(|never| match never {}),
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let (mut body, rest) = match self.project() {
+            SourceProjection::Host { body, rest } => (body, rest),
+            SourceProjection::Own { body } => {
+                return body.poll_frame(cx).map_err(|never| match never {});
+            }
+        };
+        loop {
+            if let Some(data) = rest {
+                let piece = data.copy_to_bytes(data.remaining().min(PIECE));
+                if !data.has_remaining() {
+                    *rest = None;
+                }
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            let Some(frame) = ready!(body.as_mut().poll_frame(cx)?) else {
+                return Poll::Ready(None);
+            };
+            match frame.into_data() {
+                Ok(data) => *rest = Some(data),
+                Err(frame) => {
+                    let trailers = frame.into_trailers().ok();
+                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
+                }
+            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Host { body } => body.is_end_stream(),
+            Self::Host { body, rest } => rest.is_none() && body.is_end_stream(),
             Self::Own { body } => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Host { body } => body.size_hint(),
+            Self::Host { body, .. } => body.size_hint(),
             Self::Own { body } => body.size_hint(),
         }
     }
 }
 
-/// Bytes of a [`Source`].
-#[derive(Debug)]
-pub(super) enum Chunk<D> {
-    Host(D),
-    Own(&'static [u8]),
-}
-
-impl<D: Buf> Buf for Chunk<D> {
-    fn remaining(&self) -> usize {
-        match self {
-            Self::Host(data) => data.remaining(),
-            Self::Own(text) => text.remaining(),
-        }
-    }
-
-    fn chunk(&self) -> &[u8] {
-        match self {
-            Self::Host(data) => data.chunk(),
-            Self::Own(text) => text.chunk(),
-        }
-    }
-
-    fn chunks_vectored<'a>(&'a self, dst: &mut [IoSlice<'a>]) -> usize {
-        match self {
-            Self::Host(data) => data.chunks_vectored(dst),
-            Self::Own(text) => text.chunks_vectored(dst),
-        }
-    }
-
-    fn advance(&mut self, count: usize) {
-        match self {
-            Self::Host(data) => data.advance(count),
-            Self::Own(text) => text.advance(count),
-        }
-    }
-}
-
 pin_project! {
-    pub(super) struct TrackedBody<B, O: Outcome> {
+    pub(super) struct TrackedBody<B: Body, O: Outcome> {
         #[pin]
         body: Source<B>,
         // Bytes that hyper will still take, where that is known: it does not ask for the end after the last one.
@@ -417,7 +419,7 @@ pin_project! {
         answering: Option<Answering<O>>,
     }
 
-    impl<B, O: Outcome> PinnedDrop for TrackedBody<B, O> {
+    impl<B: Body, O: Outcome> PinnedDrop for TrackedBody<B, O> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
             // Before the body, so that its writer is told what has become of it, not only that nobody takes more.
@@ -435,13 +437,13 @@ where
     B: Body<Error: Into<BoxError>>,
     O: Outcome,
 {
-    type Data = Chunk<B::Data>;
+    type Data = Bytes;
     type Error = BoxError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, BoxError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let mut body = this.body;
         let failure = match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
@@ -449,7 +451,7 @@ where
                 Some(Ok(frame)) => {
                     if let (Some(remaining), Some(data)) = (&mut *this.remaining, frame.data_ref())
                     {
-                        *remaining = remaining.saturating_sub(data.remaining() as u64);
+                        *remaining = remaining.saturating_sub(data.len() as u64);
                     }
                     if body.is_end_stream() {
                         *this.remaining = Some(0);

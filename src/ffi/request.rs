@@ -464,9 +464,10 @@ pub unsafe extern "C" fn httpdown_reply(
 ) -> c_int {
     // SAFETY: the same promise.
     unsafe {
-        end(request, |exchange| {
+        end(request, |mut exchange| {
             let body = slice(body.cast::<u8>(), body_len, "body")?;
-            let head = response(status_code, headers, header_count)?;
+            let map = exchange.recycle_headers();
+            let head = response(map, status_code, headers, header_count)?;
             exchange.reply(head.map(|()| Bytes::copy_from_slice(body)))
         })
     }
@@ -483,10 +484,11 @@ pub unsafe extern "C" fn httpdown_reply_text(
 ) -> c_int {
     // SAFETY: the same promise.
     unsafe {
-        end(request, |exchange| {
+        end(request, |mut exchange| {
             let text = super::boundary::text(text, "text")?;
             let text = text.ok_or_else(|| Error::InvalidArgument("text is NULL".into()))?;
-            let mut head = response(status_code, std::ptr::null(), 0)?;
+            let map = exchange.recycle_headers();
+            let mut head = response(map, status_code, std::ptr::null(), 0)?;
             head.headers_mut().insert(
                 http::header::CONTENT_TYPE,
                 HeaderValue::from_static("text/plain; charset=utf-8"),
@@ -518,13 +520,14 @@ pub unsafe extern "C" fn httpdown_reply_borrowed(
     };
     // SAFETY: the same promise.
     unsafe {
-        end(request, |exchange| {
+        end(request, |mut exchange| {
             let bytes = slice(body.cast::<u8>(), body_len, "body")?;
             let body = Bytes::from_owner(Lent {
                 bytes,
                 _owner: owner,
             });
-            let head = response(status_code, headers, header_count)?;
+            let map = exchange.recycle_headers();
+            let head = response(map, status_code, headers, header_count)?;
             exchange.reply(head.map(|()| body))
         })
     }
@@ -561,7 +564,7 @@ pub unsafe extern "C" fn httpdown_reply_start(
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
         // SAFETY: the header's preface: an array of that length.
-        let head = unsafe { response(status_code, headers, header_count)? };
+        let head = unsafe { response(HeaderMap::new(), status_code, headers, header_count)? };
         request.with(|exchange| exchange.start(head))?;
         keep(request);
         Ok(())
@@ -638,9 +641,12 @@ pub unsafe extern "C" fn httpdown_bytes_equal(bytes: httpdown_bytes, text: *cons
     bytes.is_ok_and(|bytes| bytes == text.to_bytes())
 }
 
+/// The head of an answer, its headers put into an empty map.
+///
 /// # Safety
 /// NULL or an array of that length.
 unsafe fn response(
+    mut map: HeaderMap,
     status_code: c_int,
     headers: *const httpdown_header,
     header_count: usize,
@@ -648,11 +654,9 @@ unsafe fn response(
     let wrong = |what: &str| Error::InvalidArgument(what.to_owned());
     let code = u16::try_from(status_code).ok();
     let code = code.and_then(|code| StatusCode::from_u16(code).ok());
-    let mut response = Response::new(());
-    *response.status_mut() = code.ok_or_else(|| wrong("no such status code"))?;
+    let code = code.ok_or_else(|| wrong("no such status code"))?;
     // SAFETY: the caller's promise.
     let headers = unsafe { slice(headers, header_count, "headers")? };
-    let map: &mut HeaderMap = response.headers_mut();
     for header in headers {
         // SAFETY: the header's preface: bytes of that length.
         let name = unsafe { header.name.as_slice("header name")? };
@@ -663,5 +667,8 @@ unsafe fn response(
         map.try_append(name, value)
             .map_err(|_| wrong("too many headers"))?;
     }
+    let mut response = Response::new(());
+    *response.status_mut() = code;
+    *response.headers_mut() = map;
     Ok(response)
 }
