@@ -971,7 +971,8 @@ fn a_service_echoes_and_knows_its_connection() {
         let response = Response::builder().header("x-conn", info.id.to_string());
         Ok::<_, hyper::Error>(response.body(Full::new(body)).unwrap())
     });
-    let server = builder().serve(listener(), service).unwrap();
+    let server = builder().conn_info(true);
+    let server = server.serve(listener(), service).unwrap();
     for id in 0..3 {
         let mut client = Client::connect(addr(&server));
         client.send(post("/", b"echo"));

@@ -63,7 +63,10 @@ where
     }
 
     fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
-        request.extensions_mut().insert(inflight.conn().info());
+        let conn = inflight.conn();
+        if conn.shared().config.conn_info {
+            request.extensions_mut().insert(conn.info());
+        }
         self.0.call(request)
     }
 }

@@ -78,7 +78,8 @@ impl End {
     }
 }
 
-/// The connection that a request came on. A service finds it among the request's extensions.
+/// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
+/// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnInfo {

@@ -146,8 +146,13 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<Opti
         return Ok(None);
     }
     // SAFETY: the caller's promise.
-    let text = unsafe { CStr::from_ptr(pointer) };
-    text.to_str()
+    let text = unsafe { CStr::from_ptr(pointer) }.to_bytes();
+    // Quicker, where it is enough.
+    if text.is_ascii() {
+        // SAFETY: ASCII is UTF-8.
+        return Ok(Some(unsafe { std::str::from_utf8_unchecked(text) }));
+    }
+    str::from_utf8(text)
         .map(Some)
         .map_err(|_| Error::InvalidArgument(format!("{name} is not UTF-8")))
 }

@@ -1,8 +1,9 @@
 //! `httpdown_request`: read and answered.
 
+use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
@@ -21,8 +22,7 @@ use crate::{Error, Exchange, Result};
 /// succeeded: then it is owned, as is one from httpdown_next, and lives until it is ended. What is borrowed from it
 /// lives until then. One thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
 pub struct httpdown_request {
-    /// None when it has been ended.
-    exchange: Mutex<Option<Exchange>>,
+    exchange: OneAtATime,
     ownership: AtomicU8,
     fate: Arc<Fate>,
     server: Arc<httpdown_server>,
@@ -42,7 +42,7 @@ impl httpdown_request {
     fn new(exchange: Exchange, server: &Arc<httpdown_server>, ownership: u8) -> Arc<Self> {
         Arc::new(Self {
             fate: Arc::clone(exchange.fate()),
-            exchange: Mutex::new(Some(exchange)),
+            exchange: OneAtATime::new(exchange),
             ownership: AtomicU8::new(ownership),
             server: Arc::clone(server),
             body: OnceLock::new(),
@@ -52,16 +52,53 @@ impl httpdown_request {
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Exchange>> {
-        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Something of the request that is still unanswered, or being answered.
     fn with<T>(&self, f: impl FnOnce(&mut Exchange) -> Result<T>) -> Result<T> {
-        self.lock()
-            .as_mut()
+        // SAFETY: the header says of all that comes here: one thread at a time.
+        unsafe { self.exchange.get() }
             .ok_or(Error::AlreadyReplied)
             .and_then(f)
+    }
+}
+
+/// An exchange, until it is taken, in the hands of one thread at a time: a lock would be for nobody, and cost as much
+/// as the access. Only who takes it is settled between threads, so that a request that is ended twice is told so.
+struct OneAtATime {
+    taken: AtomicBool,
+    exchange: UnsafeCell<Option<Exchange>>,
+}
+
+// SAFETY: an exchange may go to any thread; that they do not use it at the same time is what `get` asks of its caller.
+unsafe impl Sync for OneAtATime {}
+
+impl OneAtATime {
+    fn new(exchange: Exchange) -> Self {
+        Self {
+            taken: AtomicBool::new(false),
+            exchange: UnsafeCell::new(Some(exchange)),
+        }
+    }
+
+    /// # Safety
+    /// While what this returns is used, nobody else calls this or `take`.
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "one at a time, by the caller's promise"
+    )]
+    unsafe fn get(&self) -> Option<&mut Exchange> {
+        if self.taken.load(Ordering::Acquire) {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { &mut *self.exchange.get() }.as_mut()
+    }
+
+    fn take(&self) -> Option<Exchange> {
+        if self.taken.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        // SAFETY: only one comes here, and of the others `get`'s callers have promised to be done.
+        unsafe { &mut *self.exchange.get() }.take()
     }
 }
 
@@ -75,7 +112,7 @@ pub(super) fn lend(
     handler(Arc::as_ptr(&request).cast_mut());
     if request.ownership.load(Ordering::Acquire) == LENT {
         // If it is not answered, dropping it is a 500 and a line in the log.
-        drop(request.lock().take());
+        drop(request.exchange.take());
     }
 }
 
@@ -104,7 +141,7 @@ unsafe fn end(
     status(|| {
         // SAFETY: the caller's promise.
         let handle = unsafe { borrow(request, "request")? };
-        let exchange = handle.lock().take().ok_or(Error::AlreadyReplied)?;
+        let exchange = handle.exchange.take().ok_or(Error::AlreadyReplied)?;
         let result = answer(exchange);
         if handle.ownership.load(Ordering::Acquire) == OWNED {
             // SAFETY: the count that the owner's pointer stands for; the owner has just used it for the last time.
@@ -487,8 +524,9 @@ pub unsafe extern "C" fn httpdown_reply_text(
         end(request, |mut exchange| {
             let text = super::boundary::text(text, "text")?;
             let text = text.ok_or_else(|| Error::InvalidArgument("text is NULL".into()))?;
-            let map = exchange.recycle_headers();
-            let mut head = response(map, status_code, std::ptr::null(), 0)?;
+            let mut head = Response::new(());
+            *head.status_mut() = status_of_answer(status_code)?;
+            *head.headers_mut() = exchange.recycle_headers();
             head.headers_mut().insert(
                 http::header::CONTENT_TYPE,
                 HeaderValue::from_static("text/plain; charset=utf-8"),
@@ -652,9 +690,7 @@ unsafe fn response(
     header_count: usize,
 ) -> Result<Response<()>> {
     let wrong = |what: &str| Error::InvalidArgument(what.to_owned());
-    let code = u16::try_from(status_code).ok();
-    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
-    let code = code.ok_or_else(|| wrong("no such status code"))?;
+    let code = status_of_answer(status_code)?;
     // SAFETY: the caller's promise.
     let headers = unsafe { slice(headers, header_count, "headers")? };
     for header in headers {
@@ -671,4 +707,10 @@ unsafe fn response(
     *response.status_mut() = code;
     *response.headers_mut() = map;
     Ok(response)
+}
+
+fn status_of_answer(code: c_int) -> Result<StatusCode> {
+    let code = u16::try_from(code).ok();
+    let code = code.and_then(|code| StatusCode::from_u16(code).ok());
+    code.ok_or_else(|| Error::InvalidArgument("no such status code".into()))
 }
