@@ -41,6 +41,9 @@ pub(crate) struct Config {
     pub(crate) quiesce_timeout: Duration,
     pub(crate) idle_grace: Duration,
     pub(crate) linger_timeout: Duration,
+    /// After how long a pause between two requests a connection leaves hyper, at least; at most twice that. No option:
+    /// long beside the pauses of a busy client, and short beside the life of an idle connection.
+    pub(crate) park_after: Duration,
 }
 
 impl Default for Config {
@@ -58,6 +61,7 @@ impl Default for Config {
             quiesce_timeout: Duration::from_secs(4),
             idle_grace: Duration::from_secs(1),
             linger_timeout: Duration::from_secs(2),
+            park_after: Duration::from_secs(1),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! One connection: how it is driven, and what a stop does to it.
 //!
 //! ```text
-//! parked ──something to read──► active: hyper drives it ──between two requests, at a stop──► parked
-//!    └──grace over──► closing ◄──the last response──┘
+//! parked ──bytes──► active: hyper drives it ──between two requests, after a while or at a stop──► parked
+//!    └──grace over, or the client has left──► closing ◄──the last response──┘
 //! ```
 //!
 //! hyper speaks HTTP over a [`Transport`] that notices every byte, and to a service that notices every request; both
@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::task::unconstrained;
 use tokio::time::{Sleep, sleep};
 
 use crate::events::LogLevel;
@@ -99,8 +100,8 @@ async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
     let mut delivery = Backoff::default();
     poll_fn(|cx| {
         // A request that has reached this host is served.
-        if wire.poll_readable(cx).is_ready() {
-            return Poll::Ready(true);
+        if let Poll::Ready(has_bytes) = wire.poll_readable(cx) {
+            return Poll::Ready(has_bytes);
         }
         let conn = wire.conn();
         let shared = conn.shared();
@@ -153,7 +154,7 @@ impl Backoff {
 
 /// How hyper came to an end with a connection.
 enum End {
-    /// There is nothing to do, and the server stops.
+    /// There is nothing to do: for a while, or the server stops.
     Parked,
     /// All has been written, and it is to be closed, or somebody upgraded it.
     Done,
@@ -177,6 +178,7 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
         .with_upgrades();
     let mut http = pin!(http);
     let mut header_timer = None;
+    let mut pause = None;
 
     poll_fn(|cx| {
         // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
@@ -204,7 +206,8 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
             conn.cut();
             return Poll::Ready(End::Cut);
         }
-        if phase >= Phase::Quiescing && conn.is_at_rest() {
+        let is_stopping = phase >= Phase::Quiescing;
+        if is_stopping && conn.is_at_rest() || conn.is_idle() && is_long(&mut pause, conn, cx) {
             // hyper may still wait to tell a handler of the end of a body that it does not want.
             let is_last = conn.is_close_announced();
             return Poll::Ready(if is_last { End::Done } else { End::Parked });
@@ -223,6 +226,25 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
         Poll::Ready(End::Failed)
     })
     .await
+}
+
+/// A pause between two requests: how many had come when it began or was last looked at, and when to look again.
+type Pause = (u64, Pin<Box<Sleep>>);
+
+/// Whether a pause has been long enough for the connection to be parked. A timer for each pause would cost every request;
+/// so it is looked only now and then whether there has been another.
+fn is_long(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> bool {
+    let requests = conn.requests();
+    match pause {
+        Some((_, timer)) if !timer.is_elapsed() => return false,
+        Some((then, _)) if *then == requests => return true,
+        _ => {}
+    }
+    let mut timer = Box::pin(sleep(conn.shared().config.park_after));
+    // It is not asked again: it must be set, also where tokio wants the task to pause.
+    let _ = Pin::new(&mut unconstrained(timer.as_mut())).poll(cx);
+    *pause = Some((requests, timer));
+    false
 }
 
 /// Closes our side, and then reads and discards until the client closes its own. If the socket were closed while the

@@ -120,6 +120,7 @@ impl Registry {
             waker: Mutex::default(),
             ledger: Ledger::default(),
             reading_head: AtomicBool::new(false),
+            waiting_for_bytes: AtomicBool::new(false),
             in_service: Count::default(),
             unflushed: Count::default(),
             refused: Count::default(),
@@ -223,6 +224,8 @@ pub(crate) struct Conn {
     ledger: Ledger,
     /// Bytes of a request have come, but not yet its whole head.
     reading_head: AtomicBool,
+    /// hyper has used up all that it got, and waits for more.
+    waiting_for_bytes: AtomicBool,
     /// Requests that the service has and whose response is not all in hyper's hands.
     in_service: Count,
     /// Responses that hyper has whole and that are not yet all in the kernel's hands.
@@ -381,6 +384,16 @@ impl Conn {
     /// Whether nothing is under way, not even the rest of a request that has been answered: hyper holds nothing.
     pub(super) fn is_at_rest(&self) -> bool {
         self.is_between_requests() && self.has_read_body()
+    }
+
+    /// Whether hyper can be done without: it is at rest, and has given all of the last request to its handler, who may
+    /// read on when it has answered.
+    pub(super) fn is_idle(&self) -> bool {
+        self.is_at_rest() && self.waiting_for_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_waiting_for_bytes(&self, waiting: bool) {
+        self.waiting_for_bytes.store(waiting, Ordering::Relaxed);
     }
 
     /// Whether hyper has got all of the last request.

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -76,13 +76,19 @@ impl Wire {
         self.open.conn()
     }
 
-    /// Waits until there is something to read: bytes, the client's FIN, or an error.
-    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    /// Waits until there is something to read, and says whether that is bytes: else the client has left.
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if is_request(&self.ahead) {
-            return Poll::Ready(());
+            return Poll::Ready(true);
         }
         // An error shows when it is read.
-        self.stream.poll_read_ready(cx).map(|_| ())
+        let _ = ready!(self.stream.poll_read_ready(cx));
+        // Does not wait: it says what tokio knows already. Only if that is an end, the kernel is asked what is before it.
+        let known = pin!(self.stream.ready(Interest::READABLE)).poll(cx);
+        let is_end = matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed());
+        let has_bytes =
+            || sys::peek(self.stream.as_fd(), &mut [0]).is_ok_and(|byte| !byte.is_empty());
+        Poll::Ready(!is_end || has_bytes())
     }
 
     /// Reads into `buf` what belongs to the present request, or begins the next.
@@ -410,7 +416,10 @@ impl AsyncRead for Transport {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.wire()?.poll_read(cx, buf)
+        let wire = self.wire()?;
+        let poll = wire.poll_read(cx, buf);
+        wire.conn().set_waiting_for_bytes(poll.is_pending());
+        poll
     }
 }
 

@@ -2,6 +2,7 @@
 //! and a clock that moves only when nothing is left to do. So a random script of a client and of a stop has one outcome,
 //! and what must hold for it can be worked out from the script.
 
+mod idle;
 mod life;
 mod requests;
 
@@ -27,6 +28,7 @@ const TICK: Duration = Duration::from_millis(50);
 const GRACE: u32 = 4;
 const LINGER: u32 = 6;
 const HEADER: u32 = 10;
+const PARK: u32 = 2;
 
 /// What the sockets hold of the responses, about.
 const BUFFER: usize = 16 << 10;
@@ -110,12 +112,13 @@ impl Run {
     where
         R::Future: Send,
     {
-        let shared = Server::builder()
+        let mut shared = Server::builder()
             .idle_grace(GRACE * TICK)
             .linger_timeout(LINGER * TICK)
             .header_timeout(HEADER * TICK)
             .shared(0, &[], None, tokio::runtime::Handle::current())
             .unwrap();
+        shared.config.park_after = PARK * TICK;
         let shared = Arc::new(shared);
         let local = bench.listener.local_addr().unwrap();
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
