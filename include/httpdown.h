@@ -192,7 +192,7 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 // Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
 // only the events behind it. (listen.error comes on the thread that calls httpdown_serve.)
 //
-// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, kill, kill.conn.count,
+// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, idle.race, kill, kill.conn.count,
 // kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
 // averages http-state.new, http-state.active, http-state.idle, http-state.total.
 typedef struct {
@@ -304,6 +304,17 @@ typedef struct {
     // Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for
     // ready_path do not count, nor do connections without a request. At most lame_duck_ms. Default: never early.
     uint32_t lame_duck_quiet_ms;
+    // How long a connection may be without a request while the server serves: between two, or before the first. Then it
+    // is closed; it may live on for a second more. Not HTTPDOWN_NOW. Default: no limit, because a close can cross a
+    // request on its way, which is lost then (`raced` in the report). Against that, be more patient than the clients (a
+    // load balancer's timeout for idle connections, say), or tell them: `keep_alive_header`. In real time, whatever the
+    // clock.
+    uint32_t idle_timeout_ms;
+    // Not 0: responses tell of the idle timeout, "Keep-Alive: timeout=N", so that clients that know this field leave an
+    // idle connection before the server does. N is idle_timeout_ms less idle_grace_ms, in whole seconds, and at least 1,
+    // so that a request that was sent in the last moment still comes in time. It is not said where the connection ends,
+    // nor in a response that has a Connection or Keep-Alive field of its own.
+    int keep_alive_header;
 } httpdown_options;
 
 // What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -335,10 +346,11 @@ typedef struct {
     // Connections that ended as they should: closed by the client between two requests, by the server behind a response
     // that said so, or released by the handler that had taken them over.
     uint64_t conns_closed;
-    // Connections that the stop closed while they were new or idle.
+    // Connections that the stop, or the idle timeout, closed while they were new or idle.
     uint64_t closed_idle;
-    // Connections that the stop closed, and on which a request came after that: it had crossed the FIN, or the response
-    // that announced it, on the wire. HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
+    // Connections that the stop or the idle timeout closed, and on which a request came after that: it had crossed the
+    // FIN, or the response that announced it, on the wire. HTTP/1.1 has no means against that; a longer idle_grace_ms,
+    // or idle_timeout_ms, makes it rarer.
     uint64_t raced;
     // Connections whose client left in the middle of a request.
     uint64_t conns_gone;

@@ -32,11 +32,11 @@ pub struct Report {
     /// Connections that ended as they should: closed by the client between two requests, by us behind a response that
     /// said so, or released by the handler that had taken them over.
     pub conns_closed: u64,
-    /// Connections that the stop closed while they were new or idle.
+    /// Connections that the stop, or the idle timeout, closed while they were new or idle.
     pub closed_idle: u64,
-    /// Connections that the stop closed, and on which a request came after that: it had crossed our FIN, or the
-    /// response that announced it, on the wire. HTTP/1.1 has no means against that; a larger `idle_grace` makes it
-    /// rarer.
+    /// Connections that the stop or the idle timeout closed, and on which a request came after that: it had crossed our
+    /// FIN, or the response that announced it, on the wire. HTTP/1.1 has no means against that; a larger `idle_grace`,
+    /// or `idle_timeout`, makes it rarer.
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,

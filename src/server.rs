@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -38,6 +38,9 @@ pub(crate) struct Config {
     pub(crate) ready_path: Option<String>,
     pub(crate) conn_info: bool,
     pub(crate) header_timeout: Duration,
+    /// [`Duration::MAX`]: none.
+    pub(crate) idle_timeout: Duration,
+    pub(crate) keep_alive_header: bool,
     pub(crate) quiesce_timeout: Duration,
     pub(crate) idle_grace: Duration,
     pub(crate) linger_timeout: Duration,
@@ -57,6 +60,8 @@ impl Default for Config {
             ready_path: None,
             conn_info: false,
             header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::MAX,
+            keep_alive_header: false,
             // A SYN is sent again after 1 s, and then after 2 more: a handshake that lost one has had two chances.
             quiesce_timeout: Duration::from_secs(4),
             idle_grace: Duration::from_secs(1),
@@ -76,6 +81,19 @@ impl Config {
                 "ready_path {path:?} is not a path: \"/\" first, then visible ASCII, and no query"
             ));
         }
+        if self.idle_timeout.is_zero() {
+            return wrong("idle_timeout is 0: no request could come in time".into());
+        }
+        if self.keep_alive_header && self.announced() == 0 {
+            let (timeout, grace) = (self.idle_timeout, self.idle_grace);
+            return wrong(format!(
+                "keep_alive_header has nothing to say: idle_timeout ({timeout:?}) is not a second longer than \
+                 idle_grace ({grace:?})"
+            ));
+        }
+        if self.keep_alive_header && self.idle_timeout == Duration::MAX {
+            return wrong("keep_alive_header has nothing to say: there is no idle_timeout".into());
+        }
         for (name, part) in [
             ("lame_duck_min", self.lame_duck_min),
             ("lame_duck_quiet", self.lame_duck_quiet),
@@ -88,6 +106,13 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    /// For how many seconds clients are told that they may leave a connection idle: as long as a request that they send
+    /// at the last moment still comes in time. They count from when they have a response, which is later than we do, and
+    /// their request needs its time, too: how much, `idle_grace` says.
+    fn announced(&self) -> u64 {
+        self.idle_timeout.saturating_sub(self.idle_grace).as_secs()
     }
 }
 
@@ -103,6 +128,8 @@ fn is_path(path: &str) -> bool {
 pub(crate) struct Shared {
     pub(crate) id: u64,
     pub(crate) config: Config,
+    /// What responses say of the idle timeout, in a `Keep-Alive` field.
+    pub(crate) announcement: Option<HeaderValue>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) events: Events,
     pub(crate) orders: Orders,
@@ -293,6 +320,26 @@ impl Builder {
         self
     }
 
+    /// How long a connection may be without a request while the server serves: between two, or before the first. Then it
+    /// is closed; it may live on for a second more. Not 0. Default: no limit ([`Duration::MAX`]), because a close can
+    /// cross a request on its way, which is lost then (`raced` in the [`Report`]). Against that, be more patient than
+    /// the clients (a load balancer's timeout for idle connections, say), or tell them: [`Builder::keep_alive_header`].
+    /// In real time, whatever the clock.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.config.idle_timeout = timeout;
+        self
+    }
+
+    /// Has responses tell of the idle timeout, `Keep-Alive: timeout=N`, so that clients that know this field leave an
+    /// idle connection before the server does. N is the [idle timeout](Builder::idle_timeout) less the
+    /// [idle grace](Builder::idle_grace), in whole seconds, and at least 1, so that a request that was sent in the last
+    /// moment still comes in time. It is not said where the connection ends, nor in a response that has a `Connection`
+    /// or `Keep-Alive` field of its own. Default: false.
+    pub fn keep_alive_header(mut self, announce: bool) -> Self {
+        self.config.keep_alive_header = announce;
+        self
+    }
+
     /// How long a stop goes on accepting connections whose handshake had begun, before it closes the listening sockets
     /// all the same. It ends as soon as there are none; counts within the stop timeout. Default: 4 seconds, which gives
     /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s). In real time, whatever
@@ -461,8 +508,11 @@ impl Builder {
         runtime: tokio::runtime::Handle,
     ) -> Result<Shared> {
         let clock = self.clock.clone();
+        let announcement = format!("timeout={}", self.config.announced());
+        let announcement = HeaderValue::try_from(announcement).ok();
         Ok(Shared {
             id,
+            announcement: announcement.filter(|_| self.config.keep_alive_header),
             config: self.config.clone(),
             clock: clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
             events: Events::new(self.interest()),

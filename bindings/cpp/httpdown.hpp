@@ -348,6 +348,12 @@ struct options {
     std::optional<milliseconds> quiesce_timeout{};
     /// How long a connection that the server has closed waits for the client to close its side. By default 2 seconds.
     std::optional<milliseconds> linger_timeout{};
+    /// How long a connection may be without a request while the server serves; then it is closed, at most a second
+    /// later. Not 0. By default there is no limit: a close can cross a request on its way, which is lost then (`raced`).
+    std::optional<milliseconds> idle_timeout{};
+    /// Responses tell of the idle timeout less `idle_grace`, in whole seconds, so that clients that know the field leave
+    /// first: "Keep-Alive: timeout=N".
+    bool keep_alive_header = false;
 };
 
 /// A running server, on threads of its own. Movable, not copyable.
@@ -463,6 +469,8 @@ public:
         raw_.idle_grace_ms = to_ms(from.idle_grace);
         raw_.quiesce_timeout_ms = to_ms(from.quiesce_timeout);
         raw_.linger_timeout_ms = to_ms(from.linger_timeout);
+        raw_.idle_timeout_ms = to_ms(from.idle_timeout);
+        raw_.keep_alive_header = from.keep_alive_header;
 
         if (from.handler) raw_.handler = on_request;
         if (from.bump_avg) raw_.stats.bump_avg = bump<&options::bump_avg>;

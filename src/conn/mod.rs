@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! parked ──bytes──► active: hyper drives it ──between two requests, after a while or at a stop──► parked
-//!    └──grace over, or the client has left──► closing ◄──the last response──┘
+//!    └──time over, or the client has left──► closing ◄──the last response──┘
 //! ```
 //!
 //! hyper speaks HTTP over a [`Transport`] that notices every byte, and to a service that notices every request; both
@@ -25,7 +25,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::task::unconstrained;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
@@ -37,10 +37,11 @@ pub use track::{ConnInfo, ConnState};
 use service::Tracked;
 use wire::{Slot, Transport, Wire};
 
-/// How often a stop looks whether a client has acknowledged what it was sent: soon at first, and at last about as often
-/// as a client's kernel, which may delay an acknowledgement so long.
+/// How often it is looked whether a client has acknowledged what it was sent: soon at first, and at last, by a stop,
+/// about as often as a client's kernel, which may delay an acknowledgement so long. Before a stop nobody waits for it.
 const MIN_PAUSE: Duration = Duration::from_millis(1);
-const MAX_PAUSE: Duration = Duration::from_millis(50);
+const MAX_PAUSE_AT_STOP: Duration = Duration::from_millis(50);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// How much hyper keeps of what it reads or writes: the longest head, and about what waits for a client that reads
 /// slowly.
@@ -68,18 +69,25 @@ pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
     })
     .await;
     let slot = Slot::default();
+    let mut idle_since = Instant::now();
     let mut grace = None;
-    while parked(&mut wire, &mut grace).await {
+    while parked(&mut wire, &mut idle_since, &mut grace).await {
         let requests = conn.requests();
         let service = Tracked::new(respond.clone(), Arc::clone(&conn));
-        let end = active(wire, service, &slot, &conn).await;
+        // In a box, so that the task of a parked connection is small.
+        let end = Box::pin(active(wire, service, &slot, &conn)).await;
         let Some(left) = wire::take(&slot) else {
             conn.hijacked_if_open();
             return;
         };
         wire = left;
         match end {
-            End::Parked => {}
+            // Empty lines are no request.
+            End::Parked(_) if conn.requests() == requests => {}
+            End::Parked(since) => {
+                idle_since = since;
+                grace = None;
+            }
             End::Done => {
                 let _ = until_kill(&conn, |cx| wire.poll_write_out(cx)).await;
                 wire.flushed();
@@ -88,16 +96,19 @@ pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
             End::Failed => break,
             End::Cut => return,
         }
-        if conn.requests() > requests {
-            grace = None;
-        }
     }
     close(wire).await;
 }
 
 /// New or idle, with no parser. False if it is to be closed.
-async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
-    let mut delivery = Backoff::default();
+async fn parked(
+    wire: &mut Wire,
+    idle_since: &mut Instant,
+    grace: &mut Option<Pin<Box<Sleep>>>,
+) -> bool {
+    let mut patience = None;
+    let mut last_answer = Backoff::up_to(MAX_PAUSE);
+    let mut last_answer_at_stop = Backoff::up_to(MAX_PAUSE_AT_STOP);
     poll_fn(|cx| {
         // A request that has reached this host is served.
         if let Poll::Ready(has_bytes) = wire.poll_readable(cx) {
@@ -107,46 +118,66 @@ async fn parked(wire: &mut Wire, grace: &mut Option<Pin<Box<Sleep>>>) -> bool {
         let shared = conn.shared();
         let phase = shared.phases.get();
         if phase < Phase::Quiescing {
-            return Poll::Pending;
-        }
-        if phase < Phase::Killing {
-            // A request that is on its way is served: it has the grace to arrive in; and nobody asks again who has not
-            // got the last answer yet. tokio may not know yet of what the kernel has; it will wake us for it.
+            let timeout = shared.config.idle_timeout;
+            if timeout == Duration::MAX {
+                return Poll::Pending;
+            }
+            // Nobody is idle who has not got the last answer yet.
+            if patience.is_none() && ready!(last_answer.poll_until(cx, || !wire.is_delivering())) {
+                *idle_since = Instant::now();
+            }
+            let patience = patience.get_or_insert_with(|| {
+                Box::pin(sleep(timeout.saturating_sub(idle_since.elapsed())))
+            });
+            ready!(patience.as_mut().poll(cx));
+        } else if phase < Phase::Killing {
+            // A request that is on its way is served: it has the grace to arrive in, from when the last answer has.
             if grace.is_none() {
-                ready!(delivery.poll_until(cx, || !wire.is_delivering()));
+                ready!(last_answer_at_stop.poll_until(cx, || !wire.is_delivering()));
             }
             let grace = grace.get_or_insert_with(|| {
                 let patience = REQUEST_RETRANSMISSION * wire.handshake_repeats();
                 Box::pin(sleep(shared.config.idle_grace + patience))
             });
             ready!(grace.as_mut().poll(cx));
-            if conn.has_unread() {
-                return Poll::Pending;
-            }
         }
-        conn.closed_by_stop();
+        // tokio may not know yet of what the kernel has; it will wake us for it.
+        if phase < Phase::Killing && conn.has_unread() {
+            return Poll::Pending;
+        }
+        conn.closed_idle();
         Poll::Ready(false)
     })
     .await
 }
 
 /// Looks again and again for what no event tells of.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Backoff {
     pause: Duration,
+    max: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Backoff {
-    fn poll_until(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> bool) -> Poll<()> {
+    fn up_to(max: Duration) -> Self {
+        Self {
+            pause: Duration::ZERO,
+            max,
+            timer: None,
+        }
+    }
+
+    /// Waits until it is true, and says whether it was not at once.
+    fn poll_until(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> bool) -> Poll<bool> {
         loop {
             if let Some(timer) = &mut self.timer {
                 ready!(timer.as_mut().poll(cx));
             }
             if condition() {
-                return Poll::Ready(());
+                return Poll::Ready(self.timer.is_some());
             }
-            self.pause = (2 * self.pause).clamp(MIN_PAUSE, MAX_PAUSE);
+            self.pause = (2 * self.pause).clamp(MIN_PAUSE, self.max);
             self.timer = Some(Box::pin(sleep(self.pause)));
         }
     }
@@ -154,8 +185,8 @@ impl Backoff {
 
 /// How hyper came to an end with a connection.
 enum End {
-    /// There is nothing to do: for a while, or the server stops.
-    Parked,
+    /// There has been nothing to do since then, for a while; or there is nothing, and the server stops.
+    Parked(Instant),
     /// All has been written, and it is to be closed, or somebody upgraded it.
     Done,
     /// As that, but perhaps not all has been written; or a request's head did not come in time.
@@ -206,11 +237,21 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
             conn.cut();
             return Poll::Ready(End::Cut);
         }
-        let is_stopping = phase >= Phase::Quiescing;
-        if is_stopping && conn.is_at_rest() || conn.is_idle() && is_long(&mut pause, conn, cx) {
+        let idle_since = if phase >= Phase::Quiescing && conn.is_at_rest() {
+            Some(Instant::now())
+        } else if conn.is_idle() {
+            long_pause(&mut pause, conn, cx)
+        } else {
+            None
+        };
+        if let Some(since) = idle_since {
             // hyper may still wait to tell a handler of the end of a body that it does not want.
             let is_last = conn.is_close_announced();
-            return Poll::Ready(if is_last { End::Done } else { End::Parked });
+            return Poll::Ready(if is_last {
+                End::Done
+            } else {
+                End::Parked(since)
+            });
         }
         if !conn.is_reading_head() {
             header_timer = None;
@@ -228,23 +269,24 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
     .await
 }
 
-/// A pause between two requests: how many had come when it began or was last looked at, and when to look again.
-type Pause = (u64, Pin<Box<Sleep>>);
+/// A pause between two requests: how many had come when it was first seen, when that was, and when to look again.
+type Pause = (u64, Instant, Pin<Box<Sleep>>);
 
-/// Whether a pause has been long enough for the connection to be parked. A timer for each pause would cost every request;
-/// so it is looked only now and then whether there has been another.
-fn is_long(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> bool {
+/// Since when a connection has been idle, if that is long enough for it to be parked. A timer for each pause would cost
+/// every request; so it is looked only now and then whether there has been another.
+fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> Option<Instant> {
     let requests = conn.requests();
     match pause {
-        Some((_, timer)) if !timer.is_elapsed() => return false,
-        Some((then, _)) if *then == requests => return true,
+        Some((.., timer)) if !timer.is_elapsed() => return None,
+        Some((then, since, _)) if *then == requests => return Some(*since),
         _ => {}
     }
-    let mut timer = Box::pin(sleep(conn.shared().config.park_after));
+    let config = &conn.shared().config;
+    let mut timer = Box::pin(sleep(config.park_after.min(config.idle_timeout)));
     // It is not asked again: it must be set, also where tokio wants the task to pause.
     let _ = Pin::new(&mut unconstrained(timer.as_mut())).poll(cx);
-    *pause = Some((requests, timer));
-    false
+    *pause = Some((requests, Instant::now(), timer));
+    None
 }
 
 /// Closes our side, and then reads and discards until the client closes its own. If the socket were closed while the
@@ -266,7 +308,7 @@ async fn close(mut wire: Wire) {
         }
     })
     .await;
-    let mut delivery = Backoff::default();
+    let mut delivery = Backoff::up_to(MAX_PAUSE_AT_STOP);
     until_kill(&conn, |cx| {
         // A stop may begin meanwhile.
         let has_arrived = || !conn.is_stopping() || !wire.is_delivering();

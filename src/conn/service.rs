@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -20,6 +20,8 @@ use super::framing::BodyLength;
 use super::track::{Conn, Inflight};
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
+
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -107,6 +109,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             is_complete: false,
             asks_for: AsksFor::of(request.method()),
             is_http10: request.version() < Version::HTTP_11,
+            announces: self.conn.shared().announcement.is_some() && keeps_alive(&request),
         };
         let shared = self.conn.shared();
         let (future, early);
@@ -128,6 +131,17 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     }
 }
 
+/// Whether the client wants the connection to go on behind this request (RFC 9112, 9.3).
+fn keeps_alive<B>(request: &Request<B>) -> bool {
+    let fields = request.headers().get_all(CONNECTION);
+    let options = || {
+        let values = fields.iter().filter_map(|field| field.to_str().ok());
+        values.flat_map(|value| value.split(',')).map(str::trim)
+    };
+    let says = |what| options().any(|option| option.eq_ignore_ascii_case(what));
+    !says("close") && (request.version() >= Version::HTTP_11 || says("keep-alive"))
+}
+
 /// Held while a response is owed: dropped before hyper has all of it, the request is lost.
 #[derive(Debug)]
 struct Answering<O: Outcome> {
@@ -135,6 +149,8 @@ struct Answering<O: Outcome> {
     is_complete: bool,
     asks_for: AsksFor,
     is_http10: bool,
+    /// The response tells of the idle timeout, if the connection goes on behind it.
+    announces: bool,
 }
 
 /// What a successful answer to a request has behind its head.
@@ -215,11 +231,28 @@ impl<O: Outcome> Answering<O> {
             // Its end is the connection's: cut, it must not end like that.
             conn.response_ends_with_connection();
         }
+        // hyper closes behind a body that is not read, and where only the end of the connection ends the response.
+        let goes_on = conn.has_read_body() && (remaining.is_some() || !self.is_http10);
+        if self.announces && goes_on && !upgrades {
+            self.announce(response.headers_mut());
+        }
         response.map(|body| TrackedBody {
             body: source(body),
             remaining,
             answering: Some(self),
         })
+    }
+
+    /// Says when an idle connection ends, unless the response says something of the kind itself.
+    fn announce(&self, headers: &mut HeaderMap) {
+        if let Some(timeout) = &self.conn().shared().announcement
+            && !headers.contains_key(CONNECTION)
+            && !headers.contains_key(&KEEP_ALIVE)
+        {
+            // A field about the connection must be named there (RFC 9110, 7.6.1).
+            headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
+            headers.insert(KEEP_ALIVE.clone(), timeout.clone());
+        }
     }
 }
 

@@ -58,9 +58,9 @@ enum End {
     Closed = 0,
     /// The stop has closed it, behind a response that said so.
     Announced = 1,
-    /// The stop has closed it while it was new or idle.
+    /// The stop, or the idle timeout, has closed it while it was new or idle.
     Idle = 2,
-    /// The same as one of these, and a request has come since.
+    /// We have closed it in one of these ways, and a request has come since.
     Raced = 3,
     /// A request's head did not come in time.
     TimedOut = 4,
@@ -466,8 +466,8 @@ impl Conn {
         self.in_service.get() > 0
     }
 
-    /// The stop closes it between two requests.
-    pub(super) fn closed_by_stop(&self) {
+    /// We close it between two requests.
+    pub(super) fn closed_idle(&self) {
         self.set_end(End::Idle);
     }
 
@@ -491,7 +491,14 @@ impl Conn {
         };
         if is_ours {
             self.set_end(End::Raced);
-            self.shared.events.sum("drain.race", 1.0);
+            // While the server serves, only the idle timeout closes.
+            let is_serving = self.shared.phases.get() == Phase::Serving;
+            let key = if is_serving {
+                "idle.race"
+            } else {
+                "drain.race"
+            };
+            self.shared.events.sum(key, 1.0);
         }
     }
 
@@ -535,7 +542,7 @@ impl Conn {
     /// A kill: a connection in a request is closed by a reset, so that a cut response cannot look complete.
     pub(super) fn cut(&self) {
         if self.is_between_requests() {
-            self.closed_by_stop();
+            self.closed_idle();
         } else {
             self.reset_on_close();
         }

@@ -129,7 +129,9 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
         .lame_duck_quiet(duration_or(
             raw.lame_duck_quiet_ms,
             defaults.lame_duck_quiet,
-        ));
+        ))
+        .idle_timeout(duration_or(raw.idle_timeout_ms, defaults.idle_timeout))
+        .keep_alive_header(raw.keep_alive_header != 0);
     // SAFETY: the header's preface: NULL or NUL-terminated.
     if let Some(path) = unsafe { text(raw.ready_path, "options.ready_path")? } {
         builder = builder.ready_path(path);

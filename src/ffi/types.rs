@@ -195,7 +195,7 @@ pub type httpdown_log_fn =
 /// Callbacks for a monitoring system; any may be NULL. Called on the events thread, one at a time: a slow one delays
 /// only the events behind it. (listen.error comes on the thread that calls httpdown_serve.)
 ///
-/// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, kill, kill.conn.count,
+/// Keys: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, idle.race, kill, kill.conn.count,
 /// kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once a minute the
 /// averages http-state.new, http-state.active, http-state.idle, http-state.total.
 #[repr(C)]
@@ -295,6 +295,17 @@ pub struct httpdown_options {
     /// Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for
     /// ready_path do not count, nor do connections without a request. At most lame_duck_ms. Default: never early.
     pub lame_duck_quiet_ms: u32,
+    /// How long a connection may be without a request while the server serves: between two, or before the first. Then it
+    /// is closed; it may live on for a second more. Not HTTPDOWN_NOW. Default: no limit, because a close can cross a
+    /// request on its way, which is lost then (`raced` in the report). Against that, be more patient than the clients (a
+    /// load balancer's timeout for idle connections, say), or tell them: `keep_alive_header`. In real time, whatever the
+    /// clock.
+    pub idle_timeout_ms: u32,
+    /// Not 0: responses tell of the idle timeout, "Keep-Alive: timeout=N", so that clients that know this field leave an
+    /// idle connection before the server does. N is idle_timeout_ms less idle_grace_ms, in whole seconds, and at least 1,
+    /// so that a request that was sent in the last moment still comes in time. It is not said where the connection ends,
+    /// nor in a response that has a Connection or Keep-Alive field of its own.
+    pub keep_alive_header: c_int,
 }
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -328,10 +339,11 @@ pub struct httpdown_stop_report {
     /// Connections that ended as they should: closed by the client between two requests, by the server behind a response
     /// that said so, or released by the handler that had taken them over.
     pub conns_closed: u64,
-    /// Connections that the stop closed while they were new or idle.
+    /// Connections that the stop, or the idle timeout, closed while they were new or idle.
     pub closed_idle: u64,
-    /// Connections that the stop closed, and on which a request came after that: it had crossed the FIN, or the response
-    /// that announced it, on the wire. HTTP/1.1 has no means against that; a longer idle_grace_ms makes it rarer.
+    /// Connections that the stop or the idle timeout closed, and on which a request came after that: it had crossed the
+    /// FIN, or the response that announced it, on the wire. HTTP/1.1 has no means against that; a longer idle_grace_ms,
+    /// or idle_timeout_ms, makes it rarer.
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,
@@ -394,7 +406,7 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     let pointers = size_of::<usize>() * 16;
-    let ints = size_of::<u32>() * 14;
+    let ints = size_of::<u32>() * 16;
     assert!(size_of::<httpdown_options>() == pointers + ints);
     let counts = size_of::<u64>() * 23;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);

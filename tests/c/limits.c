@@ -1,4 +1,5 @@
-/* When descriptors or threads cannot be had: it is said, nothing leaks, and it goes on when they can. */
+/* When descriptors or threads cannot be had: it is said, nothing leaks, and it goes on when they can. And what is done
+ * so that idle connections do not hold them for ever. */
 #include "test.h"
 
 static void limit_to(int resource, rlim_t count) {
@@ -264,6 +265,57 @@ static void freeing_needs_no_thread(void) {
     free_fixture(f);
 }
 
+static void idle_connections_are_closed(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    options.idle_timeout_ms = 100;
+    httpdown_server *server = start(&options);
+    int silent = dial(server), idle = dial(server);
+    put(idle, GET("/"));
+    expect(idle, 200, "Hello, World!");
+    char byte;
+    EQUAL(recv(idle, &byte, 1, 0), 0);
+    EQUAL(recv(silent, &byte, 1, 0), 0);
+    close(idle);
+    close(silent);
+    EQUAL(end_server(f, 0).closed_idle, 2);
+    free_fixture(f);
+}
+
+static void responses_tell_of_the_idle_timeout(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    options.idle_timeout_ms = 61500;
+    options.idle_grace_ms = 1000;
+    options.keep_alive_header = 1;
+    httpdown_server *server = start(&options);
+    int fd = dial(server);
+    put(fd, GET("/"));
+    char answer[1024] = "";
+    for (size_t have = 0; strstr(answer, "World!") == NULL;) {
+        ssize_t count = recv(fd, answer + have, sizeof answer - 1 - have, 0);
+        CHECK(count > 0);
+        have += (size_t)count;
+    }
+    CHECK(strstr(answer, "\r\nkeep-alive: timeout=60\r\n") != NULL);
+    close(fd);
+    end_server(f, 0);
+
+    struct {
+        uint32_t idle_timeout_ms;
+        const char *reason;
+    } wrong[] = {{0, "there is no idle_timeout"}, {1999, "idle_timeout (1.999s)"}, {HTTPDOWN_NOW, "idle_timeout is 0"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        options.idle_timeout_ms = wrong[i].idle_timeout_ms;
+        options.user_data = NULL;
+        options.destroy = NULL;
+        char error[256] = "";
+        EQUAL(httpdown_serve(&options, &server, error, sizeof error), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+        CHECK(strstr(error, wrong[i].reason) != NULL);
+    }
+    free_fixture(f);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
@@ -274,5 +326,7 @@ int main(int argc, char **argv) {
     RUN(serving_needs_threads);
     RUN(handlers_need_threads);
     RUN(freeing_needs_no_thread);
+    RUN(idle_connections_are_closed);
+    RUN(responses_tell_of_the_idle_timeout);
     return test_end(argv[0]);
 }

@@ -370,6 +370,18 @@ static void a_lame_duck_ends_when_it_is_quiet() {
     CHECK(server.stop().stop_duration_ms == 9000);
 }
 
+static void idle_connections_are_closed_and_told_so() {
+    auto options = serving(hello);
+    options.idle_timeout = milliseconds(1100);
+    options.idle_grace = milliseconds(0);
+    options.keep_alive_header = true;
+    httpdown::server server(std::move(options));
+    client one(server.local_addr());
+    one.send("GET / HTTP/1.1\r\n\r\n");
+    CHECK_CONTAINS(one.read_all(), "keep-alive: timeout=1\r\n");
+    CHECK(server.stop().closed_idle == 1);
+}
+
 static void bad_options_are_errors_with_a_reason() {
     const auto refused = [](httpdown::options options, int status, std::string_view reason) {
         try {
@@ -405,6 +417,13 @@ static void bad_options_are_errors_with_a_reason() {
     options.lame_duck_min = {};
     options.lame_duck_quiet = httpdown::forever;
     refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "lame_duck_quiet");
+
+    options = serving(hello);
+    options.idle_timeout = seconds(0);
+    refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "idle_timeout is 0");
+    options.idle_timeout = httpdown::forever;
+    options.keep_alive_header = true;
+    refused(options, HTTPDOWN_STATUS_INVALID_ARGUMENT, "there is no idle_timeout");
 
     httpdown::server server(serving(hello));
     options = serving(hello);
@@ -601,6 +620,7 @@ int main() {
         TEST(a_kill_is_an_error_with_the_counts),
         TEST(an_abandoned_handler_is_an_error_too),
         TEST(a_lame_duck_ends_when_it_is_quiet),
+        TEST(idle_connections_are_closed_and_told_so),
         TEST(bad_options_are_errors_with_a_reason),
         TEST(it_takes_over_listening_descriptors),
         TEST(requests_can_be_taken_from_the_queue),

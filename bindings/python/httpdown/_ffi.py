@@ -174,6 +174,8 @@ class Options(ctypes.Structure):
         ("ready_path", c_char_p),
         ("lame_duck_min_ms", c_uint32),
         ("lame_duck_quiet_ms", c_uint32),
+        ("idle_timeout_ms", c_uint32),
+        ("keep_alive_header", c_int),
     ]
 
 

@@ -76,9 +76,9 @@ class Report:
     conns_closed: int
     """Connections that ended as they should, closed by either side or released by a handler."""
     closed_idle: int
-    """Connections that the stop closed while they were new or idle."""
+    """Connections that the stop, or the idle timeout, closed while they were new or idle."""
     raced: int
-    """Connections that the stop closed, and on which a request crossed that on the wire."""
+    """Connections that one of them closed, and on which a request crossed that on the wire."""
     conns_gone: int
     """Connections whose client left in the middle of a request."""
     conns_timed_out: int
@@ -159,7 +159,12 @@ class Server:
     once the client has the last answer, so that a request that is on its way is served; default 1.
     `quiesce_timeout`: how long a stop goes on accepting connections whose handshake had
     begun; default 4. `linger_timeout`: how long a connection that the server has closed waits for
-    the client to close its side; default 2.
+    the client to close its side; default 2. `idle_timeout`: how long, about, a connection may be
+    without a request while the server serves, before it is closed; more than 0, by default there is
+    no limit, because a close can cross a request on its way, which is lost then (`raced`).
+
+    `keep_alive_header`: responses tell of the idle timeout, less `idle_grace`, in whole seconds
+    (`Keep-Alive: timeout=N`), so that clients that know this field leave first.
 
     `ready_path` is a path, "/healthz" say, that the server answers itself, also while all threads
     are busy: 200 while `ready` says yes, then 503. "/" first, then visible ASCII, no query.
@@ -194,6 +199,8 @@ class Server:
         idle_grace: float | None = None,
         quiesce_timeout: float | None = None,
         linger_timeout: float | None = None,
+        idle_timeout: float | None = None,
+        keep_alive_header: bool = False,
         io_threads: int | None = None,
         stats: Stats | None = None,
         on_conn_state: Callable[[Server, int, ConnState, Address], object] | None = None,
@@ -249,6 +256,8 @@ class Server:
             idle_grace_ms=_arguments.milliseconds("idle_grace", idle_grace),
             quiesce_timeout_ms=_arguments.milliseconds("quiesce_timeout", quiesce_timeout),
             linger_timeout_ms=_arguments.milliseconds("linger_timeout", linger_timeout),
+            idle_timeout_ms=_arguments.milliseconds("idle_timeout", idle_timeout),
+            keep_alive_header=bool(keep_alive_header),
             dispatch=_ffi.Dispatch.QUEUE,
             io_threads=(
                 0 if io_threads is None else _arguments.number("io_threads", io_threads, 1, 1 << 16)

@@ -112,6 +112,11 @@ def test_shared_sockets_keep_their_queue() -> None:
         {"lame_duck": 5, "lame_duck_quiet": math.inf},
         {"lame_duck_quiet": 1},
         {"lame_duck_min": -1},
+        {"idle_timeout": 0},
+        {"idle_timeout": -1},
+        {"keep_alive_header": True},
+        {"keep_alive_header": True, "idle_timeout": math.inf},
+        {"keep_alive_header": True, "idle_timeout": 1.5},
         {"fds": [-1]},
         {"fds": [True]},
         {"fds": ["1"]},
@@ -223,6 +228,22 @@ def test_a_lame_duck_ends_when_it_is_quiet() -> None:
         assert (server.phase, server.ready) == (Phase.LAME_DUCK, False)
         clock.advance(1)
         assert server.wait(LONG).stop_duration == 9
+
+
+def test_an_idle_connection_is_closed() -> None:
+    with Server(hello, "127.0.0.1:0", idle_timeout=0.1) as server:
+        client = connect(server)
+        client.request("GET", "/")
+        response = client.getresponse()
+        assert (response.read(), response.getheader("keep-alive")) == (b"Hello, World!", None)
+        assert client.sock.recv(1) == b""
+        client.close()
+    assert server.report().closed_idle == 1
+
+
+def test_responses_tell_of_the_idle_timeout() -> None:
+    with Server(hello, "127.0.0.1:0", idle_timeout=61.5, keep_alive_header=True) as server:
+        assert fetch(server).headers["keep-alive"] == "timeout=60"
 
 
 def test_a_kill_after_the_stop_timeout() -> None:

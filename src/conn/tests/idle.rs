@@ -2,8 +2,10 @@
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,10 +15,21 @@ use hyper::service::Service;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
-use super::{Bench, PARK, Run, TICK};
+use super::{Bench, GRACE, IDLE, LINGER, PARK, Run, TICK};
 use crate::conn::Plain;
+use crate::events::Event;
+use crate::lifecycle::Phase;
+use crate::server::Server;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+/// In ticks.
+const SECOND: u32 = 20;
+const ANSWER: &str = "hello";
+/// More than a client's socket holds, and less than that and ours.
+const BIG: &str = match str::from_utf8(&[b'x'; 36_000]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
 
 /// Answers at once, and tells of what comes of the body, whose pieces it takes slowly.
 #[derive(Clone, Debug)]
@@ -47,6 +60,8 @@ impl Service<Request<Incoming>> for Slow {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let pieces = self.pieces.clone();
+        let is_big = request.uri().path() == "/big";
+        let answer = if is_big { BIG } else { ANSWER };
         let mut body = request.into_body();
         tokio::spawn(async move {
             while let Some(Ok(frame)) = body.frame().await {
@@ -56,7 +71,7 @@ impl Service<Request<Incoming>> for Slow {
                 sleep(5 * PARK * TICK).await;
             }
         });
-        ready(Ok(Response::new(Full::from("hello"))))
+        ready(Ok(Response::new(Full::from(answer))))
     }
 }
 
@@ -74,7 +89,9 @@ impl Run {
     /// How many answers have come.
     fn answers(&self) -> usize {
         let got = &self.peer.got;
-        got.windows(5).filter(|five| five == b"hello").count()
+        got.windows(ANSWER.len())
+            .filter(|text| *text == ANSWER.as_bytes())
+            .count()
     }
 }
 
@@ -132,7 +149,7 @@ fn a_client_that_leaves_an_idle_connection_is_noticed() {
             if request_first {
                 // In one wake-up with the FIN.
                 let stream = run.peer.stream.as_mut().unwrap();
-                std::io::Write::write_all(stream, GET).unwrap();
+                stream.write_all(GET).unwrap();
                 run.half_close().await;
                 assert_eq!(run.answers(), 2);
             } else {
@@ -160,5 +177,147 @@ fn a_handler_that_has_answered_gets_the_rest_of_the_body() {
             assert_eq!(pieces.try_recv().ok(), Some(Bytes::from(piece)));
         }
         assert_eq!((run.answers(), service.parsers()), (1, 0));
+    });
+}
+
+/// With an idle timeout.
+async fn with_timeout(bench: &Bench) -> Run {
+    let (service, _) = Slow::new();
+    let builder = Server::builder().idle_timeout(IDLE * TICK).pull_events();
+    let mut run = Run::start_with(bench, Plain(service), builder);
+    run.settle().await;
+    run
+}
+
+impl Run {
+    async fn ticks_until(&mut self, tick: u32) {
+        self.ticks(tick - self.tick).await;
+    }
+
+    /// How often this has been told.
+    fn told(&self, key: &str) -> usize {
+        let events = std::iter::from_fn(|| self.shared.events.next(Some(Instant::now())).ok());
+        let is_key = |event: &Event| matches!(event, Event::Stat { key: told, .. } if *told == key);
+        events.filter(is_key).count()
+    }
+}
+
+#[test]
+fn an_idle_connection_is_closed_when_its_time_is_over_and_not_before() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        for requests in [0, 1, 5] {
+            let mut run = with_timeout(&bench).await;
+            for _ in 0..requests {
+                // Less than it takes to be parked.
+                run.tick().await;
+                assert!(run.send(GET).await);
+            }
+            let last = run.tick;
+            run.ticks(IDLE - 1).await;
+            assert_eq!(run.ended, None, "{requests}");
+            run.ticks(1 + PARK).await;
+            let ended = run.ended.unwrap();
+            let latest = last + IDLE + if requests > 1 { PARK } else { 0 };
+            assert!(ended <= latest, "{requests}: {ended}, not {latest}");
+            assert_eq!(run.peer.end, Some(true), "reset");
+            run.ticks_until(ended + LINGER).await;
+            assert_eq!(run.gone, Some(run.tick));
+            let report = run.shared.report();
+            assert_eq!((report.closed_idle, report.raced), (1, 0), "{report:?}");
+            assert_eq!((report.conns_open, report.served), (0, requests));
+        }
+    });
+}
+
+#[test]
+fn empty_lines_do_not_keep_a_connection_open() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        assert!(run.send(GET).await);
+        while run.ended.is_none() {
+            assert!(run.tick <= IDLE + PARK);
+            run.tick().await;
+            run.send(b"\r\n").await;
+        }
+        assert!(run.tick >= IDLE);
+        // They are no request that has crossed the close.
+        run.ticks(LINGER).await;
+        assert_eq!(run.shared.report().closed_idle, 1);
+    });
+}
+
+#[test]
+fn a_request_in_the_very_moment_of_the_idle_timeout_is_served() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        assert!(run.send(GET).await);
+        run.ticks_until(IDLE - 1).await;
+        let mut stream = run.peer.stream.as_ref().unwrap().try_clone().unwrap();
+        *run.ambush.lock().unwrap() = Some(Box::new(move || stream.write_all(GET).unwrap()));
+        run.tick().await;
+        assert_eq!((run.answers(), run.ended), (2, None));
+        // And it has its whole time again.
+        run.ticks_until(2 * IDLE - 1).await;
+        assert_eq!(run.ended, None);
+        run.tick().await;
+        assert_eq!(run.ended, Some(2 * IDLE));
+    });
+}
+
+#[test]
+fn a_request_that_crosses_the_close_of_an_idle_connection_is_counted() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        assert!(run.send(GET).await);
+        run.ticks_until(IDLE).await;
+        assert_eq!(run.ended, Some(IDLE));
+        assert!(run.send(GET).await);
+        run.close(false).await;
+        assert_eq!(run.gone, Some(IDLE));
+        let report = run.shared.report();
+        assert_eq!((report.closed_idle, report.raced), (0, 1), "{report:?}");
+        assert_eq!((report.requests, report.served), (1, 1), "{report:?}");
+        assert_eq!(run.told("idle.race"), 1);
+    });
+}
+
+#[test]
+fn a_stop_leaves_an_idle_connection_its_grace_whatever_its_timeout() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        assert!(run.send(GET).await);
+        run.enter(Phase::LameDuck).await;
+        run.ticks_until(IDLE - 1).await;
+        run.enter(Phase::Quiescing).await;
+        run.ticks(GRACE - 1).await;
+        assert_eq!(run.ended, None);
+        run.tick().await;
+        assert_eq!(run.ended, Some(IDLE - 1 + GRACE));
+    });
+}
+
+#[test]
+fn a_connection_is_not_idle_while_its_client_still_receives() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        run.peer.is_reading = false;
+        assert!(run.send(b"GET /big HTTP/1.1\r\n\r\n").await);
+        assert_eq!(run.shared.report().served, 1);
+        run.ticks(10 * IDLE).await;
+        run.catch_up().await;
+        assert!(run.peer.got.ends_with(BIG.as_bytes()));
+        assert_eq!(run.ended, None);
+        // It counts from now, but for how rarely it is looked.
+        run.peer.is_reading = true;
+        run.ticks(IDLE - 1).await;
+        assert_eq!(run.ended, None);
+        run.ticks(1 + SECOND).await;
+        assert_eq!(run.peer.end, Some(true));
     });
 }

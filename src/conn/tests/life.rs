@@ -21,9 +21,10 @@ use proptest::test_runner::{TestCaseError, TestRunner};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::{Bench, GRACE, HEADER, LINGER, Run, TICK, config};
+use super::{Bench, GRACE, HEADER, IDLE, LINGER, PARK, Run, TICK, config};
 use crate::conn::{BoxError, Plain};
 use crate::lifecycle::Phase;
+use crate::server::Server;
 
 /// Longer than anything takes that ends by itself.
 const LONG: u32 = 100;
@@ -157,6 +158,8 @@ struct Case {
     steps: Vec<Step>,
     /// Whether in the end all is sent.
     finish: bool,
+    /// Whether there is an idle timeout.
+    idle: bool,
 }
 
 fn item() -> impl Strategy<Value = Item> {
@@ -188,6 +191,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..3u32).prop_map(Step::Wait),
         4 => (1..LINGER + 2).prop_map(Step::Wait),
         1 => (HEADER - 1..HEADER + 2).prop_map(Step::Wait),
+        2 => (IDLE - 1..IDLE + PARK + 2).prop_map(Step::Wait),
         2 => any::<bool>().prop_map(Step::Read),
         4 => Just(Step::Phase),
         1 => prop_oneof![
@@ -201,10 +205,12 @@ fn step() -> impl Strategy<Value = Step> {
 fn case() -> impl Strategy<Value = Case> {
     let items = prop::collection::vec(item(), 0..6);
     let steps = prop::collection::vec(step(), 0..16);
-    (items, steps, any::<bool>()).prop_map(|(items, steps, finish)| Case {
+    let case = (items, steps, any::<bool>(), any::<bool>());
+    case.prop_map(|(items, steps, finish, idle)| Case {
         items,
         steps,
         finish,
+        idle,
     })
 }
 
@@ -570,8 +576,12 @@ async fn run(case: &Case, bench: &Bench) -> Outcome {
         items: case.items.clone(),
         ..World::default()
     });
+    let mut builder = Server::builder();
+    if case.idle {
+        builder = builder.idle_timeout(IDLE * TICK);
+    }
     let mut outcome = Outcome {
-        run: Run::start(bench, Plain(Script(Arc::clone(&world)))),
+        run: Run::start_with(bench, Plain(Script(Arc::clone(&world))), builder),
         world,
         bytes,
         ends,
@@ -734,14 +744,26 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
         && let (Some(ended), false) = (run.ended, by_client)
     {
         prop_assert_eq!(peer.end, Some(true), "reset");
-        if !announced {
+        let is_idle_timeout = case.idle && !announced && ended <= stop;
+        if is_idle_timeout {
+            let is_early = |(tick, upto): &(u32, usize)| {
+                let begin = outcome.sent.iter().filter(|(_, until)| until < upto);
+                let begin = begin.map(|(_, until)| *until).max().unwrap_or(0);
+                *upto <= outcome.in_time
+                    && begins_request(&bytes[begin..*upto])
+                    && ended < tick + IDLE
+            };
+            prop_assert!(!outcome.sent.iter().any(is_early), "no patience");
+        } else if !announced {
             prop_assert!(ended >= stop + GRACE, "no grace");
         }
         prop_assert!(run.gone.unwrap() <= ended + LINGER, "lingers too long");
         if outcome.sent.iter().all(|(tick, _)| *tick + 20 < stop)
             && sent == outcome.ends.last().copied().unwrap_or(0)
         {
-            prop_assert_eq!(ended, stop + GRACE, "idle for too long");
+            let has_idled = case.idle && stop > 20;
+            let in_time = is_idle_timeout || !has_idled && ended == stop + GRACE;
+            prop_assert!(in_time, "idle for too long");
         }
     }
 
@@ -842,6 +864,7 @@ fn holds(items: &[Item], steps: &[Step]) {
         items: items.to_vec(),
         steps: steps.to_vec(),
         finish: false,
+        idle: false,
     };
     let bench = Bench::new();
     bench.runtime.block_on(async {
@@ -906,6 +929,7 @@ fn a_connection_lingers_whose_head_does_not_come() {
         items: vec![Item::Get { after: 0 }],
         steps: vec![Step::Send(1), Step::Wait(HEADER), Step::Send(1)],
         finish: false,
+        idle: false,
     };
     let bench = Bench::new();
     let outcome = bench.runtime.block_on(run(&case, &bench));

@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::{Registry, Respond, serve};
 use crate::lifecycle::{Phase, enter};
-use crate::server::{Server, Shared};
+use crate::server::{Builder, Server, Shared};
 
 /// What time moves by. All times are multiples of it.
 const TICK: Duration = Duration::from_millis(50);
@@ -28,6 +28,7 @@ const TICK: Duration = Duration::from_millis(50);
 const GRACE: u32 = 4;
 const LINGER: u32 = 6;
 const HEADER: u32 = 10;
+const IDLE: u32 = 7;
 const PARK: u32 = 2;
 
 /// What the sockets hold of the responses, about.
@@ -108,11 +109,12 @@ struct Run {
 }
 
 impl Run {
-    fn start<R: Respond + Clone + Sync>(bench: &Bench, respond: R) -> Self
-    where
-        R::Future: Send,
-    {
-        let mut shared = Server::builder()
+    fn start<R: Respond + Clone + Sync>(bench: &Bench, respond: R) -> Self {
+        Self::start_with(bench, respond, Server::builder())
+    }
+
+    fn start_with<R: Respond + Clone + Sync>(bench: &Bench, respond: R, builder: Builder) -> Self {
+        let mut shared = builder
             .idle_grace(GRACE * TICK)
             .linger_timeout(LINGER * TICK)
             .header_timeout(HEADER * TICK)
