@@ -3,13 +3,14 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use pin_project_lite::pin_project;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 
@@ -171,10 +172,7 @@ impl Executor {
                     .min_by_key(|thread| thread.load.load(Ordering::Relaxed));
                 if let Some(thread) = least {
                     let load = Load::add(&thread.load);
-                    thread.runtime.spawn(async move {
-                        connection.await;
-                        drop(load);
-                    });
+                    thread.runtime.spawn(Loading { connection, load });
                 }
             }
         }
@@ -213,6 +211,24 @@ impl IoThread {
             stop,
             thread,
         })
+    }
+}
+
+pin_project! {
+    // A connection, and the load that it is. As an async block it would keep the connection twice: where it was caught,
+    // and where it is awaited.
+    struct Loading<F> {
+        #[pin]
+        connection: F,
+        load: Load,
+    }
+}
+
+impl<F: Future> Future for Loading<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.project().connection.poll(cx)
     }
 }
 

@@ -16,7 +16,7 @@ mod tests;
 mod track;
 mod wire;
 
-use std::future::{Future as _, poll_fn};
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -39,9 +39,10 @@ use wire::{Slot, Transport, Wire};
 
 /// How often it is looked whether a client has acknowledged what it was sent: soon at first, and at last, by a stop,
 /// about as often as a client's kernel, which may delay an acknowledgement so long. Before a stop nobody waits for it.
-const MIN_PAUSE: Duration = Duration::from_millis(1);
-const MAX_PAUSE_AT_STOP: Duration = Duration::from_millis(50);
-const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// In milliseconds.
+const MIN_PAUSE: u32 = 1;
+const MAX_PAUSE_AT_STOP: u32 = 50;
+const MAX_PAUSE: u32 = 1_000;
 
 /// How much hyper keeps of what it reads or writes: the longest head, and about what waits for a client that reads
 /// slowly.
@@ -53,51 +54,58 @@ const MAX_BUFFER: usize = 128 << 10;
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
 
 /// Serves one connection to its end.
-pub(crate) async fn serve<R: Respond + Clone>(accepted: Accepted, respond: R) {
+pub(crate) fn serve<R: Respond + Clone>(
+    accepted: Accepted,
+    respond: R,
+) -> impl Future<Output = ()> + Send {
     let conn = Arc::clone(accepted.conn());
-    let mut wire = match Wire::new(accepted) {
-        Ok(wire) => wire,
-        Err(error) => {
-            let text = format!("cannot drive a connection: {error}");
-            conn.shared().events.log(LogLevel::Error, text);
-            return;
-        }
-    };
-    poll_fn(|cx| {
-        conn.woken_by_phases(cx.waker());
-        Poll::Ready(())
-    })
-    .await;
-    let slot = Slot::default();
-    let mut idle_since = Instant::now();
-    let mut grace = None;
-    while parked(&mut wire, &mut idle_since, &mut grace).await {
-        let requests = conn.requests();
-        let service = Tracked::new(respond.clone(), Arc::clone(&conn));
-        // In a box, so that the task of a parked connection is small.
-        let end = Box::pin(active(wire, service, &slot, &conn)).await;
-        let Some(left) = wire::take(&slot) else {
-            conn.hijacked_if_open();
-            return;
+    // Not an async fn, and boxes for what is rare or short: a task lives as long as its connection, mostly parked.
+    async move {
+        let mut wire = match Wire::new(accepted) {
+            Ok(wire) => wire,
+            Err(error) => {
+                let text = format!("cannot drive a connection: {error}");
+                conn.shared().events.log(LogLevel::Error, text);
+                return;
+            }
         };
-        wire = left;
-        match end {
-            // Empty lines are no request.
-            End::Parked(_) if conn.requests() == requests => {}
-            End::Parked(since) => {
-                idle_since = since;
-                grace = None;
+        poll_fn(|cx| {
+            conn.woken_by_phases(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
+        let mut idle_since = Instant::now();
+        let mut grace = None;
+        let mut complete = false;
+        while parked(&mut wire, &mut idle_since, &mut grace).await {
+            // What has just been idle for long, or is new, will probably be idle for long again.
+            let park_after = conn.shared().config.park_after;
+            let requests = conn.requests();
+            let is_busy = requests > 0 && idle_since.elapsed() < park_after;
+            let service = Tracked::new(respond.clone(), Arc::clone(&conn));
+            let (end, left) = Box::pin(active(wire, service, &conn, is_busy)).await;
+            let Some(left) = left else {
+                conn.hijacked_if_open();
+                return;
+            };
+            wire = left;
+            match end {
+                // Empty lines are no request.
+                End::Parked(_) if conn.requests() == requests => {}
+                End::Parked(since) => {
+                    idle_since = since;
+                    grace = None;
+                }
+                End::Done => {
+                    complete = true;
+                    break;
+                }
+                End::Failed => break,
+                End::Cut => return,
             }
-            End::Done => {
-                let _ = until_kill(&conn, |cx| wire.poll_write_out(cx)).await;
-                wire.flushed();
-                break;
-            }
-            End::Failed => break,
-            End::Cut => return,
         }
+        Box::pin(close(wire, complete)).await;
     }
-    close(wire).await;
 }
 
 /// New or idle, with no parser. False if it is to be closed.
@@ -154,15 +162,16 @@ async fn parked(
 /// Looks again and again for what no event tells of.
 #[derive(Debug)]
 struct Backoff {
-    pause: Duration,
-    max: Duration,
+    /// In milliseconds.
+    pause: u32,
+    max: u32,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Backoff {
-    fn up_to(max: Duration) -> Self {
+    fn up_to(max: u32) -> Self {
         Self {
-            pause: Duration::ZERO,
+            pause: 0,
             max,
             timer: None,
         }
@@ -178,7 +187,8 @@ impl Backoff {
                 return Poll::Ready(self.timer.is_some());
             }
             self.pause = (2 * self.pause).clamp(MIN_PAUSE, self.max);
-            self.timer = Some(Box::pin(sleep(self.pause)));
+            let pause = Duration::from_millis(self.pause.into());
+            self.timer = Some(Box::pin(sleep(pause)));
         }
     }
 }
@@ -195,8 +205,27 @@ enum End {
     Cut,
 }
 
-/// Has hyper drive it. When hyper is done, it leaves the wire in the slot, unless the connection was upgraded.
-async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: &Arc<Conn>) -> End {
+/// Has hyper drive it, until it has been idle for a while, or, if it is not busy, for a moment. Then the wire is
+/// there again, unless the connection was upgraded.
+async fn active<R: Respond>(
+    wire: Wire,
+    service: Tracked<R>,
+    conn: &Arc<Conn>,
+    is_busy: bool,
+) -> (End, Option<Wire>) {
+    let slot = Slot::default();
+    let end = drive(wire, service, &slot, conn, is_busy).await;
+    (end, wire::take(&slot))
+}
+
+/// As [`active`]; hyper leaves the wire in the slot.
+async fn drive<R: Respond>(
+    wire: Wire,
+    service: Tracked<R>,
+    slot: &Slot,
+    conn: &Arc<Conn>,
+    is_busy: bool,
+) -> End {
     let shared = conn.shared();
     // half_close: a client that sends its request and then a FIN still reads; by default hyper would cancel its handler.
     // writev: what hyper writes at once it copies together, which for short responses costs less than to keep account of
@@ -240,7 +269,11 @@ async fn active<R: Respond>(wire: Wire, service: Tracked<R>, slot: &Slot, conn: 
         let idle_since = if phase >= Phase::Quiescing && conn.is_at_rest() {
             Some(Instant::now())
         } else if conn.is_idle() {
-            long_pause(&mut pause, conn, cx)
+            if is_busy {
+                long_pause(&mut pause, conn, cx)
+            } else {
+                Some(Instant::now())
+            }
         } else {
             None
         };
@@ -293,8 +326,14 @@ fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> O
 /// client still sends, the kernel would answer with a reset, which destroys what the client has not read yet
 /// (RFC 9112, 9.6). A stop also waits until the client's kernel has acknowledged all of it: what comes after the stop,
 /// the end of a process or of a machine, must not destroy it either.
-async fn close(mut wire: Wire) {
+///
+/// `complete`: all that hyper had is written, or waits in the wire.
+async fn close(mut wire: Wire, complete: bool) {
     let conn = Arc::clone(wire.conn());
+    if complete {
+        let _ = until_kill(&conn, |cx| wire.poll_write_out(cx)).await;
+        wire.flushed();
+    }
     let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
         return; // The client has gone, if it is no kill.
     };

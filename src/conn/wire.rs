@@ -37,8 +37,10 @@ pub(super) struct Wire {
     written: u64,
     /// Whether our FIN is behind them.
     shut: bool,
-    /// Where in them the responses end that may not have arrived: while the server stops all of them, else the last.
+    /// Where in them the responses end that may not have arrived: while the server stops all of them …
     ends: Vec<u64>,
+    /// … and before that those that were written last: how many, and where all of them end.
+    last: (u32, u64),
     /// A read has failed. hyper takes that for the end of a body only, and lets the handler go on.
     failed: bool,
     /// The client has closed its side.
@@ -66,6 +68,7 @@ impl Wire {
             written: 0,
             shut: false,
             ends: Vec::new(),
+            last: (0, 0),
             failed: false,
             finished: false,
             reset: None,
@@ -277,13 +280,10 @@ impl Wire {
             return;
         }
         let responses = self.conn().response_flushed();
-        if responses > 0 {
-            if !self.conn().is_stopping() {
-                self.ends.clear();
-            }
-            for _ in 0..responses {
-                self.ends.push(self.written);
-            }
+        if responses > 0 && self.conn().is_stopping() {
+            self.ends.extend((0..responses).map(|_| self.written));
+        } else if responses > 0 {
+            self.last = (u32::try_from(responses).unwrap_or(u32::MAX), self.written);
         }
     }
 
@@ -363,8 +363,10 @@ impl Drop for Wire {
         if self.conn().is_stopping() {
             let unacked = self.unacked();
             let acked = self.written.saturating_sub(unacked);
-            let responses = self.ends.iter().filter(|end| **end > acked).count();
-            self.conn().unacknowledged(responses as u64, unacked);
+            let (last, end) = self.last;
+            let last = if end > acked { u64::from(last) } else { 0 };
+            let others = self.ends.iter().filter(|end| **end > acked).count() as u64;
+            self.conn().unacknowledged(last + others, unacked);
         }
     }
 }
