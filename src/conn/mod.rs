@@ -337,14 +337,21 @@ async fn close(mut wire: Wire, complete: bool) {
     let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
         return; // The client has gone, if it is no kill.
     };
-    let linger = sleep(conn.shared().config.linger_timeout);
-    let mut linger = pin!(linger);
+    let mut linger: Option<Pin<Box<Sleep>>> = None;
     until_kill(&conn, |cx| {
         // The timer first: a client that sends without pause leaves it nothing of what tokio lets a task do at a time.
-        match linger.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => wire.poll_discard(cx),
+        if let Some(timer) = &mut linger
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(());
         }
+        if wire.poll_discard(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        // Mostly the client has closed already, and it does not come to this.
+        let timeout = conn.shared().config.linger_timeout;
+        let timer = linger.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        timer.as_mut().poll(cx)
     })
     .await;
     let mut delivery = Backoff::up_to(MAX_PAUSE_AT_STOP);

@@ -89,9 +89,15 @@ impl Wire {
         // Does not wait: it says what tokio knows already. Only if that is an end, the kernel is asked what is before it.
         let known = pin!(self.stream.ready(Interest::READABLE)).poll(cx);
         let is_end = matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed());
-        let has_bytes =
-            || sys::peek(self.stream.as_fd(), &mut [0]).is_ok_and(|byte| !byte.is_empty());
-        Poll::Ready(!is_end || has_bytes())
+        if !is_end {
+            return Poll::Ready(true);
+        }
+        match sys::peek(self.stream.as_fd(), &mut [0]).map(<[u8]>::len) {
+            Ok(0) => self.finished = true,
+            Ok(_) => return Poll::Ready(true),
+            Err(_) => self.failed = true,
+        }
+        Poll::Ready(false)
     }
 
     /// Reads into `buf` what belongs to the present request, or begins the next.
