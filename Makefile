@@ -21,7 +21,7 @@ LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib header demo lossmeter lossmeter-compare test check fmt lint doc tools install uninstall clean help
+.PHONY: FORCE build lib header demo lossmeter lossmeter-compare bench test check fmt lint doc tools install uninstall clean help
 .DELETE_ON_ERROR:
 
 build: lib build/demo build/hello ## the library and the C programs, into build/
@@ -64,6 +64,11 @@ lossmeter: build $(LOSSMETER) ## looks for requests that a stop loses, some minu
 
 lossmeter-compare: build $(LOSSMETER) ## the same beside other servers, those that are installed; draws docs/lossmeter.svg
 	@examples/lossmeter/peers/compare.sh --jobs 2 --svg docs/lossmeter.svg $(OPTIONS) || [ $$? = 1 ]
+
+BENCH := target/release/examples/bench
+
+bench: build $(BENCH) ## what a request costs, here and in others, some 10 minutes; OPTIONS="--only ..." for less, or --help
+	@$(BENCH) $(OPTIONS)
 
 test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)

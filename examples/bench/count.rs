@@ -1,0 +1,98 @@
+//! What can be counted instead of timed: instructions and system calls. Each figure is the difference of two runs that
+//! differ in the number of requests, so that starting and ending are not in it.
+
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+
+use crate::client::{Clients, Load};
+use crate::servers::Spec;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A program that runs a server, and counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Tool {
+    /// Instructions in user space.
+    Callgrind,
+    /// System calls.
+    Strace,
+}
+
+impl Tool {
+    pub(crate) fn program(self) -> &'static str {
+        match self {
+            Self::Callgrind => "valgrind",
+            Self::Strace => "strace",
+        }
+    }
+
+    /// Numbers of requests. The server is some way into its life with the fewer already, and both are whole writes.
+    fn requests(self) -> (usize, usize) {
+        match self {
+            Self::Callgrind => (1600, 6400),
+            Self::Strace => (320, 1600),
+        }
+    }
+
+    /// How many a request takes.
+    pub(crate) fn per_request(self, spec: &Spec, load: Load) -> Result<f64> {
+        let (few, many) = self.requests();
+        let base = self.count(spec, load, few)?;
+        let more = self.count(spec, load, many)?;
+        Ok((more as f64 - base as f64) / (many - few) as f64)
+    }
+
+    /// How many the server takes from its start to its end.
+    fn count(self, spec: &Spec, load: Load, requests: usize) -> Result<u64> {
+        let out = Scratch(PathBuf::from(format!(
+            "build/bench-{}-{}",
+            std::process::id(),
+            self.program()
+        )));
+        let path = out.0.to_string_lossy();
+        let file = format!("--callgrind-out-file={path}");
+        let tool: &[&str] = match self {
+            Self::Callgrind => &["valgrind", "--quiet", "--tool=callgrind", &file],
+            // With an output file it would keep signals to itself.
+            Self::Strace => &[
+                "strace",
+                "--follow-forks",
+                "--interruptible=waiting",
+                "--summary-only",
+                "--output",
+                &path,
+            ],
+        };
+        let server = spec.start_with(tool, 1)?;
+        Clients::new(server.addr, load)?.ask(requests)?;
+        server.stop()?;
+        let text = fs::read_to_string(&out.0)?;
+        self.total(&text)
+            .ok_or_else(|| format!("{} has not counted {}", self.program(), spec.name).into())
+    }
+
+    fn total(self, text: &str) -> Option<u64> {
+        match self {
+            Self::Callgrind => text
+                .lines()
+                .find_map(|line| line.strip_prefix("totals: "))?
+                .parse()
+                .ok(),
+            // "100.00    0.012345           5      2345        12 total"
+            Self::Strace => {
+                let line = text.lines().find(|line| line.ends_with(" total"))?;
+                line.split_ascii_whitespace().nth(3)?.parse().ok()
+            }
+        }
+    }
+}
+
+/// A file that goes when it has been read.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
