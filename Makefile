@@ -68,6 +68,7 @@ lossmeter-compare: build $(LOSSMETER) ## the same beside other servers, those th
 BENCH := target/release/examples/bench
 
 bench: build $(BENCH) ## what a request costs, here and in others, some 10 minutes; OPTIONS="--only ..." for less, or --help
+	@examples/bench/peers/build.sh
 	@$(BENCH) $(OPTIONS)
 
 test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it

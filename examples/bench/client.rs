@@ -134,7 +134,8 @@ impl Clients {
     /// Asks COUNT times, rounded up to whole writes. Each answer is whole, has the status 200 and the right body, or
     /// this is an error.
     pub(crate) fn ask(&mut self, count: usize) -> io::Result<Outcome> {
-        let mut latencies = Vec::with_capacity(count + self.load.depth);
+        let count = count.next_multiple_of(self.load.depth);
+        let mut latencies = Vec::with_capacity(count);
         let (begin, cpu) = (Instant::now(), own_cpu());
         let mut unsent = count;
         for place in 0..self.connections.len() {
@@ -187,7 +188,7 @@ impl Clients {
         if *unsent == 0 {
             return Ok(());
         }
-        *unsent = unsent.saturating_sub(self.load.depth);
+        *unsent -= self.load.depth;
         let since = Instant::now();
         if self.connections[place].socket.is_none() {
             self.connect(place)?;

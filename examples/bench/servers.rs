@@ -185,7 +185,7 @@ fn fill(word: &str, addr: SocketAddr, threads: usize) -> io::Result<String> {
         "{bench}" => env::current_exe()?.to_string_lossy().into_owned(),
         "{conf}" => {
             let template = fs::read_to_string("examples/bench/peers/nginx.conf")?;
-            let path = env::current_dir()?.join(format!("build/bench/nginx-{}.conf", addr.port()));
+            let path = env::current_dir()?.join("build/bench/nginx.conf");
             fs::write(&path, template.replace("{addr}", &addr.to_string()))?;
             path.to_string_lossy().into_owned()
         }
