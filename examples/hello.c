@@ -1,7 +1,8 @@
-/* The server for benchmarks and test suites: "Hello, World!" everywhere, POST /echo, GET /bytes/N. */
+/* The server for benchmarks and test suites: "Hello, World!" everywhere, POST /echo, GET /bytes/N, GET /sleep/MS. */
 #define _POSIX_C_SOURCE 200809L
 #include <httpdown.h>
 #include <pthread.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cli.h"
@@ -48,35 +49,50 @@ static void bytes(httpdown_request *request, uint64_t count) {
     else httpdown_reply_finish(request);
 }
 
+/* Blocks for so long, and then says hello. */
+static void pause_and_say_hello(httpdown_request *request, uint64_t ms) {
+    struct timespec left = {.tv_sec = (time_t)(ms / 1000), .tv_nsec = (long)(ms % 1000) * 1000000};
+    while (nanosleep(&left, &left) != 0) continue;
+    httpdown_reply_text(request, 200, "Hello, World!");
+}
+
 static bool starts_with(httpdown_bytes text, const char *prefix) {
     size_t len = strlen(prefix);
     return text.len >= len && memcmp(text.data, prefix, len) == 0;
+}
+
+/* The number that a path has behind its second slash. */
+static bool number(httpdown_bytes path, uint64_t *value) {
+    const char *slash = memchr(path.data + 1, '/', path.len - 1), *end = path.data + path.len;
+    *value = 0;
+    if (slash == NULL || slash + 1 == end || end - slash > 18) return false;
+    for (const char *digit = slash + 1; digit < end; digit++) {
+        if (*digit < '0' || *digit > '9') return false;
+        *value = *value * 10 + (uint64_t)(*digit - '0');
+    }
+    return true;
 }
 
 /* What may take long; runs where it may block. The request is owned. */
 static void *slowly(void *user_data) {
     httpdown_request *request = user_data;
     httpdown_bytes path = httpdown_request_path(request);
-    if (!starts_with(path, "/bytes/")) {
-        echo(request);
-        return NULL;
-    }
-    uint64_t count = 0;
-    bool valid = path.len > 7 && path.len < 7 + 19;
-    for (size_t i = 7; valid && i < path.len; i++) {
-        valid = path.data[i] >= '0' && path.data[i] <= '9';
-        count = count * 10 + (uint64_t)(path.data[i] - '0');
-    }
-    if (valid) bytes(request, count);
-    else httpdown_reply_text(request, 400, "not a number\n");
+    uint64_t value;
+    if (httpdown_bytes_equal(path, "/echo")) echo(request);
+    else if (!number(path, &value)) httpdown_reply_text(request, 400, "not a number\n");
+    else if (starts_with(path, "/bytes/")) bytes(request, value);
+    else pause_and_say_hello(request, value);
     return NULL;
 }
 
 static void on_request(httpdown_request *request, void *user_data) {
     (void)user_data;
-    httpdown_bytes path = httpdown_request_path(request);
-    bool is_echo = httpdown_bytes_equal(path, "/echo") && httpdown_bytes_equal(httpdown_request_method(request), "POST");
-    if (!is_echo && !starts_with(path, "/bytes/")) {
+    /* What handlers mostly look at: all three are part of what a request costs here. */
+    httpdown_bytes method = httpdown_request_method(request), path = httpdown_request_path(request);
+    httpdown_bytes host = httpdown_request_header(request, "host");
+    (void)host;
+    bool is_echo = httpdown_bytes_equal(path, "/echo") && httpdown_bytes_equal(method, "POST");
+    if (!is_echo && !starts_with(path, "/bytes/") && !starts_with(path, "/sleep/")) {
         httpdown_reply_text(request, 200, "Hello, World!");
         return;
     }

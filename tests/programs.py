@@ -155,6 +155,8 @@ class Hello(unittest.TestCase):
                 self.assertEqual(hello.get("/bytes/0"), (200, b""))
                 self.assertEqual(hello.get("/bytes/1000000"), (200, bytes(1_000_000)))
                 self.assertEqual(hello.get("/bytes/1x")[0], 400)
+                self.assertEqual(hello.get("/sleep/1"), (200, b"Hello, World!"))
+                self.assertEqual(hello.get("/sleep/")[0], 400)
                 hello.signal(signal.SIGTERM)
                 self.assertEqual(hello.end(), 0)
 

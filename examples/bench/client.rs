@@ -12,7 +12,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 const END: &[u8] = b"\r\n\r\nHello, World!";
 
 /// What takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What to ask for.
 #[derive(Clone, Copy, Debug)]
@@ -260,7 +260,7 @@ impl Clients {
 }
 
 /// The length of the first answer in the input; `None` if it is not all there.
-fn answer(input: &[u8], usual: &mut usize) -> io::Result<Option<usize>> {
+pub(crate) fn answer(input: &[u8], usual: &mut usize) -> io::Result<Option<usize>> {
     if input.is_empty() {
         return Ok(None);
     }

@@ -11,6 +11,7 @@ mod args;
 mod client;
 mod count;
 mod measure;
+mod paced;
 mod process;
 mod report;
 mod results;

@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client::{Clients, Lives, Load, percentile};
 use crate::count::Tool;
+use crate::paced;
 use crate::process::Cpus;
 use crate::servers::Spec;
 
@@ -132,6 +133,14 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
             threads,
         )
     },
+    Measurement {
+        applies: |spec| spec.sleeps,
+        ..timed(
+            "blocking",
+            "latency at 2,000 requests a second, and when every hundredth handler takes 100 ms",
+            blocking,
+        )
+    },
     timed(
         "start",
         "from the start of the process to its first answer",
@@ -247,6 +256,21 @@ fn threads(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
         ("threads_1_per_s", one[1]),
         ("threads_2", two[0]),
         ("threads_2_per_s", two[1]),
+    ])
+}
+
+fn blocking(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
+    let server = spec.start()?;
+    let requests = bench.scaled(4_000.0);
+    paced::ask(server.addr, requests / 10, None)?;
+    let without = paced::ask(server.addr, requests, None)?;
+    let with = paced::ask(server.addr, requests, Some("/sleep/100"))?;
+    let micros = |times: &[Duration], part| percentile(times, part).as_secs_f64() * 1e6;
+    Ok(vec![
+        ("blocking_p50_without", micros(&without, 0.5)),
+        ("blocking_p50_with", micros(&with, 0.5)),
+        ("blocking_p99_without", micros(&without, 0.99)),
+        ("blocking_p99_with", micros(&with, 0.99)),
     ])
 }
 

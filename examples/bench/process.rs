@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// What takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::client::PATIENCE;
 
 /// A running server, with all its processes. Dropped, it is killed.
 #[derive(Debug)]

@@ -63,6 +63,16 @@ const TABLES: &[Table] = &[
         ],
     },
     Table {
+        title: "Latency at 2,000 requests a second, in microseconds, and of the other requests when 1 % of the handlers \
+                take 100 ms",
+        columns: &[
+            column("blocking_p50_without", "median", 0),
+            column("blocking_p50_with", "some block", 0),
+            column("blocking_p99_without", "99 % are below", 0),
+            column("blocking_p99_with", "some block", 0),
+        ],
+    },
+    Table {
         title: "Started, and idle",
         columns: &[
             column("start_ms", "to the first answer, ms", 1),
