@@ -18,10 +18,11 @@ SONAME  := libhttpdown.so.$(firstword $(subst ., ,$(VERSION)))
 # The programs in build/ find the library beside them.
 LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 
-EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter
+EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter \
+    target/release/examples/bench
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib header demo lossmeter lossmeter-compare bench test check fmt lint doc tools install uninstall clean help
+.PHONY: FORCE build lib header demo lossmeter lossmeter-compare bench bench-gate test check fmt lint doc tools install uninstall clean help
 .DELETE_ON_ERROR:
 
 build: lib build/demo build/hello ## the library and the C programs, into build/
@@ -70,6 +71,9 @@ BENCH := target/release/examples/bench
 bench: build $(BENCH) ## what a request costs, here and in others, some 10 minutes; OPTIONS="--only ..." for less, or --help
 	@examples/bench/peers/build.sh
 	@$(BENCH) $(OPTIONS)
+
+bench-gate: build $(BENCH) ## whether a request takes more instructions than examples/bench/gate.json; OPTIONS=--update
+	@$(BENCH) --gate examples/bench/gate.json $(OPTIONS)
 
 test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)

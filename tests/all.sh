@@ -21,9 +21,13 @@ python() {
 }
 programs() { "${PYTHON:-python3}" tests/programs.py; }
 loss() { "${PYTHON:-python3}" tests/loss.py; }
+gate() {
+    command -v valgrind >/dev/null || { echo "skipped: no valgrind (make tools)"; return 77; }
+    target/release/examples/bench --gate examples/bench/gate.json
+}
 
 passed=0 failed=0 skipped=0 summary=
-for suite in ${*:-rust c valgrind tsan cpp abi install python programs loss}; do
+for suite in ${*:-rust c valgrind tsan cpp abi install python programs loss gate}; do
     printf '\n== %s\n' "$suite"
     begin=$(date +%s)
     "$suite"

@@ -25,6 +25,11 @@ pub(crate) struct Options {
 #[derive(Debug)]
 pub(crate) enum Task {
     Measure(Box<Options>),
+    /// Compare instructions with those in the file, or write it.
+    Gate {
+        path: PathBuf,
+        update: bool,
+    },
     /// Be one of the servers: a hidden command.
     Serve(String, String, NonZeroUsize),
     Help,
@@ -56,6 +61,8 @@ OPTIONS
   --cpu N          the core that client and server share (default: the last)
   --json FILE      the results for programs
   --svg FILE       the results as a chart
+  --gate FILE      nothing of that: whether instructions have grown since FILE was written; the exit status is 1 then
+  --update         with --gate: writes FILE
   --help
 ";
 
@@ -71,6 +78,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
         json: None,
         svg: None,
     };
+    let (mut gate, mut update) = (None, false);
     while let Some(arg) = parser.next()? {
         match arg {
             Long("only") => {
@@ -87,6 +95,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             Long("cpu") => options.cpu = Some(parser.value()?.parse()?),
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("svg") => options.svg = Some(parser.value()?.into()),
+            Long("gate") => gate = Some(parser.value()?.into()),
+            Long("update") => update = true,
             Long("help") | Short('h') => return Ok(Task::Help),
             Long("serve") => {
                 let name = parser.value()?.string()?;
@@ -95,6 +105,12 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             }
             other => return Err(other.unexpected()),
         }
+    }
+    if let Some(path) = gate {
+        return Ok(Task::Gate { path, update });
+    }
+    if update {
+        return Err("--update is for --gate".into());
     }
     if options.rounds == 0 {
         return Err("--rounds begins with 1".into());

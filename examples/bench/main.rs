@@ -10,6 +10,7 @@
 mod args;
 mod client;
 mod count;
+mod gate;
 mod measure;
 mod paced;
 mod process;
@@ -47,6 +48,7 @@ fn run() -> Result<bool> {
     match args::parse(std::env::args_os().skip(1)).map_err(|error| error.to_string())? {
         Task::Help => print!("{}", args::help()),
         Task::Serve(name, addr, threads) => serve::serve(&name, &addr, threads)?,
+        Task::Gate { path, update } => return gate::run(&path, update),
         Task::Measure(options) => return measure(&options),
     }
     Ok(true)
