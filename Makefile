@@ -18,8 +18,8 @@ SONAME  := libhttpdown.so.$(firstword $(subst ., ,$(VERSION)))
 # The programs in build/ find the library beside them.
 LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 
-EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter \
-    target/release/examples/bench
+BENCH := target/release/examples/bench target/release/examples/hello
+EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter $(BENCH)
 
 .DEFAULT_GOAL := build
 .PHONY: FORCE build lib header demo lossmeter lossmeter-compare bench bench-gate test check fmt lint doc tools install uninstall clean help
@@ -66,14 +66,12 @@ lossmeter: build $(LOSSMETER) ## looks for requests that a stop loses, some minu
 lossmeter-compare: build $(LOSSMETER) ## the same beside other servers, those that are installed; draws docs/lossmeter.svg
 	@examples/lossmeter/peers/compare.sh --jobs 2 --svg docs/lossmeter.svg $(OPTIONS) || [ $$? = 1 ]
 
-BENCH := target/release/examples/bench
-
 bench: build $(BENCH) ## what a request costs, here and in others, some 10 minutes; OPTIONS="--only ..." for less, or --help
 	@examples/bench/peers/build.sh
-	@$(BENCH) $(OPTIONS)
+	@$(firstword $(BENCH)) $(OPTIONS)
 
 bench-gate: build $(BENCH) ## whether a request takes more instructions than examples/bench/gate.json; OPTIONS=--update
-	@$(BENCH) --gate examples/bench/gate.json $(OPTIONS)
+	@$(firstword $(BENCH)) --gate examples/bench/gate.json $(OPTIONS)
 
 test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)

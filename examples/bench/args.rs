@@ -1,7 +1,6 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use lexopt::prelude::*;
@@ -30,8 +29,6 @@ pub(crate) enum Task {
         path: PathBuf,
         update: bool,
     },
-    /// Be one of the servers: a hidden command.
-    Serve(String, String, NonZeroUsize),
     Help,
 }
 
@@ -98,11 +95,6 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             Long("gate") => gate = Some(parser.value()?.into()),
             Long("update") => update = true,
             Long("help") | Short('h') => return Ok(Task::Help),
-            Long("serve") => {
-                let name = parser.value()?.string()?;
-                let (addr, threads) = (parser.value()?.string()?, parser.value()?.parse()?);
-                return Ok(Task::Serve(name, addr, threads));
-            }
             other => return Err(other.unexpected()),
         }
     }

@@ -8,6 +8,9 @@
 //! ```
 
 mod args;
+#[path = "../lossmeter/bars.rs"]
+mod bars;
+mod chart;
 mod client;
 mod count;
 mod gate;
@@ -16,7 +19,6 @@ mod paced;
 mod process;
 mod report;
 mod results;
-mod serve;
 mod servers;
 
 use std::error::Error;
@@ -46,12 +48,13 @@ fn main() -> ExitCode {
 /// Whether all went well.
 fn run() -> Result<bool> {
     match args::parse(std::env::args_os().skip(1)).map_err(|error| error.to_string())? {
-        Task::Help => print!("{}", args::help()),
-        Task::Serve(name, addr, threads) => serve::serve(&name, &addr, threads)?,
-        Task::Gate { path, update } => return gate::run(&path, update),
-        Task::Measure(options) => return measure(&options),
+        Task::Help => {
+            print!("{}", args::help());
+            Ok(true)
+        }
+        Task::Gate { path, update } => gate::run(&path, update),
+        Task::Measure(options) => measure(&options),
     }
-    Ok(true)
 }
 
 fn measure(options: &Options) -> Result<bool> {
@@ -91,6 +94,9 @@ fn measure(options: &Options) -> Result<bool> {
     print!("{}", report::tables(&results));
     if let Some(path) = &options.json {
         fs::write(path, format!("{:#}\n", results.to_json()))?;
+    }
+    if let Some(path) = &options.svg {
+        fs::write(path, chart::chart(&results))?;
     }
     Ok(good)
 }

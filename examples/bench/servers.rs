@@ -14,7 +14,7 @@ use crate::process::{Server, free_addr};
 pub(crate) struct Spec {
     pub(crate) name: &'static str,
     pub(crate) about: &'static str,
-    /// Words, with placeholders: {bench} is this program, {conf} a copy of nginx.conf with the address in it.
+    /// Words, with placeholders: {conf} is a copy of nginx.conf with the address in it.
     command: &'static str,
     /// Whether valgrind can run it: not so Go.
     pub(crate) in_valgrind: bool,
@@ -68,17 +68,17 @@ pub(crate) static SERVERS: &[Spec] = &[
     Spec::new(
         "ours-rust",
         "httpdown from Rust, a hyper service",
-        "{bench} --serve httpdown {addr} {threads}",
+        "target/release/examples/hello httpdown {addr} {threads}",
     ),
     Spec::new(
         "hyper",
         "the same service with hyper alone",
-        "{bench} --serve hyper {addr} 1",
+        "target/release/examples/hello hyper {addr}",
     ),
     Spec::new(
         "hyper-flush",
         "the same with hyper's pipeline_flush",
-        "{bench} --serve hyper-flush {addr} 1",
+        "target/release/examples/hello hyper-flush {addr}",
     ),
     Spec::new(
         "epoll",
@@ -133,11 +133,7 @@ impl Spec {
     /// Why it cannot be measured here, if it cannot.
     pub(crate) fn lack(&self) -> Option<String> {
         let program = self.command.split(' ').next().unwrap_or_default();
-        let there = match program {
-            "{bench}" => true,
-            path if path.contains('/') => Path::new(path).exists(),
-            name => is_installed(name),
-        };
+        let there = Path::new(program).exists() || is_installed(program);
         (!there).then(|| format!("{}: there is no {program}", self.name))
     }
 
@@ -182,7 +178,6 @@ fn fill(word: &str, addr: SocketAddr, threads: usize) -> io::Result<String> {
         "{addr}" => addr.to_string(),
         "{port}" => addr.port().to_string(),
         "{threads}" => threads.to_string(),
-        "{bench}" => env::current_exe()?.to_string_lossy().into_owned(),
         "{conf}" => {
             let template = fs::read_to_string("examples/bench/peers/nginx.conf")?;
             let path = env::current_dir()?.join("build/bench/nginx.conf");

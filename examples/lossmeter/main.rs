@@ -14,6 +14,7 @@
 //! ```
 
 mod args;
+mod bars;
 mod chart;
 mod client;
 mod http;
