@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -165,6 +166,69 @@ class Hello(unittest.TestCase):
             done = subprocess.run([os.path.join(BUILD, "hello"), *flags], capture_output=True, timeout=PATIENCE)
             self.assertEqual(done.returncode, 2, flags)
             self.assertNotEqual(done.stderr, b"", flags)
+
+
+# In the place of build/hello.
+LIAR = """#!{python}
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        self.send_response({status})
+        self.send_header("Content-Length", "13")
+        self.end_headers()
+        self.wfile.write(b"{body}")
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+host, port = sys.argv[2].split(":")
+Server((host, int(port)), Handler).serve_forever()
+"""
+
+
+class Bench(unittest.TestCase):
+    PROGRAM = os.path.join(ROOT, "target", "release", "examples", "bench")
+
+    def bench(self, *args, cwd=ROOT):
+        args = [self.PROGRAM, "--rounds", "1", "--scale", "0.01", *args]
+        return subprocess.run(args, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+    def test_what_is_asked_for_is_measured(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            path = os.path.join(scratch, "figures.json")
+            chart = os.path.join(scratch, "chart.svg")
+            only = ["ka64", "pipe16", "new", "close", "threads", "start", "blocking"]
+            done = self.bench(
+                "--only", ",".join(only), "--servers", "ours-inline,hyper", "--json", path, "--svg", chart
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(path, encoding="utf-8") as file:
+                figures = json.load(file)
+            with open(chart, encoding="utf-8") as file:
+                self.assertIn("ours-inline", file.read())
+        both = {"ka64", "pipe16", "new", "close", "start_ms"}
+        self.assertLessEqual(both | {"threads_2", "blocking_p99_with"}, set(figures["ours-inline"]))
+        self.assertLessEqual(both, set(figures["hyper"]))
+        self.assertIn("| ours-inline ", done.stdout)
+
+    def test_wrong_answers_are_no_success(self):
+        for status, body, complaint in ((200, "Hello, World?", "another body"), (503, "Hello, World!", "status")):
+            with self.subTest(complaint), tempfile.TemporaryDirectory() as scratch:
+                os.mkdir(os.path.join(scratch, "build"))
+                liar = os.path.join(scratch, "build", "hello")
+                with open(liar, "w", encoding="utf-8") as file:
+                    file.write(LIAR.format(python=sys.executable, status=status, body=body))
+                os.chmod(liar, 0o755)
+                done = self.bench("--only", "ka64", "--servers", "ours-inline", cwd=scratch)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn(complaint, done.stderr)
+
+    def test_what_is_not_there_is_named_or_refused(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            done = self.bench("--only", "start", "--servers", "ours-pool", cwd=scratch)
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+        self.assertIn("skipped: ours-pool", done.stderr)
+        for flags in (["--only", "speed"], ["--servers", "ours"], ["--rounds", "0"], ["--update"]):
+            self.assertEqual(self.bench(*flags).returncode, 2, flags)
 
 
 class Story(unittest.TestCase):

@@ -47,6 +47,7 @@ fn main() -> ExitCode {
 
 /// Whether all went well.
 fn run() -> Result<bool> {
+    process::end_all_when_interrupted()?;
     match args::parse(std::env::args_os().skip(1)).map_err(|error| error.to_string())? {
         Task::Help => {
             print!("{}", args::help());

@@ -5,11 +5,14 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tokio::runtime::Builder;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::PATIENCE;
 
@@ -40,8 +43,11 @@ impl Server {
             // A group of its own: a key pressed at the terminal is ours alone, and all of it is killed.
             .process_group(0);
         let begin = Instant::now();
+        let mut running = running();
         let child = command.spawn()?;
         let group = Pid::from_child(&child);
+        running.push(group);
+        drop(running);
         let mut server = Self {
             child,
             group,
@@ -152,9 +158,44 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let mut running = running();
         let _ = kill_process_group(self.group, Signal::KILL);
         let _ = self.child.wait();
+        running.retain(|&group| group != self.group);
     }
+}
+
+/// The groups of the servers that run. Who kills one holds the lock, so that its number is not another's meanwhile.
+fn running() -> MutexGuard<'static, Vec<Pid>> {
+    static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has a key pressed at the terminal, or TERM, end the servers too.
+pub(crate) fn end_all_when_interrupted() -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let (mut int, mut term) = runtime.block_on(async {
+        Ok::<_, io::Error>((
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        ))
+    })?;
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+            }
+        });
+        // Held to the end: no other is started.
+        let running = running();
+        for &group in running.iter() {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        #[allow(clippy::exit, reason = "the other threads measure on")]
+        std::process::exit(130);
+    });
+    Ok(())
 }
 
 /// The number behind NAME in a file of lines like `VmRSS:  123 kB`.
