@@ -1,14 +1,12 @@
 //! What can be counted instead of timed: instructions and system calls. Each figure is the difference of two runs that
 //! differ in the number of requests, so that starting and ending are not in it.
 
-use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 
+use crate::Result;
 use crate::client::{Clients, Load};
 use crate::servers::Spec;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// A program that runs a server, and counts.
 #[derive(Clone, Copy, Debug)]

@@ -8,18 +8,16 @@
 //!
 //! Only what runs on one thread is here: where threads hand requests to each other, the number depends on who sleeps.
 
-use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::Result;
 use crate::client::Load;
 use crate::count::Tool;
 use crate::servers::{SERVERS, YARDSTICK};
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const GATED: [&str; 2] = ["ours-inline", "ours-rust"];
 

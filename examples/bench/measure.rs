@@ -1,18 +1,16 @@
 //! What is measured.
 
-use std::error::Error;
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::Result;
 use crate::client::{Clients, Lives, Load, percentile};
 use crate::count::Tool;
 use crate::paced;
 use crate::process::Cpus;
 use crate::servers::Spec;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// A figure's name and value.
 pub(crate) type Figure = (&'static str, f64);

@@ -4,13 +4,13 @@
 cd "$(dirname "$0")/../../.." || exit 1
 peers=examples/bench/peers
 mkdir -p build/bench
-header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | ${CXX:-c++} -x c++ -E - >/dev/null 2>&1; }
+header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | ${CC:-cc} -E - >/dev/null 2>&1; }
 
 missing=
 for pair in valgrind:valgrind strace:strace nginx:nginx-light go:golang-go; do
     PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
-for pair in microhttpd.h:libmicrohttpd-dev event2/http.h:libevent-dev h2o/http1.h:libh2o-evloop-dev \
+for pair in microhttpd.h:libmicrohttpd-dev event2/http.h:libevent-dev h2o/http1.h:libh2o-evloop-dev openssl/ssl.h:libssl-dev \
     civetweb.h:libcivetweb-dev boost/beast/http.hpp:libboost-dev; do
     header "${pair%%:*}" || missing="$missing ${pair##*:}"
 done
@@ -32,7 +32,7 @@ cc=${CC:-cc}
 build sys/epoll.h epoll.c "$cc"
 build microhttpd.h libmicrohttpd.c "$cc" -lmicrohttpd
 build event2/http.h libevent.c "$cc" -levent
-build h2o/http1.h libh2o.c "$cc -DH2O_USE_LIBUV=0 -Wno-unused-parameter" "-lh2o-evloop -lssl -lcrypto -lz"
+build h2o/http1.h libh2o.c "$cc -DH2O_USE_LIBUV=0 -Wno-unused-parameter" -lh2o-evloop
 build civetweb.h civetweb.c "$cc" -lcivetweb
 build boost/beast/http.hpp beast.cpp "${CXX:-c++} -std=c++17" -lpthread
 if command -v go >/dev/null && [ ! build/bench/go -nt $peers/go/main.go ]; then
