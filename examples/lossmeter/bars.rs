@@ -179,7 +179,10 @@ impl Bar<'_> {
         let aside = if self.aside.is_empty() {
             String::new()
         } else {
-            format!(r#"<tspan class="quiet"> {}</tspan>"#, escape(&self.aside))
+            format!(
+                r#"<tspan class="quiet" dx="5">{}</tspan>"#,
+                escape(&self.aside)
+            )
         };
         let _ = writeln!(
             svg,
