@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::Result;
 use crate::client::Load;
 use crate::count::Tool;
-use crate::servers::{SERVERS, YARDSTICK};
+use crate::servers::{SERVERS, YARDSTICK, is_installed};
 
 const GATED: [&str; 2] = ["ours-inline", "ours-rust"];
 
@@ -33,6 +33,9 @@ const ROOM_ELSEWHERE: f64 = 0.10;
 
 /// Whether no figure has grown beyond those in the file; or, to UPDATE it, writes it anew.
 pub(crate) fn run(path: &Path, update: bool) -> Result<bool> {
+    if !is_installed(Tool::Callgrind.program()) {
+        return Err("there is no valgrind".into());
+    }
     let toolchain = toolchain();
     let mut now = json!({});
     for spec in SERVERS

@@ -230,6 +230,9 @@ fn under_load(
     let before = server.cpu()?;
     let outcome = clients.ask(requests)?;
     let cpu = server.cpu()?.saturating_sub(before);
+    if cpu.is_zero() {
+        return Err("the kernel does not tell the CPU time of threads (schedstat)".into());
+    }
     let count = outcome.latencies.len() as f64;
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     Ok([
