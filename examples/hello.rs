@@ -51,13 +51,9 @@ fn main() -> Result<()> {
 async fn hyper(addr: &str, pipeline_flush: bool) -> Result<()> {
     let listener = TcpListener::bind(addr).await?;
     loop {
-        let (stream, peer) = listener.accept().await?;
+        let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        // httpdown gives each request its connection, too.
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert((peer, peer));
-            hello(request)
-        });
+        let service = service_fn(hello);
         tokio::spawn(
             http1::Builder::new()
                 .half_close(true)

@@ -10,7 +10,7 @@ use crate::client::{Clients, Lives, Load, percentile};
 use crate::count::Tool;
 use crate::paced;
 use crate::process::Cpus;
-use crate::servers::Spec;
+use crate::servers::{SERVERS, Spec};
 
 /// A figure's name and value.
 pub(crate) type Figure = (&'static str, f64);
@@ -163,6 +163,14 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
         tool: None,
         turns: Turns::Once,
     },
+    Measurement {
+        name: "slowly",
+        about: "memory of an idle connection, of 1,000 that come little by little, when it has been idle for seconds",
+        run: connections_slowly,
+        applies: |spec| spec.takes_many,
+        tool: None,
+        turns: Turns::Together,
+    },
 ];
 
 const fn timed(
@@ -308,6 +316,30 @@ fn connections(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
     let memory = server.memory()?;
     let bytes = memory.private.saturating_sub(before.private) * 1024;
     Ok(vec![("bytes_per_connection", bytes as f64 / count as f64)])
+}
+
+/// A server may give back what an idle connection does not need. Memory that all of them needed at first would still be
+/// the process's; what the first ones have given back, the next ones use.
+fn connections_slowly(_: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
+    const BATCHES: usize = 8;
+    const GIVES_BACK: Duration = Duration::from_millis(2500);
+    // All servers are there at the same time.
+    let batch = (most_connections() / SERVERS.len() / BATCHES).min(125);
+    let server = spec.start()?;
+    let (mut clients, mut memory) = (Vec::new(), Vec::new());
+    for _ in 0..BATCHES {
+        let mut some = Clients::new(server.addr, Load::keep_alive(batch, 1))?;
+        some.ask(batch)?;
+        clients.push(some);
+        thread::sleep(GIVES_BACK);
+        memory.push(server.memory()?.private);
+    }
+    let bytes = memory[BATCHES - 1].saturating_sub(memory[0]) * 1024;
+    let count = (BATCHES - 1) * batch;
+    Ok(vec![(
+        "bytes_per_connection_slowly",
+        bytes as f64 / count as f64,
+    )])
 }
 
 /// The limit of descriptors is the servers', too.

@@ -79,6 +79,7 @@ const TABLES: &[Table] = &[
             column("idle_resident_kib", "resident KiB", 0),
             column("idle_private_kib", "private KiB", 0),
             column("bytes_per_connection", "bytes a connection", 0),
+            column("bytes_per_connection_slowly", "come slowly", 0),
             column("idle_wakes_0", "wakes a second", 1),
             column("idle_wakes_100", "with 100 connections", 1),
         ],
