@@ -1,7 +1,7 @@
 //! The socket, request by request: every byte of a connection passes here.
 
 use std::future::Future;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -210,23 +210,16 @@ impl Wire {
     }
 
     /// Writes a response, or a part of it: into `out`, if another response will follow at once.
-    fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let len = bufs.iter().map(|buf| buf.len()).sum::<usize>();
-        let batched = self.out.len() + len;
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let batched = self.out.len() + bytes.len();
         if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
             ready!(self.poll_write_out(cx))?;
-            let count = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs))?;
+            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
             self.written += count as u64;
             return Poll::Ready(Ok(count));
         }
-        for buf in bufs {
-            self.out.extend_from_slice(buf);
-        }
-        Poll::Ready(Ok(len))
+        self.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
     }
 
     /// Whether the next request is here, and nobody has to be waited for before it is answered.
@@ -437,19 +430,7 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.wire()?.poll_write(cx, &[IoSlice::new(buf)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.wire()?.poll_write(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
+        self.wire()?.poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
