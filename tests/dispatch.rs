@@ -8,10 +8,11 @@
 
 mod common;
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::pin::Pin;
@@ -725,27 +726,116 @@ fn requests_beyond_the_limit_of_the_pool_wait() {
     assert!(begun.all().iter().all(|running| *running <= LIMIT));
 }
 
-#[test]
-fn the_pool_takes_up_work_however_it_comes() {
-    let server = serve(pool(3), |exchange: Exchange| {
-        reply(exchange, "served").unwrap();
-    });
-    let addr = addr(&server);
-    let threads: Vec<_> = (0..8)
-        .map(|_| {
+/// Several clients send now one request, now several at once, and wait for the answers. Returns how many.
+fn load(addr: SocketAddr, rounds: usize) -> usize {
+    let clients: Vec<_> = (0..8)
+        .map(|client| {
             thread::spawn(move || {
-                let mut client = Client::connect(addr);
-                for _ in 0..200 {
-                    client.ask("/");
-                    assert_eq!(client.answer().text(), "served");
-                }
+                let bursts = (0..rounds).map(|round| [1, 4, 1, 16][(client + round) % 4]);
+                let mut connection = Client::connect(addr);
+                bursts.fold(0, |answered, burst| {
+                    connection.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n".repeat(burst));
+                    for _ in 0..burst {
+                        assert_eq!(connection.answer().text(), "served");
+                    }
+                    answered + burst
+                })
             })
         })
         .collect();
-    for thread in threads {
-        thread.join().unwrap();
+    clients
+        .into_iter()
+        .map(|client| client.join().unwrap())
+        .sum()
+}
+
+#[test]
+fn the_pool_takes_up_work_however_it_comes() {
+    for limit in [1, 2, 3, 512] {
+        let server = serve(pool(limit), |exchange: Exchange| {
+            reply(exchange, "served").unwrap();
+        });
+        let answered = load(addr(&server), 100);
+        assert_eq!(stop(&server).unwrap().served, answered as u64);
     }
-    assert_eq!(stop(&server).unwrap().served, 1_600);
+}
+
+#[test]
+fn a_burst_does_not_wait_for_handlers_that_block() {
+    for (limit, blockers) in [(2, 1), (8, 7), (512, 100)] {
+        let gate = Gate::new();
+        let _open_at_end = gate.open_at_end();
+        let passes = gate.clone();
+        let server = serve(pool(limit), move |exchange: Exchange| {
+            if exchange.uri() == "/block" {
+                passes.pass();
+            }
+            reply(exchange, "served").unwrap();
+        });
+        let mut blocked: Vec<_> = (0..blockers)
+            .map(|_| Client::connect(addr(&server)))
+            .collect();
+        let mut others: Vec<_> = (0..200).map(|_| Client::connect(addr(&server))).collect();
+        for client in &mut blocked {
+            client.ask("/block");
+        }
+        for _ in 0..3 {
+            for client in &mut others {
+                client.ask("/");
+            }
+            for client in &mut others {
+                assert_eq!(client.answer().text(), "served");
+            }
+        }
+        gate.open();
+        for client in &mut blocked {
+            assert_eq!(client.answer().text(), "served");
+        }
+        assert_balanced(&stop(&server).unwrap());
+    }
+}
+
+#[test]
+fn one_request_after_another_takes_few_threads() {
+    let threads = Journal::new();
+    let writes = threads.clone();
+    let server = serve(Dispatch::default(), move |exchange: Exchange| {
+        writes.write(thread::current().id());
+        reply(exchange, "served").unwrap();
+    });
+    let mut client = Client::connect(addr(&server));
+    for _ in 0..500 {
+        client.ask("/");
+        assert_eq!(client.answer().text(), "served");
+    }
+    // More than one, if a request comes before the thread that has answered the last one looks for the next.
+    let threads: HashSet<_> = threads.all().into_iter().collect();
+    assert!(threads.len() <= 20, "{}", threads.len());
+}
+
+#[test]
+fn an_answer_that_nobody_takes_does_not_keep_others_from_being_taken() {
+    let (gate, begun) = (Gate::new(), Journal::new());
+    let _open_at_end = gate.open_at_end();
+    let (passes, begins) = (gate.clone(), begun.clone());
+    let server = serve(Dispatch::default(), move |exchange: Exchange| {
+        if exchange.uri() == "/block" {
+            begins.write(());
+            passes.pass();
+        }
+        let _ = reply(exchange, "served");
+    });
+    let clients: Vec<_> = (0..20)
+        .map(|_| Client::get(addr(&server), "/block"))
+        .collect();
+    begun.wait_for_count(clients.len());
+    for client in clients {
+        client.reset();
+    }
+    wait_for_report(&server, |report| report.gone == 20);
+    gate.open();
+    load(addr(&server), 20);
+    assert_balanced(&stop(&server).unwrap());
 }
 
 /// A kill while one request is with a handler and others wait: the first is cut, the others are refused.
@@ -923,40 +1013,59 @@ fn the_descriptor_of_the_queue_is_readable_while_requests_wait() {
 
 #[test]
 fn a_queue_can_have_many_takers() {
+    for count in [1, 2, 4] {
+        let server = builder().queue(listener()).unwrap();
+        let takers: Vec<_> = (0..count)
+            .map(|_| {
+                let server = server.clone();
+                thread::spawn(move || {
+                    let mut served = 0;
+                    while let Ok(taken) = server.queue().unwrap().take(3, None) {
+                        for exchange in taken {
+                            reply(exchange, "served").unwrap();
+                            served += 1;
+                        }
+                    }
+                    served
+                })
+            })
+            .collect();
+        let answered = load(addr(&server), 100);
+        assert_eq!(stop(&server).unwrap().served, answered as u64);
+        let served: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
+        assert_eq!(served, answered);
+    }
+}
+
+#[test]
+fn a_taker_that_holds_what_it_took_leaves_the_rest_to_the_others() {
     let server = builder().queue(listener()).unwrap();
+    let (gate, taken) = (Gate::new(), Journal::new());
+    let _open_at_end = gate.open_at_end();
     let takers: Vec<_> = (0..4)
         .map(|_| {
-            let server = server.clone();
+            let (server, passes, takes) = (server.clone(), gate.clone(), taken.clone());
             thread::spawn(move || {
-                let mut served = 0;
-                while let Ok(taken) = server.queue().unwrap().take(3, None) {
+                while let Ok(taken) = server.queue().unwrap().take(1, None) {
+                    takes.write(());
+                    passes.pass();
                     for exchange in taken {
                         reply(exchange, "served").unwrap();
-                        served += 1;
                     }
                 }
-                served
             })
         })
         .collect();
-    let addr = addr(&server);
-    let clients: Vec<_> = (0..8)
-        .map(|_| {
-            thread::spawn(move || {
-                let mut client = Client::connect(addr);
-                for _ in 0..100 {
-                    client.ask("/");
-                    assert_eq!(client.answer().text(), "served");
-                }
-            })
-        })
-        .collect();
-    for client in clients {
-        client.join().unwrap();
+    let mut clients: Vec<_> = (0..4).map(|_| Client::get(addr(&server), "/")).collect();
+    taken.wait_for_count(4);
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.answer().text(), "served");
     }
-    assert_eq!(stop(&server).unwrap().served, 800);
-    let served: usize = takers.into_iter().map(|taker| taker.join().unwrap()).sum();
-    assert_eq!(served, 800);
+    assert_balanced(&stop(&server).unwrap());
+    for taker in takers {
+        taker.join().unwrap();
+    }
 }
 
 async fn empty(_: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {

@@ -1,5 +1,6 @@
 //! How requests reach a handler: three ways, one [`Exchange`].
 
+mod line;
 mod pool;
 mod queue;
 
@@ -67,8 +68,8 @@ impl Backend {
     pub(crate) fn refuse_queued(&self) {
         match self {
             Self::Direct => {}
-            Self::Pool(pool) => pool.refuse_queued().into_iter().for_each(Exchange::refuse),
-            Self::Queue(queue) => queue.end().into_iter().for_each(Exchange::refuse),
+            Self::Pool(pool) => pool.refuse_queued().for_each(Exchange::refuse),
+            Self::Queue(queue) => queue.end().for_each(Exchange::refuse),
         }
     }
 
@@ -78,7 +79,7 @@ impl Backend {
         match self {
             Self::Direct => {}
             Self::Pool(pool) => pool.close(deadline),
-            Self::Queue(queue) => queue.end().into_iter().for_each(Exchange::refuse),
+            Self::Queue(queue) => queue.end().for_each(Exchange::refuse),
         }
     }
 }

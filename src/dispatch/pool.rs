@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::line::{Call, Line};
 use super::{Handler, call};
 use crate::exchange::Exchange;
 use crate::runtime::{Role, Thread, spawn_thread};
@@ -18,23 +19,14 @@ pub(crate) struct Pool {
     handler: Arc<dyn Handler>,
     limit: NonZeroUsize,
     server: u64,
-    work: Arc<Work>,
+    line: Line,
+    threads: Mutex<Threads>,
 }
 
 #[derive(Default)]
-struct Work {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    queue: VecDeque<Exchange>,
-    threads: Vec<Thread>,
+struct Threads {
+    alive: Vec<Thread>,
     started: usize,
-    running: usize,
-    idle: usize,
-    refusing: bool,
     closed: bool,
 }
 
@@ -44,93 +36,89 @@ impl Pool {
             handler,
             limit,
             server,
-            work: Arc::default(),
+            line: Line::new(limit.get()),
+            threads: Mutex::default(),
         }
     }
 
-    pub(crate) fn push(&self, exchange: Exchange) {
-        let mut state = self.work.lock();
-        if state.refusing {
-            drop(state);
-            return exchange.refuse();
-        }
-        state.queue.push_back(exchange);
-        if state.idle >= state.queue.len() {
-            drop(state);
-            self.work.changed.notify_one();
-        } else if state.running < self.limit.get() {
-            self.start_thread(&mut state);
-        }
-    }
-
-    fn start_thread(&self, state: &mut State) {
-        let name = format!("httpdown-h{}", state.started);
-        let (work, handler) = (Arc::clone(&self.work), Arc::clone(&self.handler));
-        match spawn_thread(&name, self.server, Role::Other, move || work.run(&*handler)) {
-            Ok(thread) => {
-                state.started += 1;
-                state.running += 1;
-                state.threads.retain(|thread| !thread.is_finished());
-                state.threads.push(thread);
-            }
-            // The threads that there are will come to it. If there is none at all, the request fails, visibly.
-            Err(_) if state.running > 0 => {}
-            Err(_) => drop(state.queue.pop_back()),
+    pub(crate) fn push(self: &Arc<Self>, exchange: Exchange) {
+        if self.line.push(exchange) {
+            self.make(self.line.call());
         }
     }
 
     /// What no handler has begun; from now on nothing is taken any more.
-    pub(crate) fn refuse_queued(&self) -> Vec<Exchange> {
-        let mut state = self.work.lock();
-        state.refusing = true;
-        state.queue.drain(..).collect()
+    pub(crate) fn refuse_queued(&self) -> impl Iterator<Item = Exchange> + use<> {
+        self.line.end().into_iter()
     }
 
     pub(crate) fn close(&self, deadline: Instant) {
+        self.line.end().into_iter().for_each(Exchange::refuse);
         let threads = {
-            let mut state = self.work.lock();
-            state.refusing = true;
-            state.closed = true;
-            std::mem::take(&mut state.threads)
+            let mut threads = self.threads();
+            threads.closed = true;
+            std::mem::take(&mut threads.alive)
         };
-        self.work.changed.notify_all();
         for thread in threads {
             thread.join(deadline);
         }
     }
-}
 
-impl Work {
-    fn run(&self, handler: &dyn Handler) {
-        let mut state = self.lock();
-        loop {
-            if let Some(exchange) = state.queue.pop_front() {
-                drop(state);
-                let fate = Arc::clone(exchange.fate());
-                call(handler, exchange, &fate);
-                drop(fate);
-                state = self.lock();
-                continue;
-            }
-            if state.closed {
-                break;
-            }
-            state.idle += 1;
-            let (back, waited) = self
-                .changed
-                .wait_timeout(state, IDLE)
-                .unwrap_or_else(PoisonError::into_inner);
-            state = back;
-            state.idle -= 1;
-            if waited.timed_out() && state.queue.is_empty() {
-                break;
+    fn make(self: &Arc<Self>, call: Call) {
+        match call {
+            Call::Nobody => {}
+            Call::Wake(thread) => thread.wake(),
+            Call::Start => {
+                if !self.start_thread() {
+                    // The threads that there are will come to it. If there is none at all, the requests fail, visibly.
+                    let (call, failed) = self.line.not_started();
+                    drop(failed);
+                    self.make(call);
+                }
             }
         }
-        state.running -= 1;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn start_thread(self: &Arc<Self>) -> bool {
+        let mut threads = self.threads();
+        if threads.closed {
+            return false;
+        }
+        let name = format!("httpdown-h{}", threads.started);
+        let pool = Arc::clone(self);
+        match spawn_thread(&name, self.server, Role::Other, move || pool.run()) {
+            Ok(thread) => {
+                threads.started += 1;
+                threads.alive.retain(|thread| !thread.is_finished());
+                threads.alive.push(thread);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn run(self: &Arc<Self>) {
+        self.line.arrive();
+        loop {
+            match self
+                .line
+                .take(Some(Instant::now() + IDLE), VecDeque::pop_front)
+            {
+                Ok((exchange, next)) => {
+                    self.make(next);
+                    if let Some(exchange) = exchange {
+                        let fate = Arc::clone(exchange.fate());
+                        call(&*self.handler, exchange, &fate);
+                    }
+                }
+                Err(_) if self.line.leave() => break,
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,65 +1,43 @@
 //! Requests that the host takes itself, on its own threads or from its own event loop.
 
-use std::collections::{HashMap, VecDeque};
+use std::cell::RefCell;
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use once_cell::sync::OnceCell;
-
+use super::line::{Call, Line};
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
-use crate::sys::EventFd;
 
 /// Requests waiting to be taken. Clones are the same queue; any thread may use it.
 ///
 /// Requests can be taken until a kill; what nobody has taken by then is answered with 503.
 #[derive(Clone)]
-pub struct RequestQueue(Arc<Inner>);
+pub struct RequestQueue(Arc<Line>);
 
-#[derive(Default)]
-struct Inner {
-    state: Mutex<State>,
-    changed: Condvar,
-    /// Readable while requests wait and after the end; made when somebody asks for it.
-    readable: OnceCell<EventFd>,
-}
+/// How many unfinished requests a thread has taken.
+type Held = Arc<AtomicUsize>;
 
-#[derive(Default)]
-struct State {
-    queue: VecDeque<Exchange>,
-    ended: bool,
-    /// How many unfinished requests each thread has taken.
-    holders: HashMap<ThreadId, usize>,
+thread_local! {
+    /// By queue. An allocation that somebody still knows, even if only weakly, is not used again for another queue.
+    static HELD: RefCell<Vec<(Weak<Line>, Held)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Says, as long as it lives, that a thread has taken a request and not finished it.
 #[derive(Debug)]
-pub(crate) struct Taken {
-    queue: RequestQueue,
-    thread: ThreadId,
-}
+pub(crate) struct Taken(Held);
 
 impl RequestQueue {
     pub(crate) fn new() -> Self {
-        Self(Arc::default())
+        Self(Arc::new(Line::new(0)))
     }
 
     pub(crate) fn push(&self, exchange: Exchange) {
-        let mut state = self.lock();
-        if state.ended {
-            drop(state);
-            return exchange.refuse();
+        if self.0.push(exchange) {
+            wake(self.0.call());
         }
-        state.queue.push_back(exchange);
-        if state.queue.len() == 1 {
-            self.signal();
-        }
-        drop(state);
-        self.0.changed.notify_one();
     }
 
     /// Takes up to `limit` requests, and waits until `deadline` for the first (`None`: as long as the server lives).
@@ -73,44 +51,14 @@ impl RequestQueue {
         if limit == 0 {
             return Err(Error::InvalidArgument("room for no request".into()));
         }
-        let mut state = self.lock();
-        while state.queue.is_empty() {
-            if state.ended {
-                return Err(Error::Stopped);
-            }
-            state = match deadline {
-                None => self
-                    .0
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return Err(Error::WouldBlock);
-                    }
-                    self.0
-                        .changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
-        }
-        let count = limit.min(state.queue.len());
-        let mut exchanges: Vec<_> = state.queue.drain(..count).collect();
-        if state.queue.is_empty()
-            && !state.ended
-            && let Some(readable) = self.0.readable.get()
-        {
-            readable.clear();
-        }
-        let thread = thread::current().id();
-        *state.holders.entry(thread).or_default() += count;
-        drop(state);
+        let (mut exchanges, next): (Vec<_>, _) = self.0.take(deadline, |requests| {
+            requests.drain(..limit.min(requests.len())).collect()
+        })?;
+        wake(next);
+        let held = self.held_here();
+        held.fetch_add(exchanges.len(), Ordering::Relaxed);
         for exchange in &mut exchanges {
-            let queue = self.clone();
-            exchange.taken_by(Taken { queue, thread });
+            exchange.taken_by(Taken(Arc::clone(&held)));
         }
         Ok(exchanges)
     }
@@ -120,63 +68,60 @@ impl RequestQueue {
     /// # Errors
     /// If no descriptor can be had.
     pub fn descriptor(&self) -> Result<BorrowedFd<'_>> {
-        let state = self.lock();
-        let readable = self.0.readable.get_or_try_init(|| -> io::Result<_> {
-            let readable = EventFd::new()?;
-            if state.ended || !state.queue.is_empty() {
-                readable.set();
-            }
-            Ok(readable)
-        });
-        drop(state);
-        readable
-            .map(EventFd::as_fd)
-            .map_err(|error| Error::io("making the queue's descriptor", error))
+        let descriptor = self.0.descriptor();
+        descriptor.map_err(|error| Error::io("making the queue's descriptor", error))
     }
 
     /// Whether the calling thread has taken a request that is not finished.
     pub(crate) fn is_held_here(&self) -> bool {
-        self.lock().holders.contains_key(&thread::current().id())
+        let held = HELD.try_with(|held| self.find(&held.borrow()));
+        matches!(held, Ok(Some(held)) if held.load(Ordering::Relaxed) > 0)
+    }
+
+    /// The calling thread's count.
+    fn held_here(&self) -> Held {
+        let find_or_add = |held: &RefCell<Vec<_>>| {
+            let mut held = held.borrow_mut();
+            self.find(&held).unwrap_or_else(|| {
+                held.retain(|(line, _): &(Weak<Line>, _)| line.strong_count() > 0);
+                let count = Held::default();
+                held.push((Arc::downgrade(&self.0), Arc::clone(&count)));
+                count
+            })
+        };
+        // A thread that is ending, and has no locals any more, waits for no server either.
+        HELD.try_with(find_or_add).unwrap_or_default()
+    }
+
+    fn find(&self, held: &[(Weak<Line>, Held)]) -> Option<Held> {
+        let is_this = |line: &Weak<Line>| line.as_ptr() == Arc::as_ptr(&self.0);
+        let (_, count) = held.iter().find(|(line, _)| is_this(line))?;
+        Some(Arc::clone(count))
     }
 
     /// No more requests will come; returns those that nobody has taken.
-    pub(crate) fn end(&self) -> Vec<Exchange> {
-        let mut state = self.lock();
-        state.ended = true;
-        self.signal();
-        let left = state.queue.drain(..).collect();
-        drop(state);
-        self.0.changed.notify_all();
-        left
+    pub(crate) fn end(&self) -> impl Iterator<Item = Exchange> + use<> {
+        self.0.end().into_iter()
     }
+}
 
-    fn signal(&self) {
-        if let Some(readable) = self.0.readable.get() {
-            readable.set();
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+fn wake(call: Call) {
+    // A line without room asks for no thread to be started.
+    if let Call::Wake(thread) = call {
+        thread.wake();
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let mut state = self.queue.lock();
-        if let Some(count) = state.holders.get_mut(&self.thread) {
-            *count -= 1;
-            if *count == 0 {
-                state.holders.remove(&self.thread);
-            }
-        }
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl fmt::Debug for RequestQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestQueue")
-            .field("waiting", &self.lock().queue.len())
+            .field("waiting", &self.0.len())
             .finish_non_exhaustive()
     }
 }

@@ -1,0 +1,253 @@
+//! Requests in line, and the threads that wait for them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use once_cell::sync::OnceCell;
+
+use crate::error::{Error, Result};
+use crate::exchange::Exchange;
+use crate::sys::EventFd;
+
+/// First come, first served, by whichever thread is free.
+///
+/// At most one thread at a time is on its way here. Whoever has taken something while more waits, and nobody comes,
+/// calls the next before it begins to work: so a burst wakes hardly more threads than it needs, and yet nothing waits for
+/// a handler that blocks, as long as a thread can be had.
+#[derive(Debug)]
+pub(super) struct Line {
+    /// How many threads may be started for it.
+    limit: usize,
+    state: Mutex<State>,
+    /// Readable while requests wait and after the end; made when somebody asks for it.
+    readable: OnceCell<EventFd>,
+}
+
+#[derive(Debug)]
+struct State {
+    requests: VecDeque<Exchange>,
+    ended: bool,
+    coming: Coming,
+    /// Threads that wait here. The last to come is the first to go: its caches are warm, and the others may end.
+    asleep: Vec<Arc<Sleeper>>,
+    /// How many more threads may be started.
+    room: usize,
+}
+
+/// Who is on the way to the line.
+#[derive(Debug)]
+enum Coming {
+    Nobody,
+    Woken(Arc<Sleeper>),
+    Started,
+}
+
+/// A thread that waits for a request.
+#[derive(Debug, Default)]
+pub(super) struct Sleeper(Condvar);
+
+/// How to get a thread to come; for after the lock.
+#[must_use]
+#[derive(Debug)]
+pub(super) enum Call {
+    Nobody,
+    Wake(Arc<Sleeper>),
+    /// Start one that says [`Line::arrive`] first and [`Line::leave`] last; or say [`Line::not_started`].
+    Start,
+}
+
+impl Line {
+    /// A line that asks for at most `limit` threads to be started.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            state: Mutex::new(State {
+                requests: VecDeque::new(),
+                ended: false,
+                coming: Coming::Nobody,
+                asleep: Vec::new(),
+                room: limit,
+            }),
+            readable: OnceCell::new(),
+        }
+    }
+
+    /// Adds a request; refuses it after the end. True if a thread should be called, soon: [`Line::call`].
+    pub(super) fn push(&self, exchange: Exchange) -> bool {
+        let mut state = self.lock();
+        if state.ended {
+            drop(state);
+            exchange.refuse();
+            return false;
+        }
+        state.requests.push_back(exchange);
+        if state.requests.len() == 1 {
+            self.signal();
+        }
+        state.is_nobody_coming() && (state.room > 0 || !state.asleep.is_empty())
+    }
+
+    /// Calls a thread, if something waits and nobody comes.
+    pub(super) fn call(&self) -> Call {
+        self.lock().call()
+    }
+
+    /// Waits until there are requests, and takes what `pick` takes.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after the end, [`Error::WouldBlock`] when the deadline has passed.
+    pub(super) fn take<T>(
+        &self,
+        deadline: Option<Instant>,
+        pick: impl FnOnce(&mut VecDeque<Exchange>) -> T,
+    ) -> Result<(T, Call)> {
+        let mut state = self.lock();
+        while state.requests.is_empty() {
+            if state.ended {
+                return Err(Error::Stopped);
+            }
+            state = sleep(state, deadline)?;
+        }
+        let taken = pick(&mut state.requests);
+        if state.requests.is_empty()
+            && let Some(readable) = self.readable.get()
+        {
+            readable.clear();
+        }
+        let call = state.call();
+        Ok((taken, call))
+    }
+
+    /// A thread that was to be started is here.
+    pub(super) fn arrive(&self) {
+        self.lock().coming = Coming::Nobody;
+    }
+
+    /// A thread that was to be started cannot be. If there is no other, returns the requests: nobody would take them.
+    pub(super) fn not_started(&self) -> (Call, VecDeque<Exchange>) {
+        let mut state = self.lock();
+        state.coming = Coming::Nobody;
+        // One may have fallen asleep since.
+        let next = if state.asleep.is_empty() {
+            Call::Nobody
+        } else {
+            state.call()
+        };
+        state.room += 1;
+        let left = if state.room == self.limit {
+            std::mem::take(&mut state.requests)
+        } else {
+            VecDeque::new()
+        };
+        (next, left)
+    }
+
+    /// A thread that was started wants to end. False if there is something to do after all.
+    pub(super) fn leave(&self) -> bool {
+        let mut state = self.lock();
+        let idle = state.requests.is_empty();
+        if idle {
+            state.room += 1;
+        }
+        idle
+    }
+
+    /// No more requests will come; returns those that nobody has taken.
+    pub(super) fn end(&self) -> VecDeque<Exchange> {
+        let mut state = self.lock();
+        state.ended = true;
+        self.signal();
+        let left = std::mem::take(&mut state.requests);
+        let asleep = std::mem::take(&mut state.asleep);
+        drop(state);
+        for thread in asleep {
+            thread.wake();
+        }
+        left
+    }
+
+    pub(super) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        let state = self.lock();
+        let readable = self.readable.get_or_try_init(|| {
+            let readable = EventFd::new()?;
+            if state.ended || !state.requests.is_empty() {
+                readable.set();
+            }
+            Ok(readable)
+        });
+        drop(state);
+        readable.map(EventFd::as_fd)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lock().requests.len()
+    }
+
+    fn signal(&self) {
+        if let Some(readable) = self.readable.get() {
+            readable.set();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sleeper {
+    pub(super) fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+impl State {
+    fn is_nobody_coming(&self) -> bool {
+        matches!(self.coming, Coming::Nobody)
+    }
+
+    fn call(&mut self) -> Call {
+        if self.requests.is_empty() || !self.is_nobody_coming() {
+            return Call::Nobody;
+        }
+        if let Some(thread) = self.asleep.pop() {
+            self.coming = Coming::Woken(Arc::clone(&thread));
+            return Call::Wake(thread);
+        }
+        if self.room == 0 {
+            // Those that are at work will look here when they are done.
+            return Call::Nobody;
+        }
+        self.room -= 1;
+        self.coming = Coming::Started;
+        Call::Start
+    }
+}
+
+/// Returns when this thread is called, and also when it is not.
+fn sleep(
+    mut state: MutexGuard<'_, State>,
+    deadline: Option<Instant>,
+) -> Result<MutexGuard<'_, State>> {
+    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    if left.is_some_and(|left| left.is_zero()) {
+        return Err(Error::WouldBlock);
+    }
+    let me = Arc::new(Sleeper::default());
+    state.asleep.push(Arc::clone(&me));
+    state = match left {
+        None => me.0.wait(state).unwrap_or_else(PoisonError::into_inner),
+        Some(left) => {
+            let woken = me.0.wait_timeout(state, left);
+            woken.unwrap_or_else(PoisonError::into_inner).0
+        }
+    };
+    if matches!(&state.coming, Coming::Woken(thread) if Arc::ptr_eq(thread, &me)) {
+        state.coming = Coming::Nobody;
+    } else {
+        state.asleep.retain(|thread| !Arc::ptr_eq(thread, &me));
+    }
+    Ok(state)
+}
