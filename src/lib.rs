@@ -30,6 +30,7 @@ mod exchange;
 mod fate;
 #[cfg(feature = "capi")]
 mod ffi;
+mod home;
 mod ledger;
 mod lifecycle;
 mod listener;

@@ -15,6 +15,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
+use crate::home::Home;
 use crate::sys;
 
 /// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
@@ -87,9 +88,17 @@ pub(crate) fn spawn_thread(
 
 /// A runtime that runs on the thread that calls its `block_on`.
 pub(crate) fn new_runtime() -> Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
+    build(&mut runtime_builder())
+}
+
+fn runtime_builder() -> tokio::runtime::Builder {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_io().enable_time();
+    builder
+}
+
+fn build(builder: &mut tokio::runtime::Builder) -> Result<Runtime> {
+    builder
         .build()
         .map_err(|error| Error::io("making a runtime", error))
 }
@@ -144,6 +153,7 @@ pub(crate) enum Executor {
 #[derive(Debug)]
 pub(crate) struct IoThread {
     runtime: Handle,
+    home: Arc<Home>,
     /// Connections that it drives.
     load: Arc<AtomicUsize>,
     stop: oneshot::Sender<()>,
@@ -162,8 +172,13 @@ impl Executor {
             .map(Self::Own)
     }
 
-    /// Runs a connection, on the thread that has the fewest.
-    pub(crate) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
+    /// Runs a connection, on the thread that has the fewest; if its requests are handed over to other threads, at home
+    /// there.
+    pub(crate) fn spawn(
+        &self,
+        connection: impl Future<Output = ()> + Send + 'static,
+        hands_over: bool,
+    ) {
         match self {
             Self::Host(runtime) => drop(runtime.spawn(connection)),
             Self::Own(threads) => {
@@ -172,7 +187,13 @@ impl Executor {
                     .min_by_key(|thread| thread.load.load(Ordering::Relaxed));
                 if let Some(thread) = least {
                     let load = Load::add(&thread.load);
-                    thread.runtime.spawn(Loading { connection, load });
+                    let connection = Loading { connection, load };
+                    if hands_over {
+                        let home = Arc::clone(&thread.home);
+                        thread.runtime.spawn(home.house(connection));
+                    } else {
+                        thread.runtime.spawn(connection);
+                    }
                 }
             }
         }
@@ -196,17 +217,24 @@ impl Executor {
 
 impl IoThread {
     fn start(server: u64, index: usize) -> Result<Self> {
-        let runtime = new_runtime()?;
+        let home = Arc::new(Home::default());
+        let (before, after, here) = (Arc::clone(&home), Arc::clone(&home), Arc::clone(&home));
+        let runtime = build(
+            runtime_builder()
+                .on_thread_park(move || before.before_sleep())
+                .on_thread_unpark(move || after.after_sleep()),
+        )?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = spawn_thread(&format!("httpdown-{index}"), server, Role::Io, move || {
-            let _ = runtime.block_on(stopped);
+            runtime.block_on(here.live(stopped));
             // Here, on a thread of its own and outside of it, which is the only safe place to drop a runtime; and
             // without waiting for what a service may have given to spawn_blocking.
             runtime.shutdown_background();
         })?;
         Ok(Self {
             runtime: handle,
+            home,
             load: Arc::default(),
             stop,
             thread,

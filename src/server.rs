@@ -583,13 +583,14 @@ impl Builder {
             Ok(())
         };
         let (respond, backend) = respond(id);
+        let hands_over = backend.hands_over();
         let control = Control {
             shared: Arc::clone(&server.shared),
             listeners,
             executor,
             backend,
             serve: Box::new(move |executor, accepted: Accepted| {
-                executor.spawn(conn::serve(accepted, respond.clone()));
+                executor.spawn(conn::serve(accepted, respond.clone()), hands_over);
             }),
         };
         let started = started.and_then(|()| {

@@ -64,6 +64,11 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
+    /// Whether requests leave the thread that drives their connection.
+    pub(crate) fn hands_over(&self) -> bool {
+        !matches!(self, Self::Direct)
+    }
+
     /// A kill: what nobody has begun to work on is answered with 503.
     pub(crate) fn refuse_queued(&self) {
         match self {

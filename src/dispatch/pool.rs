@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::line::{Call, Line};
 use super::{Handler, call};
 use crate::exchange::Exchange;
+use crate::home::{TurnEnd, at_turn_end};
 use crate::runtime::{Role, Thread, spawn_thread};
 
 /// How long a thread without work stays.
@@ -43,7 +44,7 @@ impl Pool {
 
     pub(crate) fn push(self: &Arc<Self>, exchange: Exchange) {
         if self.line.push(exchange) {
-            self.make(self.line.call());
+            at_turn_end(self);
         }
     }
 
@@ -119,6 +120,12 @@ impl Pool {
 
     fn threads(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TurnEnd for Pool {
+    fn turn_ends(self: Arc<Self>) {
+        self.make(self.line.call());
     }
 }
 

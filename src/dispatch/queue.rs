@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::line::{Call, Line};
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
+use crate::home::{TurnEnd, at_turn_end};
 
 /// Requests waiting to be taken. Clones are the same queue; any thread may use it.
 ///
@@ -36,7 +37,7 @@ impl RequestQueue {
 
     pub(crate) fn push(&self, exchange: Exchange) {
         if self.0.push(exchange) {
-            wake(self.0.call());
+            at_turn_end(&self.0);
         }
     }
 
@@ -109,6 +110,12 @@ fn wake(call: Call) {
     // A line without room asks for no thread to be started.
     if let Call::Wake(thread) = call {
         thread.wake();
+    }
+}
+
+impl TurnEnd for Line {
+    fn turn_ends(self: Arc<Self>) {
+        wake(self.call());
     }
 }
 
