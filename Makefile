@@ -3,6 +3,7 @@
 CARGO   ?= cargo
 CC      ?= cc
 CXX     ?= c++
+OBJCOPY ?= objcopy
 PYTHON  ?= python3
 PREFIX  ?= /usr/local
 LIBDIR  ?= $(PREFIX)/lib
@@ -35,7 +36,8 @@ build/$(SONAME): FORCE
 	@$(CARGO) rustc --release --quiet --lib --crate-type cdylib --crate-type staticlib
 	@# By way of mv: a program that runs meanwhile keeps the file that it has mapped.
 	@cmp -s target/release/libhttpdown.so $@ || { cp target/release/libhttpdown.so $@.new && mv $@.new $@; }
-	@cmp -s target/release/libhttpdown.a build/libhttpdown.a || cp target/release/libhttpdown.a build/
+	@# Link-time optimization leaves a name in it that any other Rust library may have, too.
+	@$(OBJCOPY) --localize-symbol=rust_eh_personality target/release/libhttpdown.a build/libhttpdown.a
 	@ln -sf $(SONAME) build/libhttpdown.so
 
 FORCE:

@@ -95,6 +95,7 @@ impl Exchange {
     }
 
     /// An empty map for the answer's headers, which takes the memory of the request's; those are gone then.
+    #[cfg(feature = "capi")]
     pub(crate) fn recycle_headers(&mut self) -> HeaderMap {
         let mut headers = std::mem::take(&mut self.0.head.headers);
         headers.clear();

@@ -10,11 +10,13 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
+
+use pin_project_lite::pin_project;
 
 /// How long something may be put off to the end of a turn, should that not come sooner.
 const TURN: Duration = Duration::from_micros(500);
@@ -41,6 +43,37 @@ struct Calls {
 struct HomeWaker {
     home: Arc<Home>,
     task: Waker,
+}
+
+pin_project! {
+    /// A connection that lives on an I/O thread.
+    pub(crate) struct Housed<F> {
+        #[pin]
+        connection: F,
+        home: Arc<Home>,
+        // Of its task, by way of the home.
+        waker: Option<Waker>,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Housed<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        let home = this.home;
+        if home.called.load(Ordering::Relaxed) {
+            home.answer(home.calls());
+        }
+        end_turn(|latest| latest <= Instant::now());
+        let waker = this.waker.get_or_insert_with(|| {
+            Waker::from(Arc::new(HomeWaker {
+                home: Arc::clone(home),
+                task: cx.waker().clone(),
+            }))
+        });
+        this.connection.poll(&mut Context::from_waker(waker))
+    }
 }
 
 /// What a thread does at the end of its turn.
@@ -94,23 +127,12 @@ impl Home {
     }
 
     /// The task of a connection that lives here.
-    pub(crate) async fn house(self: Arc<Self>, connection: impl Future<Output = ()>) {
-        let mut connection = pin!(connection);
-        let mut own: Option<Waker> = None;
-        poll_fn(|cx| {
-            if self.called.load(Ordering::Relaxed) {
-                self.answer(self.calls());
-            }
-            end_turn(|latest| latest <= Instant::now());
-            let waker = own.get_or_insert_with(|| {
-                Waker::from(Arc::new(HomeWaker {
-                    home: Arc::clone(&self),
-                    task: cx.waker().clone(),
-                }))
-            });
-            connection.as_mut().poll(&mut Context::from_waker(waker))
-        })
-        .await;
+    pub(crate) fn house<F: Future<Output = ()>>(self: Arc<Self>, connection: F) -> Housed<F> {
+        Housed {
+            connection,
+            home: self,
+            waker: None,
+        }
     }
 
     /// tokio has nothing more to do, and looks again after this.
