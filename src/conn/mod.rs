@@ -44,10 +44,6 @@ const MIN_PAUSE: u32 = 1;
 const MAX_PAUSE_AT_STOP: u32 = 50;
 const MAX_PAUSE: u32 = 1_000;
 
-/// How much hyper keeps of what it reads or writes: the longest head, and about what waits for a client that reads
-/// slowly.
-const MAX_BUFFER: usize = 128 << 10;
-
 /// How much longer a new connection's grace is for each repetition that its handshake needed. Its client took that for
 /// the round trip, and, should its request be lost on the way too, repeats it only after three times as long: 3 s after
 /// the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
@@ -77,7 +73,7 @@ pub(crate) fn serve<R: Respond + Clone>(
         let mut idle_since = Instant::now();
         let mut grace = None;
         let mut complete = false;
-        while parked(&mut wire, &mut idle_since, &mut grace).await {
+        while Parked::new(&mut wire, &mut idle_since, &mut grace).await {
             // What has just been idle for long, or is new, will probably be idle for long again.
             let park_after = conn.shared().config.park_after;
             let requests = conn.requests();
@@ -108,16 +104,46 @@ pub(crate) fn serve<R: Respond + Clone>(
     }
 }
 
-/// New or idle, with no parser. False if it is to be closed.
-async fn parked(
-    wire: &mut Wire,
-    idle_since: &mut Instant,
-    grace: &mut Option<Pin<Box<Sleep>>>,
-) -> bool {
-    let mut patience = None;
-    let mut last_answer = Backoff::up_to(MAX_PAUSE);
-    let mut last_answer_at_stop = Backoff::up_to(MAX_PAUSE_AT_STOP);
-    poll_fn(|cx| {
+/// A connection that is new or idle, with no parser: waits until there is something to read. False if it is to be
+/// closed. A future by hand, because it takes its place in every idle connection's task.
+struct Parked<'a> {
+    wire: &'a mut Wire,
+    idle_since: &'a mut Instant,
+    grace: &'a mut Option<Pin<Box<Sleep>>>,
+    patience: Option<Pin<Box<Sleep>>>,
+    last_answer: Backoff,
+    last_answer_at_stop: Backoff,
+}
+
+impl<'a> Parked<'a> {
+    fn new(
+        wire: &'a mut Wire,
+        idle_since: &'a mut Instant,
+        grace: &'a mut Option<Pin<Box<Sleep>>>,
+    ) -> Self {
+        Self {
+            wire,
+            idle_since,
+            grace,
+            patience: None,
+            last_answer: Backoff::up_to(MAX_PAUSE),
+            last_answer_at_stop: Backoff::up_to(MAX_PAUSE_AT_STOP),
+        }
+    }
+}
+
+impl Future for Parked<'_> {
+    type Output = bool;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        let Self {
+            wire,
+            idle_since,
+            grace,
+            patience,
+            last_answer,
+            last_answer_at_stop,
+        } = &mut *self;
         // A request that has reached this host is served.
         if let Poll::Ready(has_bytes) = wire.poll_readable(cx) {
             return Poll::Ready(has_bytes);
@@ -132,7 +158,7 @@ async fn parked(
             }
             // Nobody is idle who has not got the last answer yet.
             if patience.is_none() && ready!(last_answer.poll_until(cx, || !wire.is_delivering())) {
-                *idle_since = Instant::now();
+                **idle_since = Instant::now();
             }
             let patience = patience.get_or_insert_with(|| {
                 Box::pin(sleep(timeout.saturating_sub(idle_since.elapsed())))
@@ -155,8 +181,7 @@ async fn parked(
         }
         conn.closed_idle();
         Poll::Ready(false)
-    })
-    .await
+    }
 }
 
 /// Looks again and again for what no event tells of.
@@ -233,7 +258,6 @@ async fn drive<R: Respond>(
     let http = http1::Builder::new()
         .half_close(true)
         .writev(false)
-        .max_buf_size(MAX_BUFFER)
         .serve_connection(TokioIo::new(Transport::new(wire, slot)), service)
         .with_upgrades();
     let mut http = pin!(http);
