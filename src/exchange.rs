@@ -224,6 +224,10 @@ impl Exchange {
         };
         wait_for(async {
             loop {
+                // hyper may tell of the end only with the next request, if it has had the answer before.
+                if incoming.is_end_stream() {
+                    return Ok(None);
+                }
                 let frame = tokio::select! {
                     biased;
                     frame = incoming.frame() => frame,

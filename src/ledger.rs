@@ -84,6 +84,11 @@ impl Count {
         self.0.store(self.get() + 1, Ordering::Relaxed);
     }
 
+    /// As [`Count::bump`], by more than one.
+    pub(crate) fn raise(&self, n: u64) {
+        self.0.store(self.get() + n, Ordering::Relaxed);
+    }
+
     /// Moves what has been counted here to `other`; for a counter that a single task writes.
     pub(crate) fn move_to(&self, other: &Self) {
         let value = self.take();

@@ -427,6 +427,28 @@ fn a_body_can_be_read_in_pieces_of_any_size() {
     }
 }
 
+/// When hyper has sent all of an answer, it tells of a body's end only with the next request.
+#[test]
+fn a_body_may_be_read_to_its_end_behind_the_answer() {
+    let (lengths, read) = std::sync::mpsc::channel();
+    let server = serve(Dispatch::default(), move |mut exchange| {
+        let head = Response::builder().header("content-length", 2).body(());
+        exchange.start(head.unwrap()).unwrap();
+        exchange.write(b"ok").unwrap();
+        let length = exchange.read_to_end(1 << 20).map(|body| body.len());
+        lengths.send(length).unwrap();
+        exchange.finish().unwrap();
+    });
+    let mut client = Client::connect(addr(&server));
+    let body = vec![b'x'; 100_000];
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n");
+    assert_eq!(client.answer().text(), "ok");
+    client.send(&body);
+    let length = read.recv_timeout(common::LONG).unwrap();
+    assert_eq!(length.unwrap(), body.len());
+    assert_balanced(&stop(&server).unwrap());
+}
+
 #[test]
 fn a_body_that_is_too_long_is_not_read_to_its_end() {
     let server = serve(pool(1), |mut exchange: Exchange| {

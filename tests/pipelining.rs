@@ -8,12 +8,17 @@
 
 mod common;
 
+use std::convert::Infallible;
 use std::io::Read as _;
 
 use bytes::Bytes;
 use common::{Client, Gate, addr, assert_balanced, builder, listener, reply, stop};
-use http::Response;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
 use httpdown::{Dispatch, Exchange, Server};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use tokio::sync::mpsc;
 
 fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static) -> Server {
     builder().handle(listener(), dispatch, handler).unwrap()
@@ -140,4 +145,55 @@ fn an_answer_that_closes_is_the_last() {
     assert!(client.answer().closes());
     client.assert_closed();
     assert_balanced(&stop(&server).unwrap());
+}
+
+/// hyper holds chunks that nobody reads yet, and does not go on to the next request.
+#[test]
+fn nor_does_it_wait_for_who_reads_the_body_later() {
+    let (bodies, mut kept) = mpsc::unbounded_channel();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let bodies = bodies.clone();
+        async move {
+            let mut body = request.into_body();
+            if !http_body::Body::is_end_stream(&body) {
+                body.frame().await.unwrap().unwrap();
+                bodies.send(body).unwrap();
+            }
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        }
+    });
+    let server = builder().serve(listener(), service).unwrap();
+    let mut client = Client::connect(addr(&server));
+    let post = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunks = "3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n0\r\n\r\n";
+    client.send([post, chunks, &get("/")].concat());
+    assert_eq!(client.answer().text(), "hello");
+    drop(kept.blocking_recv());
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn an_answer_before_a_cut_one_arrives_and_counts() {
+    // In HTTP/1.0 only the end of the connection ends what has no length: it is reset.
+    for cut in [
+        "GET /cut HTTP/1.1\r\nHost: test\r\n\r\n",
+        "GET /cut HTTP/1.0\r\n\r\n",
+    ] {
+        let server = serve(Dispatch::Inline, |mut exchange| {
+            if exchange.uri().path() == "/cut" {
+                exchange.start(Response::new(())).unwrap();
+                exchange.write(b"hel").unwrap();
+                return; // It is dropped unfinished.
+            }
+            let _ = reply(exchange, "hello");
+        });
+        let mut client = Client::connect(addr(&server));
+        client.send([&get("/"), cut].concat());
+        assert_eq!(client.answer().text(), "hello");
+        assert!(client.try_answer().is_err());
+        drop(client);
+        let report = stop(&server).unwrap();
+        assert_eq!((report.served, report.failed), (1, 1), "{report:?}");
+        assert_balanced(&report);
+    }
 }

@@ -97,7 +97,11 @@ pub(crate) fn serve<R: Respond + Clone>(
                     break;
                 }
                 End::Failed => break,
-                End::Cut => return,
+                End::Cut => {
+                    // What was answered before goes out before the reset, as far as the kernel takes it now.
+                    let _ = poll_fn(|cx| Poll::Ready(wire.poll_rescue(cx))).await;
+                    return;
+                }
             }
         }
         Box::pin(close(wire, complete)).await;
@@ -357,6 +361,8 @@ async fn close(mut wire: Wire, complete: bool) {
     if complete {
         let _ = until_kill(&conn, |cx| wire.poll_write_out(cx)).await;
         wire.flushed();
+    } else {
+        let _ = until_kill(&conn, |cx| wire.poll_rescue(cx)).await;
     }
     let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
         return; // The client has gone, if it is no kill.

@@ -104,8 +104,12 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let length = request.body().size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
+        // hyper gives a request no other extension than the upgrade that it asks for.
+        let is_upgrade = !request.extensions().is_empty();
         let answering = Answering {
-            outcome: self.respond.begin(self.conn.request_begins(length)),
+            outcome: self
+                .respond
+                .begin(self.conn.request_begins(length, is_upgrade)),
             is_complete: false,
             asks_for: AsksFor::of(request.method()),
             is_http10: request.version() < Version::HTTP_11,

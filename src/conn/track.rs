@@ -129,6 +129,8 @@ impl Registry {
             body_left: AtomicU64::new(0),
             ahead: AtomicUsize::new(0),
             ahead_is_request: AtomicBool::new(false),
+            answered_alone: AtomicBool::new(false),
+            answered_early: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
             undelivered: AtomicBool::new(false),
@@ -242,6 +244,11 @@ pub(crate) struct Conn {
     ahead: AtomicUsize,
     /// If the last request is complete: those bytes are more than empty lines.
     ahead_is_request: AtomicBool,
+    /// See [`Conn::is_answered_alone`].
+    answered_alone: AtomicBool,
+    /// The response to the last request was complete before its body, whose length was known: whoever reads that is told
+    /// of its end only when hyper reads on.
+    answered_early: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
     /// How it ends: an [`End`].
@@ -299,8 +306,12 @@ impl Conn {
     }
 
     /// hyper has read a request's head and gives it to the service.
-    pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength) -> Inflight {
+    /// `is_upgrade`: it asks for one.
+    pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength, is_upgrade: bool) -> Inflight {
         self.reading_head.store(false, Ordering::Relaxed);
+        let is_alone = is_upgrade || body == BodyLength::Chunked;
+        self.answered_alone.store(is_alone, Ordering::Relaxed);
+        self.answered_early.store(false, Ordering::Relaxed);
         self.set_body_left(match body {
             BodyLength::Known(length) => Some(length),
             BodyLength::Chunked => None,
@@ -323,8 +334,17 @@ impl Conn {
         self.ledger.requests.get()
     }
 
+    /// Whether the answer to the last request must not wait for the next. hyper may never come to the next while it holds
+    /// chunks that nobody reads, and does not flush before it gives the connection away.
+    pub(super) fn is_answered_alone(&self) -> bool {
+        self.answered_alone.load(Ordering::Relaxed)
+    }
+
     /// hyper has all of a response.
     pub(super) fn response_written(&self) {
+        if let BodyLength::Known(1..) = self.body_length() {
+            self.answered_early.store(true, Ordering::Relaxed);
+        }
         self.in_service.move_to(&self.unflushed);
     }
 
@@ -351,22 +371,30 @@ impl Conn {
         self.unflushed.get()
     }
 
-    /// The kernel has all that hyper had. Says how many responses were served by that.
-    pub(super) fn response_flushed(&self) -> u64 {
-        if self.unflushed.get() == 0 {
+    /// The kernel has so many of the responses that it had not got to their ends, the first of them. Says how many were
+    /// served by that.
+    pub(super) fn responses_flushed(&self, count: u64) -> u64 {
+        if count.min(self.unflushed.get()) == 0 {
             return 0;
         }
-        if self.refused.get() > 0 {
-            self.refused.take();
-            self.unflushed.move_to(&self.ledger.killed);
+        let unflushed = self.unflushed.take();
+        let flushed = unflushed.min(count);
+        if unflushed > flushed {
+            self.unflushed.add(unflushed - flushed);
         }
-        let served = self.unflushed.get();
-        self.unflushed.move_to(&self.ledger.served);
-        let is_idle = self.in_service.get() == 0 && !self.is_reading_head();
+        let is_refused = self.refused.get() > 0 && self.refused.take() > 0;
+        let column = if is_refused {
+            &self.ledger.killed
+        } else {
+            &self.ledger.served
+        };
+        column.raise(flushed);
+        let is_idle =
+            self.unflushed.get() == 0 && self.in_service.get() == 0 && !self.is_reading_head();
         if is_idle && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
-        served
+        if is_refused { 0 } else { flushed }
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -389,7 +417,9 @@ impl Conn {
     /// Whether hyper can be done without: it is at rest, and has given all of the last request to its handler, who may
     /// read on when it has answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_at_rest() && self.waiting_for_bytes.load(Ordering::Relaxed)
+        self.is_at_rest()
+            && self.waiting_for_bytes.load(Ordering::Relaxed)
+            && !self.answered_early.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_waiting_for_bytes(&self, waiting: bool) {

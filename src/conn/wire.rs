@@ -33,6 +33,8 @@ pub(super) struct Wire {
     heads: usize,
     /// Responses that wait for the next one, which is at hand, to be written together.
     out: BytesMut,
+    /// How many end in there, or before.
+    held: u64,
     /// How many bytes the kernel has taken.
     written: u64,
     /// Whether our FIN is behind them.
@@ -65,6 +67,7 @@ impl Wire {
             ahead: BytesMut::new(),
             heads: 0,
             out: BytesMut::new(),
+            held: 0,
             written: 0,
             shut: false,
             ends: Vec::new(),
@@ -232,6 +235,7 @@ impl Wire {
         matches!(self.framing, Framing::Between)
             && is_request(&self.ahead[..self.heads])
             && !conn.is_upgraded()
+            && !conn.is_answered_alone()
             && conn.unflushed() < BATCH
     }
 
@@ -240,6 +244,7 @@ impl Wire {
         let is_waiting = self.conn().is_waiting_for_handler();
         if !self.out.is_empty() {
             if !is_waiting && self.is_response_next() {
+                self.held = self.conn().unflushed();
                 return Poll::Ready(Ok(()));
             }
             ready!(self.poll_write_out(cx))?;
@@ -275,10 +280,22 @@ impl Wire {
 
     /// All that hyper had has been given to the kernel, but for what waits in `out`.
     pub(super) fn flushed(&mut self) {
-        if !self.out.is_empty() {
-            return;
+        if self.out.is_empty() {
+            self.held = 0;
+            self.responses_flushed(u64::MAX);
         }
-        let responses = self.conn().response_flushed();
+    }
+
+    /// Writes what waits in `out`; what hyper had besides is lost.
+    pub(super) fn poll_rescue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_out(cx))?;
+        let held = std::mem::take(&mut self.held);
+        self.responses_flushed(held);
+        Poll::Ready(Ok(()))
+    }
+
+    fn responses_flushed(&mut self, count: u64) {
+        let responses = self.conn().responses_flushed(count);
         if responses > 0 && self.conn().is_stopping() {
             self.ends.extend((0..responses).map(|_| self.written));
         } else if responses > 0 {

@@ -501,11 +501,11 @@ pub unsafe extern "C" fn httpdown_reply(
 ) -> c_int {
     // SAFETY: the same promise.
     unsafe {
-        end(request, |mut exchange| {
-            let body = slice(body.cast::<u8>(), body_len, "body")?;
-            let map = exchange.recycle_headers();
-            let head = response(map, status_code, headers, header_count)?;
-            exchange.reply(head.map(|()| Bytes::copy_from_slice(body)))
+        end(request, |exchange| {
+            // What is copied may be the request's own: before that is gone.
+            let body = Bytes::copy_from_slice(slice(body.cast::<u8>(), body_len, "body")?);
+            let head = response(status_code, headers, header_count)?;
+            exchange.reply(head.map(|()| body))
         })
     }
 }
@@ -524,6 +524,7 @@ pub unsafe extern "C" fn httpdown_reply_text(
         end(request, |mut exchange| {
             let text = super::boundary::text(text, "text")?;
             let text = text.ok_or_else(|| Error::InvalidArgument("text is NULL".into()))?;
+            let body = Bytes::copy_from_slice(text.as_bytes());
             let mut head = Response::new(());
             *head.status_mut() = status_of_answer(status_code)?;
             *head.headers_mut() = exchange.recycle_headers();
@@ -531,7 +532,7 @@ pub unsafe extern "C" fn httpdown_reply_text(
                 http::header::CONTENT_TYPE,
                 HeaderValue::from_static("text/plain; charset=utf-8"),
             );
-            exchange.reply(head.map(|()| Bytes::copy_from_slice(text.as_bytes())))
+            exchange.reply(head.map(|()| body))
         })
     }
 }
@@ -558,14 +559,13 @@ pub unsafe extern "C" fn httpdown_reply_borrowed(
     };
     // SAFETY: the same promise.
     unsafe {
-        end(request, |mut exchange| {
+        end(request, |exchange| {
             let bytes = slice(body.cast::<u8>(), body_len, "body")?;
             let body = Bytes::from_owner(Lent {
                 bytes,
                 _owner: owner,
             });
-            let map = exchange.recycle_headers();
-            let head = response(map, status_code, headers, header_count)?;
+            let head = response(status_code, headers, header_count)?;
             exchange.reply(head.map(|()| body))
         })
     }
@@ -602,7 +602,7 @@ pub unsafe extern "C" fn httpdown_reply_start(
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
         // SAFETY: the header's preface: an array of that length.
-        let head = unsafe { response(HeaderMap::new(), status_code, headers, header_count)? };
+        let head = unsafe { response(status_code, headers, header_count)? };
         request.with(|exchange| exchange.start(head))?;
         keep(request);
         Ok(())
@@ -679,12 +679,11 @@ pub unsafe extern "C" fn httpdown_bytes_equal(bytes: httpdown_bytes, text: *cons
     bytes.is_ok_and(|bytes| bytes == text.to_bytes())
 }
 
-/// The head of an answer, its headers put into an empty map.
+/// The head of an answer.
 ///
 /// # Safety
 /// NULL or an array of that length.
 unsafe fn response(
-    mut map: HeaderMap,
     status_code: c_int,
     headers: *const httpdown_header,
     header_count: usize,
@@ -693,6 +692,7 @@ unsafe fn response(
     let code = status_of_answer(status_code)?;
     // SAFETY: the caller's promise.
     let headers = unsafe { slice(headers, header_count, "headers")? };
+    let mut map = HeaderMap::new();
     for header in headers {
         // SAFETY: the header's preface: bytes of that length.
         let name = unsafe { header.name.as_slice("header name")? };
