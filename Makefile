@@ -36,8 +36,11 @@ build/$(SONAME): FORCE
 	@$(CARGO) rustc --release --quiet --lib --crate-type cdylib --crate-type staticlib
 	@# By way of mv: a program that runs meanwhile keeps the file that it has mapped.
 	@cmp -s target/release/libhttpdown.so $@ || { cp target/release/libhttpdown.so $@.new && mv $@.new $@; }
-	@# Link-time optimization leaves a name in it that any other Rust library may have, too.
-	@$(OBJCOPY) --localize-symbol=rust_eh_personality target/release/libhttpdown.a build/libhttpdown.a
+	@# Link-time optimization leaves a name in it that any other Rust library may have, too. A compiler may do without
+	@# objcopy; then it stays there.
+	@cp target/release/libhttpdown.a build/libhttpdown.a.new
+	@! command -v $(OBJCOPY) >/dev/null || $(OBJCOPY) --localize-symbol=rust_eh_personality build/libhttpdown.a.new
+	@mv build/libhttpdown.a.new build/libhttpdown.a
 	@ln -sf $(SONAME) build/libhttpdown.so
 
 FORCE:
