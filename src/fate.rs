@@ -109,11 +109,16 @@ impl Fate {
         let mut meeting = self.lock();
         // Within the lock: a watch either sees it when it is made, or is told.
         self.state.store(state, Ordering::Release);
-        if meeting.answer.is_some() {
-            meeting.answer = None; // Nobody will take it.
-        }
+        // Of a complete one it has been taken; of a lost one nobody will. It is dropped behind the lock: memory in it may
+        // be the host's, who is called then.
+        let unwanted = if state == LOST {
+            meeting.answer.take()
+        } else {
+            None
+        };
         let watch = meeting.watch.clone();
         drop(meeting);
+        drop(unwanted);
         if let Some(watch) = watch {
             watch.state.store(state, Ordering::Release);
             watch.changed.notify_waiters();

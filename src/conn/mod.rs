@@ -72,8 +72,10 @@ pub(crate) fn serve<R: Respond + Clone>(
         .await;
         let mut idle_since = Instant::now();
         let mut grace = None;
-        let mut complete = false;
-        while Parked::new(&mut wire, &mut idle_since, &mut grace).await {
+        let complete = loop {
+            if !Parked::new(&mut wire, &mut idle_since, &mut grace).await {
+                break false;
+            }
             // What has just been idle for long, or is new, will probably be idle for long again.
             let park_after = conn.shared().config.park_after;
             let requests = conn.requests();
@@ -92,18 +94,15 @@ pub(crate) fn serve<R: Respond + Clone>(
                     idle_since = since;
                     grace = None;
                 }
-                End::Done => {
-                    complete = true;
-                    break;
-                }
-                End::Failed => break,
+                End::Done => break true,
+                End::Failed => break false,
                 End::Cut => {
                     // What was answered before goes out before the reset, as far as the kernel takes it now.
                     let _ = poll_fn(|cx| Poll::Ready(wire.poll_rescue(cx))).await;
                     return;
                 }
             }
-        }
+        };
         Box::pin(close(wire, complete)).await;
     }
 }
@@ -297,7 +296,7 @@ async fn drive<R: Respond>(
         let idle_since = if phase >= Phase::Quiescing && conn.is_at_rest() {
             Some(Instant::now())
         } else if conn.is_idle() {
-            if is_busy {
+            if is_busy || conn.may_be_read() {
                 long_pause(&mut pause, conn, cx)
             } else {
                 Some(Instant::now())
@@ -343,7 +342,15 @@ fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> O
         _ => {}
     }
     let config = &conn.shared().config;
-    let mut timer = Box::pin(sleep(config.park_after.min(config.idle_timeout)));
+    let patience = if conn.may_be_read() {
+        config.idle_timeout
+    } else {
+        config.park_after.min(config.idle_timeout)
+    };
+    if patience == Duration::MAX {
+        return None;
+    }
+    let mut timer = Box::pin(sleep(patience));
     // It is not asked again: it must be set, also where tokio wants the task to pause.
     let _ = Pin::new(&mut unconstrained(timer.as_mut())).poll(cx);
     *pause = Some((requests, Instant::now(), timer));
@@ -358,11 +365,9 @@ fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> O
 /// `complete`: all that hyper had is written, or waits in the wire.
 async fn close(mut wire: Wire, complete: bool) {
     let conn = Arc::clone(wire.conn());
+    let _ = until_kill(&conn, |cx| wire.poll_rescue(cx)).await;
     if complete {
-        let _ = until_kill(&conn, |cx| wire.poll_write_out(cx)).await;
         wire.flushed();
-    } else {
-        let _ = until_kill(&conn, |cx| wire.poll_rescue(cx)).await;
     }
     let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
         return; // The client has gone, if it is no kill.

@@ -305,8 +305,7 @@ impl Conn {
         }
     }
 
-    /// hyper has read a request's head and gives it to the service.
-    /// `is_upgrade`: it asks for one.
+    /// hyper has read a request's head and gives it to the service. `is_upgrade`: it asks for one.
     pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength, is_upgrade: bool) -> Inflight {
         self.reading_head.store(false, Ordering::Relaxed);
         let is_alone = is_upgrade || body == BodyLength::Chunked;
@@ -382,19 +381,20 @@ impl Conn {
         if unflushed > flushed {
             self.unflushed.add(unflushed - flushed);
         }
-        let is_refused = self.refused.get() > 0 && self.refused.take() > 0;
-        let column = if is_refused {
-            &self.ledger.killed
-        } else {
-            &self.ledger.served
-        };
-        column.raise(flushed);
+        // The refused are the last: behind them, a kill lets nothing else come.
+        let behind = self.in_service.get() + unflushed - flushed;
+        let killed = self.refused.get().saturating_sub(behind).min(flushed);
+        if killed > 0 {
+            self.refused.sub(killed);
+            self.ledger.killed.raise(killed);
+        }
+        self.ledger.served.raise(flushed - killed);
         let is_idle =
             self.unflushed.get() == 0 && self.in_service.get() == 0 && !self.is_reading_head();
         if is_idle && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
-        if is_refused { 0 } else { flushed }
+        flushed - killed
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -417,9 +417,12 @@ impl Conn {
     /// Whether hyper can be done without: it is at rest, and has given all of the last request to its handler, who may
     /// read on when it has answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_at_rest()
-            && self.waiting_for_bytes.load(Ordering::Relaxed)
-            && !self.answered_early.load(Ordering::Relaxed)
+        self.is_at_rest() && self.waiting_for_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody may still read the body of the last request, to whom the end of hyper would be an error.
+    pub(super) fn may_be_read(&self) -> bool {
+        self.answered_early.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_waiting_for_bytes(&self, waiting: bool) {

@@ -258,7 +258,7 @@ impl Wire {
     }
 
     /// Writes what waits in `out`.
-    pub(super) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
             let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
             self.written += count as u64;
@@ -286,7 +286,7 @@ impl Wire {
         }
     }
 
-    /// Writes what waits in `out`; what hyper had besides is lost.
+    /// Writes what waits in `out`, when hyper is done.
     pub(super) fn poll_rescue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
         let held = std::mem::take(&mut self.held);
