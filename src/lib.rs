@@ -20,6 +20,7 @@
 //! runtime of the host's. What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
+mod accept;
 mod census;
 mod clock;
 mod conn;
@@ -35,6 +36,7 @@ mod ledger;
 mod lifecycle;
 mod listener;
 mod process;
+mod pulse;
 mod runtime;
 mod server;
 mod stats;

@@ -4,25 +4,23 @@
 //! serving ──► lame duck ──► quiescing ──► draining ──► killing ──► stopped
 //! ```
 
-use std::future::{Future, poll_fn};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
+use crate::accept::{Accepting, Serve};
 use crate::census::Census;
-use crate::conn::{Accepted, Registry};
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::listener::{Accept, Listener};
-use crate::runtime::{self, Executor};
+use crate::listener::Listener;
+use crate::runtime::{self, Executor, IoThreads};
 use crate::server::Shared;
 use crate::stats::StatKind;
 use crate::sys::{self, EventFd};
@@ -30,16 +28,6 @@ use crate::sys::{self, EventFd};
 /// How long connections may take to notice a kill by themselves before their sockets are reset from here. Only those
 /// whose I/O thread a handler blocks need that; the others use the time to write what is ready to be written.
 const KILL_GRACE: Duration = Duration::from_millis(100);
-/// How long accepting pauses when there are no descriptors or no memory for a connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How often the listening sockets must be found quiet, one time after the other, before they are closed: a SYN that
-/// has just passed, on another processor, is not to be seen for a moment.
-const QUIET_LOOKS: u32 = 2;
-/// How long it is from one look to the next.
-const LOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// How long handshakes that the kernel does not list are waited for: a round trip to anywhere, or to most places with
-/// a segment lost.
-const ROUND_TRIP: Duration = Duration::from_secs(1);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -180,174 +168,15 @@ impl<'a> Inbox<'a> {
     }
 }
 
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket().as_fd()
-    }
-}
-
-impl AsRawFd for Listener {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket().as_raw_fd()
-    }
-}
-
-/// The listening sockets, on the control thread's runtime.
-struct Acceptor<'a> {
-    listeners: Vec<AsyncFd<Listener>>,
-    paused: Option<Pin<Box<tokio::time::Sleep>>>,
-    shared: &'a Arc<Shared>,
-    serve: &'a dyn Fn(Accepted),
-}
-
-impl Acceptor<'_> {
-    /// Accepts until something fails for good.
-    async fn accept(&mut self) -> Error {
-        poll_fn(|cx| self.poll_accept(cx)).await
-    }
-
-    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
-        if let Some(pause) = &mut self.paused {
-            if pause.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            self.paused = None;
-        }
-        for listener in &self.listeners {
-            loop {
-                let mut ready = match listener.poll_read_ready(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(ready)) => ready,
-                    Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Error::io("watching a listening socket", error));
-                    }
-                };
-                match self.accept_one(listener.get_ref()) {
-                    Accept::Conn(..) | Accept::Again => {}
-                    Accept::Empty => ready.clear_ready(),
-                    Accept::Exhausted(error) => {
-                        self.shared.events.sum("accept.error", 1.0);
-                        self.shared
-                            .events
-                            .log(LogLevel::Warning, format!("accepting pauses: {error}"));
-                        let mut pause = Box::pin(tokio::time::sleep(ACCEPT_PAUSE));
-                        let _ = pause.as_mut().poll(cx);
-                        self.paused = Some(pause);
-                        return Poll::Pending;
-                    }
-                    Accept::Failed(error) => {
-                        return Poll::Ready(Error::io("accepting a connection", error));
-                    }
-                }
-            }
-        }
-        Poll::Pending
-    }
-
-    fn accept_one(&self, listener: &Listener) -> Accept {
-        let accept = listener.accept();
-        if let Accept::Conn(stream, peer, local) = accept {
-            (self.serve)(Registry::accept(self.shared, stream, peer, local));
-            return Accept::Again;
-        }
-        accept
-    }
-
-    /// Those that listen, and that nobody else accepts from: what waits in a shared one is for whoever does.
-    fn owned(&self) -> impl Iterator<Item = &Listener> {
-        let all = self.listeners.iter().map(AsyncFd::get_ref);
-        all.filter(|listener| !listener.is_shared() && listener.listens())
-    }
-
-    /// Takes over who is connected from its own point of view, and lets nobody else in: refuses new handshakes, and
-    /// accepts until no old one is left. Where descriptors are short, it waits for connections to end.
-    async fn quiesce(&self, mut census: Census) {
-        let warn = |why| self.shared.events.log(LogLevel::Warning, why);
-        // All of them first: in a group of sockets on one port, each is sent some of the clients.
-        for listener in self.owned() {
-            if let Err(error) = listener.refuse_new() {
-                let addr = listener.local_addr();
-                warn(format!(
-                    "{addr}: a handshake that begins now may be lost: {error}"
-                ));
-            }
-        }
-        let began = Instant::now();
-        let mut counted = true;
-        let mut quiet = 0;
-        while self.owned().next().is_some() {
-            let looked = Instant::now();
-            let emptied = self.try_empty();
-            // Before the queues are looked at: whoever is through with the handshake meanwhile waits in one of them.
-            let half_open = census.any_half_open(self.owned()).unwrap_or_else(|error| {
-                if std::mem::take(&mut counted) {
-                    warn(format!("half-open handshakes cannot be counted: {error}"));
-                }
-                false
-            });
-            let pending = half_open || self.owned().any(|listener| listener.queued() > 0);
-            quiet = if pending { 0 } else { quiet + 1 };
-            let all_seen = || counted && !census.any_cookies();
-            if quiet >= QUIET_LOOKS && (began.elapsed() >= ROUND_TRIP || all_seen()) {
-                return;
-            }
-            let pause = if emptied {
-                // A look takes as long as the machine has sockets: half of our time is enough.
-                LOOK_INTERVAL.max(looked.elapsed())
-            } else {
-                ACCEPT_PAUSE
-            };
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Accepts until the queues are empty. False if descriptors are short.
-    fn try_empty(&self) -> bool {
-        self.owned().all(|listener| {
-            loop {
-                // Not by way of tokio, whose budget may call a full queue empty.
-                match self.accept_one(listener) {
-                    Accept::Conn(..) | Accept::Again => {}
-                    Accept::Exhausted(_) => return false,
-                    Accept::Empty | Accept::Failed(_) => return true,
-                }
-            }
-        })
-    }
-
-    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
-    fn close(self) -> Option<Error> {
-        let mut failed = None;
-        let emptied = self.try_empty();
-        for listener in self.listeners {
-            if !listener.get_ref().is_shared() {
-                // Handshakes that are not done by now are no connections yet, from our point of view.
-                let waiting = if emptied {
-                    0
-                } else {
-                    listener.get_ref().queued()
-                };
-                self.shared.unaccepted.add(waiting.into());
-            }
-            // into_inner takes it out of the epoll set, where it would stay if another process had a copy.
-            if let Err(error) = listener.into_inner().close() {
-                failed.get_or_insert(Error::io("closing a listening socket", error));
-            }
-        }
-        failed
-    }
-}
-
-pub(crate) type Serve = Box<dyn Fn(&Executor, Accepted) + Send>;
-
 /// Everything that the control thread owns.
 pub(crate) struct Control {
     pub(crate) shared: Arc<Shared>,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) executor: Executor,
+    pub(crate) threads: IoThreads,
     pub(crate) backend: Backend,
-    /// Drives a connection on the executor.
-    pub(crate) serve: Serve,
+    /// Makes what drives connections on the executor: for each thread that accepts.
+    pub(crate) serve: Box<dyn Fn() -> Serve + Send>,
 }
 
 impl Control {
@@ -357,11 +186,11 @@ impl Control {
             shared,
             listeners,
             executor,
+            threads,
             backend,
             serve,
         } = self;
-        let serve_one = |accepted| serve(&executor, accepted);
-        let life = live(&shared, listeners, &serve_one, &backend);
+        let life = live(&shared, listeners, &executor, &*serve, &backend);
         // Whatever happens here, those who wait get an answer.
         let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)))
             .unwrap_or(Err(Error::Panicked));
@@ -375,7 +204,7 @@ impl Control {
         };
         let deadline = runtime::deadline(patience);
         backend.close(deadline);
-        executor.stop(deadline);
+        threads.stop(deadline);
         enter(&shared, Phase::Stopped);
         shared.events.close();
         shared.settle(result);
@@ -393,7 +222,8 @@ pub(crate) fn enter(shared: &Shared, phase: Phase) {
 async fn live(
     shared: &Arc<Shared>,
     listeners: Vec<Listener>,
-    serve: &dyn Fn(Accepted),
+    executor: &Executor,
+    serve: &dyn Fn() -> Serve,
     backend: &Backend,
 ) -> Result<()> {
     let clock = &*shared.clock;
@@ -401,27 +231,18 @@ async fn live(
     let events = &shared.events;
     let inbox = Inbox::new(&shared.orders)?;
     let census = Census::new();
-    let listeners = listeners
-        .into_iter()
-        .map(sys::watch)
-        .collect::<std::io::Result<_>>()
-        .map_err(|error| Error::io("watching a listening socket", error))?;
-    let mut acceptor = Acceptor {
-        listeners,
-        paused: None,
-        shared,
-        serve,
-    };
     if events.interest().stats {
         tokio::spawn(count_connections(Arc::clone(shared)));
     }
     events.sum("serve", 1.0);
     events.phase(Phase::Serving);
+    let pulse = executor.pulse().filter(|_| !backend.hands_over());
+    let mut accepting = Accepting::start(listeners, shared, executor, pulse, serve);
 
     let mut serve_error = tokio::select! {
         biased;
         () = inbox.at_least(Order::Stop) => None,
-        error = acceptor.accept() => Some(error),
+        error = accepting.failed() => Some(error),
     };
 
     let stop_began = clock.now();
@@ -439,7 +260,7 @@ async fn live(
                 () = inbox.at_least(Order::Kill) => None,
                 () = clock.sleep(config.lame_duck) => None,
                 () = quiet(shared, stop_began), if !config.lame_duck_quiet.is_zero() => None,
-                error = acceptor.accept() => Some(error),
+                error = accepting.failed() => Some(error),
             };
         }
     }
@@ -454,12 +275,12 @@ async fn live(
     enter(shared, Phase::Quiescing);
     let quiet = tokio::select! {
         biased;
-        () = acceptor.quiesce(census) => true,
+        () = accepting.quiesce(census) => true,
         // In real time, as the retransmissions of the kernel are.
         () = tokio::time::sleep(config.quiesce_timeout) => true,
         () = &mut out_of_time => false,
     };
-    let close_error = acceptor.close();
+    let close_error = accepting.close().await;
     enter(shared, Phase::Draining);
     let drained = quiet
         && tokio::select! {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,12 +27,14 @@ pub struct Listener {
     filtered: AtomicBool,
 }
 
-/// What one try to accept came to.
-pub(crate) enum Accept {
-    /// A connection: non-blocking; the client's address, and ours.
-    Conn(TcpStream, SocketAddr, SocketAddr),
-    /// That connection was gone before it could be accepted, or belongs to no one: try the next.
-    Again,
+/// A connection fresh from the kernel: non-blocking; the client's address, and ours.
+pub(crate) type Connected = (TcpStream, SocketAddr, SocketAddr);
+
+/// Why a try to accept brought no connection.
+#[derive(Debug)]
+pub(crate) enum NotAccepted {
+    /// It was gone before it could be accepted, or belongs to no one: try the next.
+    Gone,
     /// None waits.
     Empty,
     /// No descriptors or no memory: try later.
@@ -122,10 +124,6 @@ impl Listener {
         })
     }
 
-    pub(crate) fn socket(&self) -> &Socket {
-        &self.socket
-    }
-
     pub(crate) fn set_nonblocking(&self) -> Result<()> {
         self.socket
             .set_nonblocking(true)
@@ -145,35 +143,20 @@ impl Listener {
         self.shared
     }
 
-    pub(crate) fn accept(&self) -> Accept {
+    pub(crate) fn accept(&self) -> std::result::Result<Connected, NotAccepted> {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        let error = match self.socket.accept4(flags) {
-            Ok((socket, peer)) => {
-                if self.filtered.load(Ordering::Relaxed) {
-                    let _ = socket.detach_filter();
-                }
-                let stream = TcpStream::from(socket);
-                let local = if self.local.ip().is_unspecified() {
-                    stream.local_addr().unwrap_or(self.local)
-                } else {
-                    self.local
-                };
-                return match peer.as_socket() {
-                    Some(peer) => Accept::Conn(stream, peer, local),
-                    None => Accept::Again,
-                };
-            }
-            Err(error) => error,
-        };
-        match error.raw_os_error().unwrap_or(0) {
-            libc::EAGAIN => Accept::Empty,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Accept::Exhausted(error),
-            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => {
-                Accept::Failed(error)
-            }
-            // accept(2): errors of the network that wait on the new connection are reported here; go on.
-            _ => Accept::Again,
+        let (socket, peer) = self.socket.accept4(flags).map_err(NotAccepted::from)?;
+        if self.filtered.load(Ordering::Relaxed) {
+            let _ = socket.detach_filter();
         }
+        let stream = TcpStream::from(socket);
+        let local = if self.local.ip().is_unspecified() {
+            stream.local_addr().unwrap_or(self.local)
+        } else {
+            self.local
+        };
+        let peer = peer.as_socket().ok_or(NotAccepted::Gone)?;
+        Ok((stream, peer, local))
     }
 
     /// Keeps those out who want to connect from now on, but not those whose handshake has begun.
@@ -203,23 +186,55 @@ impl Listener {
         sys::accept_queue_len(self.socket.as_fd())
     }
 
-    /// Closes the socket; if it is not shared, nobody can connect to it any more, whoever has a copy.
-    pub(crate) fn close(self) -> io::Result<()> {
-        if !self.shared
-            && let Err(error) = self.socket.shutdown(std::net::Shutdown::Read)
-        {
-            match error.raw_os_error() {
-                // Somebody shut it down before us.
-                Some(libc::ENOTCONN) => {}
-                // The number is no longer ours: closing it might close something of the host's.
-                Some(libc::EBADF | libc::ENOTSOCK) => {
-                    let _ = self.socket.into_raw_fd();
-                    return Err(error);
-                }
-                _ => return Err(error),
-            }
+    /// Unless it is shared, nobody can connect to it any more, whoever has a copy.
+    pub(crate) fn shut(&self) -> io::Result<()> {
+        if self.shared {
+            return Ok(());
         }
-        sys::close(OwnedFd::from(self.socket))
+        match self.socket.shutdown(std::net::Shutdown::Read) {
+            // Somebody shut it down before us.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Shuts it, and closes it.
+    pub(crate) fn close(self) -> io::Result<()> {
+        let shut = self.shut();
+        if let Err(error) = &shut
+            && let Some(libc::EBADF | libc::ENOTSOCK) = error.raw_os_error()
+        {
+            // The number is no longer ours: closing it might close something of the host's.
+            let _ = self.socket.into_raw_fd();
+            return shut;
+        }
+        sys::close(OwnedFd::from(self.socket)).and(shut)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl From<io::Error> for NotAccepted {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error().unwrap_or(0) {
+            libc::EAGAIN => Self::Empty,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Self::Exhausted(error),
+            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => {
+                Self::Failed(error)
+            }
+            // accept(2): errors of the network that wait on the new connection are reported here; go on.
+            _ => Self::Gone,
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::pulse::Pulse;
 use crate::sys;
 
 /// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
@@ -141,11 +142,11 @@ pub(crate) fn deadline(patience: Duration) -> Instant {
         .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
 }
 
-/// Where connections run.
-#[derive(Debug)]
+/// Where connections run. Clones are the same.
+#[derive(Clone, Debug)]
 pub(crate) enum Executor {
     /// On threads of our own, each with a runtime of its own.
-    Own(Vec<IoThread>),
+    Own(Arc<[IoThread]>),
     /// On a runtime of the host's.
     Host(Handle),
 }
@@ -154,22 +155,26 @@ pub(crate) enum Executor {
 pub(crate) struct IoThread {
     runtime: Handle,
     home: Arc<Home>,
+    pulse: Arc<Pulse>,
     /// Connections that it drives.
     load: Arc<AtomicUsize>,
-    stop: oneshot::Sender<()>,
-    thread: Thread,
 }
 
 impl Executor {
-    /// Starts `count` I/O threads; by default one for each processor that this process may use.
-    pub(crate) fn start(server: u64, count: Option<NonZeroUsize>) -> Result<Self> {
-        let count = count
-            .or_else(|| thread::available_parallelism().ok())
-            .map_or(1, NonZeroUsize::get);
-        (0..count)
-            .map(|index| IoThread::start(server, index))
-            .collect::<Result<_>>()
-            .map(Self::Own)
+    /// Where connections are accepted: on the first thread.
+    pub(crate) fn for_accepting(&self) -> &Handle {
+        match self {
+            Self::Own(threads) => &threads[0].runtime,
+            Self::Host(runtime) => runtime,
+        }
+    }
+
+    /// Of the thread that accepts, if there are others.
+    pub(crate) fn pulse(&self) -> Option<Arc<Pulse>> {
+        match self {
+            Self::Own(threads) if threads.len() > 1 => Some(Arc::clone(&threads[0].pulse)),
+            _ => None,
+        }
     }
 
     /// Runs a connection, on the thread that has the fewest; if its requests are handed over to other threads, at home
@@ -182,9 +187,9 @@ impl Executor {
         match self {
             Self::Host(runtime) => drop(runtime.spawn(connection)),
             Self::Own(threads) => {
-                let least = threads
-                    .iter()
-                    .min_by_key(|thread| thread.load.load(Ordering::Relaxed));
+                let least = threads.iter().min_by_key(|thread| {
+                    (thread.pulse.is_stuck(), thread.load.load(Ordering::Relaxed))
+                });
                 if let Some(thread) = least {
                     let load = Load::add(&thread.load);
                     let connection = Loading { connection, load };
@@ -198,15 +203,37 @@ impl Executor {
             }
         }
     }
+}
 
-    /// Ends the threads; those that a handler still holds at the deadline are left to themselves.
+/// The threads of an executor, for whoever ends them.
+#[derive(Debug)]
+pub(crate) struct IoThreads(Vec<(oneshot::Sender<()>, Thread)>);
+
+impl IoThreads {
+    /// None: the executor is a runtime of the host's.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Starts `count` threads; by default one for each processor that this process may use.
+    pub(crate) fn start(server: u64, count: Option<NonZeroUsize>) -> Result<(Self, Executor)> {
+        let count = count
+            .or_else(|| thread::available_parallelism().ok())
+            .map_or(1, NonZeroUsize::get);
+        let (handles, threads) = (0..count)
+            .map(|index| IoThread::start(server, index))
+            .collect::<Result<(Vec<_>, Vec<_>)>>()?;
+        Ok((Self(handles), Executor::Own(threads.into())))
+    }
+
+    /// Ends them; those that a handler still holds at the deadline are left to themselves.
     pub(crate) fn stop(self, deadline: Instant) {
-        let Self::Own(threads) = self else { return };
-        let threads: Vec<_> = threads
+        let threads: Vec<_> = self
+            .0
             .into_iter()
-            .map(|thread| {
-                let _ = thread.stop.send(());
-                thread.thread
+            .map(|(stop, thread)| {
+                let _ = stop.send(());
+                thread
             })
             .collect();
         for thread in threads {
@@ -216,14 +243,25 @@ impl Executor {
 }
 
 impl IoThread {
-    fn start(server: u64, index: usize) -> Result<Self> {
+    fn start(server: u64, index: usize) -> Result<((oneshot::Sender<()>, Thread), Self)> {
         let home = Arc::new(Home::default());
-        let (before, after, here) = (Arc::clone(&home), Arc::clone(&home), Arc::clone(&home));
-        let runtime = build(
-            runtime_builder()
-                .on_thread_park(move || before.before_sleep())
-                .on_thread_unpark(move || after.after_sleep()),
-        )?;
+        let pulse = Arc::new(Pulse::default());
+        let runtime = {
+            let (before, after) = (Arc::clone(&home), Arc::clone(&home));
+            let (sleeps, wakes) = (Arc::clone(&pulse), Arc::clone(&pulse));
+            build(
+                runtime_builder()
+                    .on_thread_park(move || {
+                        before.before_sleep();
+                        sleeps.falls_asleep();
+                    })
+                    .on_thread_unpark(move || {
+                        wakes.wakes();
+                        after.after_sleep();
+                    }),
+            )?
+        };
+        let here = Arc::clone(&home);
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = spawn_thread(&format!("httpdown-{index}"), server, Role::Io, move || {
@@ -232,13 +270,13 @@ impl IoThread {
             // without waiting for what a service may have given to spawn_blocking.
             runtime.shutdown_background();
         })?;
-        Ok(Self {
+        let this = Self {
             runtime: handle,
             home,
+            pulse,
             load: Arc::default(),
-            stop,
-            thread,
-        })
+        };
+        Ok(((stop, thread), this))
     }
 }
 

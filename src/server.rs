@@ -15,7 +15,7 @@ use hyper::service::Service;
 use tokio::sync::watch;
 
 use crate::clock::{Clock, SystemClock};
-use crate::conn::{self, Accepted, BoxError, Plain, Registry, Respond};
+use crate::conn::{self, BoxError, Plain, Registry, Respond};
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
@@ -23,7 +23,7 @@ use crate::ledger::{Count, Ends, Ledger, Report};
 use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::process::{self, StopSignals};
-use crate::runtime::{self, Executor, Role, Thread};
+use crate::runtime::{self, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
 
 /// What can be set.
@@ -426,7 +426,8 @@ impl Builder {
         self
     }
 
-    /// Drives connections on this runtime instead of threads of the server's own. It must outlive the server.
+    /// Accepts and drives connections on this runtime, whose I/O and time must be enabled, instead of threads of the
+    /// server's own. It must outlive the server, which else stops with an error.
     pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
         self.runtime = Some(runtime);
         self
@@ -559,9 +560,9 @@ impl Builder {
         for listener in &listeners {
             listener.set_nonblocking()?;
         }
-        let executor = match self.runtime {
-            Some(runtime) => Executor::Host(runtime),
-            None => Executor::start(id, self.io_threads)?,
+        let (threads, executor) = match self.runtime {
+            Some(runtime) => (IoThreads::none(), Executor::Host(runtime)),
+            None => IoThreads::start(id, self.io_threads)?,
         };
         let server = Server { shared };
         if let Some(slot) = self.slot {
@@ -587,10 +588,14 @@ impl Builder {
         let control = Control {
             shared: Arc::clone(&server.shared),
             listeners,
-            executor,
+            executor: executor.clone(),
+            threads,
             backend,
-            serve: Box::new(move |executor, accepted: Accepted| {
-                executor.spawn(conn::serve(accepted, respond.clone()), hands_over);
+            serve: Box::new(move || {
+                let (executor, respond) = (executor.clone(), respond.clone());
+                Box::new(move |accepted| {
+                    executor.spawn(conn::serve(accepted, respond.clone()), hands_over);
+                })
             }),
         };
         let started = started.and_then(|()| {

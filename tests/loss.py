@@ -173,7 +173,8 @@ class FaultyServer:
 
     def end(self, *_):
         if self.fault == "wrong-books":
-            print(json.dumps({"connections": self.connections, "served": self.served + 1}), flush=True)
+            # So wrong that requests which their threads have not counted yet cannot make up for it.
+            print(json.dumps({"connections": self.connections, "served": self.served + 1000}), flush=True)
         os._exit(0)
 
     def serve(self, connection):

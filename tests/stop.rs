@@ -11,10 +11,10 @@ mod common;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{Shutdown, TcpListener};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,8 +23,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use httpdown::{
-    Builder, Clock, ConnState, Dispatch, Error, Exchange, Listener, LogLevel, MockClock, Phase,
-    Server, Sleep, SystemClock,
+    Builder, ConnState, Dispatch, Error, Exchange, Listener, LogLevel, MockClock, Phase, Server,
 };
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -58,7 +57,16 @@ impl Fixture {
         Self::on(listener(), builder)
     }
 
+    /// Handlers run in place, on so many threads.
+    fn in_place(threads: NonZeroUsize) -> Self {
+        Self::dispatched(listener(), builder().io_threads(threads), Dispatch::Inline)
+    }
+
     fn on(listener: Listener, builder: Builder) -> Self {
+        Self::dispatched(listener, builder, Dispatch::default())
+    }
+
+    fn dispatched(listener: Listener, builder: Builder, dispatch: Dispatch) -> Self {
         let (gate, at_gate, phases) = (Gate::new(), Journal::new(), Journal::new());
         let handler = {
             let (gate, at_gate) = (gate.clone(), at_gate.clone());
@@ -72,7 +80,7 @@ impl Fixture {
         };
         let server = builder
             .on_phase(into_journal(&phases))
-            .handle(listener, Dispatch::default(), handler)
+            .handle(listener, dispatch, handler)
             .unwrap();
         Self {
             server,
@@ -361,46 +369,19 @@ fn pipelined_requests_received_before_the_stop_are_all_answered() {
     assert_eq!(wait(&fixture.server).unwrap().served, 3);
 }
 
-/// A clock at which the control thread can be held: for a stop that has been ordered and has not begun.
-#[derive(Clone, Debug, Default)]
-struct HeldClock {
-    clock: Arc<SystemClock>,
-    holds: Arc<AtomicBool>,
-    held: Gate,
-    goes_on: Gate,
-}
-
-impl Clock for HeldClock {
-    fn now(&self) -> Duration {
-        if self.holds.swap(false, Ordering::Relaxed) {
-            self.held.open();
-            self.goes_on.pass();
-        }
-        self.clock.now()
-    }
-
-    fn sleep(&self, duration: Duration) -> Sleep {
-        self.clock.sleep(duration)
-    }
-}
-
 /// gunicorn 3397, golang/go 68849: a listener is closed with connections in its queue, which are reset.
 #[test]
 fn connections_that_wait_to_be_accepted_at_the_stop_are_served() {
     const CLIENTS: usize = 40;
-    let clock = HeldClock::default();
-    let _open_at_end = clock.goes_on.open_at_end();
-    let fixture = Fixture::with(builder().clock(clock.clone()));
+    let fixture = Fixture::in_place(NonZeroUsize::MIN);
     let idle = fixture.idle_client();
-    clock.holds.store(true, Ordering::Relaxed);
+    let mut clients = vec![fixture.client_at_gate()];
+    // The handler blocks the thread that accepts: these wait in the kernel.
+    clients.extend((1..CLIENTS).map(|_| Client::get(addr(&fixture.server), "/")));
+    assert_eq!(fixture.server.report().connections, 2);
     fixture.server.stop_begin();
-    clock.held.pass();
-    // Nobody accepts now: these wait in the kernel.
-    let mut clients: Vec<_> = (0..CLIENTS)
-        .map(|_| Client::get(addr(&fixture.server), "/"))
-        .collect();
-    assert_eq!(fixture.server.report().connections, 1);
-    clock.goes_on.open();
+    fixture.wait_for_phase(Phase::Draining);
+    fixture.gate.open();
     let lost = clients
         .iter_mut()
         .filter_map(|client| client.try_answer().err())
@@ -410,6 +391,39 @@ fn connections_that_wait_to_be_accepted_at_the_stop_are_served() {
     let report = wait(&fixture.server).unwrap();
     assert_balanced(&report);
     assert_eq!(report.served, 1 + CLIENTS as u64);
+}
+
+#[test]
+fn a_listener_is_gone_after_the_stop_though_a_handler_blocks_the_thread_that_accepts() {
+    let fixture = Fixture::in_place(NonZeroUsize::MIN);
+    let addr = addr(&fixture.server);
+    let mut client = fixture.client_at_gate();
+    fixture.server.stop_begin();
+    fixture.wait_for_phase(Phase::Draining);
+    let refused = TcpStream::connect(addr).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    // The next server can have the address.
+    Listener::bind(&addr.to_string()).unwrap();
+    fixture.gate.open();
+    assert_eq!(client.answer().text(), "hello");
+    assert_balanced(&wait(&fixture.server).unwrap());
+}
+
+#[test]
+fn new_connections_are_served_while_a_handler_blocks_the_thread_that_accepts() {
+    let two = NonZeroUsize::new(2).unwrap();
+    let fixture = Fixture::in_place(two);
+    // The first client is served where it is accepted.
+    let mut at_gate = fixture.client_at_gate();
+    let others: Vec<_> = (0..10).map(|_| fixture.idle_client()).collect();
+    fixture.gate.open();
+    assert_eq!(at_gate.answer().text(), "hello");
+    drop((at_gate, others));
+    // When it gets on, it accepts again.
+    fixture.idle_client();
+    let report = stop(&fixture.server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.served, 12);
 }
 
 #[test]
@@ -1040,6 +1054,18 @@ fn connections_may_run_on_a_runtime_of_the_host() {
     assert_eq!(client.answer().text(), "hello");
     idle.assert_closed();
     assert_balanced(&wait(&fixture.server).unwrap());
+}
+
+#[test]
+fn a_server_whose_runtime_goes_away_ends_and_says_so() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fixture = Fixture::with(builder().runtime(runtime.handle().clone()));
+    let idle = fixture.idle_client();
+    runtime.shutdown_timeout(LONG);
+    let error = wait(&fixture.server).unwrap_err();
+    assert!(error.to_string().contains("runtime"), "{error}");
+    assert_balanced(&fixture.server.report());
+    idle.assert_ended();
 }
 
 #[test]
