@@ -60,7 +60,7 @@ build() {
 }
 
 run() {
-    TSAN_OPTIONS="exitcode=66 halt_on_error=0 second_deadlock_stack=1" \
+    TSAN_OPTIONS="exitcode=66 halt_on_error=0 second_deadlock_stack=1 suppressions=tests/tsan/suppressions" \
         timeout 300 setarch -R "$out/$1" >"$out/$1.log" 2>&1
 }
 
