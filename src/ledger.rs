@@ -70,47 +70,45 @@ pub struct Report {
     pub events_dropped: u64,
 }
 
-/// A counter that only one thread writes at a time.
+/// A counter that any thread may read.
 #[derive(Debug, Default)]
 pub(crate) struct Count(AtomicU64);
 
 impl Count {
+    /// What was counted before, in this counter or another, is seen by whoever reads that one later.
     pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Acquire)
     }
 
-    /// For a counter that a single task writes: no locked instruction.
-    pub(crate) fn bump(&self) {
-        self.0.store(self.get() + 1, Ordering::Relaxed);
-    }
-
-    /// As [`Count::bump`], by more than one.
+    /// For a counter that one thread writes at a time: no locked instruction.
     pub(crate) fn raise(&self, n: u64) {
-        self.0.store(self.get() + n, Ordering::Relaxed);
+        self.0.store(self.get() + n, Ordering::Release);
     }
 
-    /// Moves what has been counted here to `other`; for a counter that a single task writes.
+    /// As [`Count::raise`].
+    pub(crate) fn lower(&self, n: u64) {
+        self.0.store(self.get() - n, Ordering::Release);
+    }
+
+    /// Moves what has been counted here to `other`; both as with [`Count::raise`].
     pub(crate) fn move_to(&self, other: &Self) {
-        let value = self.take();
-        other.0.store(other.get() + value, Ordering::Relaxed);
-    }
-
-    /// What has been counted; the count begins anew. Any thread.
-    pub(crate) fn take(&self) -> u64 {
-        self.0.swap(0, Ordering::Relaxed)
+        let value = self.get();
+        self.lower(value);
+        other.raise(value);
     }
 
     /// For a counter that several threads write.
     pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.0.fetch_add(n, Ordering::Release);
     }
 
+    /// As [`Count::add`].
     pub(crate) fn sub(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Relaxed);
+        self.0.fetch_sub(n, Ordering::Release);
     }
 }
 
-/// The counts of one connection, or of all that have been closed.
+/// The requests of one connection, or of all that have been closed: how many have come, and what became of them.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pub(crate) requests: Count,
@@ -120,22 +118,54 @@ pub(crate) struct Ledger {
     pub(crate) killed: Count,
 }
 
+/// What a [`Ledger`] says at one time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counts {
+    pub(crate) requests: u64,
+    pub(crate) served: u64,
+    pub(crate) failed: u64,
+    pub(crate) gone: u64,
+    pub(crate) killed: u64,
+}
+
 impl Ledger {
+    /// No more in the columns than have come, even while the connection counts: a request comes before it is in a
+    /// column, and from `served` one may still go to `gone` or `killed`.
+    pub(crate) fn counts(&self) -> Counts {
+        let (gone, killed) = (self.gone.get(), self.killed.get());
+        let (served, failed) = (self.served.get(), self.failed.get());
+        Counts {
+            requests: self.requests.get(),
+            served,
+            failed,
+            gone,
+            killed,
+        }
+    }
+
     /// Adds a closed connection's counts to those of the server.
-    pub(crate) fn add(&self, other: &Self) {
-        self.requests.add(other.requests.get());
-        self.served.add(other.served.get());
-        self.failed.add(other.failed.get());
-        self.gone.add(other.gone.get());
-        self.killed.add(other.killed.get());
+    pub(crate) fn add(&self, counts: &Counts) {
+        self.requests.add(counts.requests);
+        self.served.add(counts.served);
+        self.failed.add(counts.failed);
+        self.gone.add(counts.gone);
+        self.killed.add(counts.killed);
     }
 
     pub(crate) fn add_to(&self, report: &mut Report) {
-        report.requests += self.requests.get();
-        report.served += self.served.get();
-        report.failed += self.failed.get();
-        report.gone += self.gone.get();
-        report.killed += self.killed.get();
+        let counts = self.counts();
+        report.requests += counts.requests;
+        report.served += counts.served;
+        report.failed += counts.failed;
+        report.gone += counts.gone;
+        report.killed += counts.killed;
+    }
+}
+
+impl Counts {
+    /// How many requests are in no column.
+    pub(crate) fn open(&self) -> u64 {
+        self.requests - (self.served + self.failed + self.gone + self.killed)
     }
 }
 
@@ -164,5 +194,30 @@ impl Ends {
         report.conns_killed = self.killed.get();
         report.hijacked_killed = self.hijacked_killed.get();
         report.bytes_unacked = self.bytes_unacked.get();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_in_the_columns_than_has_come_whenever_one_looks() {
+        const REQUESTS: u64 = 100_000;
+        let ledger = Ledger::default();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..REQUESTS {
+                    ledger.requests.raise(1);
+                    ledger.served.raise(1);
+                    ledger.served.lower(1);
+                    ledger.gone.raise(1);
+                }
+            });
+            while ledger.counts().requests < REQUESTS {
+                let counts = ledger.counts();
+                assert!(counts.served + counts.gone <= counts.requests, "{counts:?}");
+            }
+        });
     }
 }

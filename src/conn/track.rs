@@ -124,7 +124,8 @@ impl Registry {
             in_service: Count::default(),
             unflushed: Count::default(),
             refused: Count::default(),
-            held: Count::default(),
+            let_go: Count::default(),
+            settled: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             body_left: AtomicU64::new(0),
             ahead: AtomicUsize::new(0),
@@ -180,17 +181,19 @@ impl Registry {
 
     /// How many requests are held by handlers, or wait in a queue.
     pub(crate) fn held(&self) -> u64 {
-        self.all().iter().map(|conn| conn.held.get()).sum()
+        self.all().iter().map(|conn| conn.held()).sum()
     }
 
     /// Adds up the connections that are still held and, from `closed`, those that are not.
     pub(crate) fn add_to(&self, report: &mut Report, closed: &Ledger) {
         let conns = self.lock();
         let held: Vec<_> = conns.values().filter_map(Weak::upgrade).collect();
+        // The others are in the server's ledger already.
+        let unsettled: Vec<_> = held.iter().filter(|conn| !conn.is_settled()).collect();
         closed.add_to(report);
         drop(conns);
         report.connections = self.accepted.load(Ordering::Relaxed);
-        for conn in held {
+        for conn in unsettled {
             conn.ledger.add_to(report);
             let count = match conn.state() {
                 ConnState::New => &mut report.conns_new,
@@ -213,7 +216,7 @@ impl Registry {
     }
 }
 
-/// One connection. Its task writes the counts; others only read them.
+/// One connection. Its task writes the counts, or whoever has taken it over; others only read them.
 #[derive(Debug)]
 pub(crate) struct Conn {
     info: ConnInfo,
@@ -224,6 +227,9 @@ pub(crate) struct Conn {
     /// Of its task, which stays the same.
     waker: Mutex<Option<Waker>>,
     ledger: Ledger,
+    /// What the ledger said when the connection was closed is among the server's counts now. What a thread counts that
+    /// comes to it later, because a handler has blocked it, counts no more. Under the registry's lock.
+    settled: AtomicBool,
     /// Bytes of a request have come, but not yet its whole head.
     reading_head: AtomicBool,
     /// hyper has used up all that it got, and waits for more.
@@ -232,10 +238,10 @@ pub(crate) struct Conn {
     in_service: Count,
     /// Responses that hyper has whole and that are not yet all in the kernel's hands.
     unflushed: Count,
-    /// How many of those were answered 503 by a kill.
+    /// How many of those were answered 503 by a kill. Any thread counts.
     refused: Count,
-    /// Requests that anything still holds.
-    held: Count,
+    /// Requests that nothing holds any more. Any thread counts.
+    let_go: Count,
     /// The last response has agreed to an upgrade: what comes now is not ours to understand.
     upgraded: AtomicBool,
     /// How much of the body of the last request has not been given to hyper; [`UNKNOWN`] if only its end will tell.
@@ -315,9 +321,8 @@ impl Conn {
             BodyLength::Known(length) => Some(length),
             BodyLength::Chunked => None,
         });
-        self.ledger.requests.bump();
-        self.in_service.bump();
-        self.held.add(1);
+        self.ledger.requests.raise(1);
+        self.in_service.raise(1);
         Inflight {
             conn: Arc::clone(self),
         }
@@ -347,6 +352,12 @@ impl Conn {
         self.in_service.move_to(&self.unflushed);
     }
 
+    /// How many requests anything still holds.
+    fn held(&self) -> u64 {
+        let let_go = self.let_go.get();
+        self.ledger.requests.get() - let_go
+    }
+
     /// The service failed when the response had begun: hyper will cut it. After a kill that is what was asked of it.
     pub(super) fn response_failed(&self) {
         if self.is_killed() {
@@ -373,24 +384,20 @@ impl Conn {
     /// The kernel has so many of the responses that it had not got to their ends, the first of them. Says how many were
     /// served by that.
     pub(super) fn responses_flushed(&self, count: u64) -> u64 {
-        if count.min(self.unflushed.get()) == 0 {
+        let flushed = count.min(self.unflushed.get());
+        if flushed == 0 {
             return 0;
         }
-        let unflushed = self.unflushed.take();
-        let flushed = unflushed.min(count);
-        if unflushed > flushed {
-            self.unflushed.add(unflushed - flushed);
-        }
+        self.unflushed.lower(flushed);
         // The refused are the last: behind them, a kill lets nothing else come.
-        let behind = self.in_service.get() + unflushed - flushed;
+        let behind = self.in_service.get() + self.unflushed.get();
         let killed = self.refused.get().saturating_sub(behind).min(flushed);
         if killed > 0 {
             self.refused.sub(killed);
             self.ledger.killed.raise(killed);
         }
         self.ledger.served.raise(flushed - killed);
-        let is_idle =
-            self.unflushed.get() == 0 && self.in_service.get() == 0 && !self.is_reading_head();
+        let is_idle = behind == 0 && !self.is_reading_head();
         if is_idle && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
@@ -557,8 +564,8 @@ impl Conn {
         } else {
             &ledger.gone
         };
-        ledger.served.sub(responses);
-        lost.add(responses);
+        ledger.served.lower(responses);
+        lost.raise(responses);
         self.undelivered.store(responses > 0, Ordering::Relaxed);
     }
 
@@ -614,18 +621,7 @@ impl Conn {
             return;
         }
         let (killed, ends) = (self.is_killed(), &self.shared.ends);
-        let ledger = &self.ledger;
-        let mut lost = self.in_service.take() + self.unflushed.take();
-        if killed && self.is_reading_head() {
-            // A request of which a byte has come is a request.
-            ledger.requests.add(1);
-            lost += 1;
-        }
-        if killed {
-            ledger.killed.add(lost);
-        } else {
-            ledger.gone.add(lost);
-        }
+        let lost = self.settle(killed);
         let was_hijacked = self.state() == ConnState::Hijacked;
         self.set_state(ConnState::Closed);
         if !was_hijacked {
@@ -647,6 +643,28 @@ impl Conn {
         count.add(1);
     }
 
+    /// Adds the counts to the server's, for good. Says how many requests were lost: those that are in no column yet.
+    fn settle(&self, killed: bool) -> u64 {
+        // Under the lock, so that no report counts the connection twice.
+        let _registry = self.shared.registry.lock();
+        let mut counts = self.ledger.counts();
+        // A request of which a byte has come is a request.
+        counts.requests += u64::from(killed && self.is_reading_head());
+        let lost = counts.open();
+        if killed {
+            counts.killed += lost;
+        } else {
+            counts.gone += lost;
+        }
+        self.shared.ledger.add(&counts);
+        self.settled.store(true, Ordering::Relaxed);
+        lost
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
     fn descriptor(&self) -> MutexGuard<'_, Option<RawFd>> {
         self.descriptor
             .lock()
@@ -658,8 +676,6 @@ impl Drop for Conn {
     fn drop(&mut self) {
         let registry = &self.shared.registry;
         let mut conns = registry.lock();
-        // Under the lock, so that no report counts it twice.
-        self.shared.ledger.add(&self.ledger);
         conns.remove(&self.info.id);
         if conns.is_empty() {
             registry.emptied.notify_waiters();
@@ -720,6 +736,6 @@ impl Inflight {
 
 impl Drop for Inflight {
     fn drop(&mut self) {
-        self.conn.held.sub(1);
+        self.conn.let_go.add(1);
     }
 }

@@ -2,6 +2,7 @@
 //! and a clock that moves only when nothing is left to do. So a random script of a client and of a stop has one outcome,
 //! and what must hold for it can be worked out from the script.
 
+mod books;
 mod idle;
 mod life;
 mod requests;

@@ -1,0 +1,108 @@
+//! What becomes of requests is counted once, whoever comes to them late.
+
+use std::io::Read as _;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::Response;
+
+use super::{Bench, Run};
+use crate::dispatch::{Dispatcher, RequestQueue};
+use crate::exchange::Exchange;
+use crate::ledger::Report;
+use crate::lifecycle::{Phase, enter};
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+const REQUESTS: usize = 20;
+
+fn take(queue: &RequestQueue) -> Exchange {
+    queue.take(1, Some(Instant::now())).unwrap().remove(0)
+}
+
+fn reply(exchange: Exchange, length: usize) {
+    let body = Bytes::from(vec![b'x'; length]);
+    exchange.reply(Response::new(body)).unwrap();
+}
+
+fn columns(report: &Report) -> [u64; 5] {
+    [
+        report.requests,
+        report.served,
+        report.failed,
+        report.gone,
+        report.killed,
+    ]
+}
+
+/// A queue, and a connection whose requests go there.
+fn queued(bench: &Bench) -> (RequestQueue, Run) {
+    let queue = RequestQueue::new();
+    let run = Run::start(bench, Dispatcher::Queue(queue.clone()));
+    (queue, run)
+}
+
+#[test]
+fn of_the_answers_in_one_write_a_kill_has_only_those_that_it_refused() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let (queue, mut run) = queued(&bench);
+        run.peer.is_reading = false;
+        assert!(run.send(&GET.repeat(REQUESTS)).await);
+        // Until the sockets are full: then one is answered and not written, and the next waits to be taken.
+        let mut answered = 0;
+        while run.shared.report().served == answered {
+            answered += 1;
+            reply(take(&queue), 10_000);
+            run.settle().await;
+        }
+        let served = answered - 1;
+        assert_eq!(
+            columns(&run.shared.report()),
+            [answered + 1, served, 0, 0, 0]
+        );
+        // When the client reads again, and the task wakes to write on, a kill has begun.
+        let shared = Arc::clone(&run.shared);
+        *run.ambush.lock().unwrap() = Some(Box::new(move || {
+            queue.end().for_each(Exchange::refuse);
+            enter(&shared, Phase::Killing);
+        }));
+        let client = run.peer.stream.as_mut().unwrap();
+        let mut buf = vec![0; 1 << 20];
+        while let Ok(count @ 1..) = client.read(&mut buf) {
+            run.peer.got.extend_from_slice(&buf[..count]);
+        }
+        run.catch_up().await;
+        let got = String::from_utf8_lossy(&run.peer.got);
+        assert!(got.contains("HTTP/1.1 503 Service Unavailable"));
+        let refused = REQUESTS as u64 - answered;
+        let expected = [REQUESTS as u64, answered, 0, 0, refused];
+        assert_eq!(columns(&run.shared.report()), expected);
+    });
+}
+
+#[test]
+fn what_comes_to_a_connection_when_its_books_are_closed_is_not_counted() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let (queue, mut run) = queued(&bench);
+        assert!(run.send(GET).await);
+        reply(take(&queue), 1);
+        assert!(run.send(GET).await);
+        let exchange = take(&queue);
+        assert_eq!(run.shared.registry.held(), 1);
+        run.shared.registry.abandon_all();
+        let closed = [2, 1, 0, 1, 0];
+        assert_eq!(columns(&run.shared.report()), closed);
+        // As a thread that was blocked, and goes on before the server has ended.
+        reply(exchange, 1);
+        assert!(run.send(GET).await);
+        reply(take(&queue), 1);
+        run.close(false).await;
+        assert!(run.task.is_finished());
+        let report = run.shared.report();
+        assert_eq!(columns(&report), closed);
+        assert_eq!((report.conns_gone, report.conns_open), (1, 0), "{report:?}");
+        assert_eq!(run.shared.registry.held(), 0);
+    });
+}
