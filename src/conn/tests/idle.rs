@@ -327,3 +327,29 @@ fn a_connection_is_not_idle_while_its_client_still_receives() {
         assert_eq!(run.peer.end, Some(true));
     });
 }
+
+#[test]
+fn a_connection_that_was_answered_before_its_body_came_is_closed_when_its_time_is_over() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        assert!(
+            run.send(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n")
+                .await
+        );
+        assert_eq!(run.answers(), 1);
+        // Whose body does not come is not idle.
+        run.ticks(2 * IDLE).await;
+        assert_eq!(run.ended, None);
+        assert!(run.send(b"abc").await);
+        let last = run.tick;
+        run.ticks(IDLE - 1).await;
+        assert_eq!(run.ended, None);
+        run.ticks(1 + PARK).await;
+        assert!(run.ended.is_some_and(|ended| ended <= last + IDLE + PARK));
+        assert_eq!(run.peer.end, Some(true), "reset");
+        run.ticks(LINGER).await;
+        let report = run.shared.report();
+        assert_eq!((report.closed_idle, report.served), (1, 1), "{report:?}");
+    });
+}
