@@ -125,7 +125,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             shared.request_came();
             let call = || self.respond.respond(request, &answering.outcome);
             future = catch_unwind(AssertUnwindSafe(call)).ok();
-            early = future.is_none().then(|| Box::new(panicked()));
+            early = future.is_none().then(|| Box::new(Err(PANICKED.to_owned())));
         }
         TrackedFuture {
             future,
@@ -195,11 +195,23 @@ impl<O: Outcome> Answering<O> {
         self.answered(answer, |body| body)
     }
 
+    #[inline]
     fn answered<S: Body, B: Body>(
         self,
         mut response: Response<S>,
         source: impl FnOnce(S) -> Source<B>,
     ) -> Response<TrackedBody<B, O>> {
+        let remaining = self.prepare(&mut response);
+        response.map(|body| TrackedBody {
+            body: source(body),
+            remaining,
+            answering: Some(self),
+        })
+    }
+
+    /// Has the head say what there is to say of the connection, and the connection know what becomes of it. How many
+    /// bytes hyper will take of the body, where that is known.
+    fn prepare<S: Body>(&self, response: &mut Response<S>) -> Option<u64> {
         let status = response.status();
         let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
@@ -240,11 +252,7 @@ impl<O: Outcome> Answering<O> {
         if self.announces && goes_on && !upgrades {
             self.announce(response.headers_mut());
         }
-        response.map(|body| TrackedBody {
-            body: source(body),
-            remaining,
-            answering: Some(self),
-        })
+        remaining
     }
 
     /// Says when an idle connection ends, unless the response says something of the kind itself.
@@ -268,9 +276,7 @@ impl<O: Outcome> Drop for Answering<O> {
     }
 }
 
-fn panicked<T>() -> Result<T, String> {
-    Err("it panicked".to_owned())
-}
+const PANICKED: &str = "it panicked";
 
 /// What a readiness probe is told.
 #[derive(Clone, Copy, Debug)]
@@ -352,27 +358,35 @@ where
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Pending; // As above.
         };
-        let result = match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-            Ok(Poll::Pending) => {
-                *this.answering = Some(answering);
-                return Poll::Pending;
+        // Not by the value of a closure, or of a function: each would copy the response.
+        let mut result = None;
+        let poll = || {
+            if let Poll::Ready(ready) = future.poll(cx) {
+                result = Some(ready);
             }
-            Ok(Poll::Ready(result)) => result.map_err(|error| error.into().to_string()),
-            Err(_) => panicked(),
         };
+        let has_panicked = catch_unwind(AssertUnwindSafe(poll)).is_err();
+        if result.is_none() && !has_panicked {
+            *this.answering = Some(answering);
+            return Poll::Pending;
+        }
         if !answering.conn().has_read_body() {
             // Before hyper asks again, it looks whether anybody still reads the body. If not, and the rest is not there
             // yet, it will close the connection; then the head of this answer says so.
             this.future.set(None);
-            let early = result.map(|response| response.map(Source::host));
-            *this.early = Some(Box::new(early));
+            *this.early = Some(Box::new(match result {
+                Some(Ok(response)) => Ok(response.map(Source::host)),
+                Some(Err(error)) => Err(error.into().to_string()),
+                None => Err(PANICKED.to_owned()),
+            }));
             *this.answering = Some(answering);
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
         Poll::Ready(Ok(match result {
-            Ok(response) => answering.answered(response, Source::host),
-            Err(why) => answering.failed(&why),
+            Some(Ok(response)) => answering.answered(response, Source::host),
+            Some(Err(error)) => answering.failed(&error.into().to_string()),
+            None => answering.failed(PANICKED),
         }))
     }
 }
