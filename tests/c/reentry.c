@@ -330,6 +330,80 @@ static void a_stop_may_come_before_serve_returns(void) {
     }
 }
 
+/* ---- where a borrowed body is released ---- */
+
+/* It may ask the server, and the request that it was for, which is there until its handler returns. */
+static void release_asks(void *user_data) {
+    fixture *f = user_data;
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    EQUAL(httpdown_report(f->server, &report), 0);
+    CHECK(report.requests > 0);
+    CHECK(httpdown_phase(f->server) >= HTTPDOWN_PHASE_SERVING);
+    bool gone = httpdown_request_cancelled(f->extra);
+    int status = httpdown_request_wait_cancelled(f->extra, HTTPDOWN_NOW);
+    EQUAL(gone, status == HTTPDOWN_STATUS_GONE || status == HTTPDOWN_STATUS_KILLED);
+    gate_add(&f->release);
+}
+
+/* Keeps the only I/O thread until a kill has begun. */
+static void release_blocks(void *user_data) {
+    fixture *f = user_data;
+    gate_add(&f->entered);
+    gate_wait(&f->phase[HTTPDOWN_PHASE_KILLING], 1);
+}
+
+static void lends(httpdown_request *request, void *user_data) {
+    fixture *f = user_data;
+    httpdown_bytes path = httpdown_request_path(request);
+    if (httpdown_bytes_equal(path, "/first")) {
+        gate_wait(&f->entered, 1);
+        EQUAL(httpdown_reply_borrowed(request, 200, NULL, 0, "first", 5, release_blocks, f), 0);
+        return;
+    }
+    f->extra = request;
+    gate_add(&f->entered);
+    int code = 200, expected = 0;
+    if (httpdown_bytes_equal(path, "/wrong")) {
+        code = 99;
+        expected = HTTPDOWN_STATUS_INVALID_ARGUMENT;
+    } else if (httpdown_bytes_equal(path, "/gone")) {
+        expected = HTTPDOWN_STATUS_GONE;
+        EQUAL(httpdown_request_wait_cancelled(request, HTTPDOWN_FOREVER), expected);
+    } else if (httpdown_bytes_equal(path, "/killed")) {
+        gate_wait(&f->entered, 2); /* the I/O thread cannot take the answer */
+    }
+    EQUAL(httpdown_reply_borrowed(request, code, NULL, 0, "lent", 4, release_asks, f), expected);
+    gate_wait(&f->release, 1);
+}
+
+static void a_release_may_ask_whenever_it_is_called(void) {
+    static const char *const requests[] = {GET("/sent"), GET("/wrong"), GET("/gone"), GET("/killed")};
+    for (int i = 0; i < 4; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, lends);
+        record_all(&options);
+        options.io_threads = 1;
+        httpdown_server *server = start(&options);
+        int fd = dial(server), first = dial(server);
+        put(fd, requests[i]);
+        gate_wait(&f->entered, 1);
+        if (i == 2) {
+            reset(fd);
+        } else if (i == 3) {
+            put(first, GET("/first"));
+            gate_wait(&f->entered, 2);
+            EQUAL(httpdown_kill_begin(server), 0);
+        }
+        gate_wait(&f->release, 1);
+        if (i < 2) expect(fd, i == 0 ? 200 : 500, NULL);
+        if (i != 2) close(fd);
+        close(first);
+        end_server(f, i == 3 ? HTTPDOWN_STATUS_KILLED : 0);
+        EQUAL(gate_value(&f->release), 1);
+        free_fixture(f);
+    }
+}
+
 /* ---- signal handlers ---- */
 
 static const httpdown_server *volatile signalled;
@@ -461,6 +535,7 @@ int main(int argc, char **argv) {
     RUN(a_handler_may_start_another_server);
     RUN(a_handler_may_run_before_serve_returns);
     RUN(a_stop_may_come_before_serve_returns);
+    RUN(a_release_may_ask_whenever_it_is_called);
     RUN(signal_handlers_may_begin_the_end);
     RUN(a_signal_ends_a_wait);
     RUN(a_signal_within_serve_does_not_hang);
