@@ -25,7 +25,9 @@ pub struct httpdown_request {
     exchange: OneAtATime,
     ownership: AtomicU8,
     fate: Arc<Fate>,
-    server: Arc<httpdown_server>,
+    /// In an Arc. Only an owned request has a count there: a lent one has its handler's, or all I/O threads would write
+    /// that count for every request.
+    server: *const httpdown_server,
     /// The whole body, once it has been asked for.
     body: OnceLock<Bytes>,
     target: OnceLock<String>,
@@ -39,12 +41,17 @@ const LENT: u8 = 0;
 const OWNED: u8 = 1;
 
 impl httpdown_request {
-    fn new(exchange: Exchange, server: &Arc<httpdown_server>, ownership: u8) -> Arc<Self> {
+    /// Lent.
+    fn new(exchange: Exchange, server: &Arc<httpdown_server>) -> Arc<Self> {
+        #[allow(
+            clippy::arc_with_non_send_sync,
+            reason = "C takes it to any thread, as the header allows"
+        )]
         Arc::new(Self {
             fate: Arc::clone(exchange.fate()),
             exchange: OneAtATime::new(exchange),
-            ownership: AtomicU8::new(ownership),
-            server: Arc::clone(server),
+            ownership: AtomicU8::new(LENT),
+            server: Arc::as_ptr(server),
             body: OnceLock::new(),
             target: OnceLock::new(),
             peer: OnceLock::new(),
@@ -58,6 +65,15 @@ impl httpdown_request {
         unsafe { self.exchange.get() }
             .ok_or(Error::AlreadyReplied)
             .and_then(f)
+    }
+}
+
+impl Drop for httpdown_request {
+    fn drop(&mut self) {
+        if *self.ownership.get_mut() == OWNED {
+            // SAFETY: the count that `keep` has added.
+            unsafe { Arc::decrement_strong_count(self.server) };
+        }
     }
 }
 
@@ -108,7 +124,7 @@ pub(super) fn lend(
     server: &Arc<httpdown_server>,
     handler: impl FnOnce(*mut httpdown_request),
 ) {
-    let request = httpdown_request::new(exchange, server, LENT);
+    let request = httpdown_request::new(exchange, server);
     handler(Arc::as_ptr(&request).cast_mut());
     if request.ownership.load(Ordering::Acquire) == LENT {
         // If it is not answered, dropping it is a 500 and a line in the log.
@@ -118,8 +134,9 @@ pub(super) fn lend(
 
 /// Gives a request away for good: whoever has the pointer ends it.
 pub(super) fn own(exchange: Exchange, server: &Arc<httpdown_server>) -> *mut httpdown_request {
-    let request = httpdown_request::new(exchange, server, OWNED);
-    Arc::into_raw(request).cast_mut()
+    let request = httpdown_request::new(exchange, server);
+    keep(&request);
+    Arc::as_ptr(&request).cast_mut()
 }
 
 /// From lent to owned: the pointer then keeps the request alive by itself.
@@ -127,6 +144,8 @@ fn keep(request: &httpdown_request) {
     if request.ownership.swap(OWNED, Ordering::AcqRel) == LENT {
         // SAFETY: every request is in an Arc, and this one is alive.
         unsafe { Arc::increment_strong_count(std::ptr::from_ref(request)) };
+        // SAFETY: the server is in an Arc, which lives as long as the request is lent.
+        unsafe { Arc::increment_strong_count(request.server) };
     }
 }
 
@@ -370,7 +389,7 @@ pub unsafe extern "C" fn httpdown_request_server(
     value(std::ptr::null(), || {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        Ok(Arc::as_ptr(&request.server))
+        Ok(request.server)
     })
 }
 
