@@ -2,11 +2,12 @@
 //! runtime. In a program of its own, so that what is beside it does not change what the compiler makes of it.
 //!
 //! ```text
-//! cargo run --release --example hello -- httpdown 127.0.0.1:8080 1     # or: hyper, hyper-flush
+//! cargo run --release --example hello -- httpdown 127.0.0.1:8080 1     # or: hyper, …
 //! ```
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::thread;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -39,8 +40,18 @@ fn main() -> Result<()> {
         }
         [_, "hyper", addr] => hyper(addr, false),
         [_, "hyper-flush", addr] => hyper(addr, true),
+        // Where a process has two threads, system calls cost more: glibc guards them against cancellation, and the kernel
+        // counts who uses a descriptor. A server within a program is never alone.
+        [_, "hyper-beside", addr] => {
+            thread::spawn(|| {
+                loop {
+                    thread::park();
+                }
+            });
+            hyper(addr, false)
+        }
         _ => Err(
-            "usage: hello httpdown HOST:PORT THREADS | hyper HOST:PORT | hyper-flush HOST:PORT"
+            "usage: hello httpdown HOST:PORT THREADS | hyper|hyper-flush|hyper-beside HOST:PORT"
                 .into(),
         ),
     }

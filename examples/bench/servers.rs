@@ -81,6 +81,11 @@ pub(crate) static SERVERS: &[Spec] = &[
         "target/release/examples/hello hyper-flush {addr}",
     ),
     Spec::new(
+        "hyper-beside",
+        "the same with hyper, in a process that has another thread, which sleeps",
+        "target/release/examples/hello hyper-beside {addr}",
+    ),
+    Spec::new(
         "epoll",
         "a loop around epoll and a fixed answer: the limit",
         "build/bench/epoll {port}",
