@@ -7,19 +7,26 @@
 //! The list is looked through when the thread has slept, when it wants to sleep, and before each connection is driven.
 //! That is enough where nothing but connections lives on the thread: a task of somebody else's could keep tokio from
 //! ever sleeping. So services of the host's, which may spawn what they like, have no such homes.
+//!
+//! A connection that waits for its next answer may hold finished ones back, for all to leave together ([`Hold`]): as long
+//! as that comes about as soon as it can, in the next turn.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
 
-/// How long something may be put off to the end of a turn, should that not come sooner.
+/// How long a turn may be. It ends before, whenever the thread has nothing more to do.
 const TURN: Duration = Duration::from_micros(500);
+
+/// How long a connection may hold something back, however quick its handlers are.
+const MAX_HOLD: Duration = Duration::from_micros(1_500);
 
 /// An I/O thread, for those who wake what lives on it.
 #[derive(Debug, Default)]
@@ -38,11 +45,14 @@ struct Calls {
     asleep: bool,
 }
 
-/// Wakes a task: on the thread that it lives on as tokio does, from elsewhere by the list.
+/// Wakes a connection's task: on the thread that it lives on as tokio does, from elsewhere by the list.
 #[derive(Debug)]
 struct HomeWaker {
     home: Arc<Home>,
-    task: Waker,
+    /// There when the connection has been driven for the first time.
+    task: OnceLock<Waker>,
+    /// Whom this would wake has ended.
+    ended: AtomicBool,
 }
 
 pin_project! {
@@ -50,9 +60,15 @@ pin_project! {
     pub(crate) struct Housed<F> {
         #[pin]
         connection: F,
-        home: Arc<Home>,
-        // Of its task, by way of the home.
-        waker: Option<Waker>,
+        address: Arc<HomeWaker>,
+        // The same.
+        waker: Waker,
+    }
+
+    impl<F> PinnedDrop for Housed<F> {
+        fn drop(this: Pin<&mut Self>) {
+            this.address.ended.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -61,18 +77,13 @@ impl<F: Future<Output = ()>> Future for Housed<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        let home = this.home;
+        let home = &this.address.home;
         if home.called.load(Ordering::Relaxed) {
             home.answer(home.calls());
         }
-        end_turn(|latest| latest <= Instant::now());
-        let waker = this.waker.get_or_insert_with(|| {
-            Waker::from(Arc::new(HomeWaker {
-                home: Arc::clone(home),
-                task: cx.waker().clone(),
-            }))
-        });
-        this.connection.poll(&mut Context::from_waker(waker))
+        enter(home);
+        this.address.task.get_or_init(|| cx.waker().clone());
+        this.connection.poll(&mut Context::from_waker(this.waker))
     }
 }
 
@@ -81,10 +92,15 @@ pub(crate) trait TurnEnd {
     fn turn_ends(self: Arc<Self>);
 }
 
-/// On an I/O thread.
+/// An I/O thread on which connections live.
 struct Here {
     home: Arc<Home>,
-    put_off: Option<(Instant, Arc<dyn TurnEnd>)>,
+    /// The number of its present turn.
+    turn: u64,
+    /// When that ends at the latest; if something is to be done then.
+    latest: Option<Instant>,
+    put_off: Option<Arc<dyn TurnEnd>>,
+    holds: Vec<Arc<Hold>>,
 }
 
 thread_local! {
@@ -97,7 +113,8 @@ pub(crate) fn at_turn_end(work: &Arc<impl TurnEnd + 'static>) {
         let Some(here) = here else { return false };
         // A home is one server's, which has no more than one of this kind.
         if here.put_off.is_none() {
-            here.put_off = Some((Instant::now() + TURN, Arc::clone(work) as _));
+            here.put_off = Some(Arc::clone(work) as _);
+            here.time_turn();
         }
         true
     });
@@ -106,21 +123,101 @@ pub(crate) fn at_turn_end(work: &Arc<impl TurnEnd + 'static>) {
     }
 }
 
+/// A connection's leave to hold something back while it waits for another thread. It ends, and the connection is woken,
+/// when the connection has got nothing from there for a turn, when the thread has nothing else to do, or when it has
+/// lasted for [`MAX_HOLD`].
+#[derive(Debug)]
+pub(crate) struct Hold {
+    waker: Waker,
+    latest: Instant,
+    /// The turn for which it was last asked for.
+    turn: AtomicU64,
+}
+
+impl Hold {
+    const OVER: u64 = 0;
+
+    /// Asks for leave, or, if there is `some`, for more of it. None is given on a thread without a home.
+    pub(crate) fn ask(some: &mut Option<Arc<Self>>, waker: &Waker) -> bool {
+        HERE.with_borrow_mut(|here| {
+            let Some(here) = here else { return false };
+            if let Some(hold) = some {
+                let goes_on = !hold.is_over();
+                if goes_on {
+                    hold.turn.store(here.turn, Ordering::Relaxed);
+                }
+                return goes_on;
+            }
+            let hold = Arc::new(Self {
+                waker: waker.clone(),
+                latest: Instant::now() + MAX_HOLD,
+                turn: AtomicU64::new(here.turn),
+            });
+            *some = Some(Arc::clone(&hold));
+            here.holds.push(hold);
+            here.time_turn();
+            true
+        })
+    }
+
+    /// It is not needed any more.
+    pub(crate) fn end(&self) {
+        self.turn.store(Self::OVER, Ordering::Relaxed);
+    }
+
+    fn is_over(&self) -> bool {
+        self.turn.load(Ordering::Relaxed) == Self::OVER
+    }
+}
+
+impl Here {
+    fn new(home: &Arc<Home>) -> Self {
+        Self {
+            home: Arc::clone(home),
+            turn: Hold::OVER + 1,
+            latest: None,
+            put_off: None,
+            holds: Vec::new(),
+        }
+    }
+
+    /// There is something to be done at the end of the turn.
+    fn time_turn(&mut self) {
+        self.latest.get_or_insert_with(|| Instant::now() + TURN);
+    }
+
+    /// Begins another turn, and says which holds have ended by that.
+    fn end_turn(&mut self, is_last: bool) -> Vec<Arc<Hold>> {
+        let turn = self.turn;
+        self.turn += 1;
+        self.latest = None;
+        if self.holds.is_empty() {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let ends = |hold: &mut Arc<Hold>| {
+            let renewed = hold.turn.load(Ordering::Relaxed);
+            is_last || renewed < turn || hold.latest <= now
+        };
+        let ended: Vec<_> = self.holds.extract_if(.., ends).collect();
+        if !self.holds.is_empty() {
+            self.latest = Some(now + TURN);
+        }
+        ended
+    }
+}
+
 impl Home {
     /// Makes the calling thread live here until `end`: the future that its runtime is to run for.
     pub(crate) async fn live(self: Arc<Self>, end: impl Future) {
-        let home = Arc::clone(&self);
-        HERE.set(Some(Here {
-            home,
-            put_off: None,
-        }));
         let mut end = pin!(end);
         poll_fn(|cx| {
             self.calls().bell.get_or_insert_with(|| cx.waker().clone());
             end.as_mut().poll(cx).map(drop)
         })
         .await;
-        end_turn(|_| true);
+        call_others();
+        end_turn(true);
         // They know their home: it must not know them for ever.
         let calls = std::mem::take(&mut *self.calls());
         drop(calls);
@@ -128,16 +225,28 @@ impl Home {
 
     /// The task of a connection that lives here.
     pub(crate) fn house<F: Future<Output = ()>>(self: Arc<Self>, connection: F) -> Housed<F> {
+        let address = Arc::new(HomeWaker {
+            home: self,
+            task: OnceLock::new(),
+            ended: AtomicBool::new(false),
+        });
         Housed {
             connection,
-            home: self,
-            waker: None,
+            waker: Waker::from(Arc::clone(&address)),
+            address,
         }
     }
 
     /// tokio has nothing more to do, and looks again after this.
     pub(crate) fn before_sleep(&self) {
-        end_turn(|_| true);
+        call_others();
+        let mut has_more = self.answer(self.calls());
+        if !has_more && is_holding() {
+            // Those that have just been called may be quick, if there is a processor for them.
+            thread::yield_now();
+            has_more = self.answer(self.calls());
+        }
+        end_turn(!has_more);
         loop {
             let mut calls = self.calls();
             if calls.woken.is_empty() {
@@ -154,15 +263,22 @@ impl Home {
         self.answer(calls);
     }
 
-    fn answer(&self, mut calls: MutexGuard<'_, Calls>) {
+    /// Whether anybody has something to do now.
+    fn answer(&self, mut calls: MutexGuard<'_, Calls>) -> bool {
+        if calls.woken.is_empty() {
+            return false;
+        }
         self.called.store(false, Ordering::Relaxed);
         // As many are likely to come again.
         let room = Vec::with_capacity(calls.woken.len());
         let woken = std::mem::replace(&mut calls.woken, room);
         drop(calls);
+        let mut has_more = false;
         for waker in woken {
-            waker.task.wake_by_ref();
+            waker.wake_here();
+            has_more |= !waker.ended.load(Ordering::Relaxed);
         }
+        has_more
     }
 
     fn call(&self, waker: Arc<HomeWaker>) {
@@ -195,21 +311,51 @@ impl Home {
     }
 }
 
-/// Does what has been put off, if it is due.
-fn end_turn(is_due: impl FnOnce(Instant) -> bool) {
-    let put_off = HERE.with_borrow_mut(|here| {
-        let put_off = &mut here.as_mut()?.put_off;
-        put_off.take_if(|(latest, _)| is_due(*latest))
-    });
-    if let Some((_, work)) = put_off {
+/// Before a connection is driven that lives here.
+fn enter(home: &Arc<Home>) {
+    let latest = HERE.with_borrow_mut(|here| here.get_or_insert_with(|| Here::new(home)).latest);
+    if latest.is_some_and(|latest| latest <= Instant::now()) {
+        call_others();
+        end_turn(false);
+    }
+}
+
+/// Does what has been put off.
+fn call_others() {
+    let work = HERE.with_borrow_mut(|here| here.as_mut()?.put_off.take());
+    if let Some(work) = work {
         work.turn_ends();
+    }
+}
+
+fn is_holding() -> bool {
+    HERE.with_borrow(|here| here.as_ref().is_some_and(|here| !here.holds.is_empty()))
+}
+
+/// Ends the turn, and, if it is the last before the thread sleeps, all holds.
+fn end_turn(is_last: bool) {
+    let ended = HERE.with_borrow_mut(|here| Some(here.as_mut()?.end_turn(is_last)));
+    for hold in ended.into_iter().flatten() {
+        if !hold.is_over() {
+            hold.end();
+            hold.waker.wake_by_ref();
+        }
+    }
+}
+
+impl HomeWaker {
+    fn wake_here(&self) {
+        // What has not been driven yet will be.
+        if let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
     }
 }
 
 impl Wake for HomeWaker {
     fn wake(self: Arc<Self>) {
         if self.home.is_here() {
-            self.task.wake_by_ref();
+            self.wake_here();
         } else {
             Arc::clone(&self.home).call(self);
         }
@@ -217,7 +363,7 @@ impl Wake for HomeWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if self.home.is_here() {
-            self.task.wake_by_ref();
+            self.wake_here();
         } else {
             self.home.call(Arc::clone(self));
         }

@@ -11,6 +11,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::home::Hold;
 use crate::sys;
 
 use super::framing::{Framing, Scan, heads_end, is_request};
@@ -22,6 +23,10 @@ const BATCH: u64 = 16;
 const BATCH_BYTES: usize = 16 << 10;
 
 /// A connection's socket, and what has been received of later requests.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "none of them says anything of another"
+)]
 pub(super) struct Wire {
     // Before the stream, so that the connection leaves the registry before its descriptor is closed.
     open: Open,
@@ -33,6 +38,10 @@ pub(super) struct Wire {
     heads: usize,
     /// Responses that wait for the next one, which is at hand, to be written together.
     out: BytesMut,
+    /// They may also wait for a handler …
+    hold: Option<Arc<Hold>>,
+    /// … unless the last is not finished, or the first has begun to leave.
+    must_leave: bool,
     /// How many end in there, or before.
     held: u64,
     /// How many bytes the kernel has taken.
@@ -67,6 +76,8 @@ impl Wire {
             ahead: BytesMut::new(),
             heads: 0,
             out: BytesMut::new(),
+            hold: None,
+            must_leave: false,
             held: 0,
             written: 0,
             shut: false,
@@ -221,6 +232,7 @@ impl Wire {
             self.written += count as u64;
             return Poll::Ready(Ok(count));
         }
+        self.must_leave |= self.conn().is_waiting_for_handler();
         self.out.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -239,11 +251,18 @@ impl Wire {
             && conn.unflushed() < BATCH
     }
 
-    /// hyper calls this when all it had has been written, and whenever it waits for a handler.
+    /// hyper calls this when all it had has been written, and whenever it waits for a handler. No finished response waits
+    /// for one that blocks: if a handler on another thread does not answer as soon as it can, its connection is woken, and
+    /// comes here again.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_waiting = self.conn().is_waiting_for_handler();
         if !self.out.is_empty() {
-            if !is_waiting && self.is_response_next() {
+            let may_wait = if is_waiting {
+                !self.must_leave && Hold::ask(&mut self.hold, cx.waker())
+            } else {
+                self.is_response_next()
+            };
+            if may_wait {
                 self.held = self.conn().unflushed();
                 return Poll::Ready(Ok(()));
             }
@@ -259,14 +278,20 @@ impl Wire {
 
     /// Writes what waits in `out`.
     fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.must_leave = true;
+        if let Some(hold) = self.hold.take() {
+            hold.end();
+        }
         while !self.out.is_empty() {
             let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
             self.written += count as u64;
             self.out.advance(count);
         }
-        if self.out.capacity() > 0 {
-            self.out = BytesMut::new(); // Gives the memory back.
-        }
+        self.out = BytesMut::new(); // Gives the memory back.
+        self.must_leave = false;
         Poll::Ready(Ok(()))
     }
 
