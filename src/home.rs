@@ -8,8 +8,8 @@
 //! That is enough where nothing but connections lives on the thread: a task of somebody else's could keep tokio from
 //! ever sleeping. So services of the host's, which may spawn what they like, have no such homes.
 //!
-//! A connection that waits for its next answer may hold finished ones back, for all to leave together ([`Hold`]): as long
-//! as that comes about as soon as it can, in the next turn.
+//! A connection that waits for its next answer may hold finished ones back, for all to leave together ([`Hold`]): as
+//! long as that comes as soon as it can, in the next turn.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};

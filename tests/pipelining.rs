@@ -105,8 +105,8 @@ fn no_answer_waits_for_the_handler_of_the_next() {
     assert_balanced(&stop(&server).unwrap());
 }
 
-/// The handler of the second request waits until the client has the answer to the first; and so on, while others keep the
-/// server so busy that it always has something to write together.
+/// Handlers wait until the client has the answers before theirs, or the first part of theirs, while others keep the
+/// server so busy that there is always something that could leave together.
 #[test]
 fn nor_does_one_that_the_next_handler_needs() {
     let (confirm, confirmed) = mpsc::channel();

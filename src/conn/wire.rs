@@ -251,9 +251,9 @@ impl Wire {
             && conn.unflushed() < BATCH
     }
 
-    /// hyper calls this when all it had has been written, and whenever it waits for a handler. No finished response waits
-    /// for one that blocks: if a handler on another thread does not answer as soon as it can, its connection is woken, and
-    /// comes here again.
+    /// hyper calls this when all it had has been written, and whenever it waits for a handler. No finished response
+    /// waits for one that blocks: if a handler on another thread does not answer as soon as it can, the connection is
+    /// woken, and comes here again.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_waiting = self.conn().is_waiting_for_handler();
         if !self.out.is_empty() {
