@@ -138,13 +138,11 @@ pub(crate) struct Accepting {
 }
 
 impl Accepting {
-    /// Starts the task. `serve` makes what has a connection driven: for the task, and for here. `pulse`: of the thread
-    /// on which the task runs, if a handler may block it, and another one could drive the connections.
+    /// Starts the task. `serve` makes what has a connection driven: for the task, and for here.
     pub(crate) fn start(
         listeners: Vec<Listener>,
         shared: &Arc<Shared>,
         executor: &Executor,
-        pulse: Option<Arc<Pulse>>,
         serve: &dyn Fn() -> Serve,
     ) -> Self {
         let entrance = Arc::new(Entrance {
@@ -152,9 +150,11 @@ impl Accepting {
             is_open: Mutex::new(true),
             shared: Arc::clone(shared),
         });
+        let (runtime, pulse) = executor.for_accepting();
+        let pulse = pulse.cloned();
         let mut task = JoinSet::new();
         let accept = run(Arc::clone(&entrance), serve(), pulse.clone());
-        task.spawn_on(accept, executor.for_accepting());
+        task.spawn_on(accept, runtime);
         Self {
             entrance,
             serve: serve(),

@@ -236,8 +236,7 @@ async fn live(
     }
     events.sum("serve", 1.0);
     events.phase(Phase::Serving);
-    let pulse = executor.pulse().filter(|_| !backend.hands_over());
-    let mut accepting = Accepting::start(listeners, shared, executor, pulse, serve);
+    let mut accepting = Accepting::start(listeners, shared, executor, serve);
 
     let mut serve_error = tokio::select! {
         biased;

@@ -3,14 +3,12 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use pin_project_lite::pin_project;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
 
@@ -142,88 +140,95 @@ pub(crate) fn deadline(patience: Duration) -> Instant {
         .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
 }
 
-/// Where connections run. Clones are the same.
-#[derive(Clone, Debug)]
-pub(crate) enum Executor {
-    /// On threads of our own, each with a runtime of its own.
-    Own(Arc<[IoThread]>),
-    /// On a runtime of the host's.
-    Host(Handle),
+/// Where a connection runs.
+pub(crate) trait Spawn: Send + Sync + 'static {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
 }
 
+/// A thread that drives connections, or a runtime of the host's. Each connection holds the one that drives it, from its
+/// first byte to its last: how many there are is its load.
 #[derive(Debug)]
-pub(crate) struct IoThread {
+pub(crate) struct Worker {
     runtime: Handle,
-    home: Arc<Home>,
-    pulse: Arc<Pulse>,
-    /// Connections that it drives.
-    load: Arc<AtomicUsize>,
+    /// If requests are handed over to other threads.
+    home: Option<Arc<Home>>,
+    /// If a handler may block it, and there are others.
+    pulse: Option<Arc<Pulse>>,
 }
+
+impl Worker {
+    fn is_stuck(&self) -> bool {
+        self.pulse.as_ref().is_some_and(|pulse| pulse.is_stuck())
+    }
+}
+
+impl Spawn for Worker {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        match &self.home {
+            Some(home) => drop(self.runtime.spawn(Arc::clone(home).house(task))),
+            None => drop(self.runtime.spawn(task)),
+        }
+    }
+}
+
+/// Where connections run: one worker or more. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Executor(Arc<[Arc<Worker>]>);
 
 impl Executor {
-    /// Where connections are accepted: on the first thread.
-    pub(crate) fn for_accepting(&self) -> &Handle {
-        match self {
-            Self::Own(threads) => &threads[0].runtime,
-            Self::Host(runtime) => runtime,
-        }
+    /// On a runtime of the host's.
+    pub(crate) fn on(runtime: Handle) -> Self {
+        let worker = Worker {
+            runtime,
+            home: None,
+            pulse: None,
+        };
+        Self([Arc::new(worker)].into())
     }
 
-    /// Of the thread that accepts, if there are others.
-    pub(crate) fn pulse(&self) -> Option<Arc<Pulse>> {
-        match self {
-            Self::Own(threads) if threads.len() > 1 => Some(Arc::clone(&threads[0].pulse)),
-            _ => None,
-        }
+    /// Where connections are accepted, and, if a handler may block that while others go on, how it gets on.
+    pub(crate) fn for_accepting(&self) -> (&Handle, Option<&Arc<Pulse>>) {
+        let first = &self.0[0];
+        (&first.runtime, first.pulse.as_ref())
     }
 
-    /// Runs a connection, on the thread that has the fewest; if its requests are handed over to other threads, at home
-    /// there.
-    pub(crate) fn spawn(
-        &self,
-        connection: impl Future<Output = ()> + Send + 'static,
-        hands_over: bool,
-    ) {
-        match self {
-            Self::Host(runtime) => drop(runtime.spawn(connection)),
-            Self::Own(threads) => {
-                let least = threads.iter().min_by_key(|thread| {
-                    (thread.pulse.is_stuck(), thread.load.load(Ordering::Relaxed))
-                });
-                if let Some(thread) = least {
-                    let load = Load::add(&thread.load);
-                    let connection = Loading { connection, load };
-                    if hands_over {
-                        let home = Arc::clone(&thread.home);
-                        thread.runtime.spawn(home.house(connection));
-                    } else {
-                        thread.runtime.spawn(connection);
-                    }
-                }
-            }
-        }
+    /// For a new connection: the one that has the fewest.
+    pub(crate) fn worker(&self) -> Option<Arc<Worker>> {
+        let load = |worker: &&Arc<Worker>| (worker.is_stuck(), Arc::strong_count(worker));
+        self.0.iter().min_by_key(load).cloned()
     }
 }
 
-/// The threads of an executor, for whoever ends them.
+/// The I/O threads, for whoever ends them. None, if connections run on a runtime of the host's.
+#[derive(Debug, Default)]
+pub(crate) struct IoThreads(Vec<IoThread>);
+
 #[derive(Debug)]
-pub(crate) struct IoThreads(Vec<(oneshot::Sender<()>, Thread)>);
+struct IoThread {
+    stop: oneshot::Sender<()>,
+    thread: Thread,
+}
 
 impl IoThreads {
-    /// None: the executor is a runtime of the host's.
-    pub(crate) fn none() -> Self {
-        Self(Vec::new())
-    }
-
-    /// Starts `count` threads; by default one for each processor that this process may use.
-    pub(crate) fn start(server: u64, count: Option<NonZeroUsize>) -> Result<(Self, Executor)> {
+    /// Starts `count`, each with a runtime of its own; by default one for each processor that this process may use.
+    /// `hands_over`: requests go to other threads from there.
+    pub(crate) fn start(
+        server: u64,
+        count: Option<NonZeroUsize>,
+        hands_over: bool,
+    ) -> Result<(Self, Executor)> {
         let count = count
             .or_else(|| thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
-        let (handles, threads) = (0..count)
-            .map(|index| IoThread::start(server, index))
+        let start = |index| {
+            let home = hands_over.then(Arc::default);
+            let pulse = (!hands_over && count > 1).then(Arc::default);
+            IoThread::start(server, index, home, pulse)
+        };
+        let (threads, workers) = (0..count)
+            .map(start)
             .collect::<Result<(Vec<_>, Vec<_>)>>()?;
-        Ok((Self(handles), Executor::Own(threads.into())))
+        Ok((Self(threads), Executor(workers.into())))
     }
 
     /// Ends them; those that a handler still holds at the deadline are left to themselves.
@@ -231,9 +236,9 @@ impl IoThreads {
         let threads: Vec<_> = self
             .0
             .into_iter()
-            .map(|(stop, thread)| {
-                let _ = stop.send(());
-                thread
+            .map(|thread| {
+                let _ = thread.stop.send(());
+                thread.thread
             })
             .collect();
         for thread in threads {
@@ -243,72 +248,39 @@ impl IoThreads {
 }
 
 impl IoThread {
-    fn start(server: u64, index: usize) -> Result<((oneshot::Sender<()>, Thread), Self)> {
-        let home = Arc::new(Home::default());
-        let pulse = Arc::new(Pulse::default());
-        let runtime = {
-            let (before, after) = (Arc::clone(&home), Arc::clone(&home));
-            let (sleeps, wakes) = (Arc::clone(&pulse), Arc::clone(&pulse));
-            build(
-                runtime_builder()
-                    .on_thread_park(move || {
-                        before.before_sleep();
-                        sleeps.falls_asleep();
-                    })
-                    .on_thread_unpark(move || {
-                        wakes.wakes();
-                        after.after_sleep();
-                    }),
-            )?
+    /// At most one of the two wants to know when it sleeps.
+    fn start(
+        server: u64,
+        index: usize,
+        home: Option<Arc<Home>>,
+        pulse: Option<Arc<Pulse>>,
+    ) -> Result<(Self, Arc<Worker>)> {
+        let mut builder = runtime_builder();
+        if let Some(home) = &home {
+            let (before, after) = (Arc::clone(home), Arc::clone(home));
+            builder.on_thread_park(move || before.before_sleep());
+            builder.on_thread_unpark(move || after.after_sleep());
+        } else if let Some(pulse) = &pulse {
+            let (before, after) = (Arc::clone(pulse), Arc::clone(pulse));
+            builder.on_thread_park(move || before.falls_asleep());
+            builder.on_thread_unpark(move || after.wakes());
+        }
+        let runtime = build(&mut builder)?;
+        let worker = Worker {
+            runtime: runtime.handle().clone(),
+            home: home.clone(),
+            pulse,
         };
-        let here = Arc::clone(&home);
-        let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = spawn_thread(&format!("httpdown-{index}"), server, Role::Io, move || {
-            runtime.block_on(here.live(stopped));
+            match home {
+                Some(home) => runtime.block_on(home.live(stopped)),
+                None => drop(runtime.block_on(stopped)),
+            }
             // Here, on a thread of its own and outside of it, which is the only safe place to drop a runtime; and
             // without waiting for what a service may have given to spawn_blocking.
             runtime.shutdown_background();
         })?;
-        let this = Self {
-            runtime: handle,
-            home,
-            pulse,
-            load: Arc::default(),
-        };
-        Ok(((stop, thread), this))
-    }
-}
-
-pin_project! {
-    // A connection, and the load that it is. As an async block it would keep the connection twice: where it was caught,
-    // and where it is awaited.
-    struct Loading<F> {
-        #[pin]
-        connection: F,
-        load: Load,
-    }
-}
-
-impl<F: Future> Future for Loading<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        self.project().connection.poll(cx)
-    }
-}
-
-struct Load(Arc<AtomicUsize>);
-
-impl Load {
-    fn add(load: &Arc<AtomicUsize>) -> Self {
-        load.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(load))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        Ok((Self { stop, thread }, Arc::new(worker)))
     }
 }

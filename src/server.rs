@@ -560,9 +560,10 @@ impl Builder {
         for listener in &listeners {
             listener.set_nonblocking()?;
         }
+        let (respond, backend) = respond(id);
         let (threads, executor) = match self.runtime {
-            Some(runtime) => (IoThreads::none(), Executor::Host(runtime)),
-            None => IoThreads::start(id, self.io_threads)?,
+            Some(runtime) => (IoThreads::default(), Executor::on(runtime)),
+            None => IoThreads::start(id, self.io_threads, backend.hands_over())?,
         };
         let server = Server { shared };
         if let Some(slot) = self.slot {
@@ -583,8 +584,6 @@ impl Builder {
         } else {
             Ok(())
         };
-        let (respond, backend) = respond(id);
-        let hands_over = backend.hands_over();
         let control = Control {
             shared: Arc::clone(&server.shared),
             listeners,
@@ -594,7 +593,9 @@ impl Builder {
             serve: Box::new(move || {
                 let (executor, respond) = (executor.clone(), respond.clone());
                 Box::new(move |accepted| {
-                    executor.spawn(conn::serve(accepted, respond.clone()), hands_over);
+                    if let Some(worker) = executor.worker() {
+                        conn::serve(accepted, respond.clone(), worker);
+                    }
                 })
             }),
         };

@@ -3,13 +3,19 @@
 
 mod common;
 
-use std::time::Duration;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use common::{
-    Client, addr, assert_balanced, builder, hello, listener, stop, wait, wait_for_report,
+    Client, Gate, LONG, addr, assert_balanced, builder, hello, listener, reply, stop, wait,
+    wait_for_report,
 };
 use http::{HeaderName, Response};
 use httpdown::{Builder, Dispatch, Error, Exchange, Phase, Server};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -118,4 +124,188 @@ fn timeouts_that_make_no_sense_are_refused() {
         why(builder.keep_alive_header(true)),
         "keep_alive_header has nothing to say: idle_timeout (1.999s) is not a second longer than idle_grace (1s)"
     );
+}
+
+/// A server that says on which thread it has answered, and something that is dropped with its handler.
+fn tells_thread(builder: Builder, dispatch: Dispatch) -> (Server, Weak<()>) {
+    let alive = Arc::new(());
+    let weak = Arc::downgrade(&alive);
+    let handler = move |exchange: Exchange| {
+        let _ = (
+            &alive,
+            reply(exchange, format!("{:?}", thread::current().id())),
+        );
+    };
+    (builder.handle(listener(), dispatch, handler).unwrap(), weak)
+}
+
+/// Waits until all is gone that a server has had of its host's.
+fn assert_gone(weak: &Weak<()>) {
+    let deadline = Instant::now() + LONG;
+    while weak.strong_count() > 0 {
+        assert!(Instant::now() < deadline, "something is left of the server");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn a_connection_stays_on_its_thread_however_often_it_is_idle() {
+    const THREADS: usize = 2;
+    const CLIENTS: usize = 4 * THREADS;
+    let threads = NonZeroUsize::new(THREADS).unwrap();
+    let (server, _) = tells_thread(builder().io_threads(threads), Dispatch::Inline);
+    let new = || Client::connect(addr(&server));
+    let ask = |client: &mut Client| {
+        client.ask("/");
+        client.answer().text().to_owned()
+    };
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| new()).collect();
+    // Silent as they were when the next one came, they counted.
+    let threads: Vec<_> = clients.iter_mut().map(ask).collect();
+    let one = threads.iter().filter(|thread| **thread == threads[0]);
+    assert_eq!(one.count(), CLIENTS / THREADS, "{threads:?}");
+    assert_eq!(clients.iter_mut().map(ask).collect::<Vec<_>>(), threads);
+    // Those that have left count no more.
+    let mut all = threads.iter();
+    clients.retain(|_| all.next() != Some(&threads[0]));
+    wait_for_report(&server, |report| {
+        report.conns_open == (CLIENTS - CLIENTS / THREADS) as u64
+    });
+    assert_eq!(ask(&mut new()), threads[0]);
+    stop(&server).unwrap();
+}
+
+/// A runtime of a host's, which runs until this is dropped.
+struct HostRuntime {
+    handle: Handle,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HostRuntime {
+    fn start(mut builder: tokio::runtime::Builder) -> Self {
+        let runtime = builder.enable_all().build().unwrap();
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || drop(runtime.block_on(stopped)));
+        Self {
+            handle,
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    fn both() -> [Self; 2] {
+        [
+            tokio::runtime::Builder::new_current_thread(),
+            tokio::runtime::Builder::new_multi_thread(),
+        ]
+        .map(Self::start)
+    }
+}
+
+impl Drop for HostRuntime {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn a_request_in_the_very_moment_in_which_a_connection_becomes_idle_is_answered() {
+    const ROUNDS: usize = 300;
+    let race = |server: &Server| {
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        // The first may come before the connection is parked for the first time, the second before it
+                        // is again.
+                        let mut client = Client::get(addr(server), "/");
+                        client.answer();
+                        client.ask("/");
+                        client.answer();
+                    }
+                });
+            }
+        });
+        let report = stop(server).unwrap();
+        assert_balanced(&report);
+        assert_eq!(report.served, 4 * 2 * ROUNDS as u64);
+    };
+    for runtime in HostRuntime::both() {
+        race(&hello(
+            builder().runtime(runtime.handle.clone()),
+            listener(),
+        ));
+    }
+    for dispatch in [Dispatch::default(), Dispatch::Inline] {
+        race(&tells_thread(builder(), dispatch).0);
+    }
+}
+
+#[test]
+fn nothing_is_left_of_idle_connections_when_their_runtime_ends() {
+    let runtimes = [HostRuntime::both(), HostRuntime::both()];
+    let timeouts = [Duration::MAX, 3600 * SECOND];
+    let timeouts = timeouts.into_iter().flat_map(|timeout| [timeout; 2]);
+    for (runtime, timeout) in runtimes.into_iter().flatten().zip(timeouts) {
+        let builder = builder()
+            .runtime(runtime.handle.clone())
+            .idle_timeout(timeout);
+        let (server, weak) = tells_thread(builder, Dispatch::Inline);
+        let silent = Client::connect(addr(&server));
+        let mut client = Client::get(addr(&server), "/");
+        client.answer();
+        wait_for_report(&server, |report| {
+            (report.conns_new, report.conns_idle) == (1, 1)
+        });
+        // It should have outlived the server.
+        drop(runtime);
+        client.assert_ended();
+        silent.assert_ended();
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        server.close();
+        assert_gone(&weak);
+    }
+}
+
+#[test]
+fn idle_connections_on_a_thread_that_a_handler_blocks_are_closed_by_a_kill_and_leave_nothing() {
+    let (gate, begun) = (Gate::new(), Gate::new());
+    let _open_at_end = gate.open_at_end();
+    let alive = Arc::new(());
+    let weak = Arc::downgrade(&alive);
+    let (begins, blocks) = (begun.clone(), gate.clone());
+    let server = builder()
+        .io_threads(NonZeroUsize::MIN)
+        .stop_timeout(SECOND / 20)
+        .kill_timeout(SECOND / 5)
+        .handle(listener(), Dispatch::Inline, move |exchange: Exchange| {
+            if exchange.uri() == "/block" {
+                begins.open();
+                blocks.pass();
+            }
+            let _ = (&alive, reply(exchange, "hello"));
+        })
+        .unwrap();
+    let silent = Client::connect(addr(&server));
+    let mut idle = Client::get(addr(&server), "/");
+    idle.answer();
+    let client = Client::get(addr(&server), "/block");
+    begun.pass();
+    let result = stop(&server);
+    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+    client.assert_ended();
+    idle.assert_ended();
+    silent.assert_ended();
+    let report = server.report();
+    assert_balanced(&report);
+    assert_eq!((report.connections, report.abandoned), (3, 1));
+    gate.open();
+    server.close();
+    assert_gone(&weak);
 }

@@ -10,6 +10,7 @@
 //! called: it closes a new or an idle connection whatever is on its way.
 
 mod framing;
+mod park;
 mod service;
 #[cfg(test)]
 mod tests;
@@ -19,21 +20,23 @@ mod wire;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::task::unconstrained;
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
+use crate::runtime::Spawn;
 
 pub(crate) use service::{BoxError, Outcome, Plain, Respond};
 pub(crate) use track::{Accepted, Conn, Inflight, Registry};
 pub use track::{ConnInfo, ConnState};
 
+use park::Resume;
 use service::Tracked;
 use wire::{Slot, Transport, Wire};
 
@@ -50,14 +53,15 @@ const MAX_PAUSE: u32 = 1_000;
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
 
 /// Serves one connection to its end.
-pub(crate) fn serve<R: Respond + Clone>(
-    accepted: Accepted,
-    respond: R,
-) -> impl Future<Output = ()> + Send {
-    let conn = Arc::clone(accepted.conn());
-    // Not an async fn, and boxes for what is rare or short: a task lives as long as its connection, mostly parked.
-    async move {
-        let mut wire = match Wire::new(accepted) {
+pub(crate) fn serve<R, S>(accepted: Accepted, respond: R, worker: Arc<S>)
+where
+    R: Respond + Clone,
+    S: Spawn,
+{
+    let runs = Arc::clone(&worker);
+    runs.spawn(async move {
+        let conn = Arc::clone(accepted.conn());
+        let wire = match Wire::new(accepted) {
             Ok(wire) => wire,
             Err(error) => {
                 let text = format!("cannot drive a connection: {error}");
@@ -65,109 +69,143 @@ pub(crate) fn serve<R: Respond + Clone>(
                 return;
             }
         };
+        let parked = Box::new(Parked {
+            wire,
+            idle_since: Instant::now(),
+            timers: None,
+            respond,
+            worker,
+        });
+        // Mostly its first request is here already, and when tokio has looked, it needs not be parked for that.
+        yield_now().await;
+        go_on(parked).await;
+    });
+}
+
+/// Drives a connection as long as there is something to do: the task of one that is not parked.
+async fn go_on<R, S>(mut parked: Box<Parked<R, S>>)
+where
+    R: Respond + Clone,
+    S: Spawn,
+{
+    let conn = Arc::clone(parked.wire.conn());
+    let complete = loop {
+        let Poll::Ready(event) = parked.look() else {
+            conn.driver().park(parked);
+            return;
+        };
         poll_fn(|cx| {
-            conn.woken_by_phases(cx.waker());
+            conn.driver().driven_by(cx.waker());
             Poll::Ready(())
         })
         .await;
-        let mut idle_since = Instant::now();
-        let mut grace = None;
-        let complete = loop {
-            if !Parked::new(&mut wire, &mut idle_since, &mut grace).await {
+        match event {
+            Event::Bytes => {}
+            Event::Left => break false,
+            Event::TimeOver => {
+                conn.closed_idle();
                 break false;
             }
-            // What has just been idle for long, or is new, will probably be idle for long again.
-            let park_after = conn.shared().config.park_after;
-            let requests = conn.requests();
-            let is_busy = requests > 0 && idle_since.elapsed() < park_after;
-            let service = Tracked::new(respond.clone(), Arc::clone(&conn));
-            let (end, left) = Box::pin(active(wire, service, &conn, is_busy)).await;
-            let Some(left) = left else {
-                conn.hijacked_if_open();
-                return;
-            };
-            wire = left;
-            match end {
-                // Empty lines are no request.
-                End::Parked(_) if conn.requests() == requests => {}
-                End::Parked(since) => {
-                    idle_since = since;
-                    grace = None;
-                }
-                End::Done => break true,
-                End::Failed => break false,
-                End::Cut => {
-                    // What was answered before goes out before the reset, as far as the kernel takes it now.
-                    let _ = poll_fn(|cx| Poll::Ready(wire.poll_rescue(cx))).await;
-                    return;
-                }
-            }
+        }
+        // What has just been idle for long, or is new, will probably be idle for long again.
+        let park_after = conn.shared().config.park_after;
+        let requests = conn.requests();
+        let is_busy = requests > 0 && parked.idle_since.elapsed() < park_after;
+        let service = Tracked::new(parked.respond.clone(), Arc::clone(&conn));
+        let (end, left) = Box::pin(active(parked.wire, service, &conn, is_busy)).await;
+        let Some(left) = left else {
+            conn.hijacked_if_open();
+            return;
         };
-        Box::pin(close(wire, complete)).await;
-    }
+        parked.wire = left;
+        match end {
+            // Empty lines are no request.
+            End::Parked(_) if conn.requests() == requests => {}
+            End::Parked(since) => {
+                parked.idle_since = since;
+                parked.timers = None;
+            }
+            End::Done => break true,
+            End::Failed => break false,
+            End::Cut => {
+                // What was answered before goes out before the reset, as far as the kernel takes it now.
+                let _ = poll_fn(|cx| Poll::Ready(parked.wire.poll_rescue(cx))).await;
+                return;
+            }
+        }
+    };
+    Box::pin(close(parked.wire, complete)).await;
 }
 
-/// A connection that is new or idle, with no parser: waits until there is something to read. False if it is to be
-/// closed. A future by hand, because it takes its place in every idle connection's task.
-struct Parked<'a> {
-    wire: &'a mut Wire,
-    idle_since: &'a mut Instant,
-    grace: &'a mut Option<Pin<Box<Sleep>>>,
+/// A connection that is new or idle, with no parser: while nothing happens, all that there is of it, for it needs no
+/// task either.
+struct Parked<R, S> {
+    wire: Wire,
+    idle_since: Instant,
+    timers: Option<Box<Timers>>,
+    respond: R,
+    worker: Arc<S>,
+}
+
+/// What ends its rest.
+enum Event {
+    /// There is something to read.
+    Bytes,
+    /// The client has left.
+    Left,
+    /// It is to be closed.
+    TimeOver,
+}
+
+/// For how long a connection may still be parked. Most need none.
+struct Timers {
     patience: Option<Pin<Box<Sleep>>>,
     last_answer: Backoff,
+    grace: Option<Pin<Box<Sleep>>>,
     last_answer_at_stop: Backoff,
 }
 
-impl<'a> Parked<'a> {
-    fn new(
-        wire: &'a mut Wire,
-        idle_since: &'a mut Instant,
-        grace: &'a mut Option<Pin<Box<Sleep>>>,
-    ) -> Self {
-        Self {
-            wire,
-            idle_since,
-            grace,
-            patience: None,
-            last_answer: Backoff::up_to(MAX_PAUSE),
-            last_answer_at_stop: Backoff::up_to(MAX_PAUSE_AT_STOP),
-        }
+impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
+    /// Whether there is something to do. If not, it is to be parked: what happens from now on is told to its connection.
+    fn look(&mut self) -> Poll<Event> {
+        let conn = Arc::clone(self.wire.conn());
+        conn.driver().look();
+        self.poll(&mut Context::from_waker(&Waker::from(conn)))
     }
-}
 
-impl Future for Parked<'_> {
-    type Output = bool;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
-        let Self {
-            wire,
-            idle_since,
-            grace,
-            patience,
-            last_answer,
-            last_answer_at_stop,
-        } = &mut *self;
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let Self { wire, timers, .. } = self;
         // A request that has reached this host is served.
         if let Poll::Ready(has_bytes) = wire.poll_readable(cx) {
-            return Poll::Ready(has_bytes);
+            return Poll::Ready(if has_bytes { Event::Bytes } else { Event::Left });
         }
         let conn = wire.conn();
         let shared = conn.shared();
         let phase = shared.phases.get();
+        let timeout = shared.config.idle_timeout;
         if phase < Phase::Quiescing {
-            let timeout = shared.config.idle_timeout;
             if timeout == Duration::MAX {
                 return Poll::Pending;
             }
+            let Timers {
+                patience,
+                last_answer,
+                ..
+            } = &mut **timers.get_or_insert_default();
             // Nobody is idle who has not got the last answer yet.
             if patience.is_none() && ready!(last_answer.poll_until(cx, || !wire.is_delivering())) {
-                **idle_since = Instant::now();
+                self.idle_since = Instant::now();
             }
             let patience = patience.get_or_insert_with(|| {
-                Box::pin(sleep(timeout.saturating_sub(idle_since.elapsed())))
+                Box::pin(sleep(timeout.saturating_sub(self.idle_since.elapsed())))
             });
             ready!(patience.as_mut().poll(cx));
         } else if phase < Phase::Killing {
+            let Timers {
+                grace,
+                last_answer_at_stop,
+                ..
+            } = &mut **timers.get_or_insert_default();
             // A request that is on its way is served: it has the grace to arrive in, from when the last answer has.
             if grace.is_none() {
                 ready!(last_answer_at_stop.poll_until(cx, || !wire.is_delivering()));
@@ -182,8 +220,24 @@ impl Future for Parked<'_> {
         if phase < Phase::Killing && conn.has_unread() {
             return Poll::Pending;
         }
-        conn.closed_idle();
-        Poll::Ready(false)
+        Poll::Ready(Event::TimeOver)
+    }
+}
+
+impl<R: Respond + Clone, S: Spawn> Resume for Parked<R, S> {
+    fn resume(self: Box<Self>) {
+        Arc::clone(&self.worker).spawn(go_on(self));
+    }
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            patience: None,
+            last_answer: Backoff::up_to(MAX_PAUSE),
+            grace: None,
+            last_answer_at_stop: Backoff::up_to(MAX_PAUSE_AT_STOP),
+        }
     }
 }
 

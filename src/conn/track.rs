@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::Waker;
+use std::task::Wake as _;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -18,6 +18,7 @@ use crate::server::Shared;
 use crate::sys;
 
 use super::framing::{BodyLength, is_request};
+use super::park::Driver;
 
 /// Stands for the length of a body that does not say it.
 const UNKNOWN: u64 = u64::MAX;
@@ -117,7 +118,7 @@ impl Registry {
             shared: Arc::clone(shared),
             state: AtomicU8::new(ConnState::New as u8),
             descriptor: Mutex::new(Some(stream.as_raw_fd())),
-            waker: Mutex::default(),
+            driver: Driver::default(),
             ledger: Ledger::default(),
             reading_head: AtomicBool::new(false),
             waiting_for_bytes: AtomicBool::new(false),
@@ -156,13 +157,9 @@ impl Registry {
         }
     }
 
-    /// Has every connection's task look at the phase.
+    /// Has every connection look at the phase.
     pub(crate) fn wake_all(&self) {
-        for conn in self.all() {
-            if let Some(waker) = &*conn.waker() {
-                waker.wake_by_ref();
-            }
-        }
+        self.all().into_iter().for_each(Conn::wake);
     }
 
     /// Resets whatever is still connected.
@@ -216,7 +213,7 @@ impl Registry {
     }
 }
 
-/// One connection. Its task writes the counts, or whoever has taken it over; others only read them.
+/// One connection. Whoever drives it writes the counts; others only read them.
 #[derive(Debug)]
 pub(crate) struct Conn {
     info: ConnInfo,
@@ -224,8 +221,7 @@ pub(crate) struct Conn {
     state: AtomicU8,
     /// While the socket is open: for a reset from another thread.
     descriptor: Mutex<Option<RawFd>>,
-    /// Of its task, which stays the same.
-    waker: Mutex<Option<Waker>>,
+    driver: Driver,
     ledger: Ledger,
     /// What the ledger said when the connection was closed is among the server's counts now. What a thread counts that
     /// comes to it later, because a handler has blocked it, counts no more. Under the registry's lock.
@@ -274,14 +270,9 @@ impl Conn {
         &self.shared
     }
 
-    /// Its task is woken at every new phase. To be called before it looks at the phase for the first time: either it
-    /// sees a new one then, or whoever sets that sees the waker.
-    pub(super) fn woken_by_phases(&self, waker: &Waker) {
-        *self.waker() = Some(waker.clone());
-    }
-
-    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Who is told of what happens: of a new phase, and, while it is parked, of all else.
+    pub(super) fn driver(&self) -> &Driver {
+        &self.driver
     }
 
     fn state(&self) -> ConnState {

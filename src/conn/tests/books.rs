@@ -63,7 +63,7 @@ fn of_the_answers_in_one_write_a_kill_has_only_those_that_it_refused() {
         );
         // When the client reads again, and the task wakes to write on, a kill has begun.
         let shared = Arc::clone(&run.shared);
-        *run.ambush.lock().unwrap() = Some(Box::new(move || {
+        *run.worker.ambush.lock().unwrap() = Some(Box::new(move || {
             queue.end().for_each(Exchange::refuse);
             enter(&shared, Phase::Killing);
         }));
@@ -99,7 +99,7 @@ fn what_comes_to_a_connection_when_its_books_are_closed_is_not_counted() {
         assert!(run.send(GET).await);
         reply(take(&queue), 1);
         run.close(false).await;
-        assert!(run.task.is_finished());
+        assert!(run.gone.is_some());
         let report = run.shared.report();
         assert_eq!(columns(&report), closed);
         assert_eq!((report.conns_gone, report.conns_open), (1, 0), "{report:?}");

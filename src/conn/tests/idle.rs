@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use super::{Bench, GRACE, IDLE, LINGER, PARK, Run, TICK};
 use crate::conn::Plain;
+use crate::conn::park::{Driver, Resume};
 use crate::events::Event;
 use crate::lifecycle::Phase;
 use crate::server::Server;
@@ -80,10 +81,6 @@ impl Run {
         for _ in 0..count {
             self.tick().await;
         }
-    }
-
-    fn polls(&self) -> usize {
-        self.polls.load(Ordering::Relaxed)
     }
 
     /// How many answers have come.
@@ -262,7 +259,7 @@ fn a_request_in_the_very_moment_of_the_idle_timeout_is_served() {
         assert!(run.send(GET).await);
         run.ticks_until(IDLE - 1).await;
         let mut stream = run.peer.stream.as_ref().unwrap().try_clone().unwrap();
-        *run.ambush.lock().unwrap() = Some(Box::new(move || stream.write_all(GET).unwrap()));
+        *run.worker.ambush.lock().unwrap() = Some(Box::new(move || stream.write_all(GET).unwrap()));
         run.tick().await;
         assert_eq!((run.answers(), run.ended), (2, None));
         // And it has its whole time again.
@@ -352,4 +349,46 @@ fn a_connection_that_was_answered_before_its_body_came_is_closed_when_its_time_i
         let report = run.shared.report();
         assert_eq!((report.closed_idle, report.served), (1, 1), "{report:?}");
     });
+}
+
+#[test]
+fn an_idle_connection_has_no_task() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        let tasks = || bench.runtime.metrics().num_alive_tasks();
+        assert_eq!(tasks(), 0);
+        assert!(run.send(GET).await);
+        assert_eq!((run.answers(), tasks()), (1, 0));
+        // Nor in its grace, which begins with a look at what wakes everybody.
+        run.enter(Phase::Quiescing).await;
+        assert_eq!((run.ended, tasks()), (None, 0));
+        run.ticks(GRACE).await;
+        assert_eq!((run.ended, tasks()), (Some(GRACE), 1));
+        run.ticks(LINGER).await;
+        assert_eq!((run.gone, tasks()), (Some(run.tick), 0));
+    });
+}
+
+/// Counts how often it is resumed.
+struct Resumed(Arc<AtomicUsize>);
+
+impl Resume for Resumed {
+    fn resume(self: Box<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn what_happens_between_a_look_and_parking_is_not_lost() {
+    for (before, after) in [(0, 1), (0, 2), (1, 0), (2, 1)] {
+        let driver = Driver::default();
+        let count = Arc::new(AtomicUsize::new(0));
+        driver.look();
+        (0..before).for_each(|_| driver.wake());
+        driver.park(Box::new(Resumed(Arc::clone(&count))));
+        (0..after).for_each(|_| driver.wake());
+        // Once: whoever is resumed looks again.
+        assert_eq!(count.load(Ordering::Relaxed), 1, "{before}, {after}");
+    }
 }

@@ -453,7 +453,7 @@ impl Outcome {
                 return;
             }
             self.ambush = None;
-            *self.run.ambush.lock().unwrap() = None;
+            *self.run.worker.ambush.lock().unwrap() = None;
         }
     }
 
@@ -472,7 +472,7 @@ impl Outcome {
         // Nothing that the server does is between this and the ambush.
         self.ambush = Some((upto, !self.is_over(), Arc::clone(&is_out)));
         let world = Arc::clone(&self.world);
-        *self.run.ambush.lock().unwrap() = Some(Box::new(move || {
+        *self.run.worker.ambush.lock().unwrap() = Some(Box::new(move || {
             if stream.write(&bytes).is_ok() {
                 world.sent.store(upto, Ordering::Relaxed);
                 is_out.store(true, Ordering::Relaxed);

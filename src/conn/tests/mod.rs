@@ -17,10 +17,11 @@ use std::time::Duration;
 
 use proptest::test_runner::Config;
 use socket2::{Domain, SockRef, Socket, Type};
-use tokio::task::JoinHandle;
+use tokio::runtime::Handle;
 
 use super::{Registry, Respond, serve};
 use crate::lifecycle::{Phase, enter};
+use crate::runtime::Spawn;
 use crate::server::{Builder, Server, Shared};
 
 /// What time moves by. All times are multiples of it.
@@ -96,11 +97,8 @@ type Ambush = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 /// A connection that is served, and its client.
 struct Run {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
-    /// How often the server's task has run.
-    polls: Arc<AtomicUsize>,
-    /// Done just before it runs again: between what has woken it and what it does then.
-    ambush: Ambush,
+    /// Held by the connection, too.
+    worker: Arc<Watched>,
     peer: Peer,
     tick: u32,
     /// When our FIN or a reset was seen.
@@ -134,15 +132,15 @@ impl Run {
         stream.set_nonblocking(true).unwrap();
         SockRef::from(&stream).set_send_buffer_size(BUFFER).unwrap();
         let accepted = Registry::accept(&shared, stream, addr, local);
-        let polls = Arc::new(AtomicUsize::new(0));
-        let ambush = Ambush::default();
-        let service = serve(accepted, respond);
-        let task = tokio::spawn(watched(service, Arc::clone(&polls), Arc::clone(&ambush)));
+        let worker = Arc::new(Watched {
+            runtime: Handle::current(),
+            polls: Arc::default(),
+            ambush: Arc::default(),
+        });
+        serve(accepted, respond, Arc::clone(&worker));
         Self {
             shared,
-            task,
-            polls,
-            ambush,
+            worker,
             peer: Peer {
                 stream: Some(client),
                 is_reading: true,
@@ -159,11 +157,11 @@ impl Run {
     async fn settle(&mut self) {
         let mut quiet = 0;
         for _ in 0..2_000 {
-            let before = (self.polls.load(Ordering::Relaxed), self.peer.got.len());
+            let before = (self.polls(), self.peer.got.len());
             // Has the runtime look for events, and does not let it move the clock.
             tokio::task::yield_now().await;
             self.peer.look();
-            let after = (self.polls.load(Ordering::Relaxed), self.peer.got.len());
+            let after = (self.polls(), self.peer.got.len());
             quiet = if before == after { quiet + 1 } else { 0 };
             if quiet == 3 {
                 break;
@@ -173,9 +171,13 @@ impl Run {
         if self.peer.end.is_some() {
             self.ended.get_or_insert(self.tick);
         }
-        if self.task.is_finished() && self.shared.report().conns_open == 0 {
+        if Arc::strong_count(&self.worker) == 1 && self.shared.report().conns_open == 0 {
             self.gone.get_or_insert(self.tick);
         }
+    }
+
+    fn polls(&self) -> usize {
+        self.worker.polls.load(Ordering::Relaxed)
     }
 
     async fn tick(&mut self) {
@@ -239,6 +241,22 @@ impl Run {
         self.enter(Phase::Killing).await;
         self.shared.registry.reset_all();
         self.settle().await;
+    }
+}
+
+/// Where a connection runs, watched.
+struct Watched {
+    runtime: Handle,
+    /// How often it has run.
+    polls: Arc<AtomicUsize>,
+    /// Done just before it runs again: between what has woken it and what it does then.
+    ambush: Ambush,
+}
+
+impl Spawn for Watched {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let (polls, ambush) = (Arc::clone(&self.polls), Arc::clone(&self.ambush));
+        self.runtime.spawn(watched(task, polls, ambush));
     }
 }
 
