@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Wake as _;
 use std::time::Duration;
@@ -129,7 +129,7 @@ impl Registry {
             settled: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             body_left: AtomicU64::new(0),
-            ahead: AtomicUsize::new(0),
+            ahead: AtomicU32::new(0),
             ahead_is_request: AtomicBool::new(false),
             answered_alone: AtomicBool::new(false),
             answered_early: AtomicBool::new(false),
@@ -243,7 +243,7 @@ pub(crate) struct Conn {
     /// How much of the body of the last request has not been given to hyper; [`UNKNOWN`] if only its end will tell.
     body_left: AtomicU64,
     /// How many bytes have been read from the kernel that hyper has not got.
-    ahead: AtomicUsize,
+    ahead: AtomicU32,
     /// If the last request is complete: those bytes are more than empty lines.
     ahead_is_request: AtomicBool,
     /// See [`Conn::is_answered_alone`].
@@ -448,6 +448,7 @@ impl Conn {
 
     /// So many bytes have been read that hyper has not got.
     pub(super) fn set_ahead(&self, count: usize, is_request: bool) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.ahead.store(count, Ordering::Relaxed);
         self.ahead_is_request.store(is_request, Ordering::Relaxed);
     }
@@ -461,9 +462,9 @@ impl Conn {
                 self.ahead_is_request.load(Ordering::Relaxed) || self.has_unread()
             }
             BodyLength::Known(left) => {
-                let ahead = self.ahead.load(Ordering::Relaxed) as u64;
+                let ahead = self.ahead.load(Ordering::Relaxed);
                 let unread = self.descriptor().map(|fd| sys::with_fd(fd, sys::unread));
-                ahead + u64::from(unread.unwrap_or(0)) > left
+                u64::from(ahead) + u64::from(unread.unwrap_or(0)) > left
             }
         }
     }

@@ -48,14 +48,22 @@ pub(super) struct Wire {
     written: u64,
     /// Whether our FIN is behind them.
     shut: bool,
-    /// Where in them the responses end that may not have arrived: while the server stops all of them …
-    ends: Vec<u64>,
-    /// … and before that those that were written last: how many, and where all of them end.
-    last: (u32, u64),
+    /// Of the responses that were written last before the server stops, and may not have arrived: where all of them
+    /// end, and how many there are.
+    last_end: u64,
+    last: u32,
     /// A read has failed. hyper takes that for the end of a body only, and lets the handler go on.
     failed: bool,
     /// The client has closed its side.
     finished: bool,
+    /// What few connections need.
+    rare: Option<Box<Rare>>,
+}
+
+#[derive(Default)]
+struct Rare {
+    /// Where the responses end that were written while the server stops, and may not have arrived.
+    ends: Vec<u64>,
     /// Ends when the connection has been reset.
     reset: Option<Reset>,
 }
@@ -81,11 +89,11 @@ impl Wire {
             held: 0,
             written: 0,
             shut: false,
-            ends: Vec::new(),
-            last: (0, 0),
+            last_end: 0,
+            last: 0,
             failed: false,
             finished: false,
-            reset: None,
+            rare: None,
         })
     }
 
@@ -322,9 +330,11 @@ impl Wire {
     fn responses_flushed(&mut self, count: u64) {
         let responses = self.conn().responses_flushed(count);
         if responses > 0 && self.conn().is_stopping() {
-            self.ends.extend((0..responses).map(|_| self.written));
+            let ends = &mut self.rare.get_or_insert_default().ends;
+            ends.extend((0..responses).map(|_| self.written));
         } else if responses > 0 {
-            self.last = (u32::try_from(responses).unwrap_or(u32::MAX), self.written);
+            self.last_end = self.written;
+            self.last = u32::try_from(responses).unwrap_or(u32::MAX);
         }
     }
 
@@ -372,7 +382,8 @@ impl Wire {
         if self.failed {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
-        if self.reset.is_none() {
+        let is_watched = |rare: &Rare| rare.reset.is_some();
+        if !self.rare.as_deref().is_some_and(is_watched) {
             let mut byte = [0];
             match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
                 Poll::Pending => return Poll::Ready(Ok(())),
@@ -386,13 +397,14 @@ impl Wire {
                     let Ok(copy) = copy else {
                         return Poll::Ready(Ok(())); // No descriptors: the write will tell.
                     };
-                    self.reset = Some(Box::pin(async move {
+                    self.rare.get_or_insert_default().reset = Some(Box::pin(async move {
                         let _ = copy.ready(Interest::ERROR).await;
                     }));
                 }
             }
         }
-        match self.reset.as_mut().map(|reset| reset.as_mut().poll(cx)) {
+        let reset = self.rare.as_mut().and_then(|rare| rare.reset.as_mut());
+        match reset.map(|reset| reset.as_mut().poll(cx)) {
             Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             _ => Poll::Ready(Ok(())),
         }
@@ -404,9 +416,13 @@ impl Drop for Wire {
         if self.conn().is_stopping() {
             let unacked = self.unacked();
             let acked = self.written.saturating_sub(unacked);
-            let (last, end) = self.last;
-            let last = if end > acked { u64::from(last) } else { 0 };
-            let others = self.ends.iter().filter(|end| **end > acked).count() as u64;
+            let last = if self.last_end > acked {
+                u64::from(self.last)
+            } else {
+                0
+            };
+            let ends = self.rare.iter().flat_map(|rare| &rare.ends);
+            let others = ends.filter(|end| **end > acked).count() as u64;
             self.conn().unacknowledged(last + others, unacked);
         }
     }
