@@ -293,9 +293,13 @@ static void a_port_in_use(void) {
     EQUAL(httpdown_local_addr(server, 0, text, sizeof text), 0);
     EQUAL(try_addr(text), HTTPDOWN_STATUS_ADDR_IN_USE);
     snprintf(list, sizeof list, "127.0.0.1:0,%s", text);
+    int client = dial(server);
+    put(client, "GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    expect(client, 200, NULL); /* the server has opened all it needs */
     int before = fd_count();
     EQUAL(try_addr(list), HTTPDOWN_STATUS_ADDR_IN_USE);
     EQUAL(fd_count(), before); /* the first one was closed again */
+    close(client);
     snprintf(list, sizeof list, ":%d", port_of(server));
     EQUAL(try_addr(list), HTTPDOWN_STATUS_ADDR_IN_USE);
     get(server, 200, NULL);
