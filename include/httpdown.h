@@ -675,8 +675,8 @@ int httpdown_reply(httpdown_request *request,
 int httpdown_reply_text(httpdown_request *request, int status_code, const char *text);
 
 // Answers with a body that is not copied: it must stay as it is until `release` (may be NULL) is called with
-// `release_data`, exactly once, on any thread, whatever this returns; perhaps before it returns. Otherwise as
-// httpdown_reply.
+// `release_data`, exactly once, on any thread, whatever this returns; perhaps before it returns. It should not block:
+// mostly it is called on a thread that drives connections, which wait for it. Otherwise as httpdown_reply.
 //
 // Returns as httpdown_reply.
 int httpdown_reply_borrowed(httpdown_request *request,

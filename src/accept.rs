@@ -150,11 +150,13 @@ impl Accepting {
             is_open: Mutex::new(true),
             shared: Arc::clone(shared),
         });
-        let (runtime, pulse) = executor.for_accepting();
-        let pulse = pulse.cloned();
+        let worker = executor.for_accepting();
+        let pulse = worker.pulse().cloned();
         let mut task = JoinSet::new();
-        let accept = run(Arc::clone(&entrance), serve(), pulse.clone());
-        task.spawn_on(accept, runtime);
+        worker.spawn_into(
+            &mut task,
+            run(Arc::clone(&entrance), serve(), pulse.clone()),
+        );
         Self {
             entrance,
             serve: serve(),
@@ -244,10 +246,14 @@ impl Accepting {
         })
     }
 
-    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
-    pub(crate) async fn close(mut self) -> Option<Error> {
-        // The task has them in an epoll set, where they would stay if another process had a copy.
+    /// Waits until the task has let go of the sockets, if it may: it has them in an epoll set, where they would stay if
+    /// another process had a copy.
+    pub(crate) async fn released(&mut self) {
         let _ = timeout(RELEASE_GRACE, self.task.join_next()).await;
+    }
+
+    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
+    pub(crate) fn close(self) -> Option<Error> {
         let emptied = self.try_empty();
         for listener in &self.entrance.listeners {
             if !listener.is_shared() {
@@ -256,15 +262,22 @@ impl Accepting {
                 self.entrance.shared.unaccepted.add(waiting.into());
             }
         }
-        let closed: Vec<_> = match Arc::try_unwrap(self.entrance) {
+        let error = match Arc::try_unwrap(self.entrance) {
             Ok(entrance) => {
-                let listeners = entrance.listeners.into_iter();
-                listeners.map(Listener::close).collect()
+                let closed = entrance.listeners.into_iter().map(Listener::close);
+                closed.filter_map(io::Result::err).reduce(|first, _| first)
             }
-            // The task closes them, when the handler that blocks its thread returns.
-            Err(entrance) => entrance.listeners.iter().map(Listener::shut).collect(),
-        };
-        let error = closed.into_iter().find_map(io::Result::err)?;
+            Err(entrance) => {
+                let shut = entrance.listeners.iter().map(Listener::shut);
+                let error = shut.filter_map(io::Result::err).reduce(|first, _| first);
+                // The task closes them, when the handler that blocks its thread returns; but not by a number that is no
+                // longer ours.
+                if error.is_some() {
+                    let _ = Arc::into_raw(entrance);
+                }
+                error
+            }
+        }?;
         Some(Error::io("closing a listening socket", error))
     }
 }
@@ -290,13 +303,13 @@ async fn stand_in(entrance: &Entrance, serve: &Serve, pulse: Option<&Pulse>) -> 
         return std::future::pending().await;
     };
     loop {
-        pulse.gets_stuck().await;
+        let beat = pulse.gets_stuck().await;
         let Ok(mut acceptor) = Acceptor::new(entrance) else {
-            pulse.gets_on().await;
+            pulse.gets_on(beat).await;
             continue;
         };
         tokio::select! {
-            () = pulse.gets_on() => {}
+            () = pulse.gets_on(beat) => {}
             error = poll_fn(|cx| acceptor.poll_accept(cx, serve)) => return error,
         }
     }

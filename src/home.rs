@@ -72,10 +72,10 @@ pin_project! {
     }
 }
 
-impl<F: Future<Output = ()>> Future for Housed<F> {
-    type Output = ();
+impl<F: Future> Future for Housed<F> {
+    type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let home = &this.address.home;
         if home.called.load(Ordering::Relaxed) {
@@ -224,7 +224,7 @@ impl Home {
     }
 
     /// The task of a connection that lives here.
-    pub(crate) fn house<F: Future<Output = ()>>(self: Arc<Self>, connection: F) -> Housed<F> {
+    pub(crate) fn house<F: Future>(self: Arc<Self>, connection: F) -> Housed<F> {
         let address = Arc::new(HomeWaker {
             home: self,
             task: OnceLock::new(),

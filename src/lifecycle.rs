@@ -279,7 +279,13 @@ async fn live(
         () = tokio::time::sleep(config.quiesce_timeout) => true,
         () = &mut out_of_time => false,
     };
-    let close_error = accepting.close().await;
+    let quiet = quiet
+        && tokio::select! {
+            biased;
+            () = accepting.released() => true,
+            () = &mut out_of_time => false,
+        };
+    let close_error = accepting.close();
     enter(shared, Phase::Draining);
     let drained = quiet
         && tokio::select! {

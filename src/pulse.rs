@@ -52,8 +52,8 @@ impl Pulse {
         self.is_stuck.load(Ordering::Relaxed)
     }
 
-    /// Waits until the thread is stuck.
-    pub(crate) async fn gets_stuck(&self) {
+    /// Waits until the thread is stuck, and says at which beat.
+    pub(crate) async fn gets_stuck(&self) -> u64 {
         self.is_stuck.store(false, Ordering::Relaxed);
         let mut seen = self.beats();
         loop {
@@ -65,7 +65,7 @@ impl Pulse {
             }
             if beats.is_multiple_of(2) {
                 self.is_stuck.store(true, Ordering::Relaxed);
-                return;
+                return beats;
             }
             self.is_watched.store(false, Ordering::SeqCst);
             if self.beats() == beats {
@@ -75,9 +75,8 @@ impl Pulse {
         }
     }
 
-    /// Waits until it gets on.
-    pub(crate) async fn gets_on(&self) {
-        let stuck_at = self.beats();
+    /// Waits until it gets on from there.
+    pub(crate) async fn gets_on(&self, stuck_at: u64) {
         while self.beats() == stuck_at {
             sleep(INTERVAL).await;
         }

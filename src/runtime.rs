@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
 use crate::home::Home;
@@ -152,11 +153,27 @@ pub(crate) struct Worker {
     runtime: Handle,
     /// If requests are handed over to other threads.
     home: Option<Arc<Home>>,
-    /// If a handler may block it, and there are others.
+    /// If there are others.
     pulse: Option<Arc<Pulse>>,
 }
 
 impl Worker {
+    pub(crate) fn pulse(&self) -> Option<&Arc<Pulse>> {
+        self.pulse.as_ref()
+    }
+
+    /// As [`Spawn::spawn`], for whoever wants to hear of its end, or to end it.
+    pub(crate) fn spawn_into<T: Send + 'static>(
+        &self,
+        tasks: &mut JoinSet<T>,
+        task: impl Future<Output = T> + Send + 'static,
+    ) {
+        match &self.home {
+            Some(home) => tasks.spawn_on(Arc::clone(home).house(task), &self.runtime),
+            None => tasks.spawn_on(task, &self.runtime),
+        };
+    }
+
     fn is_stuck(&self) -> bool {
         self.pulse.as_ref().is_some_and(|pulse| pulse.is_stuck())
     }
@@ -186,16 +203,16 @@ impl Executor {
         Self([Arc::new(worker)].into())
     }
 
-    /// Where connections are accepted, and, if a handler may block that while others go on, how it gets on.
-    pub(crate) fn for_accepting(&self) -> (&Handle, Option<&Arc<Pulse>>) {
-        let first = &self.0[0];
-        (&first.runtime, first.pulse.as_ref())
+    /// Where connections are accepted.
+    pub(crate) fn for_accepting(&self) -> &Worker {
+        &self.0[0]
     }
 
     /// For a new connection: the one that has the fewest.
-    pub(crate) fn worker(&self) -> Option<Arc<Worker>> {
+    pub(crate) fn worker(&self) -> Arc<Worker> {
         let load = |worker: &&Arc<Worker>| (worker.is_stuck(), Arc::strong_count(worker));
-        self.0.iter().min_by_key(load).cloned()
+        let least = self.0.iter().min_by_key(load);
+        Arc::clone(least.unwrap_or(&self.0[0]))
     }
 }
 
@@ -222,7 +239,7 @@ impl IoThreads {
             .map_or(1, NonZeroUsize::get);
         let start = |index| {
             let home = hands_over.then(Arc::default);
-            let pulse = (!hands_over && count > 1).then(Arc::default);
+            let pulse = (count > 1).then(Arc::default);
             IoThread::start(server, index, home, pulse)
         };
         let (threads, workers) = (0..count)
@@ -248,7 +265,6 @@ impl IoThreads {
 }
 
 impl IoThread {
-    /// At most one of the two wants to know when it sleeps.
     fn start(
         server: u64,
         index: usize,
@@ -256,14 +272,25 @@ impl IoThread {
         pulse: Option<Arc<Pulse>>,
     ) -> Result<(Self, Arc<Worker>)> {
         let mut builder = runtime_builder();
-        if let Some(home) = &home {
-            let (before, after) = (Arc::clone(home), Arc::clone(home));
-            builder.on_thread_park(move || before.before_sleep());
-            builder.on_thread_unpark(move || after.after_sleep());
-        } else if let Some(pulse) = &pulse {
-            let (before, after) = (Arc::clone(pulse), Arc::clone(pulse));
-            builder.on_thread_park(move || before.falls_asleep());
-            builder.on_thread_unpark(move || after.wakes());
+        if home.is_some() || pulse.is_some() {
+            let (home_before, pulse_before) = (home.clone(), pulse.clone());
+            builder.on_thread_park(move || {
+                if let Some(home) = &home_before {
+                    home.before_sleep();
+                }
+                if let Some(pulse) = &pulse_before {
+                    pulse.falls_asleep();
+                }
+            });
+            let (home_after, pulse_after) = (home.clone(), pulse.clone());
+            builder.on_thread_unpark(move || {
+                if let Some(pulse) = &pulse_after {
+                    pulse.wakes();
+                }
+                if let Some(home) = &home_after {
+                    home.after_sleep();
+                }
+            });
         }
         let runtime = build(&mut builder)?;
         let worker = Worker {

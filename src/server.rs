@@ -592,11 +592,7 @@ impl Builder {
             backend,
             serve: Box::new(move || {
                 let (executor, respond) = (executor.clone(), respond.clone());
-                Box::new(move |accepted| {
-                    if let Some(worker) = executor.worker() {
-                        conn::serve(accepted, respond.clone(), worker);
-                    }
-                })
+                Box::new(move |accepted| conn::serve(accepted, &respond, executor.worker()))
             }),
         };
         let started = started.and_then(|()| {

@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
@@ -29,7 +29,7 @@ use httpdown::{
     Builder, ConnInfo, ConnState, Dispatch, Error, Exchange, Phase, Report, Result, Server,
 };
 use hyper::body::{Body, Frame, Incoming};
-use hyper::service::service_fn;
+use hyper::service::{Service, service_fn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use common::{
@@ -1147,6 +1147,47 @@ fn a_service_that_fails_or_panics_gets_a_500() {
         .into_iter()
         .filter(|(key, _)| key == "sum handler.error");
     assert_eq!(errors.count(), 3);
+}
+
+/// Answers, and cannot be cloned while it must not be.
+struct ClonedAtTimes(Arc<AtomicBool>);
+
+impl Clone for ClonedAtTimes {
+    fn clone(&self) -> Self {
+        assert!(
+            !self.0.load(Ordering::SeqCst),
+            "that is what the test wants"
+        );
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Service<Request<Incoming>> for ClonedAtTimes {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn call(&self, _: Request<Incoming>) -> Self::Future {
+        ready(Ok(Response::new(Empty::new())))
+    }
+}
+
+#[test]
+fn a_service_that_panics_when_it_is_cloned_harms_only_the_connection_that_it_was_for() {
+    let panics = Arc::new(AtomicBool::new(false));
+    let server = builder()
+        .serve(listener(), ClonedAtTimes(Arc::clone(&panics)))
+        .unwrap();
+    let mut before = Client::get(addr(&server), "/");
+    assert_eq!(before.answer().status, 200);
+    panics.store(true, Ordering::SeqCst);
+    Client::get(addr(&server), "/").assert_ended();
+    panics.store(false, Ordering::SeqCst);
+    let mut after = Client::get(addr(&server), "/");
+    assert_eq!(after.answer().status, 200);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.connections, report.served), (3, 2));
 }
 
 /// A body of these frames, one by one; a frame that is an error fails, one that is nothing panics.

@@ -15,7 +15,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -424,6 +424,54 @@ fn new_connections_are_served_while_a_handler_blocks_the_thread_that_accepts() {
     let report = stop(&fixture.server).unwrap();
     assert_balanced(&report);
     assert_eq!(report.served, 12);
+}
+
+/// What it holds is in an answer's body, and dropped on an I/O thread.
+struct Lent(Gate, Journal<()>);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        b"lent"
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.1.write(());
+        self.0.pass();
+    }
+}
+
+#[test]
+fn new_connections_are_served_while_a_host_blocks_the_thread_that_accepts_by_taking_memory_back() {
+    let (gate, dropped) = (Gate::new(), Journal::new());
+    let _open_at_end = gate.open_at_end();
+    let lent = Mutex::new(Some(Lent(gate.clone(), dropped.clone())));
+    let server = builder()
+        .io_threads(NonZeroUsize::new(2).unwrap())
+        .handle(
+            listener(),
+            Dispatch::default(),
+            move |exchange: Exchange| {
+                let lent = lent.lock().unwrap().take();
+                let _ = match lent {
+                    Some(lent) => exchange.reply(Response::new(Bytes::from_owner(lent))),
+                    None => reply(exchange, "hello"),
+                };
+            },
+        )
+        .unwrap();
+    let mut first = Client::get(addr(&server), "/");
+    dropped.wait_for_count(1);
+    let mut others: Vec<_> = (0..10).map(|_| Client::get(addr(&server), "/")).collect();
+    for client in &mut others {
+        assert_eq!(client.answer().text(), "hello");
+    }
+    gate.open();
+    assert_eq!(first.answer().text(), "lent");
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.served, 11);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod track;
 mod wire;
 
 use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -53,11 +54,17 @@ const MAX_PAUSE: u32 = 1_000;
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
 
 /// Serves one connection to its end.
-pub(crate) fn serve<R, S>(accepted: Accepted, respond: R, worker: Arc<S>)
+pub(crate) fn serve<R, S>(accepted: Accepted, respond: &R, worker: Arc<S>)
 where
     R: Respond + Clone,
     S: Spawn,
 {
+    // The thread that accepts must survive what the host does there, above all that of the stop.
+    let Ok(respond) = catch_unwind(AssertUnwindSafe(|| respond.clone())) else {
+        let events = &accepted.conn().shared().events;
+        events.log(LogLevel::Error, "a service panicked when it was cloned");
+        return;
+    };
     let runs = Arc::clone(&worker);
     runs.spawn(async move {
         let conn = Arc::clone(accepted.conn());

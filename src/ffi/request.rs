@@ -557,8 +557,8 @@ pub unsafe extern "C" fn httpdown_reply_text(
 }
 
 /// Answers with a body that is not copied: it must stay as it is until `release` (may be NULL) is called with
-/// `release_data`, exactly once, on any thread, whatever this returns; perhaps before it returns. Otherwise as
-/// httpdown_reply.
+/// `release_data`, exactly once, on any thread, whatever this returns; perhaps before it returns. It should not block:
+/// mostly it is called on a thread that drives connections, which wait for it. Otherwise as httpdown_reply.
 ///
 /// Returns as httpdown_reply.
 #[unsafe(no_mangle)]

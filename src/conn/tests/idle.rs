@@ -97,7 +97,7 @@ fn an_idle_connection_needs_no_parser_and_no_processor() {
     let bench = Bench::new();
     bench.runtime.block_on(async {
         let (service, _) = Slow::new();
-        let mut run = Run::start(&bench, Plain(service.clone()));
+        let mut run = Run::start(&bench, &Plain(service.clone()));
         run.settle().await;
         assert_eq!(service.parsers(), 0);
         for count in 1..3 {
@@ -123,7 +123,7 @@ fn a_busy_connection_keeps_its_parser() {
     let bench = Bench::new();
     bench.runtime.block_on(async {
         let (service, _) = Slow::new();
-        let mut run = Run::start(&bench, Plain(service.clone()));
+        let mut run = Run::start(&bench, &Plain(service.clone()));
         assert!(run.send(GET).await);
         assert_eq!(service.parsers(), 0, "nobody knows yet that it is busy");
         for _ in 0..20 {
@@ -145,7 +145,7 @@ fn a_client_that_leaves_an_idle_connection_is_noticed() {
         let bench = Bench::new();
         bench.runtime.block_on(async {
             let (service, _) = Slow::new();
-            let mut run = Run::start(&bench, Plain(service.clone()));
+            let mut run = Run::start(&bench, &Plain(service.clone()));
             assert!(run.send(GET).await);
             run.ticks(2 * PARK).await;
             assert_eq!(service.parsers(), 0);
@@ -171,7 +171,7 @@ fn a_handler_that_has_answered_gets_the_rest_of_the_body() {
     let bench = Bench::new();
     bench.runtime.block_on(async {
         let (service, mut pieces) = Slow::new();
-        let mut run = Run::start(&bench, Plain(service.clone()));
+        let mut run = Run::start(&bench, &Plain(service.clone()));
         run.send(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
             .await;
         run.send(b"1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n").await;
@@ -187,7 +187,7 @@ fn a_handler_that_has_answered_gets_the_rest_of_the_body() {
 async fn with_timeout(bench: &Bench) -> Run {
     let (service, _) = Slow::new();
     let builder = Server::builder().idle_timeout(IDLE * TICK).pull_events();
-    let mut run = Run::start_with(bench, Plain(service), builder);
+    let mut run = Run::start_with(bench, &Plain(service), builder);
     run.settle().await;
     run
 }

@@ -581,7 +581,7 @@ async fn run(case: &Case, bench: &Bench) -> Outcome {
         builder = builder.idle_timeout(IDLE * TICK);
     }
     let mut outcome = Outcome {
-        run: Run::start_with(bench, Plain(Script(Arc::clone(&world))), builder),
+        run: Run::start_with(bench, &Plain(Script(Arc::clone(&world))), builder),
         world,
         bytes,
         ends,

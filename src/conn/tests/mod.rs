@@ -108,11 +108,11 @@ struct Run {
 }
 
 impl Run {
-    fn start<R: Respond + Clone + Sync>(bench: &Bench, respond: R) -> Self {
+    fn start<R: Respond + Clone + Sync>(bench: &Bench, respond: &R) -> Self {
         Self::start_with(bench, respond, Server::builder())
     }
 
-    fn start_with<R: Respond + Clone + Sync>(bench: &Bench, respond: R, builder: Builder) -> Self {
+    fn start_with<R: Respond + Clone + Sync>(bench: &Bench, respond: &R, builder: Builder) -> Self {
         let mut shared = builder
             .idle_grace(GRACE * TICK)
             .linger_timeout(LINGER * TICK)

@@ -106,7 +106,7 @@ async fn by_hyper(bytes: &[u8]) -> Vec<Seen> {
 /// In pieces of these lengths and a last one. Without any, all is there at once, and the server may as well stop.
 async fn by_us(bench: &Bench, bytes: &[u8], pieces: &[usize]) -> Vec<Seen> {
     let recorder = Recorder::default();
-    let mut run = Run::start(bench, Plain(recorder.clone()));
+    let mut run = Run::start(bench, &Plain(recorder.clone()));
     if pieces.is_empty() {
         run.enter(Phase::Quiescing).await;
     }
