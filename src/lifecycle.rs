@@ -211,10 +211,12 @@ impl Control {
     }
 }
 
-/// Begins a phase: every connection looks at it.
+/// Begins a phase. Every connection looks at it, if it changes what they do between two requests or in one.
 pub(crate) fn enter(shared: &Shared, phase: Phase) {
     shared.phases.set(phase);
-    shared.registry.wake_all();
+    if !matches!(phase, Phase::LameDuck | Phase::Draining) {
+        shared.registry.wake_all();
+    }
     shared.events.phase(phase);
 }
 

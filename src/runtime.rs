@@ -146,8 +146,8 @@ pub(crate) trait Spawn: Send + Sync + 'static {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
 }
 
-/// A thread that drives connections, or a runtime of the host's. Each connection holds the one that drives it, from its
-/// first byte to its last: how many there are is its load.
+/// A thread that drives connections, or a runtime of the host's. Each connection holds the one that drives it, until it
+/// is closed or upgraded: how many there are is its load.
 #[derive(Debug)]
 pub(crate) struct Worker {
     runtime: Handle,

@@ -122,6 +122,8 @@ where
         let (end, left) = Box::pin(active(parked.wire, service, &conn, is_busy)).await;
         let Some(left) = left else {
             conn.hijacked_if_open();
+            // Who has it now may have it for long, and no use for the task's waker.
+            conn.driver().look();
             return;
         };
         parked.wire = left;
@@ -131,6 +133,7 @@ where
             End::Parked(since) => {
                 parked.idle_since = since;
                 parked.timers = None;
+                parked.wire.unwatch_reset();
             }
             End::Done => break true,
             End::Failed => break false,

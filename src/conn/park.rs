@@ -2,7 +2,8 @@
 //!
 //! A task lives as long as there is something to do. What is left then waits here, in the [`Conn`], which is the waker
 //! that its socket, its timers and the phases know: so an idle connection has no task. All that holds it are its own
-//! wakers; whatever would drop the last of them, the end of a runtime, wakes it first, and it goes on, or is dropped.
+//! wakers. The end of a runtime wakes those that wait in it before it drops them, and the phases wake all: then it goes
+//! on, or, where nothing runs any more, is dropped.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

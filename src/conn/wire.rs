@@ -28,7 +28,7 @@ const BATCH_BYTES: usize = 16 << 10;
     reason = "none of them says anything of another"
 )]
 pub(super) struct Wire {
-    // Before the stream, so that the connection leaves the registry before its descriptor is closed.
+    // Before the stream, so that the connection's books are closed before its descriptor is.
     open: Open,
     stream: TcpStream,
     framing: Framing,
@@ -373,6 +373,13 @@ impl Wire {
             if ready!(self.poll_read_ahead(cx)).is_err() {
                 return Poll::Ready(());
             }
+        }
+    }
+
+    /// Between two requests it is seen like everything else. Gives back what it takes to see it in one.
+    pub(super) fn unwatch_reset(&mut self) {
+        if let Some(rare) = &mut self.rare {
+            rare.reset = None;
         }
     }
 
