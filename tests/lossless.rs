@@ -11,12 +11,13 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use http::Response;
 use httpdown::{Dispatch, Error, Exchange, Phase, Server};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use common::{
-    Client, LONG, addr, assert_balanced, builder, hello, listener, reply, stop, stop_elsewhere,
-    wait_for_report,
+    Client, Gate, LONG, addr, assert_balanced, builder, hello, listener, reply, stop,
+    stop_elsewhere, wait_for_report,
 };
 
 /// hyper 3792, 3808: a graceful shutdown closes new and idle connections with a request on its way.
@@ -66,6 +67,47 @@ fn a_request_that_crosses_the_close_is_counted_as_a_race() {
 }
 
 /// h2o 2534, hyper 3078: a close while the client sends resets the connection, and destroys the end of the answer.
+/// The client cannot know that this connection ends: the head was sent when the body might yet have been read.
+#[test]
+fn a_request_behind_a_body_that_nobody_read_is_counted_as_a_race() {
+    let (start, rest) = ("POST / HTTP/1.1\r\nHost: test\r\n", "GET / HTTP/1.1\r\n");
+    for (body, rest) in [
+        ("Content-Length: 10\r\n\r\n01234", format!("56789{rest}")),
+        (
+            "Transfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n",
+            format!("0\r\n\r\n{rest}"),
+        ),
+    ] {
+        let gate = Gate::new();
+        let _open_at_end = gate.open_at_end();
+        let goes_on = gate.clone();
+        let server = builder()
+            .linger_timeout(LONG)
+            .handle(
+                listener(),
+                Dispatch::default(),
+                move |mut exchange: Exchange| {
+                    exchange.start(Response::new(())).unwrap();
+                    goes_on.pass();
+                    exchange.finish().unwrap();
+                },
+            )
+            .unwrap();
+        let mut client = Client::connect(addr(&server));
+        client.send([start, body].concat());
+        let head = client.try_head().unwrap();
+        assert!(!head.closes());
+        gate.open();
+        client.try_body(&head).unwrap();
+        wait_for_report(&server, |report| report.served == 1);
+        client.send(rest);
+        client.assert_ended();
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!((report.served, report.raced), (1, 1), "{body:?}");
+    }
+}
+
 #[test]
 fn an_early_answer_reaches_a_client_that_is_still_sending() {
     const TEXT: usize = 300_000;

@@ -517,13 +517,13 @@ impl Conn {
     pub(super) fn raced(&self) {
         let is_ours = match self.end() {
             End::Idle | End::Announced => true,
-            // hyper has closed it, behind a body that nobody read.
-            End::Closed => self.is_stopping(),
+            // hyper closes behind a body that nobody reads; if the head was sent when somebody still might have, without a
+            // word.
+            End::Closed => self.is_stopping() || !self.has_read_body(),
             End::Raced | End::TimedOut => false,
         };
         if is_ours {
             self.set_end(End::Raced);
-            // While the server serves, only the idle timeout closes.
             let is_serving = self.shared.phases.get() == Phase::Serving;
             let key = if is_serving {
                 "idle.race"

@@ -227,7 +227,7 @@ impl Client {
         })
     }
 
-    fn try_body(&mut self, head: &Answer) -> io::Result<Vec<u8>> {
+    pub(crate) fn try_body(&mut self, head: &Answer) -> io::Result<Vec<u8>> {
         if let Some(length) = head.header("content-length") {
             return self.exactly(length.parse().map_err(io::Error::other)?);
         }
