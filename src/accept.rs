@@ -32,7 +32,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How long handshakes that the kernel does not list are waited for: a round trip to anywhere, or to most places with
 /// a segment lost.
 const ROUND_TRIP: Duration = Duration::from_secs(1);
-/// How long the task may take to let go of the sockets. Only a handler that blocks its thread makes it take so long.
+/// How long the task may take to let go of the sockets. Only a host that blocks its thread makes it take so long.
 const RELEASE_GRACE: Duration = Duration::from_millis(100);
 
 /// Has a connection driven.
@@ -41,7 +41,7 @@ pub(crate) type Serve = Box<dyn Fn(Accepted) + Send>;
 /// What the task and the control thread share.
 struct Entrance {
     listeners: Vec<Listener>,
-    /// Whether the task may accept. It holds this while it takes a connection from the kernel and enters it into the
+    /// Whether an [`Acceptor`] may accept. It holds this while it takes a connection from the kernel and enters it into the
     /// registry: once the stop has closed the entrance, a connection is in one of the two.
     is_open: Mutex<bool>,
     shared: Arc<Shared>,
@@ -165,7 +165,7 @@ impl Accepting {
         }
     }
 
-    /// Waits until accepting fails for good. While a handler in place blocks the thread of the task, it accepts here.
+    /// Waits until accepting fails for good. While the host blocks the thread of the task, it accepts here.
     pub(crate) async fn failed(&mut self) -> Error {
         tokio::select! {
             biased;
@@ -270,8 +270,7 @@ impl Accepting {
             Err(entrance) => {
                 let shut = entrance.listeners.iter().map(Listener::shut);
                 let error = shut.filter_map(io::Result::err).reduce(|first, _| first);
-                // The task closes them, when the handler that blocks its thread returns; but not by a number that is no
-                // longer ours.
+                // The task closes them, when the host lets its thread go; but not by a number that is no longer ours.
                 if error.is_some() {
                     let _ = Arc::into_raw(entrance);
                 }

@@ -369,3 +369,24 @@ impl Wake for HomeWaker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_call_for_a_connection_that_has_ended_keeps_nothing_back() {
+        let home = Arc::new(Home::default());
+        home.calls().bell = Some(Waker::noop().clone());
+        enter(&home);
+        let connection = Arc::clone(&home).house(std::future::pending::<()>());
+        let late = Arc::clone(&connection.address);
+        drop(connection);
+        let mut hold = None;
+        assert!(Hold::ask(&mut hold, Waker::noop()));
+        home.call(late);
+        // The thread would sleep now, for nobody has anything to do.
+        home.before_sleep();
+        assert!(hold.is_some_and(|hold| hold.is_over()));
+    }
+}

@@ -322,13 +322,16 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    /// Waits until it is open. After [`LONG`] it gives up, so that a test that has failed ends.
+    /// Waits until it is open. After [`LONG`] it panics: what waits for it to be passed must not be seen to come.
     pub(crate) fn pass(&self) {
-        drop(
-            self.0
-                .1
-                .wait_timeout_while(self.lock(), LONG, |open| !*open),
-        );
+        let waited = self
+            .0
+            .1
+            .wait_timeout_while(self.lock(), LONG, |open| !*open);
+        let (open, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let is_open = *open;
+        drop(open);
+        assert!(is_open, "nobody has opened the gate");
     }
 
     /// Opens when the result is dropped: what waits must not outlive a test that fails.
