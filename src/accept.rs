@@ -1,23 +1,24 @@
-//! New connections: a task beside the others takes them from the kernel, until the stop does it itself.
+//! New connections: a task beside the others takes them from the kernel, until the stop has the helper do it.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
 use crate::census::Census;
 use crate::conn::{Accepted, Registry};
+use crate::door::Door;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::listener::{Listener, NotAccepted};
-use crate::pulse::Pulse;
 use crate::runtime::Executor;
 use crate::server::Shared;
 use crate::sys;
@@ -32,26 +33,27 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How long handshakes that the kernel does not list are waited for: a round trip to anywhere, or to most places with
 /// a segment lost.
 const ROUND_TRIP: Duration = Duration::from_secs(1);
-/// How long the task may take to let go of the sockets. Only a host that blocks its thread makes it take so long.
+/// How long the task may take to let go of the sockets, and the helper to close them. Only a host that blocks their
+/// threads makes it take so long.
 const RELEASE_GRACE: Duration = Duration::from_millis(100);
+/// How many connections are taken from one socket before the next has its turn, and before it is looked whether time is
+/// over. A batch is some 100 us' work.
+const BATCH: usize = 32;
 
 /// Has a connection driven.
-pub(crate) type Serve = Box<dyn Fn(Accepted) + Send>;
+pub(crate) type Serve = Arc<dyn Fn(Accepted) + Send + Sync>;
 
-/// What the task and the control thread share.
+/// What the task and the stop share.
 struct Entrance {
     listeners: Vec<Listener>,
-    /// Whether an [`Acceptor`] may accept. It holds this while it takes a connection from the kernel and enters it into the
-    /// registry: once the stop has closed the entrance, a connection is in one of the two.
-    is_open: Mutex<bool>,
+    door: Door,
+    serve: Serve,
     shared: Arc<Shared>,
+    /// No more time for [`Entrance::quiesce`].
+    time_over: Flag,
 }
 
 impl Entrance {
-    fn is_open(&self) -> MutexGuard<'_, bool> {
-        self.is_open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes a connection from the kernel's queue, and enters it into the registry.
     fn accept(&self, listener: &Listener) -> std::result::Result<Accepted, NotAccepted> {
         let (stream, peer, local) = listener.accept()?;
@@ -60,139 +62,22 @@ impl Entrance {
 
     /// As [`Entrance::accept`], unless it is closed.
     fn accept_if_open(&self, listener: &Listener) -> std::result::Result<Accepted, NotAccepted> {
-        let is_open = self.is_open();
-        if *is_open {
-            self.accept(listener)
-        } else {
-            Err(NotAccepted::Empty)
-        }
-    }
-}
-
-/// Takes connections in, until the stop closes the entrance.
-struct Acceptor<'a> {
-    entrance: &'a Entrance,
-    listeners: Vec<(&'a Listener, AsyncFd<BorrowedFd<'a>>)>,
-    paused: Option<Pin<Box<Sleep>>>,
-}
-
-impl<'a> Acceptor<'a> {
-    /// Needs the runtime on which it will run.
-    fn new(entrance: &'a Entrance) -> Result<Self> {
-        let watch = |listener: &'a Listener| Ok((listener, sys::watch(listener.as_fd())?));
-        let watched = entrance.listeners.iter().map(watch);
-        Ok(Self {
-            entrance,
-            listeners: watched
-                .collect::<io::Result<_>>()
-                .map_err(|error| Error::io("watching a listening socket", error))?,
-            paused: None,
-        })
-    }
-
-    /// Accepts until something fails for good.
-    fn poll_accept(&mut self, cx: &mut Context<'_>, serve: &Serve) -> Poll<Error> {
-        if let Some(pause) = &mut self.paused {
-            ready!(pause.as_mut().poll(cx));
-            self.paused = None;
-        }
-        let events = &self.entrance.shared.events;
-        for (listener, watched) in &self.listeners {
-            loop {
-                let mut ready = match watched.poll_read_ready(cx) {
-                    Poll::Pending => break,
-                    Poll::Ready(Ok(ready)) => ready,
-                    Poll::Ready(Err(error)) => {
-                        return Poll::Ready(Error::io("watching a listening socket", error));
-                    }
-                };
-                match self.entrance.accept_if_open(listener) {
-                    Ok(accepted) => serve(accepted),
-                    Err(NotAccepted::Gone) => {}
-                    Err(NotAccepted::Empty) => ready.clear_ready(),
-                    Err(NotAccepted::Exhausted(error)) => {
-                        events.sum("accept.error", 1.0);
-                        events.log(LogLevel::Warning, format!("accepting pauses: {error}"));
-                        let mut pause = Box::pin(sleep(PAUSE));
-                        let _ = pause.as_mut().poll(cx);
-                        self.paused = Some(pause);
-                        return Poll::Pending;
-                    }
-                    Err(NotAccepted::Failed(error)) => {
-                        return Poll::Ready(Error::io("accepting a connection", error));
-                    }
-                }
-            }
-        }
-        Poll::Pending
-    }
-}
-
-/// The control thread's side.
-pub(crate) struct Accepting {
-    entrance: Arc<Entrance>,
-    serve: Serve,
-    pulse: Option<Arc<Pulse>>,
-    /// At most the one, which ends with this.
-    task: JoinSet<Error>,
-}
-
-impl Accepting {
-    /// Starts the task. `serve` makes what has a connection driven: for the task, and for here.
-    pub(crate) fn start(
-        listeners: Vec<Listener>,
-        shared: &Arc<Shared>,
-        executor: &Executor,
-        serve: &dyn Fn() -> Serve,
-    ) -> Self {
-        let entrance = Arc::new(Entrance {
-            listeners,
-            is_open: Mutex::new(true),
-            shared: Arc::clone(shared),
-        });
-        let worker = executor.for_accepting();
-        let pulse = worker.pulse().cloned();
-        let mut task = JoinSet::new();
-        worker.spawn_into(
-            &mut task,
-            run(Arc::clone(&entrance), serve(), pulse.clone()),
-        );
-        Self {
-            entrance,
-            serve: serve(),
-            pulse,
-            task,
-        }
-    }
-
-    /// Waits until accepting fails for good. While the host blocks the thread of the task, it accepts here.
-    pub(crate) async fn failed(&mut self) -> Error {
-        tokio::select! {
-            biased;
-            ended = self.task.join_next() => match ended {
-                Some(Ok(error)) => error,
-                Some(Err(error)) if error.is_panic() => Error::Panicked,
-                _ => {
-                    let gone = io::Error::other("its runtime has been shut down");
-                    Error::io("accepting connections", gone)
-                }
-            },
-            error = stand_in(&self.entrance, &self.serve, self.pulse.as_deref()) => error,
-        }
+        let accepted = self.door.pass(|| self.accept(listener));
+        accepted.unwrap_or(Err(NotAccepted::Empty))
     }
 
     /// Those that listen, and that nobody else accepts from: what waits in a shared one is for whoever does.
     fn owned(&self) -> impl Iterator<Item = &Listener> {
-        let all = self.entrance.listeners.iter();
+        let all = self.listeners.iter();
         all.filter(|listener| !listener.is_shared() && listener.listens())
     }
 
     /// Takes over who is connected from its own point of view, and lets nobody else in: refuses new handshakes, and
-    /// accepts until no old one is left. Where descriptors are short, it waits for connections to end.
-    pub(crate) async fn quiesce(&mut self, mut census: Census) {
-        *self.entrance.is_open() = false;
-        self.task.abort_all();
-        let warn = |why| self.entrance.shared.events.log(LogLevel::Warning, why);
+    /// accepts until no old one is left, or until the timeout. Where descriptors are short, it waits for connections to
+    /// end, as long as the stop itself.
+    fn quiesce(&self, mut census: Census) {
+        self.door.close();
+        let warn = |why| self.shared.events.log(LogLevel::Warning, why);
         // All of them first: in a group of sockets on one port, each is sent some of the clients.
         for listener in self.owned() {
             if let Err(error) = listener.refuse_new() {
@@ -205,9 +90,13 @@ impl Accepting {
         let began = Instant::now();
         let mut counted = true;
         let mut quiet = 0;
-        while self.owned().next().is_some() {
+        while self.owned().next().is_some() && !self.time_over.is_up() {
             let looked = Instant::now();
-            let emptied = self.try_empty();
+            let left = self.empty();
+            // In real time, as the retransmissions of the kernel are.
+            if left != Left::Exhausted && began.elapsed() >= self.shared.config.quiesce_timeout {
+                return;
+            }
             // Before the queues are looked at: whoever is through with the handshake meanwhile waits in one of them.
             let half_open = census.any_half_open(self.owned()).unwrap_or_else(|error| {
                 if std::mem::take(&mut counted) {
@@ -221,95 +110,300 @@ impl Accepting {
             if quiet >= QUIET_LOOKS && (began.elapsed() >= ROUND_TRIP || all_seen()) {
                 return;
             }
-            let pause = if emptied {
-                // A look takes as long as the machine has sockets: half of our time is enough.
-                LOOK_INTERVAL.max(looked.elapsed())
-            } else {
-                PAUSE
-            };
-            sleep(pause).await;
+            // A look takes as long as the machine has sockets: half of our time is enough.
+            self.time_over.wait(match left {
+                Left::Nothing => LOOK_INTERVAL.max(looked.elapsed()),
+                Left::More => Duration::ZERO,
+                Left::Refused | Left::Exhausted => PAUSE,
+            });
         }
     }
 
-    /// Accepts until the queues are empty. False if descriptors are short.
-    fn try_empty(&self) -> bool {
-        self.owned().all(|listener| {
-            loop {
+    /// Accepts what waits, in turns, until nothing does or a socket has had [`BATCH`] of them.
+    fn empty(&self) -> Left {
+        let left = self.owned().map(|listener| {
+            for _ in 0..BATCH {
                 // Not by way of tokio, whose budget may call a full queue empty.
-                match self.entrance.accept(listener) {
+                match self.accept(listener) {
                     Ok(accepted) => (self.serve)(accepted),
                     Err(NotAccepted::Gone) => {}
-                    Err(NotAccepted::Exhausted(_)) => return false,
-                    Err(NotAccepted::Empty | NotAccepted::Failed(_)) => return true,
+                    Err(NotAccepted::Exhausted(_)) => return Left::Exhausted,
+                    Err(NotAccepted::Refused(_)) => return Left::Refused,
+                    Err(NotAccepted::Empty | NotAccepted::Failed(_)) => return Left::Nothing,
                 }
             }
-        })
+            Left::More
+        });
+        left.max().unwrap_or(Left::Nothing)
     }
 
-    /// Waits until the task has let go of the sockets, if it may: it has them in an epoll set, where they would stay if
-    /// another process had a copy.
-    pub(crate) async fn released(&mut self) {
-        let _ = timeout(RELEASE_GRACE, self.task.join_next()).await;
-    }
-
-    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
-    pub(crate) fn close(self) -> Option<Error> {
-        let emptied = self.try_empty();
-        for listener in &self.entrance.listeners {
-            if !listener.is_shared() {
-                // Handshakes that are not done by now are no connections yet, from our point of view.
-                let waiting = if emptied { 0 } else { listener.queued() };
-                self.entrance.shared.unaccepted.add(waiting.into());
+    /// A last look into the queues, for where nothing can keep new clients out. It ends, however fast they come.
+    fn sweep(&self) {
+        for _ in 0..BATCH {
+            if self.empty() != Left::More {
+                return;
             }
         }
-        let error = match Arc::try_unwrap(self.entrance) {
+    }
+
+    /// Counts the connections that are lost when the sockets are closed. Handshakes that are not done by now are no
+    /// connections yet, from our point of view.
+    fn count_unaccepted(&self) {
+        for listener in self.owned() {
+            self.shared.unaccepted.add(listener.queued().into());
+        }
+    }
+
+    /// Nobody can connect any more, whoever has a copy of the sockets. Returns the first error.
+    fn shut(&self) -> Option<io::Error> {
+        let shut = self.listeners.iter().map(Listener::shut);
+        shut.filter_map(io::Result::err).reduce(|first, _| first)
+    }
+
+    /// Closes the sockets. Returns the first error.
+    fn close(self: Arc<Self>) -> Option<io::Error> {
+        self.sweep();
+        self.count_unaccepted();
+        match Arc::try_unwrap(self) {
             Ok(entrance) => {
                 let closed = entrance.listeners.into_iter().map(Listener::close);
                 closed.filter_map(io::Result::err).reduce(|first, _| first)
             }
             Err(entrance) => {
-                let shut = entrance.listeners.iter().map(Listener::shut);
-                let error = shut.filter_map(io::Result::err).reduce(|first, _| first);
+                let error = entrance.shut();
                 // The task closes them, when the host lets its thread go; but not by a number that is no longer ours.
                 if error.is_some() {
                     let _ = Arc::into_raw(entrance);
                 }
                 error
             }
+        }
+    }
+}
+
+/// What a look into the queues has left there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    Nothing,
+    More,
+    /// The kernel does not let us accept.
+    Refused,
+    /// There are no descriptors, or no memory, for a connection.
+    Exhausted,
+}
+
+/// Goes up once; any thread may wait for it.
+#[derive(Debug, Default)]
+struct Flag(Mutex<bool>, Condvar);
+
+impl Flag {
+    fn raise(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.1.notify_all();
+    }
+
+    fn is_up(&self) -> bool {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// At most so long.
+    fn wait(&self, time: Duration) {
+        let is_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !time.is_zero() {
+            drop(self.1.wait_timeout_while(is_up, time, |is_up| !*is_up));
+        }
+    }
+}
+
+/// Takes connections in, until the stop closes the entrance.
+struct Acceptor<'a> {
+    entrance: &'a Entrance,
+    listeners: Vec<(&'a Listener, AsyncFd<BorrowedFd<'a>>)>,
+    /// Whose turn it is: where one socket always has clients, the others have theirs.
+    next: usize,
+    paused: Option<Pin<Box<Sleep>>>,
+}
+
+impl<'a> Acceptor<'a> {
+    /// Needs the runtime on which it will run.
+    fn new(entrance: &'a Entrance) -> Result<Self> {
+        let watch = |listener: &'a Listener| Ok((listener, sys::watch(listener.as_fd())?));
+        let watched = entrance.listeners.iter().map(watch);
+        Ok(Self {
+            entrance,
+            listeners: watched
+                .collect::<io::Result<_>>()
+                .map_err(|error| Error::io("watching a listening socket", error))?,
+            next: 0,
+            paused: None,
+        })
+    }
+
+    /// Accepts until something fails for good.
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
+        if let Some(pause) = &mut self.paused {
+            ready!(pause.as_mut().poll(cx));
+            self.paused = None;
+        }
+        // As many turns without a connection as there are sockets: none has one.
+        let mut empty = 0;
+        while empty < self.listeners.len() {
+            let turn = self.next;
+            self.next = (turn + 1) % self.listeners.len();
+            match self.poll_turn(turn, cx) {
+                Poll::Pending => empty += 1,
+                Poll::Ready(Ok(())) => empty = 0,
+                Poll::Ready(Err(NotAccepted::Failed(error))) => {
+                    return Poll::Ready(Error::io("accepting a connection", error));
+                }
+                Poll::Ready(Err(why)) => {
+                    let events = &self.entrance.shared.events;
+                    events.sum("accept.error", 1.0);
+                    events.log(LogLevel::Warning, format!("accepting pauses: {why}"));
+                    let mut pause = Box::pin(sleep(PAUSE));
+                    let _ = pause.as_mut().poll(cx);
+                    self.paused = Some(pause);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// One socket's turn: pending if nobody waits there.
+    fn poll_turn(
+        &self,
+        turn: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<std::result::Result<(), NotAccepted>> {
+        let (listener, watched) = &self.listeners[turn];
+        for _ in 0..BATCH {
+            let mut ready = ready!(watched.poll_read_ready(cx)).map_err(NotAccepted::Failed)?;
+            match self.entrance.accept_if_open(listener) {
+                Ok(accepted) => (self.entrance.serve)(accepted),
+                Err(NotAccepted::Gone) => {}
+                Err(NotAccepted::Empty) => ready.clear_ready(),
+                Err(why) => return Poll::Ready(Err(why)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The control thread's side.
+pub(crate) struct Accepting {
+    entrance: Arc<Entrance>,
+    executor: Executor,
+    /// Which worker has the task that accepts now. (Whoever holds a worker counts as its load.)
+    at: usize,
+    /// A thread has been found that does not get on, or does again.
+    changed: Arc<Notify>,
+    /// The task; and those that were given up because their threads did not get on.
+    tasks: JoinSet<Error>,
+}
+
+impl Accepting {
+    /// Starts the task. `serve` has a connection driven; it is not dropped here, if the caller keeps it.
+    pub(crate) fn start(
+        listeners: Vec<Listener>,
+        shared: &Arc<Shared>,
+        executor: &Executor,
+        serve: &Serve,
+    ) -> Self {
+        let entrance = Arc::new(Entrance {
+            listeners,
+            door: Door::default(),
+            serve: Arc::clone(serve),
+            shared: Arc::clone(shared),
+            time_over: Flag::default(),
+        });
+        let changed = Arc::new(Notify::new());
+        for worker in executor.workers() {
+            tokio::spawn(Arc::clone(worker).watch(Arc::clone(&changed)));
+        }
+        let (at, worker) = executor.for_accepting();
+        let mut tasks = JoinSet::new();
+        worker.spawn_into(&mut tasks, accept(Arc::clone(&entrance)));
+        Self {
+            entrance,
+            executor: executor.clone(),
+            at,
+            changed,
+            tasks,
+        }
+    }
+
+    /// Waits until accepting fails for good. If the host blocks the thread on which that is done, it goes on on another.
+    pub(crate) async fn failed(&mut self) -> Error {
+        loop {
+            tokio::select! {
+                biased;
+                ended = self.tasks.join_next() => match ended {
+                    Some(Ok(error)) => return error,
+                    Some(Err(error)) if error.is_panic() => return Error::Panicked,
+                    // One that was given up.
+                    _ if !self.tasks.is_empty() => {}
+                    _ => return runtime_gone(),
+                },
+                () = self.changed.notified() => self.move_on(),
+            }
+        }
+    }
+
+    fn move_on(&mut self) {
+        // If none gets on, connections would wait elsewhere, too.
+        let (at, worker) = self.executor.for_accepting();
+        if at != self.at && !worker.is_stuck() {
+            self.tasks.abort_all();
+            worker.spawn_into(&mut self.tasks, accept(Arc::clone(&self.entrance)));
+            self.at = at;
+        }
+    }
+
+    /// Ends when whoever is connected from its own point of view has been taken over: [`Entrance::quiesce`].
+    pub(crate) async fn quiesce(&mut self, census: Census) {
+        self.tasks.abort_all();
+        let entrance = Arc::clone(&self.entrance);
+        let helper = &self.entrance.shared.helper;
+        let _ = helper.run(move || entrance.quiesce(census)).await;
+    }
+
+    /// Waits until the tasks have let go of the sockets, if they may: they have them in epoll sets, where they would stay
+    /// if another process had a copy.
+    pub(crate) async fn released(&mut self) {
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = timeout(RELEASE_GRACE, all).await;
+    }
+
+    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
+    pub(crate) async fn close(self) -> Option<Error> {
+        let helper = self.entrance.shared.helper.clone();
+        self.entrance.time_over.raise();
+        let left = Arc::downgrade(&self.entrance);
+        let entrance = self.entrance;
+        let closing = helper.run(move || entrance.close());
+        let error = match timeout(RELEASE_GRACE, closing).await {
+            Ok(Ok(error)) => error,
+            // The helper is held up. It closes them when it is not; until then nobody is let in.
+            _ => left.upgrade().and_then(|entrance| {
+                entrance.count_unaccepted();
+                entrance.shut()
+            }),
         }?;
         Some(Error::io("closing a listening socket", error))
     }
 }
 
-/// The task: accepts until something fails for good. That it gets to this shows in the pulse.
-async fn run(entrance: Arc<Entrance>, serve: Serve, pulse: Option<Arc<Pulse>>) -> Error {
-    let mut acceptor = match Acceptor::new(&entrance) {
-        Ok(acceptor) => acceptor,
-        Err(error) => return error,
-    };
-    poll_fn(move |cx| {
-        if let Some(pulse) = &pulse {
-            pulse.goes_on();
-        }
-        acceptor.poll_accept(cx, &serve)
-    })
-    .await
+/// What a server ends with whose connections have lost their runtime.
+pub(crate) fn runtime_gone() -> Error {
+    let gone = io::Error::other("its runtime has been shut down");
+    Error::io("driving connections", gone)
 }
 
-/// Accepts whenever the thread with that pulse is stuck.
-async fn stand_in(entrance: &Entrance, serve: &Serve, pulse: Option<&Pulse>) -> Error {
-    let Some(pulse) = pulse else {
-        return std::future::pending().await;
-    };
-    loop {
-        let beat = pulse.gets_stuck().await;
-        let Ok(mut acceptor) = Acceptor::new(entrance) else {
-            pulse.gets_on(beat).await;
-            continue;
-        };
-        tokio::select! {
-            () = pulse.gets_on(beat) => {}
-            error = poll_fn(|cx| acceptor.poll_accept(cx, serve)) => return error,
-        }
+/// The task: accepts until something fails for good.
+async fn accept(entrance: Arc<Entrance>) -> Error {
+    match Acceptor::new(&entrance) {
+        Ok(mut acceptor) => poll_fn(|cx| acceptor.poll_accept(cx)).await,
+        Err(error) => error,
     }
 }

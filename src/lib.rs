@@ -25,21 +25,25 @@ mod census;
 mod clock;
 mod conn;
 mod dispatch;
+mod door;
 mod error;
 mod events;
 mod exchange;
 mod fate;
 #[cfg(feature = "capi")]
 mod ffi;
+mod helper;
 mod home;
 mod ledger;
 mod lifecycle;
 mod listener;
+mod outcome;
 mod process;
 mod pulse;
 mod runtime;
 mod server;
 mod stats;
+mod sync;
 mod sys;
 
 pub use clock::{Clock, MockClock, Sleep, SystemClock};

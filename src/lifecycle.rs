@@ -9,18 +9,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use crate::accept::{Accepting, Serve};
+use crate::accept::{self, Accepting, Serve};
 use crate::census::Census;
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::listener::Listener;
-use crate::runtime::{self, Executor, IoThreads};
+use crate::runtime::{self, Executor, IoThreads, Thread};
 use crate::server::Shared;
 use crate::stats::StatKind;
 use crate::sys::{self, EventFd};
@@ -28,6 +28,9 @@ use crate::sys::{self, EventFd};
 /// How long connections may take to notice a kill by themselves before their sockets are reset from here. Only those
 /// whose I/O thread a handler blocks need that; the others use the time to write what is ready to be written.
 const KILL_GRACE: Duration = Duration::from_millis(100);
+/// How long our threads may take to end, and the host's code on them, however short the kill timeout is: they mostly need
+/// some milliseconds, on a busy machine more.
+const END_GRACE: Duration = Duration::from_secs(1);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -77,7 +80,6 @@ impl Phases {
 
     fn set(&self, phase: Phase) {
         self.current.store(phase as u8, Ordering::Release);
-        self.changed.notify_waiters();
     }
 
     /// Waits until that phase, or a later one, has come.
@@ -175,49 +177,91 @@ pub(crate) struct Control {
     pub(crate) executor: Executor,
     pub(crate) threads: IoThreads,
     pub(crate) backend: Backend,
-    /// Makes what drives connections on the executor: for each thread that accepts.
-    pub(crate) serve: Box<dyn Fn() -> Serve + Send>,
+    /// Has a connection driven on the executor. The last one of these is to be dropped by the helper: what answers
+    /// requests is the host's, and goes with it.
+    pub(crate) serve: Serve,
+    /// The helper's.
+    pub(crate) helper: Thread,
 }
 
 impl Control {
     /// The life of the control thread: from the first connection to the last, and then the answer to all who wait.
     pub(crate) fn run(self, runtime: tokio::runtime::Runtime) {
-        let Self {
-            shared,
-            listeners,
-            executor,
-            threads,
-            backend,
-            serve,
-        } = self;
-        let life = live(&shared, listeners, &executor, &*serve, &backend);
         // Whatever happens here, those who wait get an answer.
-        let result = catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)))
-            .unwrap_or(Err(Error::Panicked));
+        let settling = Settling(Arc::clone(&self.shared));
+        let life = live(
+            &self.shared,
+            self.listeners,
+            &self.executor,
+            &self.serve,
+            &self.backend,
+        );
+        let lived = catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)));
+        let end = lived.unwrap_or(End {
+            result: Err(Error::Panicked),
+            patience: Duration::ZERO,
+        });
         drop(runtime);
+        let deadline = runtime::deadline(end.patience);
+        let helper = self.shared.helper.clone();
         // What serves goes before those that wait are told: then nothing of the host's is called any more.
-        drop(serve);
-        // If handlers had to be abandoned, their time is over.
-        let patience = match result {
-            Err(Error::TimedOut | Error::Panicked) => Duration::ZERO,
-            _ => shared.config.kill_timeout,
+        let serve = self.serve;
+        drop(helper.run(move || drop(serve)));
+        let mut ended = self.backend.end_threads(deadline);
+        ended &= self.threads.stop(deadline);
+        let backend = self.backend;
+        drop(helper.run(move || drop(backend)));
+        helper.end();
+        ended &= self.helper.join(deadline);
+        self.shared.phases.set(Phase::Stopped);
+        self.shared.events.phase(Phase::Stopped);
+        self.shared.events.close();
+        // What of the host's is still running then has been abandoned.
+        let result = match end.result {
+            Ok(()) | Err(Error::Killed) if !ended => Err(Error::TimedOut),
+            result => result,
         };
-        let deadline = runtime::deadline(patience);
-        backend.close(deadline);
-        threads.stop(deadline);
-        enter(&shared, Phase::Stopped);
-        shared.events.close();
-        shared.settle(result);
+        settling.0.settle(result);
     }
 }
 
-/// Begins a phase. Every connection looks at it, if it changes what they do between two requests or in one.
-pub(crate) fn enter(shared: &Shared, phase: Phase) {
+/// Dropped, it tells those who wait that the control thread has failed, if they have not been told before.
+struct Settling(Arc<Shared>);
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.0.settle(Err(Error::Panicked));
+    }
+}
+
+/// How the last connection has ended, and how long threads may take to do so.
+struct End {
+    result: Result<()>,
+    patience: Duration,
+}
+
+/// Begins a phase. Every connection looks at it, if it changes what they do between two requests or in one; but not
+/// before the helper comes to it, for to wake a task may be to drop it, if its runtime has gone.
+fn enter(shared: &Arc<Shared>, phase: Phase) {
     shared.phases.set(phase);
+    shared.events.phase(phase);
+    let tells = Arc::clone(shared);
+    drop(shared.helper.run(move || announce(&tells, phase)));
+}
+
+fn announce(shared: &Shared, phase: Phase) {
+    shared.phases.changed.notify_waiters();
     if !matches!(phase, Phase::LameDuck | Phase::Draining) {
         shared.registry.wake_all();
     }
+}
+
+/// As [`enter`], done when it returns.
+#[cfg(test)]
+pub(crate) fn enter_here(shared: &Shared, phase: Phase) {
+    shared.phases.set(phase);
     shared.events.phase(phase);
+    announce(shared, phase);
 }
 
 /// Serves until a stop, and stops.
@@ -225,13 +269,21 @@ async fn live(
     shared: &Arc<Shared>,
     listeners: Vec<Listener>,
     executor: &Executor,
-    serve: &dyn Fn() -> Serve,
+    serve: &Serve,
     backend: &Backend,
-) -> Result<()> {
+) -> End {
     let clock = &*shared.clock;
     let config = &shared.config;
     let events = &shared.events;
-    let inbox = Inbox::new(&shared.orders)?;
+    let inbox = match Inbox::new(&shared.orders) {
+        Ok(inbox) => inbox,
+        Err(error) => {
+            return End {
+                result: Err(error),
+                patience: config.kill_timeout,
+            };
+        }
+    };
     let census = Census::new();
     if events.interest().stats {
         tokio::spawn(count_connections(Arc::clone(shared)));
@@ -277,8 +329,6 @@ async fn live(
     let quiet = tokio::select! {
         biased;
         () = accepting.quiesce(census) => true,
-        // In real time, as the retransmissions of the kernel are.
-        () = tokio::time::sleep(config.quiesce_timeout) => true,
         () = &mut out_of_time => false,
     };
     let quiet = quiet
@@ -287,15 +337,30 @@ async fn live(
             () = accepting.released() => true,
             () = &mut out_of_time => false,
         };
-    let close_error = accepting.close();
+    let close_error = accepting.close().await;
     enter(shared, Phase::Draining);
     let drained = quiet
         && tokio::select! {
             biased;
             () = shared.registry.emptied() => true,
+            () = &mut out_of_time => false,
+        };
+    // Connections that end because the host's runtime does are not drained.
+    let gone = drained
+        && serve_error.is_none()
+        && tokio::select! {
+            biased;
+            gone = executor.is_gone() => gone,
             () = out_of_time => false,
         };
-    let ended = drained || kill(shared, backend).await;
+    if gone {
+        serve_error = Some(accept::runtime_gone());
+    }
+    let cut = if drained {
+        None
+    } else {
+        Some(kill(shared, backend).await)
+    };
     if close_error.is_some() {
         events.sum("listener.close.error", 1.0);
     }
@@ -306,14 +371,33 @@ async fn live(
         events.stat(StatKind::Time, "stop.time", seconds);
     }
 
-    if !ended {
-        return Err(Error::TimedOut);
-    }
+    conclude(shared, cut, serve_error.or(close_error))
+}
+
+/// What a stop comes to. `cut`: how the kill went, if it came to one.
+fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
+    let kill_timeout = shared.config.kill_timeout;
+    let patience = match cut {
+        None => kill_timeout,
+        // What has not ended by now is the host's, and its time is over.
+        Some(Cut { ended: false, .. }) => {
+            return End {
+                result: Err(Error::TimedOut),
+                patience: Duration::ZERO,
+            };
+        }
+        Some(Cut { began, .. }) => kill_timeout.saturating_sub(began.elapsed()),
+    };
     let report = shared.report();
-    if report.killed + report.conns_killed + report.unaccepted > 0 {
-        return Err(Error::Killed);
+    let is_cut = report.killed + report.conns_killed + report.unaccepted > 0;
+    End {
+        result: match error {
+            _ if is_cut => Err(Error::Killed),
+            Some(error) => Err(error),
+            None => Ok(()),
+        },
+        patience: patience.max(END_GRACE),
     }
-    serve_error.or(close_error).map_or(Ok(()), Err)
 }
 
 /// Waits until no request has come for as long as it takes to believe that nobody sends any more.
@@ -331,8 +415,17 @@ async fn quiet(shared: &Shared, lame_since: Duration) {
     }
 }
 
-/// Cuts what is left. True if everything ended within the kill timeout.
-async fn kill(shared: &Arc<Shared>, backend: &Backend) -> bool {
+/// How a kill went.
+#[derive(Clone, Copy)]
+struct Cut {
+    began: Instant,
+    /// Everything ended within the kill timeout.
+    ended: bool,
+}
+
+/// Cuts what is left.
+async fn kill(shared: &Arc<Shared>, backend: &Backend) -> Cut {
+    let killing = Instant::now();
     let clock = &*shared.clock;
     let events = &shared.events;
     let began = clock.now();
@@ -362,7 +455,10 @@ async fn kill(shared: &Arc<Shared>, backend: &Backend) -> bool {
     }
     let seconds = clock.now().saturating_sub(began).as_secs_f64();
     events.stat(StatKind::Time, "kill.time", seconds);
-    ended
+    Cut {
+        began: killing,
+        ended,
+    }
 }
 
 /// Once a minute, the number of connections in each state.

@@ -1,5 +1,6 @@
 //! Listening sockets: where they come from, and whose they are.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -37,8 +38,10 @@ pub(crate) enum NotAccepted {
     Gone,
     /// None waits.
     Empty,
-    /// No descriptors or no memory: try later.
+    /// No descriptors or no memory: try later, when connections have ended.
     Exhausted(io::Error),
+    /// The kernel, or a filter of system calls, does not let us: try later.
+    Refused(io::Error),
     /// The socket itself is unusable.
     Failed(io::Error),
 }
@@ -144,6 +147,8 @@ impl Listener {
     }
 
     pub(crate) fn accept(&self) -> std::result::Result<Connected, NotAccepted> {
+        // Each time: another process may have made it blocking since.
+        sys::ensure_nonblocking(self.socket.as_fd());
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         let (socket, peer) = self.socket.accept4(flags).map_err(NotAccepted::from)?;
         if self.filtered.load(Ordering::Relaxed) {
@@ -224,16 +229,41 @@ impl AsRawFd for Listener {
     }
 }
 
+impl fmt::Display for NotAccepted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gone => f.write_str("the connection has gone"),
+            Self::Empty => f.write_str("no connection waits"),
+            Self::Exhausted(error) | Self::Refused(error) | Self::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
 impl From<io::Error> for NotAccepted {
     fn from(error: io::Error) -> Self {
         match error.raw_os_error().unwrap_or(0) {
             libc::EAGAIN => Self::Empty,
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM => Self::Exhausted(error),
-            libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EOPNOTSUPP | libc::EFAULT => {
-                Self::Failed(error)
-            }
+            libc::EBADF
+            | libc::EINVAL
+            | libc::ENOTSOCK
+            | libc::EOPNOTSUPP
+            | libc::EFAULT
+            | libc::ENOSYS => Self::Failed(error),
             // accept(2): errors of the network that wait on the new connection are reported here; go on.
-            _ => Self::Gone,
+            libc::EINTR
+            | libc::ECONNABORTED
+            | libc::ECONNRESET
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENONET
+            | libc::ETIMEDOUT => Self::Gone,
+            // EPERM, above all. It may be for good: whoever tried again at once might do so for ever.
+            _ => Self::Refused(error),
         }
     }
 }

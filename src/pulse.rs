@@ -1,4 +1,5 @@
-//! Whether a thread gets on: it notes when it falls asleep and when it wakes, and another looks now and then.
+//! Whether a thread gets on: it notes when it falls asleep and when it wakes, and another looks now and then. One that
+//! does not sleep, because it has much to do, is given something small to do: if it comes to that, it gets on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,7 +37,7 @@ impl Pulse {
         }
     }
 
-    /// By the thread, now and then, because under load it may not sleep for long.
+    /// By the thread, when it comes to what it was given to do.
     pub(crate) fn goes_on(&self) {
         self.beat(2);
     }
@@ -52,15 +53,22 @@ impl Pulse {
         self.is_stuck.load(Ordering::Relaxed)
     }
 
-    /// Waits until the thread is stuck, and says at which beat.
-    pub(crate) async fn gets_stuck(&self) -> u64 {
-        self.is_stuck.store(false, Ordering::Relaxed);
+    /// Waits until the thread is stuck, and says at which beat. `give` has it call [`Pulse::goes_on`], as soon as it comes
+    /// to that.
+    pub(crate) async fn gets_stuck(&self, give: impl Fn()) -> u64 {
         let mut seen = self.beats();
+        let mut given = false;
         loop {
             sleep(INTERVAL).await;
             let beats = self.beats();
             if beats != seen {
                 seen = beats;
+                given = false;
+                continue;
+            }
+            if beats.is_multiple_of(2) && !given {
+                give();
+                given = true;
                 continue;
             }
             if beats.is_multiple_of(2) {

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
 use crate::error::{Error, Result};
@@ -46,22 +46,28 @@ pub(crate) fn on_io_thread() -> bool {
 
 /// A thread of a server.
 #[derive(Debug)]
-pub(crate) struct Thread {
-    handle: JoinHandle<()>,
-    ended: oneshot::Receiver<()>,
-}
+pub(crate) struct Thread(JoinHandle<()>);
 
 impl Thread {
     pub(crate) fn is_finished(&self) -> bool {
-        self.handle.is_finished()
+        self.0.is_finished()
     }
 
-    /// Waits until it has ended; at the deadline it is left to itself.
-    pub(crate) fn join(self, deadline: Instant) {
-        if block_on(self.ended, Some(deadline)).is_some() {
-            let _ = self.handle.join();
-        }
+    /// Waits until it has ended; at the deadline it is left to itself. Says whether it has ended.
+    #[must_use]
+    pub(crate) fn join(self, deadline: Instant) -> bool {
+        sys::join_until(self.0, deadline)
     }
+}
+
+/// Waits until all of them have ended, as [`Thread::join`].
+#[must_use]
+pub(crate) fn join_all(threads: Vec<Thread>, deadline: Instant) -> bool {
+    let mut all = true;
+    for thread in threads {
+        all &= thread.join(deadline);
+    }
+    all
 }
 
 /// Starts a thread of a server: named, with all signals blocked but faults.
@@ -71,7 +77,6 @@ pub(crate) fn spawn_thread(
     role: Role,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<Thread> {
-    let (running, ended) = oneshot::channel();
     let builder = thread::Builder::new()
         .name(name.to_owned())
         .stack_size(STACK_SIZE);
@@ -79,10 +84,9 @@ pub(crate) fn spawn_thread(
         builder.spawn(move || {
             OWNER.set(Some((server, role)));
             body();
-            drop::<oneshot::Sender<()>>(running);
         })
     })
-    .map(|handle| Thread { handle, ended })
+    .map(Thread)
     .map_err(|error| Error::io(format!("starting thread {name}"), error))
 }
 
@@ -158,8 +162,25 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn pulse(&self) -> Option<&Arc<Pulse>> {
-        self.pulse.as_ref()
+    /// Notes, and tells, when its thread does not get on and when it does again. Ends only if there is nothing to watch.
+    pub(crate) async fn watch(self: Arc<Self>, changed: Arc<Notify>) {
+        let Some(pulse) = &self.pulse else { return };
+        loop {
+            let beat = pulse
+                .gets_stuck(|| {
+                    let pulse = Arc::clone(pulse);
+                    drop(self.runtime.spawn(async move { pulse.goes_on() }));
+                })
+                .await;
+            changed.notify_one();
+            pulse.gets_on(beat).await;
+            changed.notify_one();
+        }
+    }
+
+    /// Whether the runtime has been shut down: then it drops every task that it is given.
+    async fn is_gone(&self) -> bool {
+        self.runtime.spawn(async {}).await.is_err()
     }
 
     /// As [`Spawn::spawn`], for whoever wants to hear of its end, or to end it.
@@ -174,7 +195,8 @@ impl Worker {
         };
     }
 
-    fn is_stuck(&self) -> bool {
+    /// Whether its thread was found not to get on.
+    pub(crate) fn is_stuck(&self) -> bool {
         self.pulse.as_ref().is_some_and(|pulse| pulse.is_stuck())
     }
 }
@@ -190,7 +212,10 @@ impl Spawn for Worker {
 
 /// Where connections run: one worker or more. Clones are the same.
 #[derive(Clone, Debug)]
-pub(crate) struct Executor(Arc<[Arc<Worker>]>);
+pub(crate) struct Executor {
+    workers: Arc<[Arc<Worker>]>,
+    is_hosts: bool,
+}
 
 impl Executor {
     /// On a runtime of the host's.
@@ -200,19 +225,34 @@ impl Executor {
             home: None,
             pulse: None,
         };
-        Self([Arc::new(worker)].into())
+        Self {
+            workers: [Arc::new(worker)].into(),
+            is_hosts: true,
+        }
     }
 
-    /// Where connections are accepted.
-    pub(crate) fn for_accepting(&self) -> &Worker {
-        &self.0[0]
+    pub(crate) fn workers(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        self.workers.iter()
     }
 
-    /// For a new connection: the one that has the fewest.
+    /// Whether it was the host's and has been shut down.
+    pub(crate) async fn is_gone(&self) -> bool {
+        // Our own threads end after the last connection.
+        self.is_hosts && self.workers[0].is_gone().await
+    }
+
+    /// Where connections are accepted: the first worker whose thread gets on, and its number.
+    pub(crate) fn for_accepting(&self) -> (usize, &Arc<Worker>) {
+        let mut numbered = self.workers().enumerate();
+        let gets_on = numbered.find(|(_, worker)| !worker.is_stuck());
+        gets_on.unwrap_or((0, &self.workers[0]))
+    }
+
+    /// For a new connection: of those whose threads get on, the one that has the fewest.
     pub(crate) fn worker(&self) -> Arc<Worker> {
         let load = |worker: &&Arc<Worker>| (worker.is_stuck(), Arc::strong_count(worker));
-        let least = self.0.iter().min_by_key(load);
-        Arc::clone(least.unwrap_or(&self.0[0]))
+        let least = self.workers().min_by_key(load);
+        Arc::clone(least.unwrap_or(&self.workers[0]))
     }
 }
 
@@ -245,12 +285,17 @@ impl IoThreads {
         let (threads, workers) = (0..count)
             .map(start)
             .collect::<Result<(Vec<_>, Vec<_>)>>()?;
-        Ok((Self(threads), Executor(workers.into())))
+        let executor = Executor {
+            workers: workers.into(),
+            is_hosts: false,
+        };
+        Ok((Self(threads), executor))
     }
 
-    /// Ends them; those that a handler still holds at the deadline are left to themselves.
-    pub(crate) fn stop(self, deadline: Instant) {
-        let threads: Vec<_> = self
+    /// Ends them; those that a handler still holds at the deadline are left to themselves. Says whether all have ended.
+    #[must_use]
+    pub(crate) fn stop(self, deadline: Instant) -> bool {
+        let threads = self
             .0
             .into_iter()
             .map(|thread| {
@@ -258,9 +303,7 @@ impl IoThreads {
                 thread.thread
             })
             .collect();
-        for thread in threads {
-            thread.join(deadline);
-        }
+        join_all(threads, deadline)
     }
 }
 

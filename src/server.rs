@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,16 +13,17 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
-use tokio::sync::watch;
 
 use crate::clock::{Clock, SystemClock};
 use crate::conn::{self, BoxError, Plain, Registry, Respond};
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
+use crate::helper::Helper;
 use crate::ledger::{Count, Ends, Ledger, Report};
 use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
+use crate::outcome::Outcome;
 use crate::process::{self, StopSignals};
 use crate::runtime::{self, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
@@ -145,7 +147,8 @@ pub(crate) struct Shared {
     pub(crate) unaccepted: Count,
     /// When the stop began and ended, on the server's clock.
     stop: Mutex<(Option<Duration>, Option<Duration>)>,
-    pub(crate) outcome: watch::Sender<Option<Result<()>>>,
+    pub(crate) outcome: Outcome,
+    pub(crate) helper: Helper,
     /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
     last_report: OnceLock<Report>,
     local_addrs: Vec<SocketAddr>,
@@ -187,10 +190,13 @@ impl Shared {
         }
     }
 
-    /// Tells everybody who waits.
+    /// Tells everybody who waits. The first time counts.
     pub(crate) fn settle(&self, outcome: Result<()>) {
-        let _ = self.last_report.set(self.report());
-        self.outcome.send_replace(Some(outcome));
+        // A report asks the clock, which is the host's.
+        if let Ok(report) = catch_unwind(AssertUnwindSafe(|| self.report())) {
+            let _ = self.last_report.set(report);
+        }
+        self.outcome.settle(outcome);
     }
 
     pub(crate) fn report(&self) -> Report {
@@ -526,7 +532,8 @@ impl Builder {
             abandoned: Count::default(),
             unaccepted: Count::default(),
             stop: Mutex::default(),
-            outcome: watch::Sender::new(None),
+            outcome: Outcome::default(),
+            helper: Helper::default(),
             last_report: OnceLock::new(),
             local_addrs: listeners.iter().map(Listener::local_addr).collect(),
             queue,
@@ -570,9 +577,7 @@ impl Builder {
             let _ = slot.set(server.clone());
         }
         let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            let thread = runtime::spawn_thread(name, id, Role::Other, body)?;
-            server.threads().push(thread);
-            Ok(())
+            runtime::spawn_thread(name, id, Role::Other, body)
         };
         let started = if self.pulled.is_none() && interest.any() {
             let shared = Arc::clone(&server.shared);
@@ -581,30 +586,41 @@ impl Builder {
                 "httpdown-events",
                 Box::new(move || shared.events.deliver_all(observers)),
             )
+            .map(Some)
         } else {
-            Ok(())
+            Ok(None)
         };
-        let control = Control {
-            shared: Arc::clone(&server.shared),
-            listeners,
-            executor: executor.clone(),
-            threads,
-            backend,
-            serve: Box::new(move || {
-                let (executor, respond) = (executor.clone(), respond.clone());
-                Box::new(move |accepted| conn::serve(accepted, &respond, executor.worker()))
-            }),
-        };
-        let started = started.and_then(|()| {
+        let started = started.and_then(|events| {
+            server.threads().extend(events);
+            let helper = server.shared.helper.clone();
+            start("httpdown-aux", Box::new(move || helper.live()))
+        });
+        let started = started.and_then(|helper| {
+            let workers = executor.clone();
+            // One for all, to be cloned on the threads that serve: whatever the host does there.
+            let respond = Arc::new(Mutex::new(respond));
+            let control = Control {
+                shared: Arc::clone(&server.shared),
+                listeners,
+                executor,
+                threads,
+                backend,
+                serve: Arc::new(move |accepted| conn::serve(accepted, &respond, workers.worker())),
+                helper,
+            };
             start(
                 "httpdown-ctl",
                 Box::new(move || control.run(control_runtime)),
             )
         });
-        if let Err(error) = started {
-            server.shared.events.close();
-            server.join();
-            return Err(error);
+        match started {
+            Ok(control) => server.threads().push(control),
+            Err(error) => {
+                server.shared.events.close();
+                server.shared.helper.end();
+                server.join();
+                return Err(error);
+            }
         }
         Ok(server)
     }
@@ -669,17 +685,8 @@ impl Server {
     /// # Errors
     /// As [`Server::stop`].
     pub async fn wait(&self) -> Result<Report> {
-        if self.shared.outcome.borrow().is_none() {
-            self.shared.check_can_wait()?;
-        }
-        let mut outcome = self.shared.outcome.subscribe();
-        let result = match outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone(),
-            Err(_) => None, // Not while `shared` lives, which owns the sender.
-        };
-        result
-            .unwrap_or(Err(Error::Stopped))
-            .map(|()| self.report())
+        self.check_can_wait()?;
+        self.shared.outcome.wait().await.map(|()| self.report())
     }
 
     /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
@@ -687,7 +694,19 @@ impl Server {
     /// # Errors
     /// As [`Server::stop`]; [`Error::WouldBlock`] if the deadline passes before.
     pub fn wait_blocking(&self, deadline: Option<Instant>) -> Result<Report> {
-        runtime::block_on(self.wait(), deadline).unwrap_or(Err(Error::WouldBlock))
+        self.check_can_wait()?;
+        let result = self.shared.outcome.wait_until(deadline);
+        result
+            .unwrap_or(Err(Error::WouldBlock))
+            .map(|()| self.report())
+    }
+
+    /// Nobody has to wait when it has ended.
+    fn check_can_wait(&self) -> Result<()> {
+        match self.shared.outcome.get() {
+            None => self.shared.check_can_wait(),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
@@ -719,16 +738,15 @@ impl Server {
     }
 
     fn wait_and_join(&self) {
-        let mut outcome = self.shared.outcome.subscribe();
-        let _ = runtime::block_on(outcome.wait_for(Option::is_some), None);
+        let _ = self.shared.outcome.wait_until(None);
         self.join();
     }
 
     fn join(&self) {
         let deadline = runtime::deadline(self.shared.config.kill_timeout);
-        for thread in std::mem::take(&mut *self.threads()) {
-            thread.join(deadline);
-        }
+        let threads = std::mem::take(&mut *self.threads());
+        // Callbacks that do not return are left behind.
+        let _ = runtime::join_all(threads, deadline);
     }
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
@@ -744,7 +762,7 @@ impl Server {
     #[must_use]
     #[allow(clippy::missing_errors_doc, reason = "it hands one on")]
     pub fn outcome(&self) -> Option<Result<()>> {
-        self.shared.outcome.borrow().clone()
+        self.shared.outcome.get()
     }
 
     /// How far the server has come.

@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -125,6 +128,18 @@ pub(crate) fn set_option(
     }
 }
 
+/// Makes a descriptor non-blocking, unless it is: whoever has a copy of it may have changed that, because `O_NONBLOCK`
+/// belongs to what both refer to.
+pub(crate) fn ensure_nonblocking(fd: BorrowedFd<'_>) {
+    // SAFETY: no pointers; an error leaves everything as it is.
+    unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        if flags >= 0 && flags & libc::O_NONBLOCK == 0 {
+            libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK);
+        }
+    }
+}
+
 /// How many connections wait in a listening socket's queue to be accepted: of such a socket, `unacked` is that number.
 pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
     tcp_info(listener).tcpi_unacked
@@ -166,7 +181,8 @@ pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Resul
             socket.as_raw_fd(),
             bytes.as_mut_ptr().cast(),
             bytes.len(),
-            libc::MSG_PEEK,
+            // Whoever has a copy of the descriptor may have made it a blocking one.
+            libc::MSG_PEEK | libc::MSG_DONTWAIT,
         )
     };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
@@ -205,6 +221,34 @@ pub(crate) fn close(fd: OwnedFd) -> io::Result<()> {
     match unsafe { libc::close(fd.into_raw_fd()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Waits until a thread has ended, its thread-local destructors included, which are the host's; not beyond the deadline:
+/// then it is left to itself. Says whether it has ended.
+pub(crate) fn join_until(thread: JoinHandle<()>, deadline: Instant) -> bool {
+    // The kernel's deadline is on a clock that may be set: so it is asked again and again.
+    const SLICE: Duration = Duration::from_millis(100);
+    let thread = thread.into_pthread_t();
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let until = SystemTime::now() + left.min(SLICE);
+        let until = until.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = libc::timespec {
+            tv_sec: libc::time_t::try_from(until.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: until.subsec_nanos().into(),
+        };
+        // SAFETY: the handle was ours alone, and the thread is neither joined nor detached yet.
+        let error =
+            unsafe { libc::pthread_timedjoin_np(thread, std::ptr::null_mut(), &raw const until) };
+        if error == 0 {
+            return true;
+        }
+        if error != libc::ETIMEDOUT || left.is_zero() {
+            // SAFETY: as above; its number is not used again.
+            unsafe { libc::pthread_detach(thread) };
+            return false;
+        }
     }
 }
 

@@ -20,7 +20,7 @@ mod wire;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -53,20 +53,27 @@ const MAX_PAUSE: u32 = 1_000;
 /// the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
 
-/// Serves one connection to its end.
-pub(crate) fn serve<R, S>(accepted: Accepted, respond: &R, worker: Arc<S>)
+/// Serves one connection to its end, with a clone of what answers requests.
+pub(crate) fn serve<R, S>(accepted: Accepted, respond: &Arc<Mutex<R>>, worker: Arc<S>)
 where
     R: Respond + Clone,
     S: Spawn,
 {
-    // The thread that accepts must survive what the host does there, above all that of the stop.
-    let Ok(respond) = catch_unwind(AssertUnwindSafe(|| respond.clone())) else {
-        let events = &accepted.conn().shared().events;
-        events.log(LogLevel::Error, "a service panicked when it was cloned");
-        return;
-    };
     let runs = Arc::clone(&worker);
+    let respond = Arc::clone(respond);
     runs.spawn(async move {
+        // Here, because the thread that accepts must survive what the host does there.
+        let clone = || {
+            respond
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
+        };
+        let Ok(respond) = catch_unwind(AssertUnwindSafe(clone)) else {
+            let events = &accepted.conn().shared().events;
+            events.log(LogLevel::Error, "a service panicked when it was cloned");
+            return;
+        };
         let conn = Arc::clone(accepted.conn());
         let wire = match Wire::new(accepted) {
             Ok(wire) => wire,

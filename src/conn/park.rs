@@ -1,15 +1,16 @@
 //! Who goes on with a connection when something happens: its task, or, if it is parked, a new one.
 //!
-//! A task lives as long as there is something to do. What is left then waits here, in the [`Conn`], which is the waker
+//! A task lives as long as there is something to do. What is left then waits here, in the connection's `Conn`, which is the waker
 //! that its socket, its timers and the phases know: so an idle connection has no task. All that holds it are its own
 //! wakers. The end of a runtime wakes those that wait in it before it drops them, and the phases wake all: then it goes
 //! on, or, where nothing runs any more, is dropped.
+//!
+//! It knows nothing of connections, so that all its interleavings can be gone through (`tests/models.rs`).
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Wake, Waker};
+use std::task::Waker;
 
-use super::track::Conn;
+use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What can go on by itself.
 pub(super) trait Resume: Send {
@@ -81,15 +82,5 @@ impl Driver {
 impl fmt::Debug for Driver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Driver").finish_non_exhaustive()
-    }
-}
-
-impl Wake for Conn {
-    fn wake(self: Arc<Self>) {
-        self.driver().wake();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.driver().wake();
     }
 }

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::Wake as _;
+use std::task::Wake;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -672,6 +672,16 @@ impl Drop for Conn {
         if conns.is_empty() {
             registry.emptied.notify_waiters();
         }
+    }
+}
+
+impl Wake for Conn {
+    fn wake(self: Arc<Self>) {
+        self.driver().wake();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.driver().wake();
     }
 }
 

@@ -79,12 +79,13 @@ impl Backend {
     }
 
     /// No more requests will come. Waits for the threads; those that a handler still holds at the deadline are left to
-    /// themselves.
-    pub(crate) fn close(self, deadline: Instant) {
+    /// themselves. Says whether all have ended.
+    #[must_use]
+    pub(crate) fn end_threads(&self, deadline: Instant) -> bool {
+        self.refuse_queued();
         match self {
-            Self::Direct => {}
-            Self::Pool(pool) => pool.close(deadline),
-            Self::Queue(queue) => queue.end().for_each(Exchange::refuse),
+            Self::Pool(pool) => pool.end_threads(deadline),
+            Self::Direct | Self::Queue(_) => true,
         }
     }
 }

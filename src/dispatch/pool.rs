@@ -10,7 +10,7 @@ use super::line::{Call, Line};
 use super::{Handler, call};
 use crate::exchange::Exchange;
 use crate::home::{TurnEnd, at_turn_end};
-use crate::runtime::{Role, Thread, spawn_thread};
+use crate::runtime::{Role, Thread, join_all, spawn_thread};
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
@@ -53,16 +53,15 @@ impl Pool {
         self.line.end().into_iter()
     }
 
-    pub(crate) fn close(&self, deadline: Instant) {
-        self.line.end().into_iter().for_each(Exchange::refuse);
+    /// Waits for the threads: see [`super::Backend::end_threads`].
+    #[must_use]
+    pub(crate) fn end_threads(&self, deadline: Instant) -> bool {
         let threads = {
             let mut threads = self.threads();
             threads.closed = true;
             std::mem::take(&mut threads.alive)
         };
-        for thread in threads {
-            thread.join(deadline);
-        }
+        join_all(threads, deadline)
     }
 
     fn make(self: &Arc<Self>, call: Call) {

@@ -11,7 +11,7 @@ use super::{Bench, Run};
 use crate::dispatch::{Dispatcher, RequestQueue};
 use crate::exchange::Exchange;
 use crate::ledger::Report;
-use crate::lifecycle::{Phase, enter};
+use crate::lifecycle::{Phase, enter_here as enter};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const REQUESTS: usize = 20;

@@ -20,7 +20,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 use tokio::runtime::Handle;
 
 use super::{Registry, Respond, serve};
-use crate::lifecycle::{Phase, enter};
+use crate::lifecycle::{Phase, enter_here as enter};
 use crate::runtime::Spawn;
 use crate::server::{Builder, Server, Shared};
 
@@ -137,7 +137,8 @@ impl Run {
             polls: Arc::default(),
             ambush: Arc::default(),
         });
-        serve(accepted, respond, Arc::clone(&worker));
+        let respond = Arc::new(Mutex::new(respond.clone()));
+        serve(accepted, &respond, Arc::clone(&worker));
         Self {
             shared,
             worker,

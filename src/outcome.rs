@@ -1,0 +1,125 @@
+//! How a server has ended: settled once, and told to all who wait.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Instant;
+
+use crate::error::Result;
+
+/// Threads that wait are told first, and then tasks one by one: a task's waker is the host's, and may panic or block.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    state: Mutex<State>,
+    settled: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    result: Option<Result<()>>,
+    next: u64,
+    waiting: Vec<(u64, Waker)>,
+}
+
+impl Outcome {
+    pub(crate) fn get(&self) -> Option<Result<()>> {
+        self.lock().result.clone()
+    }
+
+    /// The first time counts.
+    pub(crate) fn settle(&self, result: Result<()>) {
+        let mut state = self.lock();
+        state.result.get_or_insert(result);
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.settled.notify_all();
+        for (_, waker) in waiting {
+            drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+        }
+    }
+
+    pub(crate) async fn wait(&self) -> Result<()> {
+        let mut place = Place {
+            outcome: self,
+            number: None,
+        };
+        poll_fn(|cx| {
+            // Not within the lock, which who settles needs: to clone and to drop a waker is the host's code.
+            let waker = cx.waker().clone();
+            let mut state = self.lock();
+            if let Some(result) = state.result.clone() {
+                drop(state);
+                return Poll::Ready(result);
+            }
+            let number = *place.number.get_or_insert_with(|| {
+                state.next += 1;
+                state.next
+            });
+            let mine = state.waiting.iter_mut().find(|(other, _)| *other == number);
+            let old = if let Some((_, old)) = mine {
+                Some(std::mem::replace(old, waker))
+            } else {
+                state.waiting.push((number, waker));
+                None
+            };
+            drop(state);
+            drop(old);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Blocks; `None` if the deadline passes before.
+    pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(result) = &state.result {
+                return Some(result.clone());
+            }
+            state = match deadline {
+                None => self
+                    .settled
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return None;
+                    }
+                    let waited = self.settled.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who waits, until it does so no more.
+struct Place<'a> {
+    outcome: &'a Outcome,
+    number: Option<u64>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            let mut state = self.outcome.lock();
+            let left = state.waiting.iter().position(|(other, _)| *other == number);
+            let waker = left.map(|at| state.waiting.swap_remove(at));
+            drop(state);
+            drop(waker);
+        }
+    }
+}
+
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Outcome").field(&self.get()).finish()
+    }
+}

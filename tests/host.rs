@@ -1,0 +1,506 @@
+//! Whatever the host's own code does, and on whichever thread of ours: the stop ends on time, all who wait are told, and
+//! the result is right.
+#![allow(clippy::unwrap_used, reason = "a test that fails panics")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::TcpListener;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{Empty, Full};
+use httpdown::{Builder, Dispatch, Error, Exchange, Listener, Phase, Report, Server};
+use hyper::body::Incoming;
+use hyper::service::{Service, service_fn};
+use hyper::{Request, Response};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+
+use common::{
+    Client, Gate, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply, wait,
+};
+
+/// What a hook of the host's does.
+#[derive(Clone, Debug)]
+enum Hook {
+    Blocks(Gate),
+    Panics,
+}
+
+impl Hook {
+    fn run(&self) {
+        match self {
+            Self::Blocks(gate) => gate.pass(),
+            Self::Panics if thread::panicking() => {}
+            Self::Panics => panic!("a hook of the host's"),
+        }
+    }
+}
+
+/// Runs the hook when it is dropped.
+#[derive(Debug)]
+struct OnDrop(Hook);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.run();
+    }
+}
+
+impl AsRef<[u8]> for OnDrop {
+    fn as_ref(&self) -> &[u8] {
+        b"lent"
+    }
+}
+
+/// A server that waits for nothing for long.
+fn hasty() -> Builder {
+    builder()
+        .stop_timeout(Duration::from_millis(300))
+        .kill_timeout(Duration::from_millis(300))
+}
+
+/// How a stop, or a kill, has ended; which it must.
+fn ended(server: &Server, kill: bool) -> httpdown::Result<Report> {
+    if kill {
+        server.kill_begin();
+    } else {
+        server.stop_begin();
+    }
+    // A second of grace for threads, and much for a busy machine.
+    let result = server.wait_blocking(Some(Instant::now() + LONG / 2));
+    assert!(!matches!(result, Err(Error::WouldBlock)), "{server:?}");
+    assert_eq!(server.report().phase, Phase::Stopped);
+    assert_eq!(server.report().conns_open, 0);
+    result
+}
+
+/// Has a request answered, if the hook lets it be.
+fn ask(server: &Server) {
+    let mut client = Client::get(addr(server), "/");
+    client.set_read_timeout(Duration::from_millis(500));
+    let _ = client.try_answer();
+}
+
+/// Has a server made for each thing that a hook can do, asks it once if `asks`, and ends it both ways. `blocked`: what the
+/// end is where the hook blocks.
+fn each_way(asks: bool, blocked: fn(&Error) -> bool, serve: impl Fn(Hook) -> Server) {
+    for kill in [false, true] {
+        let gate = Gate::new();
+        let _open = gate.open_at_end();
+        let server = serve(Hook::Blocks(gate.clone()));
+        if asks {
+            ask(&server);
+        }
+        let began = Instant::now();
+        match ended(&server, kill) {
+            Ok(_) => assert!(blocked(&Error::Stopped), "kill: {kill}"),
+            Err(error) => assert!(blocked(&error), "kill: {kill}, {error:?}"),
+        }
+        assert!(began.elapsed() < LONG / 4, "{:?}", began.elapsed());
+
+        let server = serve(Hook::Panics);
+        if asks {
+            ask(&server);
+        }
+        assert_balanced(&ended(&server, kill).unwrap());
+    }
+}
+
+fn is_abandoned(error: &Error) -> bool {
+    matches!(error, Error::TimedOut)
+}
+
+/// [`Error::Stopped`] stands for no error.
+fn is_clean(error: &Error) -> bool {
+    matches!(error, Error::Stopped)
+}
+
+fn dispatches() -> [Dispatch; 2] {
+    [Dispatch::Inline, Dispatch::default()]
+}
+
+#[test]
+fn a_handler_that_blocks_or_panics_when_it_is_dropped_does_not_hold_the_stop() {
+    for dispatch in dispatches() {
+        each_way(true, is_abandoned, |hook| {
+            let captured = OnDrop(hook);
+            let handler = move |exchange: Exchange| {
+                let _ = &captured;
+                let _ = reply(exchange, "hello");
+            };
+            hasty().handle(listener(), dispatch, handler).unwrap()
+        });
+    }
+}
+
+#[test]
+fn a_handler_that_was_never_called_and_blocks_when_it_is_dropped_does_not_hold_the_stop() {
+    for dispatch in dispatches() {
+        each_way(false, is_abandoned, |hook| {
+            let captured = OnDrop(hook);
+            let handler = move |_: Exchange| {
+                let _ = &captured;
+            };
+            hasty().handle(listener(), dispatch, handler).unwrap()
+        });
+    }
+}
+
+#[test]
+fn a_thread_local_value_that_blocks_when_it_is_dropped_does_not_hold_the_stop() {
+    thread_local! {
+        static VALUE: Mutex<Option<OnDrop>> = const { Mutex::new(None) };
+    }
+    for dispatch in dispatches() {
+        let gate = Gate::new();
+        let _open = gate.open_at_end();
+        let hook = Hook::Blocks(gate.clone());
+        let handler = move |exchange: Exchange| {
+            VALUE.with(|value| *value.lock().unwrap() = Some(OnDrop(hook.clone())));
+            let _ = reply(exchange, "hello");
+        };
+        let server = hasty().handle(listener(), dispatch, handler).unwrap();
+        Client::get(addr(&server), "/").answer();
+        let result = ended(&server, false);
+        assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+        assert_eq!(server.report().served, 1);
+    }
+}
+
+#[test]
+fn what_an_answer_has_lent_and_blocks_or_panics_when_it_is_given_back_does_not_hold_the_stop() {
+    for dispatch in dispatches() {
+        each_way(true, is_abandoned, |hook| {
+            let handler = move |exchange: Exchange| {
+                let lent = Bytes::from_owner(OnDrop(hook.clone()));
+                let _ = exchange.reply(Response::new(lent));
+            };
+            hasty().handle(listener(), dispatch, handler).unwrap()
+        });
+    }
+}
+
+#[test]
+fn callbacks_for_events_that_block_or_panic_do_not_hold_the_stop() {
+    each_way(true, is_clean, |hook| {
+        let (phases, logs, conns) = (hook.clone(), hook.clone(), hook);
+        let builder = hasty()
+            .on_phase(move |_| phases.run())
+            .on_log(move |_, _| logs.run())
+            .on_conn_state(move |_| conns.run());
+        hello(builder, listener())
+    });
+}
+
+#[test]
+fn callbacks_for_events_that_block_or_panic_when_they_are_dropped_do_not_hold_the_stop() {
+    each_way(true, is_clean, |hook| {
+        let captured = OnDrop(hook);
+        let builder = hasty().on_phase(move |_| {
+            let _ = &captured;
+        });
+        hello(builder, listener())
+    });
+}
+
+/// A service that runs a hook at one of its clones.
+struct Cloned {
+    clones: Arc<AtomicU32>,
+    bad: u32,
+    hook: Hook,
+}
+
+impl Clone for Cloned {
+    fn clone(&self) -> Self {
+        if self.clones.fetch_add(1, Ordering::SeqCst) == self.bad {
+            self.hook.run();
+        }
+        Self {
+            clones: Arc::clone(&self.clones),
+            bad: self.bad,
+            hook: self.hook.clone(),
+        }
+    }
+}
+
+impl Service<Request<Incoming>> for Cloned {
+    type Response = Response<Empty<Bytes>>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Self::Response, Infallible>>;
+
+    fn call(&self, _: Request<Incoming>) -> Self::Future {
+        std::future::ready(Ok(Response::new(Empty::new())))
+    }
+}
+
+fn cloned(bad: u32, hook: Hook) -> Server {
+    let service = Cloned {
+        clones: Arc::default(),
+        bad,
+        hook,
+    };
+    hasty().serve(listener(), service).unwrap()
+}
+
+#[test]
+fn a_service_that_panics_when_it_is_cloned_harms_only_the_connection_that_it_was_for() {
+    for bad in 0..4 {
+        let server = cloned(bad, Hook::Panics);
+        let mut answers = (0..4).map(|_| Client::get(addr(&server), "/").try_answer());
+        assert_eq!(answers.by_ref().filter(Result::is_err).count(), 1);
+        assert_balanced(&ended(&server, false).unwrap());
+    }
+}
+
+#[test]
+fn a_service_that_blocks_when_it_is_cloned_does_not_hold_the_stop() {
+    let gate = Gate::new();
+    let _open = gate.open_at_end();
+    let server = cloned(0, Hook::Blocks(gate.clone()));
+    let _client = Client::get(addr(&server), "/");
+    let result = ended(&server, false);
+    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+}
+
+/// A task's waker that blocks or panics.
+struct BadWaker(Hook);
+
+impl Wake for BadWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.run();
+    }
+}
+
+#[test]
+fn a_task_whose_waker_blocks_or_panics_does_not_keep_the_end_from_others() {
+    let gate = Gate::new();
+    let _open = gate.open_at_end();
+    for hook in [Hook::Blocks(gate), Hook::Panics] {
+        let server = hello(builder(), listener());
+        let waker = Waker::from(Arc::new(BadWaker(hook)));
+        let mut waits = pin!(server.wait());
+        let first = waits.as_mut().poll(&mut Context::from_waker(&waker));
+        assert!(first.is_pending());
+        let elsewhere = server.clone();
+        let waiting = thread::spawn(move || wait(&elsewhere));
+        server.stop_begin();
+        assert_balanced(&wait(&server).unwrap());
+        assert_balanced(&waiting.join().unwrap().unwrap());
+        let second = waits.poll(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(second, Poll::Ready(Ok(_))));
+    }
+}
+
+#[test]
+fn a_runtime_of_the_hosts_that_goes_away_in_the_drain_is_no_clean_stop() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let came = Journal::new();
+    let written = came.clone();
+    let service = service_fn(move |_: Request<Incoming>| {
+        written.write(());
+        std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+    });
+    let server = builder()
+        .runtime(runtime.handle().clone())
+        .serve(listener(), service)
+        .unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    came.wait_for_count(1);
+    server.stop_begin();
+    while server.phase() < Phase::Draining {
+        thread::yield_now();
+    }
+    runtime.shutdown_background();
+    assert!(client.try_answer().is_err());
+    let result = wait(&server);
+    assert!(matches!(result, Err(Error::Io(..))), "{result:?}");
+}
+
+/// What a host's dropped future does on a runtime that has gone: it is dropped by whoever gives it a task.
+#[test]
+fn a_service_that_blocks_when_its_runtime_has_gone_does_not_hold_the_stop() {
+    let gate = Gate::new();
+    let _open = gate.open_at_end();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let hook = Hook::Blocks(gate);
+    let service = service_fn(move |_: Request<Incoming>| {
+        let captured = OnDrop(hook.clone());
+        async move {
+            let _captured = captured;
+            std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>().await
+        }
+    });
+    let server = hasty()
+        .runtime(runtime.handle().clone())
+        .serve(listener(), service)
+        .unwrap();
+    let _client = Client::get(addr(&server), "/");
+    common::wait_for_report(&server, |report| report.requests == 1);
+    server.stop_begin();
+    runtime.shutdown_background();
+    assert!(ended(&server, false).is_err());
+}
+
+#[test]
+fn new_connections_are_not_given_to_a_thread_that_is_blocked() {
+    let (gate, entered) = (Gate::new(), Journal::new());
+    let _open = gate.open_at_end();
+    let (pass, written) = (gate.clone(), entered.clone());
+    let server = builder()
+        .io_threads(NonZeroUsize::new(2).unwrap())
+        .handle(listener(), Dispatch::Inline, move |exchange: Exchange| {
+            if exchange.uri().path() == "/block" {
+                written.write(());
+                pass.pass();
+            }
+            let name = thread::current().name().unwrap_or_default().to_owned();
+            let _ = reply(exchange, name);
+        })
+        .unwrap();
+    let addr = addr(&server);
+    // One on each thread; the one that does not accept is blocked.
+    let mut clients: Vec<_> = (0..4).map(|_| Client::get(addr, "/")).collect();
+    let names: Vec<_> = clients
+        .iter_mut()
+        .map(|client| client.answer().text().to_owned())
+        .collect();
+    let second = names.iter().position(|name| name == "httpdown-1").unwrap();
+    clients[second].ask("/block");
+    entered.wait_for_count(1);
+    // What was given to it before it was found blocked waits; behind that, all are served.
+    let deadline = Instant::now() + LONG;
+    let mut in_a_row = 0;
+    while in_a_row < 10 {
+        assert!(Instant::now() < deadline, "{in_a_row} in a row");
+        let mut client = Client::get(addr, "/");
+        client.set_read_timeout(Duration::from_millis(500));
+        in_a_row = if client.try_answer().is_ok() {
+            in_a_row + 1
+        } else {
+            0
+        };
+        clients.push(client);
+    }
+    gate.open();
+    let _ = server.stop_blocking();
+}
+
+/// Applies to this thread, and to those that it starts.
+fn deny(call: i64, error: i32) {
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(call, vec![])]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(error.cast_unsigned()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+#[test]
+fn a_stop_ends_where_accepting_fails_for_good() {
+    for error in [
+        libc::EPERM,
+        libc::ENOSYS,
+        libc::EINTR,
+        libc::EMFILE,
+        libc::EIO,
+    ] {
+        let listener = listener();
+        thread::spawn(move || {
+            deny(libc::SYS_accept4, error);
+            let builder = hasty().quiesce_timeout(Duration::from_millis(100));
+            let server = hello(builder, listener);
+            let _client = Client::connect(addr(&server));
+            let result = ended(&server, false);
+            // Somebody was connected, and could not be served.
+            assert!(result.is_err(), "{error}: {result:?}");
+            assert_eq!(server.report().unaccepted, 1, "{error}");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_stop_ends_where_somebody_makes_the_listening_socket_blocking_again_and_again() {
+    for shared in [false, true] {
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let copy = socket.try_clone().unwrap();
+        let mut listener = Listener::from_fd(OwnedFd::from(socket)).unwrap();
+        if shared {
+            listener = listener.shared();
+        }
+        let server = hello(hasty(), listener);
+        copy.set_nonblocking(false).unwrap();
+        for _ in 0..3 {
+            assert_eq!(Client::get(addr(&server), "/").answer().text(), "hello");
+            copy.set_nonblocking(false).unwrap();
+        }
+        assert_balanced(&ended(&server, false).unwrap());
+    }
+}
+
+#[test]
+fn without_descriptors_the_queue_is_kept_until_the_stop_timeout() {
+    // Denied in the server's threads only, and for ever: so what is seen is until when it tries.
+    let listener = listener();
+    thread::spawn(move || {
+        deny(libc::SYS_accept4, libc::EMFILE);
+        let builder = builder()
+            .quiesce_timeout(Duration::ZERO)
+            .stop_timeout(Duration::from_millis(500));
+        let server = hello(builder, listener);
+        let _client = Client::connect(addr(&server));
+        let began = Instant::now();
+        let result = ended(&server, false);
+        assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+        assert!(began.elapsed() >= Duration::from_millis(500));
+        assert_eq!(server.report().unaccepted, 1);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_listener_that_always_has_clients_leaves_the_others_their_turn() {
+    let (busy, other) = (listener(), listener());
+    let (busy_addr, other_addr) = (busy.local_addr(), other.local_addr());
+    let server = hello(builder(), vec![busy, other]);
+    let load: Vec<_> = (0..2)
+        .map(|_| {
+            let server = server.clone();
+            thread::spawn(move || {
+                while server.phase() == Phase::Serving {
+                    drop(Client::try_connect(busy_addr));
+                }
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        assert_eq!(Client::get(other_addr, "/").answer().text(), "hello");
+    }
+    server.stop_begin();
+    for thread in load {
+        thread.join().unwrap();
+    }
+    assert_balanced(&wait(&server).unwrap());
+}

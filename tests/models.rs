@@ -1,0 +1,179 @@
+//! All interleavings of what the stop rests on: the library's own files, with loom's locks in the place of std's.
+//!
+//! loom runs each model again and again, once for each order in which its threads can take their locks. It was chosen
+//! before shuttle because these are small: every order can be gone through, not only random ones.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "files of the library, of which the models use a part; a test that fails panics"
+)]
+
+/// What `src/sync.rs` is to the library.
+mod sync {
+    pub(crate) use loom::sync::{Mutex, MutexGuard};
+    pub(crate) use std::sync::PoisonError;
+}
+
+#[path = "../src/door.rs"]
+mod door;
+#[path = "../src/conn/park.rs"]
+mod park;
+
+use std::sync::Arc as StdArc;
+use std::task::{Wake, Waker};
+
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use loom::sync::{Arc, Mutex};
+use loom::thread;
+
+use door::Door;
+use park::{Driver, Resume};
+
+/// A kernel's queue of connections, and those that are in the registry.
+#[derive(Default)]
+struct Takeover {
+    door: Door,
+    queue: Mutex<Vec<u32>>,
+    registry: Mutex<Vec<u32>>,
+}
+
+impl Takeover {
+    /// Two steps, as it is with the kernel.
+    fn accept(&self) -> bool {
+        let taken = self.queue.lock().unwrap().pop();
+        let Some(conn) = taken else { return false };
+        self.registry.lock().unwrap().push(conn);
+        true
+    }
+}
+
+#[test]
+fn when_the_stop_has_emptied_the_queue_every_connection_is_in_the_registry() {
+    loom::model(|| {
+        let takeover = Arc::new(Takeover::default());
+        takeover.queue.lock().unwrap().extend([1, 2]);
+        let accepting = Arc::clone(&takeover);
+        let task = thread::spawn(move || {
+            for _ in 0..2 {
+                if accepting.door.pass(|| accepting.accept()).is_none() {
+                    break;
+                }
+            }
+        });
+        // The stop: it waits for who is passing, and from then on it is alone.
+        takeover.door.close();
+        while takeover.accept() {}
+        assert_eq!(takeover.registry.lock().unwrap().len(), 2);
+        task.join().unwrap();
+        assert_eq!(takeover.registry.lock().unwrap().len(), 2);
+    });
+}
+
+#[test]
+fn nobody_passes_a_door_that_is_closed() {
+    loom::model(|| {
+        let door = Arc::new(Door::default());
+        let closed = Arc::new(AtomicBool::new(false));
+        let (through, seen) = (Arc::clone(&door), Arc::clone(&closed));
+        let task = thread::spawn(move || {
+            through.pass(|| assert!(!seen.load(Ordering::SeqCst)));
+        });
+        door.close();
+        closed.store(true, Ordering::SeqCst);
+        task.join().unwrap();
+        assert!(door.pass(|| ()).is_none());
+    });
+}
+
+/// A connection with one thing that may happen to it.
+#[derive(Default)]
+struct Parking {
+    driver: Driver,
+    happened: AtomicBool,
+    seen: AtomicUsize,
+    resumed: AtomicUsize,
+}
+
+struct Parked(Arc<Parking>);
+
+impl Resume for Parked {
+    fn resume(self: Box<Self>) {
+        self.0.resumed.fetch_add(1, Ordering::SeqCst);
+        look(&self.0);
+    }
+}
+
+/// As a connection's task does: from the look on, nothing is missed.
+fn look(parking: &Arc<Parking>) {
+    parking.driver.look();
+    if parking.happened.load(Ordering::SeqCst) {
+        parking.seen.fetch_add(1, Ordering::SeqCst);
+    } else {
+        parking.driver.park(Box::new(Parked(Arc::clone(parking))));
+    }
+}
+
+#[test]
+fn what_happens_while_a_connection_is_being_parked_is_seen() {
+    loom::model(|| {
+        let parking = Arc::new(Parking::default());
+        let happens = Arc::clone(&parking);
+        let wakes = thread::spawn(move || {
+            happens.happened.store(true, Ordering::SeqCst);
+            happens.driver.wake();
+        });
+        look(&parking);
+        wakes.join().unwrap();
+        assert_eq!(parking.seen.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[test]
+fn a_parked_connection_is_resumed_once_however_many_wake_it() {
+    loom::model(|| {
+        let parking = Arc::new(Parking::default());
+        let wakers: Vec<_> = (0..2)
+            .map(|_| {
+                let happens = Arc::clone(&parking);
+                thread::spawn(move || {
+                    happens.happened.store(true, Ordering::SeqCst);
+                    happens.driver.wake();
+                })
+            })
+            .collect();
+        look(&parking);
+        for waker in wakers {
+            waker.join().unwrap();
+        }
+        assert_eq!(parking.seen.load(Ordering::SeqCst), 1);
+        assert!(parking.resumed.load(Ordering::SeqCst) <= 1);
+    });
+}
+
+struct Task(AtomicUsize);
+
+impl Wake for Task {
+    fn wake(self: StdArc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_happens_while_a_connection_gets_a_task_is_seen_by_the_task_or_wakes_it() {
+    loom::model(|| {
+        let parking = Arc::new(Parking::default());
+        let happens = Arc::clone(&parking);
+        let wakes = thread::spawn(move || {
+            happens.happened.store(true, Ordering::SeqCst);
+            happens.driver.wake();
+        });
+        parking.driver.look();
+        let task = StdArc::new(Task(AtomicUsize::new(0)));
+        parking.driver.driven_by(&Waker::from(StdArc::clone(&task)));
+        // The task looks for the first time.
+        let seen = parking.happened.load(Ordering::SeqCst);
+        wakes.join().unwrap();
+        assert!(seen || task.0.load(Ordering::SeqCst) > 0);
+    });
+}
