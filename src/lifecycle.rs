@@ -318,6 +318,7 @@ async fn live(
         }
     }
 
+    shared.quiescing_began(clock.now());
     let stop_timeout = clock.sleep(config.stop_timeout);
     let mut out_of_time = pin!(async {
         tokio::select! {

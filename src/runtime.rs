@@ -44,6 +44,19 @@ pub(crate) fn on_io_thread() -> bool {
     OWNER.get().is_some_and(|(_, role)| role == Role::Io)
 }
 
+/// Calls a handler in place: whatever thread this is, a runtime's of the host's perhaps, it drives connections meanwhile.
+pub(crate) fn in_place<T>(server: u64, handler: impl FnOnce() -> T) -> T {
+    /// Puts back what was there, also if the handler panics.
+    struct Before(Option<(u64, Role)>);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            OWNER.set(self.0);
+        }
+    }
+    let _before = Before(OWNER.replace(Some((server, Role::Io))));
+    handler()
+}
+
 /// A thread of a server.
 #[derive(Debug)]
 pub(crate) struct Thread(JoinHandle<()>);

@@ -125,6 +125,18 @@ fn is_path(path: &str) -> bool {
         && PathAndQuery::try_from(path).is_ok_and(|parsed| parsed.path() == path)
 }
 
+/// How long a client may at most pipeline requests in a stop before it is told that its connection ends: without limit, a
+/// stop timeout without limit would be one for ever. Half of the default stop timeout.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// On the server's clock.
+#[derive(Clone, Copy, Debug, Default)]
+struct StopTimes {
+    began: Option<Duration>,
+    quiescing: Option<Duration>,
+    ended: Option<Duration>,
+}
+
 /// What the threads of a server share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -145,8 +157,7 @@ pub(crate) struct Shared {
     pub(crate) ends: Ends,
     pub(crate) abandoned: Count,
     pub(crate) unaccepted: Count,
-    /// When the stop began and ended, on the server's clock.
-    stop: Mutex<(Option<Duration>, Option<Duration>)>,
+    stop: Mutex<StopTimes>,
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
     /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
@@ -160,22 +171,27 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn stop_began(&self, at: Duration) {
-        self.stop_times().0 = Some(at);
+        self.stop_times().began = Some(at);
+    }
+
+    /// No new connections from now on: the stop timeout runs.
+    pub(crate) fn quiescing_began(&self, at: Duration) {
+        self.stop_times().quiescing = Some(at);
     }
 
     pub(crate) fn stop_ended(&self, at: Duration) {
-        self.stop_times().1 = Some(at);
+        self.stop_times().ended = Some(at);
     }
 
     /// Whether half of the stop timeout has passed: then a client that never ceases to pipeline requests must be told
     /// that its connection ends, though it has sent more of them.
     pub(crate) fn is_stop_pressing(&self) -> bool {
-        let began = self.stop_times().0;
-        let patience = self.config.lame_duck + self.config.stop_timeout / 2;
+        let began = self.stop_times().quiescing;
+        let patience = (self.config.stop_timeout / 2).min(MOST_PATIENCE);
         began.is_some_and(|began| self.clock.now().saturating_sub(began) > patience)
     }
 
-    fn stop_times(&self) -> std::sync::MutexGuard<'_, (Option<Duration>, Option<Duration>)> {
+    fn stop_times(&self) -> std::sync::MutexGuard<'_, StopTimes> {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -203,12 +219,12 @@ impl Shared {
         if let Some(report) = self.last_report.get() {
             return *report;
         }
-        let stop_duration = match *self.stop_times() {
-            (Some(began), ended) => ended
+        let StopTimes { began, ended, .. } = *self.stop_times();
+        let stop_duration = began.map_or(Duration::ZERO, |began| {
+            ended
                 .unwrap_or_else(|| self.clock.now())
-                .saturating_sub(began),
-            (None, _) => Duration::ZERO,
-        };
+                .saturating_sub(began)
+        });
         let mut report = Report {
             phase: self.phases.get(),
             stop_duration,

@@ -10,7 +10,7 @@ use std::future::Future;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
@@ -502,5 +502,152 @@ fn a_listener_that_always_has_clients_leaves_the_others_their_turn() {
     for thread in load {
         thread.join().unwrap();
     }
+    assert_balanced(&wait(&server).unwrap());
+}
+
+/// A body that panics in one of its methods, or when it is dropped.
+struct BadBody {
+    at: &'static str,
+    given: bool,
+}
+
+impl BadBody {
+    fn may_panic(&self, at: &str) {
+        assert!(self.at != at, "in {at}");
+    }
+}
+
+impl Drop for BadBody {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.may_panic("drop");
+        }
+    }
+}
+
+impl http_body::Body for BadBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        self.may_panic("poll_frame");
+        let given = std::mem::replace(&mut self.given, true);
+        let frame = http_body::Frame::data(Bytes::from_static(b"hello"));
+        Poll::Ready((!given).then_some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.may_panic("is_end_stream");
+        self.given
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.may_panic("size_hint");
+        http_body::SizeHint::with_exact(5)
+    }
+}
+
+#[test]
+fn a_body_that_panics_is_the_hosts_failure_and_not_the_clients() {
+    for at in ["poll_frame", "is_end_stream", "size_hint", "drop"] {
+        let (recorder, bumps) = common::Recorder::new();
+        let service = service_fn(move |_: Request<Incoming>| async move {
+            Ok::<_, Infallible>(Response::new(BadBody { at, given: false }))
+        });
+        let server = builder()
+            .stats(recorder)
+            .serve(listener(), service)
+            .unwrap();
+        let answer = Client::get(addr(&server), "/").try_answer();
+        server.stop_begin();
+        let report = wait(&server).unwrap();
+        server.close();
+        assert_balanced(&report);
+        assert_eq!(report.gone, 0, "{at}: {report:?}");
+        match &answer {
+            // It had not begun.
+            Ok(answer) if at == "size_hint" => assert_eq!(answer.status, 500),
+            Ok(answer) => assert_eq!((at, answer.text()), ("drop", "hello")),
+            Err(_) => assert_eq!(report.failed, 1, "{at}: {report:?}"),
+        }
+        let is_told = bumps
+            .all()
+            .iter()
+            .any(|(key, _)| key == "sum handler.error");
+        assert!(is_told, "{at}: {answer:?}, {report:?}");
+    }
+}
+
+#[test]
+fn in_place_on_a_runtime_of_the_hosts_nothing_waits_for_its_own_thread() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let results = Journal::new();
+    let written = results.clone();
+    let server = builder()
+        .runtime(runtime.handle().clone())
+        .handle(
+            listener(),
+            Dispatch::Inline,
+            move |mut exchange: Exchange| {
+                let read = exchange.read(&mut [0; 10]);
+                let stopped = exchange.server().stop_blocking();
+                written.write((
+                    matches!(read, Err(Error::WouldBlock)),
+                    matches!(stopped, Err(Error::WouldDeadlock)),
+                ));
+                let _ = reply(exchange, "x");
+            },
+        )
+        .unwrap();
+    let mut client = Client::connect(addr(&server));
+    client.send("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n");
+    results.wait_for_count(1);
+    assert_eq!(results.all(), [(true, true)]);
+    assert_eq!(client.answer().text(), "x");
+    wait(&server).unwrap();
+}
+
+#[test]
+fn chunks_that_have_come_are_read_to_their_end_in_a_stop_also_behind_the_answer() {
+    use http_body_util::BodyExt;
+    let (go, done) = (Gate::new(), Journal::new());
+    let (pass, written) = (go.clone(), done.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (pass, written) = (pass.clone(), written.clone());
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            pass.pass();
+            let body = runtime.block_on(request.into_body().collect());
+            written.write(body.map(|body| body.to_bytes().len()).ok());
+        });
+        async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"early")))) }
+    });
+    let server = builder()
+        .idle_grace(LONG)
+        .serve(listener(), service)
+        .unwrap();
+    let mut client = Client::connect(addr(&server));
+    let chunks = "3\r\nabc\r\n".repeat(10);
+    client.send(format!(
+        "POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"
+    ));
+    assert_eq!(client.answer().text(), "early");
+    server.stop_begin();
+    while server.phase() < Phase::Draining {
+        thread::yield_now();
+    }
+    go.open();
+    done.wait_for_count(1);
+    assert_eq!(done.all(), [Some(30)]);
+    drop(client);
     assert_balanced(&wait(&server).unwrap());
 }

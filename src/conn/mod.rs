@@ -126,7 +126,10 @@ where
         let requests = conn.requests();
         let is_busy = requests > 0 && parked.idle_since.elapsed() < park_after;
         let service = Tracked::new(parked.respond.clone(), Arc::clone(&conn));
-        let (end, left) = Box::pin(active(parked.wire, service, &conn, is_busy)).await;
+        let active = Box::pin(active(parked.wire, service, &conn, is_busy));
+        let Some((end, left)) = unless_it_panics(active, &conn).await else {
+            return;
+        };
         let Some(left) = left else {
             conn.hijacked_if_open();
             // Who has it now may have it for long, and no use for the task's waker.
@@ -152,6 +155,54 @@ where
         }
     };
     Box::pin(close(parked.wire, complete)).await;
+}
+
+/// Has a connection driven to the end of its activity. `None` if the host's code panics in it where nobody expects that:
+/// when something is dropped, say. Then, and if the runtime ends before, the requests under way have failed.
+async fn unless_it_panics<T>(
+    active: Pin<Box<impl Future<Output = T>>>,
+    conn: &Arc<Conn>,
+) -> Option<T> {
+    let mut unfinished = Unfinished {
+        // Dropped after the connection has been told.
+        active: Some(active),
+        conn: Some(conn),
+    };
+    let end = poll_fn(|cx| {
+        let Some(active) = &mut unfinished.active else {
+            return Poll::Ready(None);
+        };
+        match catch_unwind(AssertUnwindSafe(|| active.as_mut().poll(cx))) {
+            Ok(poll) => poll.map(Some),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await;
+    if end.is_some() {
+        unfinished.conn = None;
+    } else {
+        let events = &conn.shared().events;
+        events.log(LogLevel::Error, "the host's code panicked in a connection");
+        events.sum("handler.error", 1.0);
+    }
+    // What is left of it may be the host's, too.
+    let _ = catch_unwind(AssertUnwindSafe(|| drop(unfinished)));
+    end
+}
+
+/// A connection that may be dropped in the middle of a request.
+struct Unfinished<'a, F> {
+    active: Option<Pin<Box<F>>>,
+    conn: Option<&'a Arc<Conn>>,
+}
+
+impl<F> Drop for Unfinished<'_, F> {
+    fn drop(&mut self) {
+        if let Some(conn) = self.conn {
+            conn.requests_failed();
+        }
+        self.active = None;
+    }
 }
 
 /// A connection that is new or idle, with no parser: while nothing happens, all that there is of it, for it needs no
@@ -228,8 +279,9 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
                 ready!(last_answer_at_stop.poll_until(cx, || !wire.is_delivering()));
             }
             let grace = grace.get_or_insert_with(|| {
-                let patience = REQUEST_RETRANSMISSION * wire.handshake_repeats();
-                Box::pin(sleep(shared.config.idle_grace + patience))
+                let repeats = wire.handshake_repeats();
+                let patience = REQUEST_RETRANSMISSION.saturating_mul(repeats);
+                Box::pin(sleep(shared.config.idle_grace.saturating_add(patience)))
             });
             ready!(grace.as_mut().poll(cx));
         }
@@ -337,6 +389,7 @@ async fn drive<R: Respond>(
     let mut http = pin!(http);
     let mut header_timer = None;
     let mut pause = None;
+    let mut rest = None;
 
     poll_fn(|cx| {
         // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
@@ -365,6 +418,11 @@ async fn drive<R: Respond>(
             return Poll::Ready(End::Cut);
         }
         let idle_since = if phase >= Phase::Quiescing && conn.is_at_rest() {
+            if conn.may_have_chunks() {
+                // Who still reads gets the rest of it from hyper, within the time that a next request would have.
+                let grace = || Box::pin(sleep(shared.config.idle_grace));
+                ready!(rest.get_or_insert_with(grace).as_mut().poll(cx));
+            }
             Some(Instant::now())
         } else if conn.is_idle() {
             if is_busy || conn.may_be_read() {

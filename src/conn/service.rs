@@ -201,7 +201,11 @@ impl<O: Outcome> Answering<O> {
         mut response: Response<S>,
         source: impl FnOnce(S) -> Source<B>,
     ) -> Response<TrackedBody<B, O>> {
-        let remaining = self.prepare(&mut response);
+        // The host's body is asked for its length.
+        let Ok(remaining) = catch_unwind(AssertUnwindSafe(|| self.prepare(&mut response))) else {
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(response)));
+            return self.failed(PANICKED);
+        };
         response.map(|body| TrackedBody {
             body: source(body),
             remaining,
@@ -500,14 +504,19 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let mut body = this.body;
-        let failure = match catch_unwind(AssertUnwindSafe(|| body.as_mut().poll_frame(cx))) {
-            Ok(poll) => match ready!(poll) {
+        let poll = || {
+            let poll = body.as_mut().poll_frame(cx);
+            let is_last = matches!(poll, Poll::Ready(Some(Ok(_)))) && body.is_end_stream();
+            (poll, is_last)
+        };
+        let failure = match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok((poll, is_last)) => match ready!(poll) {
                 Some(Ok(frame)) => {
                     if let (Some(remaining), Some(data)) = (&mut *this.remaining, frame.data_ref())
                     {
                         *remaining = remaining.saturating_sub(data.len() as u64);
                     }
-                    if body.is_end_stream() {
+                    if is_last {
                         *this.remaining = Some(0);
                     }
                     return Poll::Ready(Some(Ok(frame)));
@@ -528,10 +537,10 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        catch_unwind(AssertUnwindSafe(|| self.body.is_end_stream())).unwrap_or(false)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        catch_unwind(AssertUnwindSafe(|| self.body.size_hint())).unwrap_or_default()
     }
 }

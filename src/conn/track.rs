@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Wake;
+use std::thread;
 use std::time::Duration;
 
 use socket2::SockRef;
@@ -133,6 +134,7 @@ impl Registry {
             ahead_is_request: AtomicBool::new(false),
             answered_alone: AtomicBool::new(false),
             answered_early: AtomicBool::new(false),
+            is_chunked: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
             undelivered: AtomicBool::new(false),
@@ -251,6 +253,8 @@ pub(crate) struct Conn {
     /// The response to the last request was complete before its body, whose length was known: whoever reads that is told
     /// of its end only when hyper reads on.
     answered_early: AtomicBool,
+    /// The body of the last request comes in chunks.
+    is_chunked: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
     /// How it ends: an [`End`].
@@ -305,7 +309,9 @@ impl Conn {
     /// hyper has read a request's head and gives it to the service. `is_upgrade`: it asks for one.
     pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength, is_upgrade: bool) -> Inflight {
         self.reading_head.store(false, Ordering::Relaxed);
-        let is_alone = is_upgrade || body == BodyLength::Chunked;
+        let is_chunked = body == BodyLength::Chunked;
+        self.is_chunked.store(is_chunked, Ordering::Relaxed);
+        let is_alone = is_upgrade || is_chunked;
         self.answered_alone.store(is_alone, Ordering::Relaxed);
         self.answered_early.store(false, Ordering::Relaxed);
         self.set_body_left(match body {
@@ -357,6 +363,18 @@ impl Conn {
             self.in_service.move_to(&self.ledger.failed);
             self.shared.events.sum("handler.error", 1.0);
         }
+    }
+
+    /// Whatever is under way on it will not be finished, and not by its client's doing.
+    pub(super) fn requests_failed(&self) {
+        let column = if self.is_killed() {
+            &self.ledger.killed
+        } else {
+            &self.ledger.failed
+        };
+        self.in_service.move_to(column);
+        self.unflushed.move_to(column);
+        self.cut();
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -421,6 +439,12 @@ impl Conn {
     /// Whether somebody may still read the body of the last request, to whom the end of hyper would be an error.
     pub(super) fn may_be_read(&self) -> bool {
         self.answered_early.load(Ordering::Relaxed)
+    }
+
+    /// Whether hyper may hold chunks of the last request's body that somebody still reads: it gives them away one by one, and
+    /// asks for more bytes when it has none left.
+    pub(super) fn may_have_chunks(&self) -> bool {
+        self.is_chunked.load(Ordering::Relaxed) && !self.waiting_for_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_waiting_for_bytes(&self, waiting: bool) {
@@ -587,9 +611,7 @@ impl Conn {
 
     fn reset_on_close(&self) {
         if let Some(fd) = *self.descriptor() {
-            sys::with_fd(fd, |fd| {
-                let _ = SockRef::from(&fd).set_linger(Some(Duration::ZERO));
-            });
+            sys::with_fd(fd, reset_on_close);
         }
     }
 
@@ -609,11 +631,17 @@ impl Conn {
     /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.
     fn closed(&self) {
         let mut descriptor = self.descriptor();
-        if descriptor.take().is_none() {
+        let Some(fd) = descriptor.take() else {
             return;
-        }
+        };
         let (killed, ends) = (self.is_killed(), &self.shared.ends);
-        let lost = self.settle(killed);
+        // The host's code has panicked while the connection was driven: its client has not left.
+        let failed = !killed && thread::panicking();
+        let mut lost = self.settle(killed, failed);
+        if failed && lost > 0 {
+            sys::with_fd(fd, reset_on_close);
+            lost = 0;
+        }
         let was_hijacked = self.state() == ConnState::Hijacked;
         self.set_state(ConnState::Closed);
         if !was_hijacked {
@@ -636,18 +664,19 @@ impl Conn {
     }
 
     /// Adds the counts to the server's, for good. Says how many requests were lost: those that are in no column yet.
-    fn settle(&self, killed: bool) -> u64 {
+    fn settle(&self, killed: bool, failed: bool) -> u64 {
         // Under the lock, so that no report counts the connection twice.
         let _registry = self.shared.registry.lock();
         let mut counts = self.ledger.counts();
         // A request of which a byte has come is a request.
         counts.requests += u64::from(killed && self.is_reading_head());
         let lost = counts.open();
-        if killed {
-            counts.killed += lost;
-        } else {
-            counts.gone += lost;
-        }
+        let column = match (killed, failed) {
+            (true, _) => &mut counts.killed,
+            (_, true) => &mut counts.failed,
+            _ => &mut counts.gone,
+        };
+        *column += lost;
         self.shared.ledger.add(&counts);
         self.settled.store(true, Ordering::Relaxed);
         lost
@@ -662,6 +691,10 @@ impl Conn {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn reset_on_close(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
 impl Drop for Conn {

@@ -20,6 +20,7 @@ use crate::conn::{Inflight, Respond};
 use crate::events::LogLevel;
 use crate::exchange::{Exchange, ReplyBody};
 use crate::fate::{Fate, Reply};
+use crate::runtime;
 use pool::Pool;
 
 /// Answers requests. Called from several threads at once.
@@ -129,7 +130,10 @@ impl Respond for Dispatcher {
     fn respond(&self, request: Request<Incoming>, fate: &Arc<Fate>) -> Reply {
         let exchange = Exchange::new(request, Arc::clone(fate));
         match self {
-            Self::Inline(handler) => call(&**handler, exchange, fate),
+            Self::Inline(handler) => {
+                let server = fate.inflight().conn().shared().id;
+                runtime::in_place(server, || call(&**handler, exchange, fate));
+            }
             Self::Pool(pool) => pool.push(exchange),
             Self::Queue(queue) => queue.push(exchange),
         }
