@@ -60,7 +60,10 @@ impl Listener {
         let mut refused = None;
         for candidate in resolve(addr)? {
             let error = match listen(candidate) {
-                Ok(socket) => return Self::new(socket),
+                Ok(socket) => {
+                    let number = socket.as_raw_fd();
+                    return Self::new(socket, number);
+                }
                 Err(error) => error,
             };
             let no_such_family = matches!(
@@ -76,13 +79,19 @@ impl Listener {
         Err(refused.unwrap_or_else(|| Error::Address(format!("{addr:?} has no address"))))
     }
 
-    /// Takes a descriptor that listens already. When a server is started with it, `O_NONBLOCK` is set: on the open
-    /// file description, so for whoever else has a copy too.
+    /// Takes a descriptor that listens already. A server that accepts from it sets `O_NONBLOCK`: on the open file
+    /// description, so for whoever else has a copy too.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if it is not a listening TCP socket; it is closed then.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
-        Self::new(Socket::from(fd))
+        let number = fd.as_raw_fd();
+        Self::from_copy(fd, number)
+    }
+
+    /// As [`Listener::from_fd`], of a copy: errors name the descriptor that the host knows.
+    pub(crate) fn from_copy(copy: OwnedFd, given: RawFd) -> Result<Self> {
+        Self::new(Socket::from(copy), given)
     }
 
     /// Declares that somebody else accepts from this socket too, now or later: another process that has a copy, or
@@ -99,8 +108,7 @@ impl Listener {
         self.local
     }
 
-    fn new(socket: Socket) -> Result<Self> {
-        let fd = socket.as_raw_fd();
+    fn new(socket: Socket, fd: RawFd) -> Result<Self> {
         let wrong = |what: &str| Error::InvalidArgument(format!("descriptor {fd} {what}"));
         let listens = socket
             .is_listener()
@@ -125,12 +133,6 @@ impl Listener {
             shared: false,
             filtered: AtomicBool::new(false),
         })
-    }
-
-    pub(crate) fn set_nonblocking(&self) -> Result<()> {
-        self.socket
-            .set_nonblocking(true)
-            .map_err(|error| Error::io("making a listening socket non-blocking", error))
     }
 
     pub(crate) fn inode(&self) -> u64 {

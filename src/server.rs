@@ -580,9 +580,6 @@ impl Builder {
         let interest = self.interest();
         let runtime = control_runtime.handle().clone();
         let shared = Arc::new(self.shared(id, &listeners, queue, runtime)?);
-        for listener in &listeners {
-            listener.set_nonblocking()?;
-        }
         let (respond, backend) = respond(id);
         let (threads, executor) = match self.runtime {
             Some(runtime) => (IoThreads::default(), Executor::on(runtime)),
@@ -837,7 +834,8 @@ impl fmt::Debug for Server {
 }
 
 /// SIGTERM and SIGINT, caught: from before a server starts, so that none is missed. Dropped, it restores what the
-/// signals did before.
+/// signals did before. In a forked child they do what they did before at once, and no server can be started there: a
+/// daemon forks first.
 ///
 /// ```no_run
 /// # fn serve() -> httpdown::Result<httpdown::Server> { unimplemented!() }
@@ -856,8 +854,11 @@ impl Signals {
     /// Catches them. Only one server, or group of servers, can be run by signals in a process.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if they are caught already.
+    /// [`Error::Unsupported`] if they are caught already; [`Error::Forked`].
     pub fn catch() -> Result<Self> {
+        if process::forked() {
+            return Err(Error::Forked);
+        }
         let signals = StopSignals::catch().map_err(|error| Error::io("sigaction", error))?;
         let busy = || Error::Unsupported("another run is under way in this process".into());
         signals.map(Self).ok_or_else(busy)

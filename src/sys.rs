@@ -9,6 +9,7 @@ use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -261,35 +262,88 @@ pub(crate) fn at_fork(child: extern "C" fn()) -> io::Result<()> {
     }
 }
 
-/// What a signal did before: given back to [`restore_signal`].
+/// A signal that is caught at times, and what it did before: in atomics, because its handler reads them.
 #[derive(Debug)]
-pub(crate) struct OldAction {
-    signal: libc::c_int,
-    action: libc::sigaction,
+pub(crate) struct Signal {
+    number: libc::c_int,
+    old_handler: AtomicUsize,
+    old_flags: AtomicI32,
+    /// Which signals the old handler blocks: the lowest bit is signal 1.
+    old_mask: AtomicU64,
 }
 
-/// Installs `handler`, which may do only what is async-signal-safe. System calls of the host go on (`SA_RESTART`).
-pub(crate) fn catch_signal(
-    signal: libc::c_int,
-    handler: extern "C" fn(libc::c_int),
-) -> io::Result<OldAction> {
-    // SAFETY: all zeroes is a valid sigaction: the default action, an empty mask, no flags.
-    let (mut new, mut old): (libc::sigaction, libc::sigaction) =
-        unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
-    new.sa_sigaction = handler as *const () as libc::sighandler_t;
-    new.sa_flags = libc::SA_RESTART;
-    // SAFETY: both structs are valid, and the handler is a function of the right type.
-    if unsafe { libc::sigaction(signal, &raw const new, &raw mut old) } != 0 {
-        return Err(io::Error::last_os_error());
+impl Signal {
+    pub(crate) const fn new(number: libc::c_int) -> Self {
+        Self {
+            number,
+            old_handler: AtomicUsize::new(libc::SIG_DFL),
+            old_flags: AtomicI32::new(0),
+            old_mask: AtomicU64::new(0),
+        }
     }
-    Ok(OldAction {
-        signal,
-        action: old,
-    })
+
+    pub(crate) fn number(&self) -> libc::c_int {
+        self.number
+    }
+
+    /// Installs `handler`, which may do only what is async-signal-safe. System calls of the host go on (`SA_RESTART`),
+    /// and it runs on the stack for signals, where a thread has one (`SA_ONSTACK`): some hosts' threads (Go's) have no
+    /// room for a handler on their own.
+    pub(crate) fn catch(&self, handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
+        let (mut old, mut new) = (no_action(), no_action());
+        // SAFETY: the kernel writes a whole struct there.
+        if unsafe { libc::sigaction(self.number, std::ptr::null(), &raw mut old) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Kept before the handler can run, also in a child that is forked meanwhile.
+        self.keep(&old);
+        new.sa_sigaction = handler as *const () as libc::sighandler_t;
+        new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
+        self.install(&new)
+    }
+
+    /// Puts back what [`Signal::catch`] replaced. Async-signal-safe.
+    pub(crate) fn restore(&self) {
+        let mut old = no_action();
+        old.sa_sigaction = self.old_handler.load(Ordering::Relaxed);
+        old.sa_flags = self.old_flags.load(Ordering::Relaxed);
+        let mask = self.old_mask.load(Ordering::Relaxed);
+        for (bit, signal) in (1..=64).enumerate() {
+            if mask & (1 << bit) != 0 {
+                // SAFETY: the set is initialised; it refuses a number that is no signal's.
+                unsafe { libc::sigaddset(&raw mut old.sa_mask, signal) };
+            }
+        }
+        let _ = self.install(&old);
+    }
+
+    /// Sends it to this process. Async-signal-safe.
+    pub(crate) fn send_to_self(&self) {
+        // SAFETY: neither takes a pointer.
+        unsafe { libc::kill(libc::getpid(), self.number) };
+    }
+
+    fn keep(&self, old: &libc::sigaction) {
+        // SAFETY: the set is initialised.
+        let blocks = |signal| unsafe { libc::sigismember(&raw const old.sa_mask, signal) } == 1;
+        let bits = (1..=64).enumerate().filter(|(_, signal)| blocks(*signal));
+        let mask = bits.fold(0, |mask, (bit, _)| mask | 1 << bit);
+        self.old_handler.store(old.sa_sigaction, Ordering::Relaxed);
+        self.old_flags.store(old.sa_flags, Ordering::Relaxed);
+        self.old_mask.store(mask, Ordering::Relaxed);
+    }
+
+    fn install(&self, action: &libc::sigaction) -> io::Result<()> {
+        // SAFETY: the struct is initialised; its handler is ours, which has the right type, or came from the kernel.
+        match unsafe { libc::sigaction(self.number, action, std::ptr::null_mut()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
-/// Puts back what [`catch_signal`] replaced.
-pub(crate) fn restore_signal(old: &OldAction) {
-    // SAFETY: the struct was filled in by the kernel.
-    unsafe { libc::sigaction(old.signal, &raw const old.action, std::ptr::null_mut()) };
+/// The default action, an empty mask, no flags.
+fn no_action() -> libc::sigaction {
+    // SAFETY: all zeroes is that.
+    unsafe { std::mem::zeroed() }
 }

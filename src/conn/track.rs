@@ -1,13 +1,12 @@
 //! What the server knows of a connection and of the requests on it.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::task::Wake;
 use std::thread;
-use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::sync::Notify;
@@ -137,6 +136,7 @@ impl Registry {
             is_chunked: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
+            is_to_be_reset: AtomicBool::new(false),
             undelivered: AtomicBool::new(false),
             unacked_at_reset: OnceLock::new(),
         });
@@ -259,6 +259,8 @@ pub(crate) struct Conn {
     close_delimited: AtomicBool,
     /// How it ends: an [`End`].
     end: AtomicU8,
+    /// Closed without that, a cut response would look complete.
+    is_to_be_reset: AtomicBool,
     /// Responses that had been flushed did not arrive.
     undelivered: AtomicBool,
     /// How many bytes the client had not acknowledged when a kill reset it: the kernel cannot tell any more.
@@ -600,19 +602,13 @@ impl Conn {
         if self.is_between_requests() {
             self.closed_idle();
         } else {
-            self.reset_on_close();
+            self.is_to_be_reset.store(true, Ordering::Relaxed);
         }
     }
 
     /// An error has ended it, and a FIN would make the response look complete, or hide that a kill has caused it.
     pub(super) fn is_cut(&self) -> bool {
         self.close_delimited.load(Ordering::Relaxed) || self.is_killed()
-    }
-
-    fn reset_on_close(&self) {
-        if let Some(fd) = *self.descriptor() {
-            sys::with_fd(fd, reset_on_close);
-        }
     }
 
     fn reset(&self) {
@@ -638,11 +634,16 @@ impl Conn {
         // The host's code has panicked while the connection was driven: its client has not left.
         let failed = !killed && thread::panicking();
         let mut lost = self.settle(killed, failed);
-        if failed && lost > 0 {
-            sys::with_fd(fd, reset_on_close);
+        let was_hijacked = self.state() == ConnState::Hijacked;
+        // Here, for to close it does not end the connection while a forked child holds a copy of the descriptor.
+        if self.is_to_be_reset.load(Ordering::Relaxed) || (failed && lost > 0) {
+            sys::with_fd(fd, sys::reset);
+        } else if killed || was_hijacked {
+            let _ = sys::with_fd(fd, |fd| SockRef::from(&fd).shutdown(Shutdown::Both));
+        }
+        if failed {
             lost = 0;
         }
-        let was_hijacked = self.state() == ConnState::Hijacked;
         self.set_state(ConnState::Closed);
         if !was_hijacked {
             self.shared.events.sum("conn.closed", 1.0);
@@ -691,10 +692,6 @@ impl Conn {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn reset_on_close(socket: BorrowedFd<'_>) {
-    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 
 impl Drop for Conn {

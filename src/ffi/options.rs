@@ -251,7 +251,7 @@ fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listen
                 Some(libc::EBADF) => wrong("not open"),
                 _ => Error::io(format!("copying descriptor {}", fd.as_raw_fd()), error),
             })?;
-        let listener = Listener::from_fd(copy)?;
+        let listener = Listener::from_copy(copy, fd.as_raw_fd())?;
         listeners.push(if raw.fds_shared == 0 {
             listener
         } else {

@@ -156,6 +156,36 @@ static void a_child_does_not_hold_the_parents_sockets(void) {
 }
 
 /* Forks from several threads, while it serves and stops. */
+static void a_kill_resets_what_it_cuts_although_a_child_has_a_copy(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, keeps);
+    options.stop_timeout_ms = 50;
+    httpdown_server *server = start(&options);
+    int fd = connect_to(port_of(server));
+    put(fd, GET("/"));
+    gate_wait(&f->entered, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        close(fd);
+        alarm(2 * PATIENCE_S);
+        for (;;) pause();
+    }
+    CHECK(child > 0);
+    EQUAL(httpdown_stop_begin(server), 0);
+    EQUAL(httpdown_request_wait_cancelled(requests[0], HTTPDOWN_FOREVER), HTTPDOWN_STATUS_KILLED);
+    httpdown_reply_abort(requests[0]);
+    EQUAL(httpdown_wait(server, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_KILLED);
+    char byte;
+    struct pollfd readable = {.fd = fd, .events = POLLIN};
+    EQUAL(poll(&readable, 1, PATIENCE_MS), 1);
+    CHECK(recv(fd, &byte, 1, 0) == -1 && errno == ECONNRESET);
+    CHECK(kill(child, SIGKILL) == 0);
+    CHECK(waitpid(child, NULL, 0) == child);
+    close(fd);
+    httpdown_free(server);
+    free_fixture(f);
+}
+
 static void *forks(void *argument) {
     (void)argument;
     for (int i = 0, count = scaled(50); i < count; i++) {
@@ -228,6 +258,7 @@ int main(int argc, char **argv) {
     tests_chosen = argv + 1;
     RUN(every_call_says_forked);
     RUN(a_child_does_not_hold_the_parents_sockets);
+    RUN(a_kill_resets_what_it_cuts_although_a_child_has_a_copy);
     RUN(forks_at_any_time);
     RUN(a_fork_before_any_use_is_free);
     RUN(descriptors_do_not_leak_into_programs);

@@ -187,6 +187,23 @@ static void *runs(void *argument) {
     return (void *)status;
 }
 
+static void tells_port(const httpdown_server *server, int phase, void *user_data) {
+    if (phase != HTTPDOWN_PHASE_SERVING) return;
+    told port = {.kind = HTTPDOWN_EVENT_LOG, .code = 4711, .value = port_of(server)};
+    tell(user_data, port);
+}
+
+static void blocks(httpdown_request *request, void *user_data) {
+    fixture *f = user_data;
+    (void)request;
+    gate_add(&f->entered);
+    gate_wait(&f->release, 1);
+}
+
+static void *runs_with(void *options) {
+    return (void *)(intptr_t)httpdown_run(options, NULL, NULL, 0);
+}
+
 static void only_one_run_at_a_time(void) {
     fixture *f = new_fixture(), *g = new_fixture();
     pthread_t first = spawn(runs, f);
@@ -209,6 +226,72 @@ static void only_one_run_at_a_time(void) {
     EQUAL((intptr_t)join(second), 0);
     free(g);
     free(h);
+    free_fixture(f);
+}
+
+static void a_signal_to_a_forked_child_ends_the_child_and_not_the_parents_server(void) {
+    static const int numbers[] = {SIGTERM, SIGINT};
+    fixture *f = new_fixture();
+    pthread_t run = spawn(runs, f);
+    gate_wait(&f->phase[HTTPDOWN_PHASE_SERVING], 1);
+    for (int i = 0; i < 2; i++) {
+        pid_t child = fork();
+        if (child == 0) {
+            alarm(2 * PATIENCE_S);
+            for (;;) pause();
+        }
+        CHECK(child > 0 && kill(child, numbers[i]) == 0);
+        int status = 0;
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == numbers[i]);
+    }
+    EQUAL(gate_value(&f->phase[HTTPDOWN_PHASE_QUIESCING]), 0);
+    kill(getpid(), SIGTERM);
+    EQUAL((intptr_t)join(run), 0);
+    free_fixture(f);
+}
+
+static void the_handlers_of_a_run_use_the_signal_stack_and_restart_system_calls(void) {
+    static const int numbers[] = {SIGTERM, SIGINT};
+    fixture *f = new_fixture();
+    pthread_t run = spawn(runs, f);
+    gate_wait(&f->phase[HTTPDOWN_PHASE_SERVING], 1);
+    for (int i = 0; i < 2; i++) {
+        struct sigaction now;
+        CHECK(sigaction(numbers[i], NULL, &now) == 0);
+        CHECK((now.sa_flags & SA_ONSTACK) != 0 && (now.sa_flags & SA_RESTART) != 0);
+    }
+    kill(getpid(), SIGTERM);
+    EQUAL((intptr_t)join(run), 0);
+    free_fixture(f);
+}
+
+static void a_third_signal_does_what_it_did_before(void) {
+    struct sigaction mine = {.sa_handler = counts_calls}, old;
+    sigemptyset(&mine.sa_mask);
+    CHECK(sigaction(SIGTERM, &mine, &old) == 0);
+    old_was_called = 0;
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, blocks);
+    options.on_phase = tells_port;
+    options.stop_timeout_ms = options.kill_timeout_ms = PATIENCE_MS;
+    pthread_t run = spawn(runs_with, &options);
+    told port = wait_told(f, HTTPDOWN_EVENT_LOG, 4711, NULL, 1);
+    int fd = connect_to((int)port.value);
+    put(fd, GET("/"));
+    gate_wait(&f->entered, 1);
+    CHECK(kill(getpid(), SIGTERM) == 0);
+    UNTIL(is_refused((int)port.value));
+    CHECK(kill(getpid(), SIGTERM) == 0);
+    /* The kill has begun, and the handler does not end: only the third signal is left. */
+    struct sigaction now;
+    UNTIL(sigaction(SIGTERM, NULL, &now) == 0 && now.sa_handler == counts_calls);
+    CHECK(kill(getpid(), SIGTERM) == 0);
+    UNTIL(old_was_called == 1);
+    gate_add(&f->release);
+    EQUAL((intptr_t)join(run), HTTPDOWN_STATUS_KILLED);
+    close(fd);
+    CHECK(sigaction(SIGTERM, &old, NULL) == 0);
     free_fixture(f);
 }
 
@@ -250,12 +333,6 @@ static void *asks_once(void *argument) {
     expect(fd, 200, "that was it");
     close(fd);
     return NULL;
-}
-
-static void tells_port(const httpdown_server *server, int phase, void *user_data) {
-    if (phase != HTTPDOWN_PHASE_SERVING) return;
-    told port = {.kind = HTTPDOWN_EVENT_LOG, .code = 4711, .value = port_of(server)};
-    tell(user_data, port);
 }
 
 static void a_handler_may_end_a_run(void) {
@@ -319,6 +396,9 @@ int main(int argc, char **argv) {
     RUN(a_second_signal_cuts);
     RUN(an_idle_run_ends_at_once);
     RUN(only_one_run_at_a_time);
+    RUN(a_signal_to_a_forked_child_ends_the_child_and_not_the_parents_server);
+    RUN(the_handlers_of_a_run_use_the_signal_stack_and_restart_system_calls);
+    RUN(a_third_signal_does_what_it_did_before);
     RUN(a_run_that_fails_restores);
     RUN(a_handler_may_end_a_run);
     RUN(our_threads_block_signals);
