@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::census::Census;
+use crate::census::{self, Census};
 use crate::conn::{Accepted, Registry};
 use crate::door::Door;
 use crate::error::{Error, Result};
@@ -51,6 +51,8 @@ struct Entrance {
     shared: Arc<Shared>,
     /// No more time for [`Entrance::quiesce`].
     time_over: Flag,
+    /// Of those that a stop has found in groups with others': their inodes.
+    grouped: OnceLock<Vec<u64>>,
 }
 
 impl Entrance {
@@ -68,8 +70,7 @@ impl Entrance {
 
     /// Those that listen, and that nobody else accepts from: what waits in a shared one is for whoever does.
     fn owned(&self) -> impl Iterator<Item = &Listener> {
-        let all = self.listeners.iter();
-        all.filter(|listener| !listener.is_shared() && listener.listens())
+        self.listeners.iter().filter(|listener| is_owned(listener))
     }
 
     /// Takes over who is connected from its own point of view, and lets nobody else in: refuses new handshakes, and
@@ -78,8 +79,17 @@ impl Entrance {
     fn quiesce(&self, mut census: Census) {
         self.door.close();
         let warn = |why| self.shared.events.log(LogLevel::Warning, why);
+        // What the kernel sends to one that refuses is not sent to another: others' clients would not be heard (ADR 0015).
+        let grouped = self.grouped.get_or_init(|| {
+            let grouped = census.in_groups_with_others(self.owned());
+            grouped.unwrap_or_default()
+        });
+        let alone = || {
+            let owned = self.owned();
+            owned.filter(|listener| !grouped.contains(&listener.inode()))
+        };
         // All of them first: in a group of sockets on one port, each is sent some of the clients.
-        for listener in self.owned() {
+        for listener in alone() {
             if let Err(error) = listener.refuse_new() {
                 let addr = listener.local_addr();
                 warn(format!(
@@ -90,7 +100,7 @@ impl Entrance {
         let began = Instant::now();
         let mut counted = true;
         let mut quiet = 0;
-        while self.owned().next().is_some() && !self.time_over.is_up() {
+        while alone().next().is_some() && !self.time_over.is_up() {
             let looked = Instant::now();
             let left = self.empty();
             // In real time, as the retransmissions of the kernel are.
@@ -98,13 +108,13 @@ impl Entrance {
                 return;
             }
             // Before the queues are looked at: whoever is through with the handshake meanwhile waits in one of them.
-            let half_open = census.any_half_open(self.owned()).unwrap_or_else(|error| {
+            let half_open = census.any_half_open(alone()).unwrap_or_else(|error| {
                 if std::mem::take(&mut counted) {
                     warn(format!("half-open handshakes cannot be counted: {error}"));
                 }
                 false
             });
-            let pending = half_open || self.owned().any(|listener| listener.queued() > 0);
+            let pending = half_open || alone().any(|listener| listener.queued() > 0);
             quiet = if pending { 0 } else { quiet + 1 };
             let all_seen = || counted && !census.any_cookies();
             if quiet >= QUIET_LOOKS && (began.elapsed() >= ROUND_TRIP || all_seen()) {
@@ -121,37 +131,46 @@ impl Entrance {
 
     /// Accepts what waits, in turns, until nothing does or a socket has had [`BATCH`] of them.
     fn empty(&self) -> Left {
-        let left = self.owned().map(|listener| {
-            for _ in 0..BATCH {
-                // Not by way of tokio, whose budget may call a full queue empty.
-                match self.accept(listener) {
-                    Ok(accepted) => (self.serve)(accepted),
-                    Err(NotAccepted::Gone) => {}
-                    Err(NotAccepted::Exhausted(_)) => return Left::Exhausted,
-                    Err(NotAccepted::Refused(_)) => return Left::Refused,
-                    Err(NotAccepted::Empty | NotAccepted::Failed(_)) => return Left::Nothing,
-                }
-            }
-            Left::More
-        });
+        let left = self.owned().map(|listener| self.take_batch(listener));
         left.max().unwrap_or(Left::Nothing)
     }
 
-    /// A last look into the queues, for where nothing can keep new clients out. It ends, however fast they come.
-    fn sweep(&self) {
+    fn take_batch(&self, listener: &Listener) -> Left {
         for _ in 0..BATCH {
-            if self.empty() != Left::More {
-                return;
+            // Not by way of tokio, whose budget may call a full queue empty.
+            match self.accept(listener) {
+                Ok(accepted) => (self.serve)(accepted),
+                Err(NotAccepted::Gone) => {}
+                Err(NotAccepted::Exhausted(_)) => return Left::Exhausted,
+                Err(NotAccepted::Refused(_)) => return Left::Refused,
+                Err(NotAccepted::Empty | NotAccepted::Failed(_)) => return Left::Nothing,
             }
+        }
+        Left::More
+    }
+
+    /// A last look into a queue, for where nothing can keep new clients out. It ends, however fast they come. Counts the
+    /// connections that are lost when the socket is closed now. Handshakes that are not done are no connections yet, from
+    /// our point of view.
+    fn sweep(&self, listener: &Listener) {
+        if !is_owned(listener) {
+            return;
+        }
+        for _ in 0..BATCH {
+            if self.take_batch(listener) != Left::More {
+                break;
+            }
+        }
+        let waiting = listener.queued();
+        if waiting > 0 && !self.is_inherited(listener) {
+            self.shared.unaccepted.add(waiting.into());
         }
     }
 
-    /// Counts the connections that are lost when the sockets are closed. Handshakes that are not done by now are no
-    /// connections yet, from our point of view.
-    fn count_unaccepted(&self) {
-        for listener in self.owned() {
-            self.shared.unaccepted.add(listener.queued().into());
-        }
+    /// Whether the kernel gives what waits at a socket that is closed to others of its group.
+    fn is_inherited(&self, listener: &Listener) -> bool {
+        let grouped = self.grouped.get();
+        grouped.is_some_and(|grouped| grouped.contains(&listener.inode())) && census::migrates()
     }
 
     /// Nobody can connect any more, whoever has a copy of the sockets. Returns the first error.
@@ -162,14 +181,20 @@ impl Entrance {
 
     /// Closes the sockets. Returns the first error.
     fn close(self: Arc<Self>) -> Option<io::Error> {
-        self.sweep();
-        self.count_unaccepted();
         match Arc::try_unwrap(self) {
-            Ok(entrance) => {
-                let closed = entrance.listeners.into_iter().map(Listener::close);
+            Ok(mut entrance) => {
+                let listeners = std::mem::take(&mut entrance.listeners);
+                let closed = listeners.into_iter().map(|listener| {
+                    // With nothing in between: in a group with others, clients still come.
+                    entrance.sweep(&listener);
+                    listener.close()
+                });
                 closed.filter_map(io::Result::err).reduce(|first, _| first)
             }
             Err(entrance) => {
+                for listener in &entrance.listeners {
+                    entrance.sweep(listener);
+                }
                 let error = entrance.shut();
                 // The task closes them, when the host lets its thread go; but not by a number that is no longer ours.
                 if error.is_some() {
@@ -179,6 +204,10 @@ impl Entrance {
             }
         }
     }
+}
+
+fn is_owned(listener: &Listener) -> bool {
+    !listener.is_shared() && listener.listens()
 }
 
 /// What a look into the queues has left there.
@@ -316,6 +345,7 @@ impl Accepting {
             serve: Arc::clone(serve),
             shared: Arc::clone(shared),
             time_over: Flag::default(),
+            grouped: OnceLock::new(),
         });
         let changed = Arc::new(Notify::new());
         for worker in executor.workers() {
@@ -386,7 +416,10 @@ impl Accepting {
             Ok(Ok(error)) => error,
             // The helper is held up. It closes them when it is not; until then nobody is let in.
             _ => left.upgrade().and_then(|entrance| {
-                entrance.count_unaccepted();
+                let waiting = entrance
+                    .owned()
+                    .map(|listener| u64::from(listener.queued()));
+                entrance.shared.unaccepted.add(waiting.sum());
                 entrance.shut()
             }),
         }?;

@@ -35,7 +35,8 @@ impl Census {
         }
     }
 
-    /// Whether a handshake on one of these sockets has begun and is not done.
+    /// Whether a handshake on one of these sockets has begun and is not done. One that may be another's does not count: the
+    /// kernel tells of it where it came to, but not to which socket.
     ///
     /// # Errors
     /// The kernel does not say. A list in which a listening socket is not found itself is none: it is of another
@@ -45,20 +46,48 @@ impl Census {
         listeners: impl Iterator<Item = &'a Listener>,
     ) -> io::Result<bool> {
         let mut any = false;
+        self.look(listeners, |found, ours| any |= found.any_half_open(ours))?;
+        Ok(any)
+    }
+
+    /// Those of these sockets, by inode, that share their address with a socket that is not among them: a group of
+    /// `SO_REUSEPORT`, in which another process, a successor perhaps, has members.
+    ///
+    /// # Errors
+    /// As [`Census::any_half_open`].
+    pub(crate) fn in_groups_with_others<'a>(
+        &mut self,
+        listeners: impl Iterator<Item = &'a Listener>,
+    ) -> io::Result<Vec<u64>> {
+        let mut grouped = Vec::new();
+        self.look(listeners, |found, ours| {
+            let has_others = |inode: &&u64| found.has_others(**inode, ours);
+            grouped.extend(ours.iter().filter(has_others));
+        })?;
+        Ok(grouped)
+    }
+
+    /// Has `see` look at what is found at each place of these sockets, beside their inodes.
+    fn look<'a>(
+        &mut self,
+        listeners: impl Iterator<Item = &'a Listener>,
+        mut see: impl FnMut(&Found, &[u64]),
+    ) -> io::Result<()> {
         let mut listeners: Vec<_> = listeners
             .map(|listener| (Place::of(listener), listener.inode()))
             .collect();
         listeners.sort_unstable();
         for group in listeners.chunk_by(|(a, _), (b, _)| a == b) {
             let found = self.find(group[0].0)?;
-            let is_found = |(_, inode): &_| found.listening.contains(inode);
-            if !group.iter().all(is_found) {
+            let ours: Vec<_> = group.iter().map(|(_, inode)| *inode).collect();
+            let is_found = |ours: &u64| found.listening.iter().any(|(_, inode)| inode == ours);
+            if !ours.iter().all(is_found) {
                 let why = "not among the sockets of this network namespace";
                 return Err(io::Error::new(io::ErrorKind::NotFound, why));
             }
-            any |= found.half_open;
+            see(&found, &ours);
         }
-        Ok(any)
+        Ok(())
     }
 
     /// Whether the kernel may have answered a SYN with a cookie since this was made: it then knows nothing of the
@@ -100,9 +129,41 @@ impl Place {
 /// What the kernel lists at a place.
 #[derive(Debug, Default)]
 struct Found {
-    /// The inodes of the listening sockets. (A multipath socket has a cookie of its own, but the inode of its TCP socket.)
-    listening: Vec<u64>,
-    half_open: bool,
+    /// The listening sockets: where, and their inodes. (A multipath socket has a cookie of its own, but the inode of its TCP
+    /// socket.)
+    listening: Vec<(Address, u64)>,
+    /// Where half-open handshakes came to.
+    half_open: Vec<Address>,
+}
+
+/// As the kernel has it: of IPv4, the first four bytes.
+type Address = [u8; 16];
+
+/// Any address.
+const UNSPECIFIED: Address = [0; 16];
+
+impl Found {
+    fn any_half_open(&self, ours: &[u64]) -> bool {
+        self.half_open.iter().any(|local| {
+            // The socket of this very address is chosen before one of any.
+            let at = |addr: Address| self.listening.iter().filter(move |(at, _)| *at == addr);
+            let addr = if at(*local).next().is_some() {
+                *local
+            } else {
+                UNSPECIFIED
+            };
+            let mut candidates = at(addr).peekable();
+            candidates.peek().is_some() && candidates.all(|(_, inode)| ours.contains(inode))
+        })
+    }
+
+    fn has_others(&self, inode: u64, ours: &[u64]) -> bool {
+        let mine = self.listening.iter().find(|(_, other)| *other == inode);
+        mine.is_some_and(|(mine, _)| {
+            let mut others = self.listening.iter();
+            others.any(|(addr, other)| addr == mine && !ours.contains(other))
+        })
+    }
 }
 
 #[allow(
@@ -159,12 +220,17 @@ fn find_by_netlink(mut netlink: &Socket, place: Place) -> io::Result<Found> {
                 };
             }
             // struct inet_diag_msg
+            let local = message.get(8..).and_then(<[u8]>::first_chunk);
+            let mut local: Address = *local.ok_or_else(wrong)?;
+            if !place.ipv6 {
+                local[4..].fill(0);
+            }
             match message.get(1) {
                 Some(&STATE_LISTEN) => {
                     let inode = u32_at(message, 68).ok_or_else(wrong)?;
-                    found.listening.push(inode.into());
+                    found.listening.push((local, inode.into()));
                 }
-                _ => found.half_open = true,
+                _ => found.half_open.push(local),
             }
         }
     }
@@ -181,23 +247,48 @@ fn find_in_proc(place: Place) -> io::Result<Found> {
     } else {
         "/proc/thread-self/net/tcp"
     };
-    let port = format!(":{:04X}", place.port);
+    let port = format!("{:04X}", place.port);
     let mut found = Found::default();
     for line in fs::read_to_string(path)?.lines() {
         // Number, local and remote address, state; queues, timer, retransmissions, user, timeout, inode.
         let mut fields = line.split_ascii_whitespace();
         let (local, state, inode) = (fields.nth(1), fields.nth(1), fields.nth(5));
-        if local.is_some_and(|local| local.ends_with(&port)) {
-            match state {
-                Some("0A") => found
-                    .listening
-                    .extend(inode.and_then(|inode| inode.parse::<u64>().ok())),
-                Some("03") => found.half_open = true,
-                _ => {}
+        let Some((local, at)) = local.and_then(|local| local.split_once(':')) else {
+            continue;
+        };
+        if at != port {
+            continue;
+        }
+        let local = address(local).ok_or(io::ErrorKind::InvalidData)?;
+        match state {
+            Some("0A") => {
+                let inode = inode.and_then(|inode| inode.parse().ok());
+                found.listening.extend(inode.map(|inode| (local, inode)));
             }
+            Some("03") => found.half_open.push(local),
+            _ => {}
         }
     }
     Ok(found)
+}
+
+/// An address in `/proc`: words of 32 bits as the machine has them, in hexadecimal digits.
+fn address(digits: &str) -> Option<Address> {
+    let mut address = UNSPECIFIED;
+    for (word, bytes) in address.chunks_exact_mut(4).enumerate() {
+        let Some(digits) = digits.get(8 * word..8 * word + 8) else {
+            break;
+        };
+        let word = u32::from_str_radix(digits, 16).ok()?;
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Some(address)
+}
+
+/// Whether the kernel moves the clients of a socket that is closed to others of its group: since Linux 5.14, if told to.
+pub(crate) fn migrates() -> bool {
+    let setting = fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
+    setting.is_ok_and(|text| text.trim() != "0")
 }
 
 /// The names of these counters are in one line, and their values in the next.

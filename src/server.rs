@@ -285,13 +285,18 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// How long a stop waits for what is there to finish, before it kills. Default: 1 minute.
+    /// How long a stop waits for what is there to finish, before it kills; counted from the end of the lame duck. Once half
+    /// of it has passed, or 30 seconds, responses say `Connection: close` also to a client that has sent more requests
+    /// behind, because one that never ceases to pipeline would else never come to its end. Default: 1 minute.
+    /// [`Duration::MAX`]: no limit.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.config.stop_timeout = timeout;
         self
     }
 
-    /// How long a kill waits for handlers that were cut to return, before it abandons them. Default: 1 minute.
+    /// How long a kill waits for handlers that were cut to return, before it abandons them; and the end of the server for
+    /// what else of the host's runs on its threads (the handler's `Drop`, thread-local destructors), there at least a
+    /// second. Default: 1 minute.
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.config.kill_timeout = timeout;
         self

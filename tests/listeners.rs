@@ -9,6 +9,8 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -658,4 +660,141 @@ fn a_handshake_by_syn_cookie_is_given_a_round_trip() {
     let report = stopping.join().unwrap().unwrap();
     assert_eq!((report.served, report.unaccepted), (1, 0));
     assert_gave_a_round_trip(&report);
+}
+
+/// A member of a group of listeners on one port.
+fn member(place: &str) -> Listener {
+    let socket = tcp(place.parse().unwrap());
+    socket.set_reuse_port(true).unwrap();
+    listen(socket, place, 1024)
+}
+
+#[test]
+fn a_handshake_on_another_address_of_the_port_is_not_waited_for() {
+    let ours = listener();
+    let port = ours.local_addr().port();
+    let other = TcpListener::bind(("127.3.0.1", port)).unwrap();
+    let server = hello(patient(), ours);
+    let deaf = Deaf::connect(other.local_addr().unwrap());
+    let report = stop(&server).unwrap();
+    assert!(report.stop_duration < Duration::from_secs(1), "{report:?}");
+    drop(deaf);
+}
+
+#[test]
+fn without_netlink_a_handshake_on_another_address_of_the_port_is_not_waited_for() {
+    deny_netlink();
+    a_handshake_on_another_address_of_the_port_is_not_waited_for();
+}
+
+#[test]
+fn a_handshake_on_another_address_that_comes_to_ours_is_waited_for() {
+    // Of any address; more precisely, nobody listens there.
+    let ours = Listener::bind("0.0.0.0:0").unwrap();
+    let port = ours.local_addr().port();
+    let server = hello(patient(), ours);
+    let client = Deaf::connect(SocketAddr::from(([127, 3, 0, 2], port)));
+    assert_served_at_the_stop(&server, client);
+}
+
+#[test]
+fn a_successor_in_the_group_keeps_its_clients_and_does_not_hold_the_stop() {
+    for fallback in [false, true] {
+        if fallback {
+            deny_netlink();
+        }
+        let old = member("127.3.0.3:0");
+        let place = old.local_addr();
+        let successor = member(&place.to_string());
+        let server = hello(patient(), old);
+        let successor = hello(patient(), successor);
+        // Of enough handshakes some are the successor's; none of them holds a stop that lasts for so short a time.
+        let deaf: Vec<_> = (0..8).map(|_| Deaf::connect(place)).collect();
+        let stopping = stop_elsewhere(&server);
+        wait_for_phase(&server, Phase::Quiescing);
+        let mut longest = Duration::ZERO;
+        for _ in 0..50 {
+            let began = Instant::now();
+            // A SYN that was dropped would come again after a second.
+            let stream = TcpStream::connect_timeout(&place, Duration::from_secs(5)).unwrap();
+            longest = longest.max(began.elapsed());
+            drop(stream);
+        }
+        assert!(longest < Duration::from_millis(900), "{longest:?}");
+        let report = stopping.join().unwrap().unwrap();
+        assert!(report.stop_duration < Duration::from_secs(1), "{report:?}");
+        drop(deaf);
+        stop(&successor).unwrap();
+    }
+}
+
+/// Clients that connect for each request to a group in which servers come and go: how many were answered, how many were
+/// not, and the longest that one took to connect.
+fn servers_come_and_go_in_a_group(place: &str, stops: usize) -> (u64, u64, Duration) {
+    let first = member(place);
+    let place = first.local_addr();
+    let mut serving = hello(patient(), first);
+    let over = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..16)
+        .map(|_| {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                let (mut answers, mut lost, mut longest) = (0, 0, Duration::ZERO);
+                while !over.load(Ordering::Relaxed) {
+                    let began = Instant::now();
+                    let stream = TcpStream::connect_timeout(&place, LONG).unwrap();
+                    longest = longest.max(began.elapsed());
+                    stream.set_read_timeout(Some(LONG)).unwrap();
+                    let mut client = Client::from(stream);
+                    let sent = client.try_send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+                    let answer = sent.and_then(|()| client.try_answer());
+                    *(if answer.is_ok() {
+                        &mut answers
+                    } else {
+                        &mut lost
+                    }) += 1;
+                }
+                (answers, lost, longest)
+            })
+        })
+        .collect();
+    for _ in 0..stops {
+        let next = hello(patient(), member(&place.to_string()));
+        wait_for_report(&next, |report| report.served > 50);
+        // Who is lost is said.
+        let result = stop(&serving);
+        assert!(result.is_ok() || serving.report().unaccepted > 0);
+        serving = next;
+    }
+    over.store(true, Ordering::Relaxed);
+    let seen = clients.into_iter().map(|client| client.join().unwrap());
+    let sum = seen.fold(
+        (0, 0, Duration::ZERO),
+        |(a, l, d), (answers, lost, longest)| (a + answers, l + lost, d.max(longest)),
+    );
+    stop(&serving).unwrap();
+    sum
+}
+
+#[test]
+fn who_leaves_a_group_loses_nobody_where_the_kernel_moves_clients_to_the_others() {
+    let name = "who_leaves_a_group_loses_nobody_where_the_kernel_moves_clients_to_the_others";
+    let prepare = "ip link set lo up && echo 1 > /proc/sys/net/ipv4/tcp_migrate_req && exec \"$@\"";
+    if let Some(mut command) = alone(name, &["unshare", "-rn", "sh", "-c", prepare, "sh"]) {
+        if can_make_namespaces() {
+            assert_passes(command.spawn().unwrap());
+        }
+        return;
+    }
+    let (answers, lost, longest) = servers_come_and_go_in_a_group("127.3.0.4:0", 20);
+    println!("moved: {answers} answered, {lost} lost, {longest:?} at most to connect");
+    assert_eq!(lost, 0, "of {answers}");
+    assert!(longest < Duration::from_millis(900), "{longest:?}");
+}
+
+#[test]
+fn who_leaves_a_group_keeps_no_client_of_the_others_waiting() {
+    let (answers, lost, longest) = servers_come_and_go_in_a_group("127.3.0.5:0", 20);
+    println!("not moved: {answers} answered, {lost} lost, {longest:?} at most to connect");
+    assert!(longest < Duration::from_millis(900), "{longest:?}");
 }
