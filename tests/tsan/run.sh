@@ -34,8 +34,11 @@ names=
 # wrap MACRO PATTERN
 wrap() {
     symbol=$(grep -E "$2" "$symbols")
-    # Not there: never called, and then there is nothing to wrap.
-    test -n "$symbol" || symbol=httpdown_none_$1
+    # Not there: never called, and then there is nothing to wrap but a name.
+    if test -z "$symbol"; then
+        symbol=httpdown_none_$1
+        wraps="$wraps -Wl,--defsym=$symbol=0"
+    fi
     test "$(echo "$symbol" | wc -l)" -eq 1 || { echo "several symbols for $2"; exit 1; }
     wraps="$wraps -Wl,--wrap=$symbol"
     names="$names -D$1=$symbol"
