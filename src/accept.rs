@@ -1,10 +1,12 @@
 //! New connections: a task beside the others takes them from the kernel, until the stop has the helper do it.
 
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -13,12 +15,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::census::{self, Census};
+use crate::census::{self, Census, Spot, View};
 use crate::conn::{Accepted, Registry};
 use crate::door::Door;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::listener::{Listener, NotAccepted};
+use crate::group::{self, Leaving};
+use crate::listener::{Connected, Listener, NotAccepted};
 use crate::runtime::Executor;
 use crate::server::Shared;
 use crate::sys;
@@ -51,20 +54,19 @@ struct Entrance {
     shared: Arc<Shared>,
     /// No more time for [`Entrance::quiesce`].
     time_over: Flag,
-    /// Of those that a stop has found in groups with others': their inodes.
-    grouped: OnceLock<Vec<u64>>,
+    /// How the groups are left in which others stay, from the quiescing until the sockets are closed.
+    leaving: Mutex<BTreeMap<Spot, Leaving>>,
 }
 
 impl Entrance {
-    /// Takes a connection from the kernel's queue, and enters it into the registry.
-    fn accept(&self, listener: &Listener) -> std::result::Result<Accepted, NotAccepted> {
-        let (stream, peer, local) = listener.accept()?;
-        Ok(Registry::accept(&self.shared, stream, peer, local))
+    fn enter(&self, (stream, peer, local): Connected) -> Accepted {
+        Registry::accept(&self.shared, stream, peer, local)
     }
 
-    /// As [`Entrance::accept`], unless it is closed.
+    /// Takes a connection from the kernel's queue, and enters it into the registry, unless it is closed.
     fn accept_if_open(&self, listener: &Listener) -> std::result::Result<Accepted, NotAccepted> {
-        let accepted = self.door.pass(|| self.accept(listener));
+        let accept = || Ok(self.enter(listener.accept()?));
+        let accepted = self.door.pass(accept);
         accepted.unwrap_or(Err(NotAccepted::Empty))
     }
 
@@ -78,47 +80,32 @@ impl Entrance {
     /// end, as long as the stop itself.
     fn quiesce(&self, mut census: Census) {
         self.door.close();
-        let warn = |why| self.shared.events.log(LogLevel::Warning, why);
-        // What the kernel sends to one that refuses is not sent to another: others' clients would not be heard (ADR 0015).
-        let grouped = self.grouped.get_or_init(|| {
-            let grouped = census.in_groups_with_others(self.owned());
-            grouped.unwrap_or_default()
-        });
-        let alone = || {
-            let owned = self.owned();
-            owned.filter(|listener| !grouped.contains(&listener.inode()))
-        };
-        // All of them first: in a group of sockets on one port, each is sent some of the clients.
-        for listener in alone() {
-            if let Err(error) = listener.refuse_new() {
-                let addr = listener.local_addr();
-                warn(format!(
-                    "{addr}: a handshake that begins now may be lost: {error}"
-                ));
-            }
-        }
         let began = Instant::now();
         let mut counted = true;
+        let mut leaving = BTreeMap::new();
         let mut quiet = 0;
-        while alone().next().is_some() && !self.time_over.is_up() {
+        while self.owned().next().is_some() && !self.time_over.is_up() {
             let looked = Instant::now();
             let left = self.empty();
             // In real time, as the retransmissions of the kernel are.
             if left != Left::Exhausted && began.elapsed() >= self.shared.config.quiesce_timeout {
-                return;
+                break;
             }
             // Before the queues are looked at: whoever is through with the handshake meanwhile waits in one of them.
-            let half_open = census.any_half_open(alone()).unwrap_or_else(|error| {
-                if std::mem::take(&mut counted) {
-                    warn(format!("half-open handshakes cannot be counted: {error}"));
+            let half_open = match census.look(self.owned()) {
+                Ok(view) => self.keep_new_out(Some(&view)) | self.leave_groups(&view, &mut leaving),
+                Err(error) => {
+                    if std::mem::take(&mut counted) {
+                        self.warn(format!("half-open handshakes cannot be counted: {error}"));
+                    }
+                    self.keep_new_out(None)
                 }
-                false
-            });
-            let pending = half_open || alone().any(|listener| listener.queued() > 0);
+            };
+            let pending = half_open || self.alone().any(|listener| listener.queued() > 0);
             quiet = if pending { 0 } else { quiet + 1 };
-            let all_seen = || counted && !census.any_cookies();
+            let all_seen = || self.alone().next().is_none() || (counted && !census.any_cookies());
             if quiet >= QUIET_LOOKS && (began.elapsed() >= ROUND_TRIP || all_seen()) {
-                return;
+                break;
             }
             // A look takes as long as the machine has sockets: half of our time is enough.
             self.time_over.wait(match left {
@@ -127,19 +114,78 @@ impl Entrance {
                 Left::Refused | Left::Exhausted => PAUSE,
             });
         }
+        *self.leaving() = leaving;
+    }
+
+    /// Has sockets refuse new handshakes; but not those in a group with others, whose clients would not be heard
+    /// (ADR 0015). Where it is not known, a handshake that is repeated is better than one that is lost. Says whether one has
+    /// begun at those that refuse.
+    fn keep_new_out(&self, view: Option<&View>) -> bool {
+        // All of them first: in a group of sockets on one port, each is sent some of the clients.
+        for listener in self.owned() {
+            let group = view.and_then(|view| view.group_of(listener));
+            if let Err(error) = listener.found_grouped(group.is_some()) {
+                let addr = listener.local_addr();
+                self.warn(format!(
+                    "{addr}: a handshake that begins now may be lost: {error}"
+                ));
+            }
+        }
+        view.is_some_and(|view| {
+            self.alone()
+                .any(|listener| view.half_open(listener).next().is_some())
+        })
+    }
+
+    /// Goes on leaving the groups in which others stay. Says whether that wants more time.
+    fn leave_groups(&self, view: &View, leaving: &mut BTreeMap<Spot, Leaving>) -> bool {
+        let empty: &group::Empty<'_> = &|listener, take| {
+            self.take_batch(listener, take);
+        };
+        let mut groups = BTreeMap::<_, Vec<_>>::new();
+        for listener in self.owned() {
+            if let Some(group) = view.group_of(listener) {
+                groups.entry(group).or_default().push(listener);
+            }
+        }
+        let mut pending = false;
+        for (group, ours) in groups {
+            let addr = ours[0].local_addr();
+            let warn = |why: &str| self.warn(format!("{addr}: {why}"));
+            let leaving = leaving.entry(group.at).or_default();
+            pending |= leaving.go_on(&group, view, &ours, empty, &warn);
+        }
+        pending
+    }
+
+    fn leaving(&self) -> MutexGuard<'_, BTreeMap<Spot, Leaving>> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn warn(&self, why: String) {
+        self.shared.events.log(LogLevel::Warning, why);
+    }
+
+    /// Those in no group with others'.
+    fn alone(&self) -> impl Iterator<Item = &Listener> {
+        self.owned().filter(|listener| !listener.is_grouped())
     }
 
     /// Accepts what waits, in turns, until nothing does or a socket has had [`BATCH`] of them.
     fn empty(&self) -> Left {
-        let left = self.owned().map(|listener| self.take_batch(listener));
+        let left = self
+            .owned()
+            .map(|listener| self.take_batch(listener, &mut |_| false));
         left.max().unwrap_or(Left::Nothing)
     }
 
-    fn take_batch(&self, listener: &Listener) -> Left {
+    /// `take` says of each client's address whether that connection is its own, and not to be served.
+    fn take_batch(&self, listener: &Listener, take: &mut dyn FnMut(SocketAddr) -> bool) -> Left {
         for _ in 0..BATCH {
             // Not by way of tokio, whose budget may call a full queue empty.
-            match self.accept(listener) {
-                Ok(accepted) => (self.serve)(accepted),
+            match listener.accept() {
+                Ok((_, peer, _)) if take(peer) => {}
+                Ok(connected) => (self.serve)(self.enter(connected)),
                 Err(NotAccepted::Gone) => {}
                 Err(NotAccepted::Exhausted(_)) => return Left::Exhausted,
                 Err(NotAccepted::Refused(_)) => return Left::Refused,
@@ -157,20 +203,15 @@ impl Entrance {
             return;
         }
         for _ in 0..BATCH {
-            if self.take_batch(listener) != Left::More {
+            if self.take_batch(listener, &mut |_| false) != Left::More {
                 break;
             }
         }
         let waiting = listener.queued();
-        if waiting > 0 && !self.is_inherited(listener) {
+        // In a group, the kernel may give them to the others.
+        if waiting > 0 && !(listener.is_grouped() && census::migrates()) {
             self.shared.unaccepted.add(waiting.into());
         }
-    }
-
-    /// Whether the kernel gives what waits at a socket that is closed to others of its group.
-    fn is_inherited(&self, listener: &Listener) -> bool {
-        let grouped = self.grouped.get();
-        grouped.is_some_and(|grouped| grouped.contains(&listener.inode())) && census::migrates()
     }
 
     /// Nobody can connect any more, whoever has a copy of the sockets. Returns the first error.
@@ -196,6 +237,7 @@ impl Entrance {
                     entrance.sweep(listener);
                 }
                 let error = entrance.shut();
+                entrance.leaving().clear();
                 // The task closes them, when the host lets its thread go; but not by a number that is no longer ours.
                 if error.is_some() {
                     let _ = Arc::into_raw(entrance);
@@ -345,7 +387,7 @@ impl Accepting {
             serve: Arc::clone(serve),
             shared: Arc::clone(shared),
             time_over: Flag::default(),
-            grouped: OnceLock::new(),
+            leaving: Mutex::default(),
         });
         let changed = Arc::new(Notify::new());
         for worker in executor.workers() {

@@ -1,5 +1,8 @@
 //! Which handshakes have begun and are not done: the kernel's own list of them, and a sign of those that it forgets.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 
@@ -35,59 +38,28 @@ impl Census {
         }
     }
 
-    /// Whether a handshake on one of these sockets has begun and is not done. One that may be another's does not count: the
-    /// kernel tells of it where it came to, but not to which socket.
+    /// What the kernel lists at the places of these sockets now.
     ///
     /// # Errors
     /// The kernel does not say. A list in which a listening socket is not found itself is none: it is of another
     /// network namespace.
-    pub(crate) fn any_half_open<'a>(
+    pub(crate) fn look<'a>(
         &mut self,
         listeners: impl Iterator<Item = &'a Listener>,
-    ) -> io::Result<bool> {
-        let mut any = false;
-        self.look(listeners, |found, ours| any |= found.any_half_open(ours))?;
-        Ok(any)
-    }
-
-    /// Those of these sockets, by inode, that share their address with a socket that is not among them: a group of
-    /// `SO_REUSEPORT`, in which another process, a successor perhaps, has members.
-    ///
-    /// # Errors
-    /// As [`Census::any_half_open`].
-    pub(crate) fn in_groups_with_others<'a>(
-        &mut self,
-        listeners: impl Iterator<Item = &'a Listener>,
-    ) -> io::Result<Vec<u64>> {
-        let mut grouped = Vec::new();
-        self.look(listeners, |found, ours| {
-            let has_others = |inode: &&u64| found.has_others(**inode, ours);
-            grouped.extend(ours.iter().filter(has_others));
-        })?;
-        Ok(grouped)
-    }
-
-    /// Has `see` look at what is found at each place of these sockets, beside their inodes.
-    fn look<'a>(
-        &mut self,
-        listeners: impl Iterator<Item = &'a Listener>,
-        mut see: impl FnMut(&Found, &[u64]),
-    ) -> io::Result<()> {
-        let mut listeners: Vec<_> = listeners
-            .map(|listener| (Place::of(listener), listener.inode()))
-            .collect();
-        listeners.sort_unstable();
-        for group in listeners.chunk_by(|(a, _), (b, _)| a == b) {
-            let found = self.find(group[0].0)?;
-            let ours: Vec<_> = group.iter().map(|(_, inode)| *inode).collect();
-            let is_found = |ours: &u64| found.listening.iter().any(|(_, inode)| inode == ours);
-            if !ours.iter().all(is_found) {
+    ) -> io::Result<View> {
+        let mut view = View::default();
+        for listener in listeners {
+            let place = Place::of(listener);
+            if let Entry::Vacant(entry) = view.places.entry(place) {
+                entry.insert(self.find(place)?);
+            }
+            if view.listening(listener).is_none() {
                 let why = "not among the sockets of this network namespace";
                 return Err(io::Error::new(io::ErrorKind::NotFound, why));
             }
-            see(&found, &ours);
+            view.ours.push(listener.inode());
         }
-        Ok(())
+        Ok(view)
     }
 
     /// Whether the kernel may have answered a SYN with a cookie since this was made: it then knows nothing of the
@@ -126,14 +98,98 @@ impl Place {
     }
 }
 
+/// What the kernel listed at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    places: BTreeMap<Place, Found>,
+    /// The inodes of the sockets that it was looked for.
+    ours: Vec<u64>,
+}
+
+impl View {
+    /// The sockets that listen where this one does, itself among them: its group, if there are others.
+    pub(crate) fn group_of(&self, listener: &Listener) -> Option<Group> {
+        let mine = self.listening(listener)?;
+        let found = self.places.get(&Place::of(listener))?;
+        let members = found.listening.iter().filter(|other| other.at == mine.at);
+        let mut members: Vec<_> = members.map(|member| member.inode).collect();
+        members.sort_unstable();
+        let others = members.iter().any(|inode| !self.ours.contains(inode));
+        others.then_some(Group {
+            at: mine.at,
+            members,
+        })
+    }
+
+    /// The handshakes that have begun and are not done, and have come to this socket, or to another of its group: the kernel
+    /// tells where they came to, but not to which socket. One that may have come elsewhere does not count.
+    pub(crate) fn half_open(&self, listener: &Listener) -> impl Iterator<Item = Handshake> {
+        let found = self
+            .places
+            .get(&Place::of(listener))
+            .zip(self.listening(listener));
+        found.into_iter().flat_map(|(found, mine)| {
+            let half_open = found.half_open.iter().copied();
+            half_open.filter(|handshake| {
+                let mut candidates = found.candidates(handshake.local).peekable();
+                candidates.peek().is_some()
+                    && candidates.all(|it| it.at == mine.at || self.ours.contains(&it.inode))
+            })
+        })
+    }
+
+    fn listening(&self, listener: &Listener) -> Option<&Listening> {
+        let found = self.places.get(&Place::of(listener))?;
+        let mut all = found.listening.iter();
+        all.find(|found| found.inode == listener.inode())
+    }
+}
+
+/// A group of `SO_REUSEPORT` in which others have members: another process, a successor perhaps.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Group {
+    pub(crate) at: Spot,
+    /// The inodes, sorted.
+    pub(crate) members: Vec<u64>,
+}
+
 /// What the kernel lists at a place.
 #[derive(Debug, Default)]
 struct Found {
-    /// The listening sockets: where, and their inodes. (A multipath socket has a cookie of its own, but the inode of its TCP
-    /// socket.)
-    listening: Vec<(Address, u64)>,
-    /// Where half-open handshakes came to.
-    half_open: Vec<Address>,
+    listening: Vec<Listening>,
+    half_open: Vec<Handshake>,
+}
+
+#[derive(Debug)]
+struct Listening {
+    at: Spot,
+    /// A multipath socket has a cookie of its own, but the inode of its TCP socket.
+    inode: u64,
+}
+
+/// What sockets of one group have in common, beside the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Spot {
+    place: Place,
+    addr: Address,
+    /// The interface that they are bound to. (`/proc` does not tell.)
+    device: u32,
+}
+
+impl fmt::Display for Spot {
+    /// For names, not for people; without what only one of the two lists has.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.place.ipv6 { 6 } else { 4 };
+        let addr = u128::from_be_bytes(self.addr);
+        write!(f, "{family}:{addr:x}:{}", self.place.port)
+    }
+}
+
+/// A handshake: where it came to, and from which address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Handshake {
+    local: Address,
+    remote: (Address, u16),
 }
 
 /// As the kernel has it: of IPv4, the first four bytes.
@@ -143,26 +199,15 @@ type Address = [u8; 16];
 const UNSPECIFIED: Address = [0; 16];
 
 impl Found {
-    fn any_half_open(&self, ours: &[u64]) -> bool {
-        self.half_open.iter().any(|local| {
-            // The socket of this very address is chosen before one of any.
-            let at = |addr: Address| self.listening.iter().filter(move |(at, _)| *at == addr);
-            let addr = if at(*local).next().is_some() {
-                *local
-            } else {
-                UNSPECIFIED
-            };
-            let mut candidates = at(addr).peekable();
-            candidates.peek().is_some() && candidates.all(|(_, inode)| ours.contains(inode))
-        })
-    }
-
-    fn has_others(&self, inode: u64, ours: &[u64]) -> bool {
-        let mine = self.listening.iter().find(|(_, other)| *other == inode);
-        mine.is_some_and(|(mine, _)| {
-            let mut others = self.listening.iter();
-            others.any(|(addr, other)| addr == mine && !ours.contains(other))
-        })
+    /// The sockets that a handshake may have come to: those of its very address are chosen before those of any.
+    fn candidates(&self, local: Address) -> impl Iterator<Item = &Listening> {
+        let at = |addr: Address| self.listening.iter().filter(move |it| it.at.addr == addr);
+        let addr = if at(local).next().is_some() {
+            local
+        } else {
+            UNSPECIFIED
+        };
+        at(addr)
     }
 }
 
@@ -220,17 +265,27 @@ fn find_by_netlink(mut netlink: &Socket, place: Place) -> io::Result<Found> {
                 };
             }
             // struct inet_diag_msg
-            let local = message.get(8..).and_then(<[u8]>::first_chunk);
-            let mut local: Address = *local.ok_or_else(wrong)?;
-            if !place.ipv6 {
-                local[4..].fill(0);
-            }
-            match message.get(1) {
-                Some(&STATE_LISTEN) => {
-                    let inode = u32_at(message, 68).ok_or_else(wrong)?;
-                    found.listening.push((local, inode.into()));
-                }
-                _ => found.half_open.push(local),
+            let message: &[u8; 72] = message.first_chunk().ok_or_else(wrong)?;
+            let address = |at: usize| {
+                let mut address = UNSPECIFIED;
+                let length = if place.ipv6 { 16 } else { 4 };
+                address[..length].copy_from_slice(&message[at..at + length]);
+                address
+            };
+            let local = address(8);
+            if message[1] == STATE_LISTEN {
+                found.listening.push(Listening {
+                    at: Spot {
+                        place,
+                        addr: local,
+                        device: u32_at(message, 40).unwrap_or(0),
+                    },
+                    inode: u32_at(message, 68).unwrap_or(0).into(),
+                });
+            } else {
+                let port = u16::from_be_bytes([message[6], message[7]]);
+                let remote = (address(24), port);
+                found.half_open.push(Handshake { local, remote });
             }
         }
     }
@@ -247,29 +302,41 @@ fn find_in_proc(place: Place) -> io::Result<Found> {
     } else {
         "/proc/thread-self/net/tcp"
     };
-    let port = format!("{:04X}", place.port);
+    let port = format!(":{:04X}", place.port);
     let mut found = Found::default();
     for line in fs::read_to_string(path)?.lines() {
         // Number, local and remote address, state; queues, timer, retransmissions, user, timeout, inode.
         let mut fields = line.split_ascii_whitespace();
-        let (local, state, inode) = (fields.nth(1), fields.nth(1), fields.nth(5));
-        let Some((local, at)) = local.and_then(|local| local.split_once(':')) else {
+        let local = fields.nth(1);
+        let Some(local) = local.and_then(|local| local.strip_suffix(&port)) else {
             continue;
         };
-        if at != port {
+        let (remote, state, inode) = (fields.next(), fields.next(), fields.nth(5));
+        if !matches!(state, Some("0A" | "03")) {
             continue;
         }
-        let local = address(local).ok_or(io::ErrorKind::InvalidData)?;
+        let wrong = io::ErrorKind::InvalidData;
+        let local = address(local).ok_or(wrong)?;
+        let remote = remote.and_then(address_and_port).ok_or(wrong)?;
         match state {
-            Some("0A") => {
-                let inode = inode.and_then(|inode| inode.parse().ok());
-                found.listening.extend(inode.map(|inode| (local, inode)));
-            }
-            Some("03") => found.half_open.push(local),
-            _ => {}
+            Some("0A") => found.listening.push(Listening {
+                at: Spot {
+                    place,
+                    addr: local,
+                    device: 0,
+                },
+                inode: inode.and_then(|inode| inode.parse().ok()).ok_or(wrong)?,
+            }),
+            _ => found.half_open.push(Handshake { local, remote }),
         }
     }
     Ok(found)
+}
+
+/// As they stand in `/proc`.
+fn address_and_port(text: &str) -> Option<(Address, u16)> {
+    let (addr, port) = text.split_once(':')?;
+    Some((address(addr)?, u16::from_str_radix(port, 16).ok()?))
 }
 
 /// An address in `/proc`: words of 32 bits as the machine has them, in hexadecimal digits.

@@ -21,6 +21,7 @@
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
 mod accept;
+mod bpf;
 mod census;
 mod clock;
 mod conn;
@@ -32,6 +33,7 @@ mod exchange;
 mod fate;
 #[cfg(feature = "capi")]
 mod ffi;
+mod group;
 mod helper;
 mod home;
 mod ledger;

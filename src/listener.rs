@@ -10,13 +10,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
+use crate::bpf;
 use crate::error::{Error, Result};
 use crate::sys;
 
 /// How many connections may wait to be accepted: the kernel caps it at `net.core.somaxconn` (4,096 since Linux 5.4).
 const BACKLOG: i32 = 4096;
+/// The option that binds a socket to an interface by its number.
+const SO_BINDTOIFINDEX: i32 = 62;
 
 /// A listening TCP socket.
+///
+/// It may be in a group of `SO_REUSEPORT`, in which other servers or processes listen on the same address. A stop then has the
+/// kernel send new clients to the others before it closes the socket. To that end it connects to each of them once, and
+/// replaces the program of the group, if they have set one by `SO_ATTACH_REUSEPORT_CBPF` or `SO_ATTACH_REUSEPORT_EBPF`: a
+/// warning in the log says so.
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -24,8 +32,14 @@ pub struct Listener {
     /// What the kernel calls it in its lists of sockets.
     inode: u64,
     shared: bool,
-    /// New handshakes are refused by a filter, which is inherited by what is accepted.
+    /// New handshakes are refused.
+    refuses: AtomicBool,
+    /// It has had a filter, which is inherited by what is accepted.
     filtered: AtomicBool,
+    /// Others listen on its address, in a group of `SO_REUSEPORT`.
+    grouped: AtomicBool,
+    /// It has given its group a program that sends new handshakes to the others.
+    steers: AtomicBool,
 }
 
 /// A connection fresh from the kernel: non-blocking; the client's address, and ours.
@@ -131,7 +145,10 @@ impl Listener {
             local,
             inode,
             shared: false,
+            refuses: AtomicBool::new(false),
             filtered: AtomicBool::new(false),
+            grouped: AtomicBool::new(false),
+            steers: AtomicBool::new(false),
         })
     }
 
@@ -166,6 +183,31 @@ impl Listener {
         Ok((stream, peer, local))
     }
 
+    /// Whether it takes no client of IPv4.
+    pub(crate) fn is_only_ipv6(&self) -> bool {
+        self.socket.only_v6().unwrap_or(false)
+    }
+
+    /// Whether it was in a group with others when a stop looked last.
+    pub(crate) fn is_grouped(&self) -> bool {
+        self.grouped.load(Ordering::Relaxed)
+    }
+
+    /// A stop has seen whether others listen on its address. Who does refuses nobody: the kernel sends to no other socket
+    /// what a filter drops.
+    ///
+    /// # Errors
+    /// As [`Listener::refuse_new`].
+    pub(crate) fn found_grouped(&self, grouped: bool) -> io::Result<()> {
+        self.grouped.store(grouped, Ordering::Relaxed);
+        if grouped {
+            self.hear_new_again();
+            return Ok(());
+        }
+        self.steer_no_more();
+        self.refuse_new()
+    }
+
     /// Keeps those out who want to connect from now on, but not those whose handshake has begun.
     ///
     /// With a filter it looks to them like a lost segment: they try again after a second, and are refused cleanly when
@@ -175,9 +217,11 @@ impl Listener {
     /// cookie, which is why this comes second.
     ///
     /// # Errors
-    /// Neither is possible: EPERM if the host has bound the socket to an interface, and before Linux 5.7.
-    pub(crate) fn refuse_new(&self) -> io::Result<()> {
-        const SO_BINDTOIFINDEX: i32 = 62;
+    /// Neither is possible: EPERM if the host has bound the socket to an interface, and before Linux 5.7. It is said once.
+    fn refuse_new(&self) -> io::Result<()> {
+        if self.refuses.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
         let socket = self.socket.as_fd();
         // A deferred accept would leave clients that are established and silent half-way in the handshake.
         let _ = sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0);
@@ -186,6 +230,43 @@ impl Listener {
             return Ok(());
         }
         sys::set_option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, i32::MAX)
+    }
+
+    /// Undoes the filter of [`Listener::refuse_new`]. A socket that refuses by its interface is in no group with a newcomer.
+    fn hear_new_again(&self) {
+        if self.refuses.swap(false, Ordering::Relaxed) {
+            let _ = self.socket.detach_filter();
+        }
+    }
+
+    /// Gives the group this program, which chooses the member that a new handshake comes to.
+    ///
+    /// # Errors
+    /// The kernel does not take it: `ENOMEM`; `EPERM` if the host has locked the filter of the socket.
+    pub(crate) fn steer(&self, program: &[SockFilter]) -> io::Result<()> {
+        sys::attach_group_program(self.socket.as_fd(), program)?;
+        self.steers.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes the group's program away. Says whether there was one.
+    ///
+    /// # Errors
+    /// `ENOPROTOOPT`: the kernel knows no such thing, before Linux 5.3.
+    pub(crate) fn take_group_program_away(&self) -> io::Result<bool> {
+        const SO_DETACH_REUSEPORT_BPF: i32 = 68;
+        let socket = self.socket.as_fd();
+        match sys::set_option(socket, libc::SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn steer_no_more(&self) {
+        if self.steers.swap(false, Ordering::Relaxed) {
+            let _ = self.take_group_program_away();
+        }
     }
 
     /// How many connections wait to be accepted.
@@ -197,6 +278,12 @@ impl Listener {
     pub(crate) fn shut(&self) -> io::Result<()> {
         if self.shared {
             return Ok(());
+        }
+        if self.steers.load(Ordering::Relaxed) {
+            // Right before: a program that stayed would choose among the others as they are numbered now. Whoever comes to
+            // ours in between is not heard, and tries again after a second; else it would be reset.
+            let _ = self.refuse_new();
+            self.steer_no_more();
         }
         match self.socket.shutdown(std::net::Shutdown::Read) {
             // Somebody shut it down before us.
@@ -295,21 +382,17 @@ impl From<Vec<Listener>> for Listeners {
 }
 
 /// Drops the segments that have SYN and not ACK. A socket's filter sees a segment from its TCP header on.
-#[allow(clippy::cast_possible_truncation, reason = "instructions of 16 bits")]
 fn drop_new_handshakes() -> [SockFilter; 5] {
     const FLAGS: u32 = 13; // the byte that has them
     const SYN: u32 = 0x02;
     const ACK: u32 = 0x10;
-    const LOAD_BYTE: u16 = (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS) as u16;
-    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let [if_new, drop] = bpf::return_if_equal(SYN, 0);
     [
-        SockFilter::new(LOAD_BYTE, 0, 0, FLAGS),
-        SockFilter::new(AND, 0, 0, SYN | ACK),
-        SockFilter::new(JUMP_IF_EQUAL, 0, 1, SYN),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        bpf::load_byte(FLAGS),
+        bpf::and(SYN | ACK),
+        if_new,
+        drop,
+        bpf::ret(u32::MAX),
     ]
 }
 

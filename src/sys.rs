@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use socket2::SockFilter;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -122,6 +123,34 @@ pub(crate) fn set_option(
     let result = unsafe {
         let value = (&raw const value).cast();
         libc::setsockopt(socket.as_raw_fd(), level, option, value, 4)
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives a group of `SO_REUSEPORT` a classic program: it returns the index of the member that a new connection comes to,
+/// or more than there are for the kernel's own choice.
+pub(crate) fn attach_group_program(
+    socket: BorrowedFd<'_>,
+    program: &[SockFilter],
+) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        // `SockFilter` is a transparent wrapper of what the kernel reads, and only reads.
+        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
+    let len = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or(0);
+    // SAFETY: the kernel copies a struct of that length, and as many instructions as it says, which are alive.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            len,
+        )
     };
     match result {
         0 => Ok(()),

@@ -227,7 +227,10 @@ pub struct httpdown_options {
     /// without a host (":8080") it is every address; port 0 lets the kernel choose (httpdown_local_addr). Host names
     /// are looked up, which blocks. Default: ":80", or nothing if there are `fds`.
     pub addr: *const c_char,
-    /// Descriptors that listen already, TCP. On OK they are the library's, on an error they stay yours.
+    /// Descriptors that listen already, TCP. On OK they are the library's, on an error they stay yours. Where others listen
+    /// on the same address by SO_REUSEPORT, a stop has the kernel send new clients to them before it closes ours. To that
+    /// end it connects to each of them once, and replaces the program of the group, if it has one
+    /// (SO_ATTACH_REUSEPORT_CBPF): on_log says so.
     pub fds: *const c_int,
     /// How many.
     pub fd_count: usize,
