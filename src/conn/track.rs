@@ -1,6 +1,7 @@
 //! What the server knows of a connection and of the requests on it.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -137,12 +138,13 @@ impl Registry {
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
             is_to_be_reset: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             undelivered: AtomicBool::new(false),
             unacked_at_reset: OnceLock::new(),
         });
         registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
         conn.tell(ConnState::New);
-        Accepted {
+        Socket {
             open: Open(conn),
             stream,
         }
@@ -261,6 +263,8 @@ pub(crate) struct Conn {
     end: AtomicU8,
     /// Closed without that, a cut response would look complete.
     is_to_be_reset: AtomicBool,
+    /// Both sides have closed it.
+    is_over: AtomicBool,
     /// Responses that had been flushed did not arrive.
     undelivered: AtomicBool,
     /// How many bytes the client had not acknowledged when a kill reset it: the kernel cannot tell any more.
@@ -587,6 +591,11 @@ impl Conn {
         self.undelivered.store(responses > 0, Ordering::Relaxed);
     }
 
+    /// There is nothing left of it but the socket.
+    pub(super) fn over(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
     /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.
     pub(super) fn hijacked_if_open(&self) {
         // Held until it is marked: whoever closes the socket meanwhile waits.
@@ -627,19 +636,29 @@ impl Conn {
     /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.
     fn closed(&self) {
         let mut descriptor = self.descriptor();
-        let Some(fd) = descriptor.take() else {
-            return;
-        };
+        if let Some(fd) = descriptor.take() {
+            self.close_books(Some(fd));
+        }
+    }
+
+    /// Counts the connection and its requests, and ends it, if its socket is not closed yet: whoever has a copy.
+    fn close_books(&self, fd: Option<RawFd>) {
         let (killed, ends) = (self.is_killed(), &self.shared.ends);
         // The host's code has panicked while the connection was driven: its client has not left.
         let failed = !killed && thread::panicking();
         let mut lost = self.settle(killed, failed);
         let was_hijacked = self.state() == ConnState::Hijacked;
         // Here, for to close it does not end the connection while a forked child holds a copy of the descriptor.
-        if self.is_to_be_reset.load(Ordering::Relaxed) || (failed && lost > 0) {
-            sys::with_fd(fd, sys::reset);
-        } else if killed || was_hijacked {
-            let _ = sys::with_fd(fd, |fd| SockRef::from(&fd).shutdown(Shutdown::Both));
+        let is_reset = self.is_to_be_reset.load(Ordering::Relaxed) || (failed && lost > 0);
+        let is_over = self.is_over.load(Ordering::Relaxed);
+        if let Some(fd) = fd.filter(|_| is_reset || !is_over) {
+            sys::with_fd(fd, |fd| {
+                if is_reset {
+                    sys::reset(fd);
+                } else {
+                    let _ = SockRef::from(&fd).shutdown(Shutdown::Both);
+                }
+            });
         }
         if failed {
             lost = 0;
@@ -715,36 +734,50 @@ impl Wake for Conn {
     }
 }
 
-/// Stands for an open socket: dropped just before it is closed.
+/// A connection's socket. A reset from another thread knows it by its number alone: so the books of the connection are
+/// closed, and the number is forgotten, before the socket is closed.
 #[derive(Debug)]
-pub(super) struct Open(Arc<Conn>);
+pub(crate) struct Socket<S> {
+    // Dropped in this order.
+    open: Open,
+    pub(super) stream: S,
+}
 
-impl Open {
+/// A connection that no runtime drives yet.
+pub(crate) type Accepted = Socket<TcpStream>;
+
+impl<S> Socket<S> {
     pub(super) fn conn(&self) -> &Arc<Conn> {
-        &self.0
+        &self.open.0
+    }
+
+    /// Gives the stream another type. If that fails, it closes it.
+    pub(super) fn convert<T>(self, to: impl FnOnce(S) -> io::Result<T>) -> io::Result<Socket<T>> {
+        let Self { open, stream } = self;
+        // Held until the number is forgotten, should it come to that.
+        let mut descriptor = open.0.descriptor();
+        match to(stream) {
+            Ok(stream) => {
+                drop(descriptor);
+                Ok(Socket { open, stream })
+            }
+            Err(error) => {
+                *descriptor = None;
+                drop(descriptor);
+                open.0.close_books(None);
+                Err(error)
+            }
+        }
     }
 }
+
+/// Stands for an open socket: dropped just before it is closed.
+#[derive(Debug)]
+struct Open(Arc<Conn>);
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.closed();
-    }
-}
-
-/// A connection that no runtime drives yet.
-#[derive(Debug)]
-pub(crate) struct Accepted {
-    open: Open,
-    stream: TcpStream,
-}
-
-impl Accepted {
-    pub(super) fn conn(&self) -> &Arc<Conn> {
-        self.open.conn()
-    }
-
-    pub(super) fn into_parts(self) -> (Open, TcpStream) {
-        (self.open, self.stream)
     }
 }
 

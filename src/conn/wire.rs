@@ -15,7 +15,7 @@ use crate::home::Hold;
 use crate::sys;
 
 use super::framing::{Framing, Scan, heads_end, is_request};
-use super::track::{Accepted, Conn, Open};
+use super::track::{Accepted, Conn, Socket};
 
 /// As many responses to pipelined requests leave in one write, if they are short: as many requests as hyper serves
 /// before it lets other connections have their turn. So none waits for longer than a turn.
@@ -28,9 +28,7 @@ const BATCH_BYTES: usize = 16 << 10;
     reason = "none of them says anything of another"
 )]
 pub(super) struct Wire {
-    // Before the stream, so that the connection's books are closed before its descriptor is.
-    open: Open,
-    stream: TcpStream,
+    socket: Socket<TcpStream>,
     framing: Framing,
     /// Received, and behind what hyper has got: the rest of the request, and the next ones.
     ahead: BytesMut,
@@ -73,13 +71,11 @@ type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 impl Wire {
     /// Needs the runtime on which the connection will run.
     pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
-        let (open, stream) = accepted.into_parts();
-        let stream = TcpStream::from_std(stream)?;
+        let socket = accepted.convert(TcpStream::from_std)?;
         // Responses are written whole, so waiting for more (Nagle) only delays them.
-        stream.set_nodelay(true)?;
+        socket.stream.set_nodelay(true)?;
         Ok(Self {
-            open,
-            stream,
+            socket,
             framing: Framing::default(),
             ahead: BytesMut::new(),
             heads: 0,
@@ -98,7 +94,7 @@ impl Wire {
     }
 
     pub(super) fn conn(&self) -> &Arc<Conn> {
-        self.open.conn()
+        self.socket.conn()
     }
 
     /// Waits until there is something to read, and says whether that is bytes: else the client has left.
@@ -107,14 +103,14 @@ impl Wire {
             return Poll::Ready(true);
         }
         // An error shows when it is read.
-        let _ = ready!(self.stream.poll_read_ready(cx));
+        let _ = ready!(self.socket.stream.poll_read_ready(cx));
         // Does not wait: it says what tokio knows already. Only if that is an end, the kernel is asked what is before it.
-        let known = pin!(self.stream.ready(Interest::READABLE)).poll(cx);
+        let known = pin!(self.socket.stream.ready(Interest::READABLE)).poll(cx);
         let is_end = matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed());
         if !is_end {
             return Poll::Ready(true);
         }
-        match sys::peek(self.stream.as_fd(), &mut [0]).map(<[u8]>::len) {
+        match sys::peek(self.socket.stream.as_fd(), &mut [0]).map(<[u8]>::len) {
             Ok(0) => self.finished = true,
             Ok(_) => return Poll::Ready(true),
             Err(_) => self.failed = true,
@@ -186,7 +182,7 @@ impl Wire {
     /// Whoever reads on behind a head has been told by the service what follows it.
     fn follow_head(&mut self) {
         if let Framing::AfterHead = self.framing {
-            self.framing.follow(self.open.conn().body_length());
+            self.framing.follow(self.socket.conn().body_length());
         }
     }
 
@@ -206,7 +202,7 @@ impl Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let start = buf.filled().len();
-        let result = ready!(Pin::new(&mut self.stream).poll_read(cx, buf));
+        let result = ready!(Pin::new(&mut self.socket.stream).poll_read(cx, buf));
         self.failed |= result.is_err();
         self.finished |= result.is_ok() && buf.filled().len() == start;
         Poll::Ready(result)
@@ -225,7 +221,7 @@ impl Wire {
     pub(super) fn handshake_repeats(&self) -> u32 {
         if self.conn().is_new() {
             // All that we have sent so far.
-            sys::retransmissions(self.stream.as_fd())
+            sys::retransmissions(self.socket.stream.as_fd())
         } else {
             0
         }
@@ -236,7 +232,7 @@ impl Wire {
         let batched = self.out.len() + bytes.len();
         if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
             ready!(self.poll_write_out(cx))?;
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
+            let count = ready!(Pin::new(&mut self.socket.stream).poll_write(cx, bytes))?;
             self.written += count as u64;
             return Poll::Ready(Ok(count));
         }
@@ -294,7 +290,7 @@ impl Wire {
             hold.end();
         }
         while !self.out.is_empty() {
-            let count = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            let count = ready!(Pin::new(&mut self.socket.stream).poll_write(cx, &self.out))?;
             self.written += count as u64;
             self.out.advance(count);
         }
@@ -306,7 +302,7 @@ impl Wire {
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
-        ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+        ready!(Pin::new(&mut self.socket.stream).poll_shutdown(cx))?;
         self.shut = true;
         Poll::Ready(Ok(()))
     }
@@ -341,13 +337,13 @@ impl Wire {
     /// How many bytes the client's kernel has not acknowledged.
     fn unacked(&self) -> u64 {
         let queued = self.conn().unacked_at_reset();
-        let queued = queued.unwrap_or_else(|| sys::unacked(self.stream.as_fd()));
+        let queued = queued.unwrap_or_else(|| sys::unacked(self.socket.stream.as_fd()));
         u64::from(queued).saturating_sub(self.shut.into())
     }
 
     /// Whether bytes have not arrived that still may. After a reset they never will.
     pub(super) fn is_delivering(&self) -> bool {
-        self.unacked() > 0 && !sys::is_over(self.stream.as_fd())
+        self.unacked() > 0 && !sys::is_over(self.socket.stream.as_fd())
     }
 
     /// Reads and discards until the client closes its side, or an error. Whatever begins a request has crossed our
@@ -392,14 +388,18 @@ impl Wire {
         let is_watched = |rare: &Rare| rare.reset.is_some();
         if !self.rare.as_deref().is_some_and(is_watched) {
             let mut byte = [0];
-            match self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+            match self
+                .socket
+                .stream
+                .poll_peek(cx, &mut ReadBuf::new(&mut byte))
+            {
                 Poll::Pending => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 // More bytes, or a FIN (the client may only have closed its half), are no loss; but they hide a reset
                 // that comes later, because there is always something to read. Watch for that alone, by a copy of the
                 // descriptor; few connections ever need it.
                 Poll::Ready(Ok(_)) => {
-                    let copy = self.stream.as_fd().try_clone_to_owned();
+                    let copy = self.socket.stream.as_fd().try_clone_to_owned();
                     let copy = copy.and_then(|copy| sys::watch_for(copy, Interest::ERROR));
                     let Ok(copy) = copy else {
                         return Poll::Ready(Ok(())); // No descriptors: the write will tell.
@@ -420,6 +420,9 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
+        if (self.shut && self.finished) || self.failed {
+            self.conn().over();
+        }
         if self.conn().is_stopping() {
             let unacked = self.unacked();
             let acked = self.written.saturating_sub(unacked);

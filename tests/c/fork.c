@@ -155,7 +155,6 @@ static void a_child_does_not_hold_the_parents_sockets(void) {
     free_fixture(f);
 }
 
-/* Forks from several threads, while it serves and stops. */
 static void a_kill_resets_what_it_cuts_although_a_child_has_a_copy(void) {
     fixture *f = new_fixture();
     httpdown_options options = options_for(f, keeps);
@@ -186,6 +185,41 @@ static void a_kill_resets_what_it_cuts_although_a_child_has_a_copy(void) {
     free_fixture(f);
 }
 
+/* A client that has its answer and our FIN, and stays, and sends: when the time to linger is over, it is told. */
+static void a_connection_that_was_lingered_on_is_over_although_a_child_has_a_copy(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    options.linger_timeout_ms = 20;
+    httpdown_server *server = start(&options);
+    int fd = dial(server), end[2];
+    put(fd, GET("/"));
+    expect(fd, 200, NULL);
+    CHECK(pipe(end) == 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        char byte;
+        alarm(PATIENCE_S);
+        close(fd);
+        close(end[1]);
+        _exit(read(end[0], &byte, 1) != 0); /* until the parent closes its side */
+    }
+    close(end[0]);
+    put(fd, GET_CLOSE("/"));
+    expect(fd, 200, NULL);
+    CHECK(is_at_end(fd));
+    struct pollfd reset = {.fd = fd};
+    for (int i = 0; i < PATIENCE_MS && poll(&reset, 1, 1) == 0; i++) {
+        if (send(fd, "x", 1, MSG_NOSIGNAL) != 1) break;
+    }
+    CHECK(send(fd, "x", 1, MSG_NOSIGNAL) == -1);
+    close(fd);
+    end_server(f, 0);
+    close(end[1]);
+    wait_for_child(pid);
+    free_fixture(f);
+}
+
+/* Forks from several threads, while it serves and stops. */
 static void *forks(void *argument) {
     (void)argument;
     for (int i = 0, count = scaled(50); i < count; i++) {
@@ -259,6 +293,7 @@ int main(int argc, char **argv) {
     RUN(every_call_says_forked);
     RUN(a_child_does_not_hold_the_parents_sockets);
     RUN(a_kill_resets_what_it_cuts_although_a_child_has_a_copy);
+    RUN(a_connection_that_was_lingered_on_is_over_although_a_child_has_a_copy);
     RUN(forks_at_any_time);
     RUN(a_fork_before_any_use_is_free);
     RUN(descriptors_do_not_leak_into_programs);

@@ -1,17 +1,20 @@
 //! What becomes of requests is counted once, whoever comes to them late.
 
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
 
+use super::super::{Accepted, Registry};
 use super::{Bench, Run};
 use crate::dispatch::{Dispatcher, RequestQueue};
 use crate::exchange::Exchange;
 use crate::ledger::Report;
 use crate::lifecycle::{Phase, enter_here as enter};
+use crate::server::{Server, Shared};
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 const REQUESTS: usize = 20;
@@ -96,8 +99,7 @@ fn what_comes_to_a_connection_when_its_books_are_closed_is_not_counted() {
         assert_eq!(columns(&run.shared.report()), closed);
         // As a thread that was blocked, and goes on before the server has ended.
         reply(exchange, 1);
-        assert!(run.send(GET).await);
-        reply(take(&queue), 1);
+        run.settle().await;
         run.close(false).await;
         assert!(run.gone.is_some());
         let report = run.shared.report();
@@ -105,4 +107,70 @@ fn what_comes_to_a_connection_when_its_books_are_closed_is_not_counted() {
         assert_eq!((report.conns_gone, report.conns_open), (1, 0), "{report:?}");
         assert_eq!(run.shared.registry.held(), 0);
     });
+}
+
+/// A connection that is accepted, and its client's end.
+fn accepted(bench: &Bench) -> (Arc<Shared>, Accepted, TcpStream) {
+    let handle = tokio::runtime::Handle::current();
+    let shared = Server::builder().shared(0, &[], None, handle).unwrap();
+    let shared = Arc::new(shared);
+    let local = bench.listener.local_addr().unwrap();
+    let client = TcpStream::connect(local).unwrap();
+    let (stream, peer) = bench.listener.accept().unwrap();
+    let accepted = Registry::accept(&shared, stream, peer, local);
+    (shared, accepted, client)
+}
+
+#[test]
+fn the_books_of_a_connection_are_closed_before_its_socket_is() {
+    struct Stream(Arc<Shared>);
+    impl Drop for Stream {
+        fn drop(&mut self) {
+            let report = self.0.report();
+            assert_eq!((report.conns_open, report.conns_closed), (0, 1));
+        }
+    }
+    let bench = Bench::new();
+    let _runtime = bench.runtime.enter();
+    let (shared, accepted, _client) = accepted(&bench);
+    let socket = accepted.convert(|_| Ok(Stream(Arc::clone(&shared))));
+    assert_eq!(shared.report().conns_open, 1);
+    drop(socket);
+}
+
+#[test]
+fn a_socket_that_cannot_be_converted_is_not_known_by_its_number_any_more() {
+    let bench = Bench::new();
+    let _runtime = bench.runtime.enter();
+    let (shared, accepted, _client) = accepted(&bench);
+    let conn = Arc::clone(accepted.conn());
+    let failed = accepted.convert::<()>(|_| Err(ErrorKind::OutOfMemory.into()));
+    assert!(failed.is_err());
+    let report = shared.report();
+    assert_eq!((report.conns_open, report.conns_closed), (0, 1));
+    // Sockets of the host's, one of which has that number.
+    let others: Vec<_> = (0..64)
+        .map(|_| std::os::unix::net::UnixStream::pair().unwrap())
+        .collect();
+    shared.registry.reset_all();
+    for (mut one, mut other) in others {
+        one.write_all(b"x").unwrap();
+        other.read_exact(&mut [0]).unwrap();
+    }
+    drop(conn);
+}
+
+/// As a forked child would, a copy of the socket keeps it open.
+#[test]
+fn a_connection_that_nobody_drives_ends_for_its_client_whoever_has_a_copy() {
+    let bench = Bench::new();
+    let _runtime = bench.runtime.enter();
+    let (_shared, accepted, mut client) = accepted(&bench);
+    let copy = accepted.stream.try_clone().unwrap();
+    drop(accepted);
+    client
+        .set_read_timeout(Some(Duration::from_secs(50)))
+        .unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    drop(copy);
 }
