@@ -60,11 +60,17 @@ impl httpdown_request {
     }
 
     /// Something of the request that is still unanswered, or being answered.
-    fn with<T>(&self, f: impl FnOnce(&mut Exchange) -> Result<T>) -> Result<T> {
+    fn see<T>(&self, f: impl FnOnce(&Exchange) -> Result<T>) -> Result<T> {
         // SAFETY: the header says of all that comes here: one thread at a time.
-        unsafe { self.exchange.get() }
-            .ok_or(Error::AlreadyReplied)
-            .and_then(f)
+        let exchange = unsafe { self.exchange.get() };
+        exchange.ok_or(Error::AlreadyReplied).and_then(f)
+    }
+
+    /// As [`httpdown_request::see`], for what changes it: in C, the pointer is not to a `const` then.
+    fn with<T>(&self, f: impl FnOnce(&mut Exchange) -> Result<T>) -> Result<T> {
+        // SAFETY: as above.
+        let exchange = unsafe { self.exchange.get_mut() };
+        exchange.ok_or(Error::AlreadyReplied).and_then(f)
     }
 }
 
@@ -96,12 +102,22 @@ impl OneAtATime {
     }
 
     /// # Safety
-    /// While what this returns is used, nobody else calls this or `take`.
+    /// While what this returns is used, nobody calls `get_mut` or `take`.
+    unsafe fn get(&self) -> Option<&Exchange> {
+        if self.taken.load(Ordering::Acquire) {
+            return None;
+        }
+        // SAFETY: the caller's promise.
+        unsafe { &*self.exchange.get() }.as_ref()
+    }
+
+    /// # Safety
+    /// While what this returns is used, nobody else calls this, `get` or `take`.
     #[allow(
         clippy::mut_from_ref,
         reason = "one at a time, by the caller's promise"
     )]
-    unsafe fn get(&self) -> Option<&mut Exchange> {
+    unsafe fn get_mut(&self) -> Option<&mut Exchange> {
         if self.taken.load(Ordering::Acquire) {
             return None;
         }
@@ -181,7 +197,7 @@ unsafe fn field(
     value(httpdown_bytes::NONE, || {
         // SAFETY: the caller's promise.
         let request = unsafe { borrow(request, "request")? };
-        request.with(|exchange| Ok(get(request, exchange)))
+        request.see(|exchange| Ok(get(request, exchange)))
     })
 }
 
@@ -256,7 +272,7 @@ pub unsafe extern "C" fn httpdown_request_version(request: *const httpdown_reque
     value(0, || {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        request.with(|exchange| {
+        request.see(|exchange| {
             Ok(if exchange.version() == Version::HTTP_10 {
                 10
             } else {
@@ -296,7 +312,7 @@ pub unsafe extern "C" fn httpdown_request_header_count(request: *const httpdown_
     value(0, || {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        request.with(|exchange| Ok(exchange.headers().len()))
+        request.see(|exchange| Ok(exchange.headers().len()))
     })
 }
 
@@ -321,7 +337,7 @@ pub unsafe extern "C" fn httpdown_request_headers(
         let headers = unsafe { room(headers, capacity, "headers")? };
         // SAFETY: the header's preface: NULL or writable.
         let count = unsafe { output(count, "count")? };
-        request.with(|exchange| {
+        request.see(|exchange| {
             let mut written = 0;
             let fields = exchange.headers().iter().skip(first);
             for (place, (name, value)) in headers.iter_mut().zip(fields) {
@@ -375,7 +391,7 @@ pub unsafe extern "C" fn httpdown_request_conn_id(request: *const httpdown_reque
     value(0, || {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        request.with(|exchange| Ok(exchange.conn().id))
+        request.see(|exchange| Ok(exchange.conn().id))
     })
 }
 
