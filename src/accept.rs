@@ -17,7 +17,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use crate::census::{self, Census, Spot, View};
 use crate::conn::{Accepted, Registry};
-use crate::door::Door;
+use crate::door::{Door, Quiet};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::group::{self, Leaving};
@@ -28,9 +28,6 @@ use crate::sys;
 
 /// How long accepting pauses when there are no descriptors or no memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often the listening sockets must be found quiet, one time after the other, before they are closed: a SYN that
-/// has just passed, on another processor, is not to be seen for a moment.
-const QUIET_LOOKS: u32 = 2;
 /// How long it is from one look to the next.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 /// How long handshakes that the kernel does not list are waited for: a round trip to anywhere, or to most places with
@@ -83,7 +80,7 @@ impl Entrance {
         let began = Instant::now();
         let mut counted = true;
         let mut leaving = BTreeMap::new();
-        let mut quiet = 0;
+        let mut quiet = Quiet::default();
         while self.owned().next().is_some() && !self.time_over.is_up() {
             let looked = Instant::now();
             let left = self.empty();
@@ -91,8 +88,7 @@ impl Entrance {
             if left != Left::Exhausted && began.elapsed() >= self.shared.config.quiesce_timeout {
                 break;
             }
-            // Before the queues are looked at: whoever is through with the handshake meanwhile waits in one of them.
-            let half_open = match census.look(self.owned()) {
+            let in_handshake = || match census.look(self.owned()) {
                 Ok(view) => self.keep_new_out(Some(&view)) | self.leave_groups(&view, &mut leaving),
                 Err(error) => {
                     if std::mem::take(&mut counted) {
@@ -101,10 +97,10 @@ impl Entrance {
                     self.keep_new_out(None)
                 }
             };
-            let pending = half_open || self.alone().any(|listener| listener.queued() > 0);
-            quiet = if pending { 0 } else { quiet + 1 };
+            let waits = || self.alone().any(|listener| listener.queued() > 0);
+            quiet.look(in_handshake, waits);
             let all_seen = || self.alone().next().is_none() || (counted && !census.any_cookies());
-            if quiet >= QUIET_LOOKS && (began.elapsed() >= ROUND_TRIP || all_seen()) {
+            if quiet.is_certain() && (began.elapsed() >= ROUND_TRIP || all_seen()) {
                 break;
             }
             // A look takes as long as the machine has sockets: half of our time is enough.

@@ -27,7 +27,7 @@ use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};
 use loom::thread;
 
-use door::Door;
+use door::{Door, Quiet};
 use park::{Driver, Resume};
 
 /// A kernel's queue of connections, and those that are in the registry.
@@ -84,6 +84,48 @@ fn nobody_passes_a_door_that_is_closed() {
         task.join().unwrap();
         assert!(door.pass(|| ()).is_none());
     });
+}
+
+/// A client on its way through the kernel: in the handshake, and then in the queue.
+struct Arriving {
+    in_handshake: Mutex<bool>,
+    waits: Mutex<bool>,
+}
+
+#[test]
+fn a_client_that_ends_its_handshake_during_a_look_is_seen() {
+    loom::model(|| {
+        let arriving = Arc::new(Arriving {
+            in_handshake: Mutex::new(true),
+            waits: Mutex::new(false),
+        });
+        let kernel = Arc::clone(&arriving);
+        let arrives = thread::spawn(move || {
+            let mut in_handshake = kernel.in_handshake.lock().unwrap();
+            *kernel.waits.lock().unwrap() = true;
+            *in_handshake = false;
+        });
+        let mut quiet = Quiet::default();
+        quiet.look(|| false, || false);
+        quiet.look(
+            || *arriving.in_handshake.lock().unwrap(),
+            || *arriving.waits.lock().unwrap(),
+        );
+        assert!(!quiet.is_certain());
+        arrives.join().unwrap();
+    });
+}
+
+#[test]
+fn nobody_is_outside_when_two_looks_after_each_other_have_found_nobody() {
+    let mut quiet = Quiet::default();
+    // A client in the handshake; then on its way to the queue, and not to be seen; then there; and gone.
+    for (in_handshake, waits) in [(true, false), (false, false), (false, true), (false, false)] {
+        quiet.look(|| in_handshake, || waits);
+        assert!(!quiet.is_certain());
+    }
+    quiet.look(|| false, || false);
+    assert!(quiet.is_certain());
 }
 
 /// A connection with one thing that may happen to it.
