@@ -17,6 +17,8 @@ mod sync {
 
 #[path = "../src/door.rs"]
 mod door;
+#[path = "../src/conn/number.rs"]
+mod number;
 #[path = "../src/conn/park.rs"]
 mod park;
 
@@ -28,6 +30,7 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 
 use door::{Door, Quiet};
+use number::Number;
 use park::{Driver, Resume};
 
 /// A kernel's queue of connections, and those that are in the registry.
@@ -126,6 +129,77 @@ fn nobody_is_outside_when_two_looks_after_each_other_have_found_nobody() {
     }
     quiet.look(|| false, || false);
     assert!(quiet.is_certain());
+}
+
+/// A socket with a number, which the next socket may get.
+struct Numbered {
+    number: Number,
+    is_open: AtomicBool,
+    closed_books: AtomicUsize,
+}
+
+impl Numbered {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            number: Number::new(7),
+            is_open: AtomicBool::new(true),
+            closed_books: AtomicUsize::new(0),
+        })
+    }
+
+    fn close_books(&self) {
+        self.closed_books.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// As its owner does, and as a kill does that abandons it.
+    fn forget(&self) {
+        self.number.forget(|_| self.close_books());
+    }
+
+    fn reset(&self) {
+        let is_open = self.number.with(|_| self.is_open.load(Ordering::SeqCst));
+        assert_ne!(is_open, Some(false), "another's socket");
+    }
+}
+
+#[test]
+fn a_kill_resets_no_socket_that_is_closed_and_the_books_are_closed_once() {
+    loom::model(|| {
+        let numbered = Numbered::new();
+        let (closing, killing) = (Arc::clone(&numbered), Arc::clone(&numbered));
+        let owner = thread::spawn(move || {
+            closing.forget();
+            closing.is_open.store(false, Ordering::SeqCst);
+        });
+        let kill = thread::spawn(move || {
+            killing.reset();
+            killing.forget();
+        });
+        owner.join().unwrap();
+        kill.join().unwrap();
+        assert_eq!(numbered.closed_books.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[test]
+fn a_kill_resets_no_socket_that_was_closed_because_it_could_not_be_driven() {
+    loom::model(|| {
+        let numbered = Numbered::new();
+        let (closing, killing) = (Arc::clone(&numbered), Arc::clone(&numbered));
+        let owner = thread::spawn(move || {
+            let failed = closing.number.forget_if_err(|| {
+                closing.is_open.store(false, Ordering::SeqCst);
+                Err::<(), _>(())
+            });
+            assert!(failed.is_err());
+            closing.close_books();
+            closing.forget();
+        });
+        let kill = thread::spawn(move || killing.reset());
+        owner.join().unwrap();
+        kill.join().unwrap();
+        assert_eq!(numbered.closed_books.load(Ordering::SeqCst), 1);
+    });
 }
 
 /// A connection with one thing that may happen to it.

@@ -10,6 +10,7 @@
 //! called: it closes a new or an idle connection whatever is on its way.
 
 mod framing;
+mod number;
 mod park;
 mod service;
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::server::Shared;
 use crate::sys;
 
 use super::framing::{BodyLength, is_request};
+use super::number::Number;
 use super::park::Driver;
 
 /// Stands for the length of a body that does not say it.
@@ -118,7 +119,7 @@ impl Registry {
             },
             shared: Arc::clone(shared),
             state: AtomicU8::new(ConnState::New as u8),
-            descriptor: Mutex::new(Some(stream.as_raw_fd())),
+            number: Number::new(stream.as_raw_fd()),
             driver: Driver::default(),
             ledger: Ledger::default(),
             reading_head: AtomicBool::new(false),
@@ -223,8 +224,8 @@ pub(crate) struct Conn {
     info: ConnInfo,
     shared: Arc<Shared>,
     state: AtomicU8,
-    /// While the socket is open: for a reset from another thread.
-    descriptor: Mutex<Option<RawFd>>,
+    /// The socket's: for a reset from another thread.
+    number: Number,
     driver: Driver,
     ledger: Ledger,
     /// What the ledger said when the connection was closed is among the server's counts now. What a thread counts that
@@ -493,7 +494,7 @@ impl Conn {
             }
             BodyLength::Known(left) => {
                 let ahead = self.ahead.load(Ordering::Relaxed);
-                let unread = self.descriptor().map(|fd| sys::with_fd(fd, sys::unread));
+                let unread = self.number.with(|fd| sys::with_fd(fd, sys::unread));
                 u64::from(ahead) + u64::from(unread.unwrap_or(0)) > left
             }
         }
@@ -502,9 +503,10 @@ impl Conn {
     /// Whether the kernel has a byte of a request that has not been read.
     pub(super) fn has_unread(&self) -> bool {
         let mut bytes = [0; 64];
-        let fd = *self.descriptor();
-        // The socket is non-blocking: with nothing there, this fails.
-        fd.is_some_and(|fd| sys::with_fd(fd, |fd| sys::peek(fd, &mut bytes)).is_ok_and(is_request))
+        // With nothing there, this fails.
+        let mut peeked =
+            |fd| sys::with_fd(fd, |fd| sys::peek(fd, &mut bytes).is_ok_and(is_request));
+        self.number.with(&mut peeked).unwrap_or(false)
     }
 
     pub(super) fn upgrade_agreed(&self) {
@@ -598,12 +600,11 @@ impl Conn {
 
     /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.
     pub(super) fn hijacked_if_open(&self) {
-        // Held until it is marked: whoever closes the socket meanwhile waits.
-        let descriptor = self.descriptor();
-        if descriptor.is_some() {
+        // Whoever closes the socket meanwhile waits until it is marked.
+        self.number.with(|_| {
             self.set_state(ConnState::Hijacked);
             self.shared.events.sum("conn.closed", 1.0);
-        }
+        });
     }
 
     /// A kill: a connection in a request is closed by a reset, so that a cut response cannot look complete.
@@ -621,12 +622,12 @@ impl Conn {
     }
 
     fn reset(&self) {
-        if let Some(fd) = *self.descriptor() {
+        self.number.with(|fd| {
             sys::with_fd(fd, |fd| {
                 self.unacked_at_reset.get_or_init(|| sys::unacked(fd));
                 sys::reset(fd);
             });
-        }
+        });
     }
 
     pub(super) fn unacked_at_reset(&self) -> Option<u32> {
@@ -635,10 +636,7 @@ impl Conn {
 
     /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.
     fn closed(&self) {
-        let mut descriptor = self.descriptor();
-        if let Some(fd) = descriptor.take() {
-            self.close_books(Some(fd));
-        }
+        self.number.forget(|fd| self.close_books(Some(fd)));
     }
 
     /// Counts the connection and its requests, and ends it, if its socket is not closed yet: whoever has a copy.
@@ -705,12 +703,6 @@ impl Conn {
     fn is_settled(&self) -> bool {
         self.settled.load(Ordering::Relaxed)
     }
-
-    fn descriptor(&self) -> MutexGuard<'_, Option<RawFd>> {
-        self.descriptor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Conn {
@@ -754,17 +746,11 @@ impl<S> Socket<S> {
     /// Gives the stream another type. If that fails, it closes it.
     pub(super) fn convert<T>(self, to: impl FnOnce(S) -> io::Result<T>) -> io::Result<Socket<T>> {
         let Self { open, stream } = self;
-        // Held until the number is forgotten, should it come to that.
-        let mut descriptor = open.0.descriptor();
-        match to(stream) {
-            Ok(stream) => {
-                drop(descriptor);
-                Ok(Socket { open, stream })
-            }
+        let conn = &open.0;
+        match conn.number.forget_if_err(|| to(stream)) {
+            Ok(stream) => Ok(Socket { open, stream }),
             Err(error) => {
-                *descriptor = None;
-                drop(descriptor);
-                open.0.close_books(None);
+                conn.close_books(None);
                 Err(error)
             }
         }
