@@ -16,17 +16,12 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 
-use common::{Client, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply, wait};
+use common::{
+    Client, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply, wait,
+    wait_for_phase,
+};
 
 const REQUEST: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
-
-fn wait_for_phase(server: &Server, phase: Phase) {
-    let deadline = Instant::now() + LONG;
-    while server.phase() < phase {
-        assert!(Instant::now() < deadline, "{server:?}");
-        thread::yield_now();
-    }
-}
 
 /// Pipelines requests without end, and reads until a response says that it is the last. Whether one did.
 fn pipeline(mut client: Client) -> JoinHandle<bool> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,8 +22,9 @@ use seccompiler::{
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
 use common::{
-    Client, Journal, LONG, addr, assert_balanced, builder, half_open, hello, into_journal,
-    listener, skip, stop, stop_elsewhere, wait_for_report,
+    Client, Deaf, Journal, LONG, addr, assert_balanced, builder, half_open, hello, into_journal,
+    listener, set_option, skip, stop, stop_elsewhere, tcp, wait_for_half_open, wait_for_phase,
+    wait_for_report,
 };
 
 /// The option that binds a socket to an interface by its number.
@@ -32,14 +33,6 @@ const SO_BINDTOIFINDEX: i32 = 62;
 /// A server whose connections have all the time to send their request.
 fn patient() -> Builder {
     builder().idle_grace(LONG)
-}
-
-fn wait_for_phase(server: &Server, phase: Phase) {
-    let deadline = Instant::now() + LONG;
-    while server.phase() < phase {
-        assert!(Instant::now() < deadline, "{:?}", server.phase());
-        thread::yield_now();
-    }
 }
 
 /// What is logged at level warning and above.
@@ -54,33 +47,11 @@ fn warnings(builder: Builder) -> (Builder, Journal<String>) {
     (builder, journal)
 }
 
-fn tcp(addr: SocketAddr) -> Socket {
-    Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).unwrap()
-}
-
 fn listen(socket: Socket, addr: &str, backlog: i32) -> Listener {
     let addr: SocketAddr = addr.parse().unwrap();
     socket.bind(&addr.into()).unwrap();
     socket.listen(backlog).unwrap();
     Listener::from_fd(socket.into()).unwrap()
-}
-
-#[allow(unsafe_code, reason = "socket2 does not offer these options")]
-fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) {
-    // SAFETY: the kernel reads an int.
-    let result = unsafe {
-        let value = (&raw const value).cast();
-        libc::setsockopt(socket.as_raw_fd(), level, option, value, 4)
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-}
-
-/// With 255, a socket hears nobody but neighbours who care; with 0, everybody. Other than a filter, it needs no privilege.
-fn set_min_ttl(socket: &Socket, ttl: i32) {
-    match socket.domain().unwrap() {
-        Domain::IPV6 => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, ttl),
-        _ => set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, ttl),
-    }
 }
 
 /// Has a listening socket hear nothing but the first segment of a handshake, as if the network lost the others. Who
@@ -96,48 +67,6 @@ fn lose_acks(listener: &impl AsFd) {
             SockFilter::new(0x06 | 0x10, 0, 0, all), // return the accumulator: nothing, or two bytes
         ])
         .unwrap();
-}
-
-fn wait_for_half_open(port: u16, count: usize) {
-    let deadline = Instant::now() + LONG;
-    while half_open(port) < count {
-        assert!(Instant::now() < deadline, "no half-open handshake");
-        thread::yield_now();
-    }
-}
-
-/// A client that hears nothing: its SYN arrives, the answer to it does not.
-#[derive(Debug)]
-struct Deaf(Socket);
-
-impl Deaf {
-    fn connect(addr: SocketAddr) -> Self {
-        let before = half_open(addr.port());
-        let socket = tcp(addr);
-        set_min_ttl(&socket, 255);
-        socket.set_nonblocking(true).unwrap();
-        let connecting = socket.connect(&addr.into()).unwrap_err();
-        assert_eq!(connecting.raw_os_error(), Some(libc::EINPROGRESS));
-        wait_for_half_open(addr.port(), before + 1);
-        Self(socket)
-    }
-
-    /// Now it hears: the server's kernel repeats its answer a second after the first, and the handshake goes on.
-    fn hear(self) -> Client {
-        set_min_ttl(&self.0, 0);
-        let deadline = Instant::now() + LONG;
-        // Connected or refused, it has an answer.
-        while self.0.peer_addr().is_err() {
-            assert!(Instant::now() < deadline, "no answer");
-            if let Some(error) = self.0.take_error().unwrap() {
-                panic!("{error}");
-            }
-            thread::yield_now();
-        }
-        self.0.set_nonblocking(false).unwrap();
-        self.0.set_read_timeout(Some(LONG)).unwrap();
-        Client::from(TcpStream::from(self.0))
-    }
 }
 
 /// The server is stopping and has one half-open handshake: that client is served, and the stop ends.

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -20,7 +21,7 @@ use httpdown::{
     Builder, ConnEvent, Dispatch, Event, Exchange, Listener, Listeners, Phase, Report, Result,
     Server, Stats,
 };
-use socket2::SockRef;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Nothing that must happen takes longer, on however slow a machine; the deadline of every wait.
 pub(crate) const LONG: Duration = Duration::from_secs(50);
@@ -405,6 +406,15 @@ impl<T: Clone + std::fmt::Debug> Journal<T> {
     }
 }
 
+#[track_caller]
+pub(crate) fn wait_for_phase(server: &Server, phase: Phase) {
+    let deadline = Instant::now() + LONG;
+    while server.phase() < phase {
+        assert!(Instant::now() < deadline, "{server:?}");
+        thread::yield_now();
+    }
+}
+
 /// Waits until the server's counts are like this. The counts have no event to wait for, so it looks again and again.
 #[track_caller]
 pub(crate) fn wait_for_report(server: &Server, enough: impl Fn(&Report) -> bool) -> Report {
@@ -429,6 +439,70 @@ pub(crate) fn half_open(port: u16) -> usize {
         .flat_map(|table| table.lines())
         .filter(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("03"))
         .count()
+}
+
+pub(crate) fn tcp(addr: SocketAddr) -> Socket {
+    Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).unwrap()
+}
+
+#[allow(unsafe_code, reason = "socket2 does not offer these options")]
+pub(crate) fn set_option(socket: &impl AsRawFd, level: i32, option: i32, value: i32) {
+    // SAFETY: the kernel reads an int.
+    let result = unsafe {
+        let value = (&raw const value).cast();
+        libc::setsockopt(socket.as_raw_fd(), level, option, value, 4)
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// With 255, a socket hears nobody but neighbours who care; with 0, everybody. A filter would need a privilege.
+fn set_min_ttl(socket: &Socket, ttl: i32) {
+    match socket.domain().unwrap() {
+        Domain::IPV6 => set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, ttl),
+        _ => set_option(socket, libc::IPPROTO_IP, libc::IP_MINTTL, ttl),
+    }
+}
+
+pub(crate) fn wait_for_half_open(port: u16, count: usize) {
+    let deadline = Instant::now() + LONG;
+    while half_open(port) < count {
+        assert!(Instant::now() < deadline, "no half-open handshake");
+        thread::yield_now();
+    }
+}
+
+/// A client that hears nothing: its SYN arrives, the answer to it does not.
+#[derive(Debug)]
+pub(crate) struct Deaf(Socket);
+
+impl Deaf {
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        let before = half_open(addr.port());
+        let socket = tcp(addr);
+        set_min_ttl(&socket, 255);
+        socket.set_nonblocking(true).unwrap();
+        let connecting = socket.connect(&addr.into()).unwrap_err();
+        assert_eq!(connecting.raw_os_error(), Some(libc::EINPROGRESS));
+        wait_for_half_open(addr.port(), before + 1);
+        Self(socket)
+    }
+
+    /// Now it hears: the server's kernel repeats its answer a second after the first, and the handshake goes on.
+    pub(crate) fn hear(self) -> Client {
+        set_min_ttl(&self.0, 0);
+        let deadline = Instant::now() + LONG;
+        // Connected or refused, it has an answer.
+        while self.0.peer_addr().is_err() {
+            assert!(Instant::now() < deadline, "no answer");
+            if let Some(error) = self.0.take_error().unwrap() {
+                panic!("{error}");
+            }
+            thread::yield_now();
+        }
+        self.0.set_nonblocking(false).unwrap();
+        self.0.set_read_timeout(Some(LONG)).unwrap();
+        Client::from(TcpStream::from(self.0))
+    }
 }
 
 /// Says that this test is skipped, which CI takes for a failure.
