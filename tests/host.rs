@@ -11,7 +11,7 @@ use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
@@ -19,14 +19,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
-use httpdown::{Builder, Dispatch, Error, Exchange, Listener, Phase, Report, Server};
+use httpdown::{Builder, Dispatch, Error, Exchange, Listener, MockClock, Phase, Report, Server};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
 use common::{
-    Client, Gate, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply, wait,
+    Client, Deaf, Gate, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply,
+    wait, wait_for_phase, wait_for_report,
 };
 
 /// What a hook of the host's does.
@@ -34,6 +35,8 @@ use common::{
 enum Hook {
     Blocks(Gate),
     Panics,
+    /// Nothing, until its time has come.
+    Late(Arc<Late>),
 }
 
 impl Hook {
@@ -42,7 +45,33 @@ impl Hook {
             Self::Blocks(gate) => gate.pass(),
             Self::Panics if thread::panicking() => {}
             Self::Panics => panic!("a hook of the host's"),
+            Self::Late(late) if late.has_come.load(Ordering::SeqCst) => {
+                late.begun.write(());
+                late.then.run();
+            }
+            Self::Late(_) => {}
         }
+    }
+}
+
+#[derive(Debug)]
+struct Late {
+    has_come: AtomicBool,
+    begun: Journal<()>,
+    then: Hook,
+}
+
+impl Late {
+    fn new(then: Hook) -> Arc<Self> {
+        Arc::new(Self {
+            has_come: AtomicBool::new(false),
+            begun: Journal::new(),
+            then,
+        })
+    }
+
+    fn comes(&self) {
+        self.has_come.store(true, Ordering::SeqCst);
     }
 }
 
@@ -213,16 +242,17 @@ fn callbacks_for_events_that_block_or_panic_when_they_are_dropped_do_not_hold_th
     });
 }
 
-/// A service that runs a hook at one of its clones.
+/// A service that runs a hook at one of its clones, or at each.
 struct Cloned {
     clones: Arc<AtomicU32>,
-    bad: u32,
+    bad: Option<u32>,
     hook: Hook,
 }
 
 impl Clone for Cloned {
     fn clone(&self) -> Self {
-        if self.clones.fetch_add(1, Ordering::SeqCst) == self.bad {
+        let clone = self.clones.fetch_add(1, Ordering::SeqCst);
+        if self.bad.is_none_or(|bad| bad == clone) {
             self.hook.run();
         }
         Self {
@@ -243,19 +273,19 @@ impl Service<Request<Incoming>> for Cloned {
     }
 }
 
-fn cloned(bad: u32, hook: Hook) -> Server {
+fn cloned(builder: Builder, bad: Option<u32>, hook: Hook) -> Server {
     let service = Cloned {
         clones: Arc::default(),
         bad,
         hook,
     };
-    hasty().serve(listener(), service).unwrap()
+    builder.serve(listener(), service).unwrap()
 }
 
 #[test]
 fn a_service_that_panics_when_it_is_cloned_harms_only_the_connection_that_it_was_for() {
     for bad in 0..4 {
-        let server = cloned(bad, Hook::Panics);
+        let server = cloned(hasty(), Some(bad), Hook::Panics);
         let mut answers = (0..4).map(|_| Client::get(addr(&server), "/").try_answer());
         assert_eq!(answers.by_ref().filter(Result::is_err).count(), 1);
         assert_balanced(&ended(&server, false).unwrap());
@@ -266,7 +296,7 @@ fn a_service_that_panics_when_it_is_cloned_harms_only_the_connection_that_it_was
 fn a_service_that_blocks_when_it_is_cloned_does_not_hold_the_stop() {
     let gate = Gate::new();
     let _open = gate.open_at_end();
-    let server = cloned(0, Hook::Blocks(gate.clone()));
+    let server = cloned(hasty(), Some(0), Hook::Blocks(gate.clone()));
     let _client = Client::get(addr(&server), "/");
     let result = ended(&server, false);
     assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
@@ -299,6 +329,186 @@ fn a_task_whose_waker_blocks_or_panics_does_not_keep_the_end_from_others() {
         let second = waits.poll(&mut Context::from_waker(Waker::noop()));
         assert!(matches!(second, Poll::Ready(Ok(_))));
     }
+}
+
+/// How a host serves, with a hook somewhere in its code.
+type Host = fn(Builder, Hook) -> Server;
+
+fn handler(dispatch: Dispatch) -> impl Fn(Builder, Hook) -> Server {
+    move |builder, hook| {
+        let handler = move |exchange: Exchange| {
+            if exchange.uri().path() == "/waits" {
+                let _ = exchange.cancellation().wait_until(None);
+            }
+            hook.run();
+            let _ = reply(exchange, "hello");
+        };
+        builder.handle(listener(), dispatch, handler).unwrap()
+    }
+}
+
+/// A service that has the hook in each of its futures.
+fn futures(builder: Builder, hook: Hook) -> Server {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let captured = OnDrop(hook.clone());
+        async move {
+            let _captured = captured;
+            if request.uri().path() == "/waits" {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        }
+    });
+    builder.serve(listener(), service).unwrap()
+}
+
+/// Answers with memory that has the hook; a client that waits does not take it all.
+fn lent(builder: Builder, hook: Hook) -> Server {
+    struct Lent {
+        bytes: Vec<u8>,
+        _hook: OnDrop,
+    }
+    impl AsRef<[u8]> for Lent {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    let handler = move |exchange: Exchange| {
+        let waits = exchange.uri().path() == "/waits";
+        let bytes = vec![0; if waits { 64 << 20 } else { 1 }];
+        let hook = OnDrop(hook.clone());
+        let lent = Bytes::from_owner(Lent { bytes, _hook: hook });
+        let _ = exchange.reply(Response::new(lent));
+    };
+    builder
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap()
+}
+
+fn callbacks(builder: Builder, hook: Hook) -> Server {
+    let (phases, logs, conns) = (hook.clone(), hook.clone(), hook);
+    let builder = builder
+        .on_phase(move |_| phases.run())
+        .on_log(move |_, _| logs.run())
+        .on_conn_state(move |_| conns.run());
+    // One whose time never comes.
+    handler(Dispatch::default())(builder, Hook::Late(Late::new(Hook::Panics)))
+}
+
+/// What a hook in it does when a request comes, or when a request is cut; and whether the stop must go on without it
+/// where it blocks.
+const HOSTS: [(&str, Host, bool); 6] = [
+    (
+        "a handler in place",
+        |builder, hook| handler(Dispatch::Inline)(builder, hook),
+        true,
+    ),
+    (
+        "a handler on the pool",
+        |builder, hook| handler(Dispatch::default())(builder, hook),
+        true,
+    ),
+    ("a future", futures, true),
+    ("a clone", |builder, hook| cloned(builder, None, hook), true),
+    ("lent memory", lent, true),
+    ("callbacks", callbacks, false),
+];
+
+/// How a server ends where the hook does that from within a phase on. Its timers run on the clock, which stands still
+/// until a host that blocks has to be abandoned.
+fn late(
+    phase: Phase,
+    host: Host,
+    then: Hook,
+    kill: bool,
+    abandons: bool,
+) -> httpdown::Result<Report> {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (clock, late) = (MockClock::new(), Late::new(then));
+    let mut builder = builder()
+        .clock(clock.clone())
+        .idle_grace(LONG)
+        .quiesce_timeout(LONG)
+        // Threads are waited for in real time.
+        .kill_timeout(if abandons { Duration::ZERO } else { LONG });
+    if phase == Phase::LameDuck {
+        builder = builder.lame_duck(HOUR);
+    }
+    let server = host(builder, Hook::Late(Arc::clone(&late)));
+    let addr = addr(&server);
+    let mut client = Client::get(addr, "/");
+    client.answer();
+    let deaf = (phase == Phase::Quiescing).then(|| Deaf::connect(addr));
+    if phase == Phase::Killing {
+        client.ask("/waits");
+        wait_for_report(&server, |report| report.requests == 2);
+        late.comes();
+    }
+    server.stop_begin();
+    wait_for_phase(&server, phase.min(Phase::Draining));
+    if phase < Phase::Killing {
+        late.comes();
+        client.ask("/");
+        late.begun.wait_for_count(1);
+        // Who blocks answers nobody.
+        if !abandons {
+            let _ = client.try_answer();
+        }
+        drop(client);
+    }
+    drop(deaf);
+    if kill {
+        server.kill_begin();
+    } else if phase != Phase::Quiescing {
+        clock.wait_for_timers(1, LONG).unwrap();
+        clock.advance(HOUR);
+    }
+    late.begun.wait_for_count(1);
+    let deadline = Instant::now() + LONG / 2;
+    loop {
+        let soon = Instant::now() + Duration::from_millis(20);
+        match server.wait_blocking(Some(soon)) {
+            Err(Error::WouldBlock) if abandons => clock.advance(HOUR),
+            Err(Error::WouldBlock) => {}
+            result => return result,
+        }
+        assert!(Instant::now() < deadline, "{server:?}");
+    }
+}
+
+fn late_each_way(phase: Phase, name: &str, host: Host, holds: bool) {
+    for kill in [false, true] {
+        let gate = Gate::new();
+        let _open = gate.open_at_end();
+        let is_cut = phase == Phase::Killing;
+        for hook in [Hook::Blocks(gate), Hook::Panics] {
+            let case = format!("{name}, {phase:?}, kill: {kill}, {hook:?}");
+            let abandons = holds && matches!(hook, Hook::Blocks(_));
+            match late(phase, host, hook, kill, abandons) {
+                Err(Error::TimedOut) => assert!(abandons, "{case}"),
+                Err(Error::Killed) => assert!(is_cut && !abandons, "{case}"),
+                Err(error) => panic!("{case}: {error:?}"),
+                Ok(report) => {
+                    assert!(!is_cut && !abandons, "{case}");
+                    assert_balanced(&report);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn hooks_that_begin_to_block_or_panic_in_whatever_phase_do_not_hold_the_stop() {
+    thread::scope(|scope| {
+        for phase in [Phase::LameDuck, Phase::Quiescing, Phase::Killing] {
+            for (name, host, holds) in HOSTS {
+                // Nobody clones anything to cut a request.
+                if phase < Phase::Killing || name != "a clone" {
+                    scope.spawn(move || late_each_way(phase, name, host, holds));
+                }
+            }
+        }
+    });
 }
 
 #[test]
