@@ -9,6 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::conn::ConnState;
+use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::lifecycle::Phase;
 use crate::stats::{StatKind, Stats};
@@ -240,10 +241,7 @@ impl Events {
     pub(crate) fn deliver_all(&self, mut observers: Observers) {
         while let Ok(event) = self.next(None) {
             // A host's callback that panics costs that event, not the ones behind it.
-            let delivered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                observers.deliver(event);
-            }));
-            drop(delivered);
+            contain(|| observers.deliver(event));
         }
     }
 

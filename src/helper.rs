@@ -6,10 +6,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+
+use crate::contain::contain;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -34,7 +35,7 @@ impl Helper {
     pub(crate) fn live(&self) {
         while let Some(job) = self.next() {
             // Host code that panics costs its own job, whose waiter sees that no answer comes.
-            drop(catch_unwind(AssertUnwindSafe(job)));
+            contain(job);
         }
     }
 

@@ -25,6 +25,7 @@ mod bpf;
 mod census;
 mod clock;
 mod conn;
+mod contain;
 mod dispatch;
 mod door;
 mod error;

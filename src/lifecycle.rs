@@ -5,7 +5,6 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -16,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::accept::{self, Accepting, Serve};
 use crate::census::Census;
+use crate::contain::contain;
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
@@ -196,7 +196,7 @@ impl Control {
             &self.serve,
             &self.backend,
         );
-        let lived = catch_unwind(AssertUnwindSafe(|| runtime.block_on(life)));
+        let lived = contain(|| runtime.block_on(life));
         let end = lived.unwrap_or(End {
             result: Err(Error::Panicked),
             patience: Duration::ZERO,

@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
+use crate::contain::contain;
 use crate::error::Result;
 
 /// Threads that wait are told first, and then tasks one by one: a task's waker is the host's, and may panic or block.
@@ -36,7 +36,7 @@ impl Outcome {
         drop(state);
         self.settled.notify_all();
         for (_, waker) in waiting {
-            drop(catch_unwind(AssertUnwindSafe(|| waker.wake())));
+            contain(|| waker.wake());
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
+use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::pulse::Pulse;
@@ -96,7 +97,8 @@ pub(crate) fn spawn_thread(
     sys::with_signals_blocked(|| {
         builder.spawn(move || {
             OWNER.set(Some((server, role)));
-            body();
+            // What a thread ends with is dropped by std, which aborts where that panics.
+            contain(body);
         })
     })
     .map(Thread)

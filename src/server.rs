@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use hyper::service::Service;
 
 use crate::clock::{Clock, SystemClock};
 use crate::conn::{self, BoxError, Plain, Registry, Respond};
+use crate::contain::contain;
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
@@ -209,7 +209,7 @@ impl Shared {
     /// Tells everybody who waits. The first time counts.
     pub(crate) fn settle(&self, outcome: Result<()>) {
         // A report asks the clock, which is the host's.
-        if let Ok(report) = catch_unwind(AssertUnwindSafe(|| self.report())) {
+        if let Some(report) = contain(|| self.report()) {
             let _ = self.last_report.set(report);
         }
         self.outcome.settle(outcome);

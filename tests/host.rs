@@ -10,6 +10,7 @@ use std::future::Future;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
+use std::panic::panic_any;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,13 +45,22 @@ impl Hook {
         match self {
             Self::Blocks(gate) => gate.pass(),
             Self::Panics if thread::panicking() => {}
-            Self::Panics => panic!("a hook of the host's"),
+            Self::Panics => panic_any(Carried),
             Self::Late(late) if late.has_come.load(Ordering::SeqCst) => {
                 late.begun.write(());
                 late.then.run();
             }
             Self::Late(_) => {}
         }
+    }
+}
+
+/// What a panic carries, and where that is dropped, another begins.
+struct Carried;
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "what a panic of the host's carries");
     }
 }
 
@@ -509,6 +519,23 @@ fn hooks_that_begin_to_block_or_panic_in_whatever_phase_do_not_hold_the_stop() {
             }
         }
     });
+}
+
+#[test]
+fn a_panic_that_carries_another_costs_no_thread() {
+    for dispatch in [Dispatch::Inline, Dispatch::Pool(NonZeroUsize::MIN)] {
+        let server = builder()
+            .handle(listener(), dispatch, |exchange: Exchange| {
+                if exchange.uri().path() == "/panics" {
+                    Hook::Panics.run();
+                }
+                let _ = reply(exchange, "hello");
+            })
+            .unwrap();
+        assert_eq!(Client::get(addr(&server), "/panics").answer().status, 500);
+        assert_eq!(Client::get(addr(&server), "/").answer().text(), "hello");
+        assert_balanced(&common::stop(&server).unwrap());
+    }
 }
 
 #[test]

@@ -19,7 +19,6 @@ mod track;
 mod wire;
 
 use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -30,6 +29,7 @@ use hyper_util::rt::TokioIo;
 use tokio::task::{unconstrained, yield_now};
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 use crate::runtime::Spawn;
@@ -70,7 +70,7 @@ where
                 .unwrap_or_else(PoisonError::into_inner)
                 .clone()
         };
-        let Ok(respond) = catch_unwind(AssertUnwindSafe(clone)) else {
+        let Some(respond) = contain(clone) else {
             let events = &accepted.conn().shared().events;
             events.log(LogLevel::Error, "a service panicked when it was cloned");
             return;
@@ -173,9 +173,9 @@ async fn unless_it_panics<T>(
         let Some(active) = &mut unfinished.active else {
             return Poll::Ready(None);
         };
-        match catch_unwind(AssertUnwindSafe(|| active.as_mut().poll(cx))) {
-            Ok(poll) => poll.map(Some),
-            Err(_) => Poll::Ready(None),
+        match contain(|| active.as_mut().poll(cx)) {
+            Some(poll) => poll.map(Some),
+            None => Poll::Ready(None),
         }
     })
     .await;
@@ -187,7 +187,7 @@ async fn unless_it_panics<T>(
         events.sum("handler.error", 1.0);
     }
     // What is left of it may be the host's, too.
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(unfinished)));
+    contain(|| drop(unfinished));
     end
 }
 

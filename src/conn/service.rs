@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -18,6 +17,7 @@ use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
 use super::track::{Conn, Inflight};
+use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 
@@ -124,7 +124,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         } else {
             shared.request_came();
             let call = || self.respond.respond(request, &answering.outcome);
-            future = catch_unwind(AssertUnwindSafe(call)).ok();
+            future = contain(call);
             early = future.is_none().then(|| Box::new(Err(PANICKED.to_owned())));
         }
         TrackedFuture {
@@ -202,8 +202,8 @@ impl<O: Outcome> Answering<O> {
         source: impl FnOnce(S) -> Source<B>,
     ) -> Response<TrackedBody<B, O>> {
         // The host's body is asked for its length.
-        let Ok(remaining) = catch_unwind(AssertUnwindSafe(|| self.prepare(&mut response))) else {
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(response)));
+        let Some(remaining) = contain(|| self.prepare(&mut response)) else {
+            contain(|| drop(response));
             return self.failed(PANICKED);
         };
         response.map(|body| TrackedBody {
@@ -369,7 +369,7 @@ where
                 result = Some(ready);
             }
         };
-        let has_panicked = catch_unwind(AssertUnwindSafe(poll)).is_err();
+        let has_panicked = contain(poll).is_none();
         if result.is_none() && !has_panicked {
             *this.answering = Some(answering);
             return Poll::Pending;
@@ -509,8 +509,8 @@ where
             let is_last = matches!(poll, Poll::Ready(Some(Ok(_)))) && body.is_end_stream();
             (poll, is_last)
         };
-        let failure = match catch_unwind(AssertUnwindSafe(poll)) {
-            Ok((poll, is_last)) => match ready!(poll) {
+        let failure = match contain(poll) {
+            Some((poll, is_last)) => match ready!(poll) {
                 Some(Ok(frame)) => {
                     if let (Some(remaining), Some(data)) = (&mut *this.remaining, frame.data_ref())
                     {
@@ -528,7 +528,7 @@ where
                 None => "the body ended before its Content-Length".into(),
                 Some(Err(error)) => error.into(),
             },
-            Err(_) => "the body panicked".into(),
+            None => "the body panicked".into(),
         };
         if let Some(answering) = this.answering.take() {
             answering.conn().response_failed();
@@ -537,10 +537,10 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        catch_unwind(AssertUnwindSafe(|| self.body.is_end_stream())).unwrap_or(false)
+        contain(|| self.body.is_end_stream()).unwrap_or(false)
     }
 
     fn size_hint(&self) -> SizeHint {
-        catch_unwind(AssertUnwindSafe(|| self.body.size_hint())).unwrap_or_default()
+        contain(|| self.body.size_hint()).unwrap_or_default()
     }
 }

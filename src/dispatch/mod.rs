@@ -6,7 +6,6 @@ mod queue;
 
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +16,7 @@ pub use queue::RequestQueue;
 pub(crate) use queue::Taken;
 
 use crate::conn::{Inflight, Respond};
+use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::exchange::{Exchange, ReplyBody};
 use crate::fate::{Fate, Reply};
@@ -144,7 +144,7 @@ impl Respond for Dispatcher {
 /// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500. Whoever calls this
 /// keeps the request's fate until then: it counts until the handler returns, even when it has answered before.
 fn call(handler: &dyn Handler, exchange: Exchange, fate: &Fate) {
-    let panicked = catch_unwind(AssertUnwindSafe(|| handler.handle(exchange))).is_err();
+    let panicked = contain(|| handler.handle(exchange)).is_none();
     if panicked {
         let events = &fate.inflight().conn().shared().events;
         events.log(LogLevel::Error, "a handler panicked");

@@ -3,11 +3,11 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::io::ErrorKind;
 use std::mem::{MaybeUninit, size_of};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use super::types::httpdown_status::{self, *};
 use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
+use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::process;
 
@@ -21,10 +21,10 @@ pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
 
 /// As `status`, for what has something to tidy up even in a forked child.
 pub(super) fn status_in_child_too(body: impl FnOnce() -> Result<()>) -> c_int {
-    let status = catch_unwind(AssertUnwindSafe(|| match body() {
+    let status = contain(|| match body() {
         Ok(()) => HTTPDOWN_STATUS_OK,
         Err(error) => status_of(&error),
-    }));
+    });
     status.unwrap_or(HTTPDOWN_STATUS_PANIC) as c_int
 }
 
@@ -33,7 +33,7 @@ pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T
     if process::forked() {
         return fallback;
     }
-    catch_unwind(AssertUnwindSafe(|| body().unwrap_or(fallback))).unwrap_or(fallback)
+    contain(|| body().unwrap_or(fallback)).unwrap_or(fallback)
 }
 
 pub(super) fn status_of(error: &Error) -> httpdown_status {
