@@ -21,6 +21,7 @@ use crate::dispatch::Taken;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::fate::{Cancellation, Fate};
+use crate::lifecycle::Waiter;
 use crate::runtime;
 use crate::server::Server;
 
@@ -231,7 +232,7 @@ impl Exchange {
                 let frame = tokio::select! {
                     biased;
                     frame = incoming.frame() => frame,
-                    Some(why) = async { fate.cancellation().wait().await } => return Err(why),
+                    Some(why) = async { fate.cancellation().wait_as(Waiter::Thread).await } => return Err(why),
                 };
                 match frame {
                     None => return Ok(None),

@@ -2,20 +2,21 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
 use http::Response;
 use tokio::sync::Notify;
 
 use crate::conn::{Inflight, Outcome};
+use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::exchange::ReplyBody;
-use crate::lifecycle::Phase;
+use crate::lifecycle::{Phase, Waiter};
 use crate::runtime;
 use crate::server::Shared;
 
@@ -204,11 +205,20 @@ impl Cancellation {
     /// is complete.
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
-        runtime::block_on(self.wait(), deadline).flatten()
+        runtime::block_on(self.wait_as(Waiter::Thread), deadline).flatten()
     }
 
     /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
     pub async fn wait(&self) -> Option<Error> {
+        let mut waits = pin!(self.wait_as(Waiter::Task));
+        poll_fn(|cx| {
+            let waker = Waker::from(Arc::new(Contained(cx.waker().clone())));
+            waits.as_mut().poll(&mut Context::from_waker(&waker))
+        })
+        .await
+    }
+
+    pub(crate) async fn wait_as(&self, waiter: Waiter) -> Option<Error> {
         let Watch {
             shared,
             state,
@@ -224,8 +234,17 @@ impl Cancellation {
             }
             tokio::select! {
                 () = changed => {}
-                () = shared.phases.reached(Phase::Killing) => {}
+                () = shared.phases.killing(waiter) => {}
             }
         }
+    }
+}
+
+/// A waker of the host's, whose panic would keep what it is told of from those who are told next.
+struct Contained(Waker);
+
+impl Wake for Contained {
+    fn wake(self: Arc<Self>) {
+        contain(|| self.0.wake_by_ref());
     }
 }

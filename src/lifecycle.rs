@@ -66,11 +66,21 @@ impl Phase {
     }
 }
 
-/// The phase, to be looked at by every connection, and waited for by whoever has time.
+/// The phase, to be looked at by every connection; and the kill, to be waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Phases {
     current: AtomicU8,
-    changed: Notify,
+    killing: Notify,
+    killing_for_tasks: Notify,
+}
+
+/// Who waits: whose waker is to be called.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Waiter {
+    /// A thread, by a waker of ours.
+    Thread,
+    /// A task of the host's, by the host's waker, which may block: it is told last.
+    Task,
 }
 
 impl Phases {
@@ -82,14 +92,14 @@ impl Phases {
         self.current.store(phase as u8, Ordering::Release);
     }
 
-    /// Waits until that phase, or a later one, has come.
-    pub(crate) async fn reached(&self, phase: Phase) {
-        loop {
-            let changed = self.changed.notified();
-            if self.get() >= phase {
-                return;
-            }
-            changed.await;
+    /// Waits until the server kills.
+    pub(crate) async fn killing(&self, waiter: Waiter) {
+        let told = match waiter {
+            Waiter::Thread => self.killing.notified(),
+            Waiter::Task => self.killing_for_tasks.notified(),
+        };
+        if self.get() < Phase::Killing {
+            told.await;
         }
     }
 }
@@ -250,9 +260,15 @@ fn enter(shared: &Arc<Shared>, phase: Phase) {
 }
 
 fn announce(shared: &Shared, phase: Phase) {
-    shared.phases.changed.notify_waiters();
+    let kills = phase >= Phase::Killing;
+    if kills {
+        shared.phases.killing.notify_waiters();
+    }
     if !matches!(phase, Phase::LameDuck | Phase::Draining) {
         shared.registry.wake_all();
+    }
+    if kills {
+        shared.phases.killing_for_tasks.notify_waiters();
     }
 }
 

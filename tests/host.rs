@@ -521,6 +521,65 @@ fn hooks_that_begin_to_block_or_panic_in_whatever_phase_do_not_hold_the_stop() {
     });
 }
 
+/// Has a task wait for the end of a request with a bad waker, and asks it no more.
+fn wait_badly(exchange: &Exchange, hook: Hook) -> impl Future + use<> {
+    let cancellation = exchange.cancellation();
+    let mut waits = Box::pin(async move { cancellation.wait().await });
+    let waker = Waker::from(Arc::new(BadWaker(hook)));
+    let first = waits.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(first.is_pending());
+    waits
+}
+
+fn take_one(server: &Server) -> Exchange {
+    let taken = server.queue().unwrap().take(1, None);
+    taken.unwrap().pop().unwrap()
+}
+
+#[test]
+fn a_task_whose_waker_panics_when_its_request_ends_does_no_harm() {
+    let server = builder().queue(listener()).unwrap();
+    let idle = Client::connect(addr(&server));
+    let mut client = Client::get(addr(&server), "/");
+    let exchange = take_one(&server);
+    let _waits = wait_badly(&exchange, Hook::Panics);
+    wait_for_report(&server, |report| report.connections == 2);
+    server.stop_begin();
+    idle.assert_closed();
+    reply(exchange, "hello").unwrap();
+    assert_eq!(client.answer().text(), "hello");
+    drop(client);
+    assert_balanced(&wait(&server).unwrap());
+}
+
+#[test]
+fn a_task_whose_waker_blocks_or_panics_does_not_keep_phases_from_others() {
+    let gate = Gate::new();
+    let _open = gate.open_at_end();
+    for hook in [Hook::Blocks(gate), Hook::Panics] {
+        let builder = builder().kill_timeout(Duration::from_millis(300));
+        let server = builder.queue(listener()).unwrap();
+        let idle = Client::connect(addr(&server));
+        let _client = Client::get(addr(&server), "/");
+        let exchange = take_one(&server);
+        let _waits = wait_badly(&exchange, hook.clone());
+        let cancellation = exchange.cancellation();
+        let told = thread::spawn(move || cancellation.wait_until(Some(Instant::now() + LONG)));
+        wait_for_report(&server, |report| report.connections == 2);
+        server.stop_begin();
+        idle.assert_closed();
+        server.kill_begin();
+        let told = told.join().unwrap();
+        assert!(matches!(told, Some(Error::Killed)), "{told:?}");
+        drop(exchange);
+        let result = wait(&server);
+        match hook {
+            Hook::Panics => assert!(matches!(result, Err(Error::Killed)), "{result:?}"),
+            _ => assert!(matches!(result, Err(Error::TimedOut)), "{result:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_panic_that_carries_another_costs_no_thread() {
     for dispatch in [Dispatch::Inline, Dispatch::Pool(NonZeroUsize::MIN)] {
