@@ -4,13 +4,14 @@
 
 mod common;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
-use std::panic::panic_any;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -578,6 +579,121 @@ fn a_task_whose_waker_blocks_or_panics_does_not_keep_phases_from_others() {
             _ => assert!(matches!(result, Err(Error::TimedOut)), "{result:?}"),
         }
     }
+}
+
+type Taker = fn(Exchange, &Hook);
+
+/// What a thread of the host's does with a request from the queue, before and after the hook.
+const TAKERS: [(&str, Taker); 3] = [
+    ("holds it", |exchange, hook| {
+        hook.run();
+        assert!(matches!(reply(exchange, "late"), Err(Error::Killed)));
+    }),
+    ("has begun", |mut exchange, hook| {
+        exchange.start(Response::new(())).unwrap();
+        exchange.write(b"begun").unwrap();
+        hook.run();
+        assert!(matches!(exchange.finish(), Err(Error::Killed)));
+    }),
+    ("waits for the kill", |exchange, hook| {
+        let _ = exchange.cancellation().wait_until(None);
+        hook.run();
+        drop(exchange);
+    }),
+];
+
+/// Has a thread take the next request, and returns when it has.
+fn taken(server: &Server, taker: Taker, hook: Hook) -> thread::JoinHandle<()> {
+    let (server, begun) = (server.clone(), Journal::new());
+    let written = begun.clone();
+    let thread = thread::spawn(move || {
+        let exchange = take_one(&server);
+        written.write(());
+        taker(exchange, &hook);
+    });
+    begun.wait_for_count(1);
+    thread
+}
+
+#[test]
+fn a_thread_that_has_taken_a_request_and_blocks_does_not_hold_the_stop() {
+    for (name, taker) in TAKERS {
+        for kill in [false, true] {
+            let case = format!("{name}, kill: {kill}");
+            let gate = Gate::new();
+            let _open = gate.open_at_end();
+            let server = hasty().queue(listener()).unwrap();
+            let client = Client::get(addr(&server), "/");
+            let thread = taken(&server, taker, Hook::Blocks(gate.clone()));
+            let mut left = Client::get(addr(&server), "/");
+            wait_for_report(&server, |report| report.requests == 2);
+            let result = ended(&server, kill);
+            assert!(matches!(result, Err(Error::TimedOut)), "{case}: {result:?}");
+            let report = server.report();
+            assert_eq!((report.killed, report.abandoned), (2, 1), "{case}");
+            assert_eq!(left.answer().status, 503, "{case}");
+            assert!({ client }.try_answer().is_err(), "{case}");
+            gate.open();
+            thread.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_thread_that_has_taken_a_request_and_panics_costs_no_more_than_that() {
+    for (name, taker) in TAKERS {
+        for kill in [false, true] {
+            let case = format!("{name}, kill: {kill}");
+            let server = hasty().queue(listener()).unwrap();
+            let mut client = Client::get(addr(&server), "/");
+            let thread = taken(&server, taker, Hook::Panics);
+            if name == "waits for the kill" {
+                let result = ended(&server, kill);
+                assert!(matches!(result, Err(Error::Killed)), "{case}: {result:?}");
+                assert_eq!(server.report().killed, 1, "{case}");
+                assert!(client.try_answer().is_err(), "{case}");
+            } else {
+                let answer = client.try_answer().ok().map(|answer| answer.status);
+                let report = ended(&server, kill).unwrap();
+                assert_balanced(&report);
+                let has_begun = name == "has begun";
+                assert_eq!(answer, (!has_begun).then_some(500), "{case}");
+                assert_eq!(report.failed, has_begun.into(), "{case}");
+            }
+            discard(thread.join().unwrap_err());
+        }
+    }
+}
+
+/// What a panic carries.
+fn discard(carried: Box<dyn Any + Send>) {
+    let next = catch_unwind(AssertUnwindSafe(|| drop(carried)));
+    assert!(next.is_err());
+}
+
+#[test]
+fn a_request_that_a_thread_has_taken_and_left_behind_ends_with_the_thread() {
+    thread_local! {
+        static VALUE: Mutex<Option<Exchange>> = const { Mutex::new(None) };
+    }
+    let server = builder().queue(listener()).unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    let taker = |exchange, _: &Hook| VALUE.with(|value| *value.lock().unwrap() = Some(exchange));
+    let thread = taken(&server, taker, Hook::Panics);
+    assert_eq!(client.answer().status, 500);
+    thread.join().unwrap();
+    assert_balanced(&common::stop(&server).unwrap());
+}
+
+#[test]
+fn requests_that_nobody_takes_end_with_the_stop_timeout() {
+    let server = hasty().queue(listener()).unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    wait_for_report(&server, |report| report.requests == 1);
+    let result = ended(&server, false);
+    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert_eq!(client.answer().status, 503);
+    assert_balanced(&server.report());
 }
 
 #[test]
