@@ -226,6 +226,118 @@ static void an_inline_handler_that_stays_does_not_hold_the_stop(void) {
     free_fixture(f);
 }
 
+/* ---- other functions of the program's that do not return ---- */
+
+static void stays(void *user_data) {
+    fixture *f = user_data;
+    gate_add(&f->entered);
+    gate_wait(&f->release, 1);
+    gate_add(&f->left);
+}
+
+static void lends(httpdown_request *request, void *user_data) {
+    EQUAL(httpdown_reply_borrowed(request, 200, NULL, 0, "lent", 4, stays, user_data), 0);
+}
+
+/* Nobody can have it any more: the memory is given back at once, on the handler's own thread. */
+static void lends_too_late(httpdown_request *request, void *user_data) {
+    fixture *f = user_data;
+    gate_add(&f->left);
+    EQUAL(httpdown_request_wait_cancelled(request, HTTPDOWN_FOREVER), HTTPDOWN_STATUS_KILLED);
+    EQUAL(httpdown_reply_borrowed(request, 200, NULL, 0, "lent", 4, stays, f), HTTPDOWN_STATUS_KILLED);
+}
+
+static void *takes_and_lends(void *argument) {
+    fixture *f = argument;
+    httpdown_request *request;
+    size_t count;
+    EQUAL(httpdown_next(f->server, HTTPDOWN_FOREVER, &request, 1, &count), 0);
+    lends(request, f);
+    return NULL;
+}
+
+static void a_release_that_stays_does_not_hold_the_stop(void) {
+    static const struct {
+        httpdown_handler_fn handler;
+        int dispatch;
+    } ways[] = {
+        {lends, HTTPDOWN_DISPATCH_POOL},
+        {lends, HTTPDOWN_DISPATCH_INLINE},
+        {NULL, HTTPDOWN_DISPATCH_QUEUE},
+        {lends_too_late, HTTPDOWN_DISPATCH_POOL},
+        {lends_too_late, HTTPDOWN_DISPATCH_INLINE},
+    };
+    for (size_t i = 0; i < 2 * sizeof ways / sizeof *ways; i++) {
+        bool kill = i % 2 == 1, late = ways[i / 2].handler == lends_too_late;
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, ways[i / 2].handler);
+        options.dispatch = ways[i / 2].dispatch;
+        options.stop_timeout_ms = 50;
+        options.kill_timeout_ms = 50;
+        httpdown_server *server = start(&options);
+        int fd = dial(server);
+        put(fd, GET("/"));
+        if (ways[i / 2].handler == NULL) join(spawn(takes_and_lends, f));
+        gate_wait(late ? &f->left : &f->entered, 1);
+        double began = now_s();
+        if (kill) EQUAL(httpdown_kill_begin(server), 0);
+        EQUAL(httpdown_stop(server), HTTPDOWN_STATUS_TIMED_OUT);
+        CHECK(now_s() - began < PATIENCE_S / 4);
+        httpdown_stop_report report = report_of(server);
+        check_sums(&report);
+        EQUAL(report.status, HTTPDOWN_STATUS_TIMED_OUT);
+        EQUAL(report.conns_open, 0);
+        EQUAL(report.requests, 1);
+        EQUAL(report.abandoned, 1);
+        close(fd);
+        gate_wait(&f->entered, 1);
+        httpdown_free(server);
+        /* A handler that is left behind still has it, or the connection of one. */
+        if (ways[i / 2].handler != NULL) EQUAL(gate_value(&f->destroyed), 0);
+        gate_add(&f->release);
+        gate_wait(&f->destroyed, 1);
+        free_fixture(f);
+    }
+}
+
+static void destroys_and_stays(void *user_data) {
+    stays(user_data);
+    on_destroy(user_data);
+}
+
+static void *frees(void *server) {
+    httpdown_free(server);
+    return NULL;
+}
+
+/* It is called when nobody waits for the server any more, and holds only whoever frees it. */
+static void a_destroy_that_stays_holds_neither_its_stop_nor_another(void) {
+    static const httpdown_handler_fn handlers[] = {hello, NULL};
+    for (int i = 0; i < 2; i++) {
+        fixture *f = new_fixture(), *other = new_fixture();
+        httpdown_options options = options_for(f, handlers[i]), others = options_for(other, hello);
+        options.destroy = destroys_and_stays;
+        record_all(&options);
+        httpdown_server *server = start(&options), *another = start(&others);
+        int fd = dial(server);
+        UNTIL(report_of(server).conns_new == 1);
+        EQUAL(httpdown_stop(server), 0);
+        httpdown_stop_report report = {.struct_size = sizeof report};
+        EQUAL(httpdown_wait(server, HTTPDOWN_FOREVER, &report), 0);
+        check_sums(&report);
+        EQUAL(gate_value(&f->entered), 0);
+        pthread_t freeing = spawn(frees, server);
+        gate_wait(&f->entered, 1);
+        get(another, 200, "Hello, World!");
+        end_server(other, 0);
+        gate_add(&f->release);
+        join(freeing);
+        close(fd);
+        free_fixture(f);
+        free_fixture(other);
+    }
+}
+
 /* ---- kill_begin ---- */
 
 static void kill_begin_needs_no_stop(void) {
@@ -463,6 +575,8 @@ int main(int argc, char **argv) {
     RUN(a_handler_that_stays_is_abandoned);
     RUN(a_handler_that_stays_after_its_answer_is_waited_for);
     RUN(an_inline_handler_that_stays_does_not_hold_the_stop);
+    RUN(a_release_that_stays_does_not_hold_the_stop);
+    RUN(a_destroy_that_stays_holds_neither_its_stop_nor_another);
     RUN(kill_begin_needs_no_stop);
     RUN(kill_begin_during_a_stop);
     RUN(killing_what_is_idle_cuts_nothing);
