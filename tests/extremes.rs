@@ -90,8 +90,7 @@ const EXTREMES: [Option<Duration>; 4] = [
 
 type Set = fn(Builder, Duration) -> Builder;
 
-/// Only what a stop still ends with by itself: an idle grace without limit waits for the client.
-const DURATIONS: [(&str, Set); 6] = [
+const DURATIONS: [(&str, Set); 8] = [
     ("lame_duck", |builder, duration| {
         builder
             .lame_duck(duration)
@@ -102,6 +101,11 @@ const DURATIONS: [(&str, Set); 6] = [
     ("quiesce_timeout", Builder::quiesce_timeout),
     ("linger_timeout", Builder::linger_timeout),
     ("header_timeout", Builder::header_timeout),
+    ("idle_grace", Builder::idle_grace),
+    ("idle_timeout", |builder, duration| {
+        // None at all is refused.
+        builder.idle_timeout(duration.max(Duration::from_nanos(1)))
+    }),
 ];
 
 fn start(builder: Builder, way: usize) -> Server {
@@ -170,12 +174,18 @@ fn every_pair_of_extreme_durations_ends_and_balances() {
 fn stop_while_pipelining(builder: Builder, way: usize, case: &str) {
     let server = start(builder, way);
     let mut client = Client::connect(addr(&server));
-    client.send(REQUEST.repeat(3));
-    // A header timeout of nothing may be quicker.
+    // A header timeout, or an idle timeout, of nothing may be quicker.
+    let _ = client.try_send(REQUEST.repeat(3));
     let answered = (0..3).filter(|_| client.try_answer().is_ok()).count();
     server.stop_begin();
-    // It answers the server's FIN with its own, which a linger without limit waits for.
-    let leaves = thread::spawn(move || drop(client.until_end()));
+    // It answers the server's FIN with its own, which a linger without limit waits for; an idle grace without limit
+    // waits for the client's.
+    let is_first = case.contains(&format!("idle_grace {:?}", Some(Duration::MAX)));
+    let leaves = thread::spawn(move || {
+        if !is_first {
+            let _ = client.until_end();
+        }
+    });
     let result = server.wait_blocking(Some(Instant::now() + LONG));
     leaves.join().unwrap();
     assert!(!matches!(result, Err(Error::WouldBlock)), "{case}");
