@@ -363,14 +363,7 @@ async fn live(
             () = &mut out_of_time => false,
         };
     // Connections that end because the host's runtime does are not drained.
-    let gone = drained
-        && serve_error.is_none()
-        && tokio::select! {
-            biased;
-            gone = executor.is_gone() => gone,
-            () = out_of_time => false,
-        };
-    if gone {
+    if drained && serve_error.is_none() && executor.is_gone().await {
         serve_error = Some(accept::runtime_gone());
     }
     let cut = if drained {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use crate::contain::contain;
 use crate::error::{Error, Result};
@@ -21,6 +22,9 @@ use crate::sys;
 
 /// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
 const STACK_SIZE: usize = 8 << 20;
+
+/// How long a runtime may take to show that it has been shut down.
+const GONE_GRACE: Duration = Duration::from_millis(100);
 
 /// What a thread of ours does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,9 +197,11 @@ impl Worker {
         }
     }
 
-    /// Whether the runtime has been shut down: then it drops every task that it is given.
+    /// Whether the runtime has been shut down: then it drops every task that it is given, at once. One that does not
+    /// run a task either is blocked by the host, or not driven.
     async fn is_gone(&self) -> bool {
-        self.runtime.spawn(async {}).await.is_err()
+        let ran = timeout(GONE_GRACE, self.runtime.spawn(async {}));
+        ran.await.is_ok_and(|ran| ran.is_err())
     }
 
     /// As [`Spawn::spawn`], for whoever wants to hear of its end, or to end it.

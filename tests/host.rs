@@ -742,6 +742,30 @@ fn a_runtime_of_the_hosts_that_goes_away_in_the_drain_is_no_clean_stop() {
     assert!(matches!(result, Err(Error::Io(..))), "{result:?}");
 }
 
+#[test]
+fn a_runtime_that_the_host_blocks_does_not_hold_the_stop_of_a_server_without_clients() {
+    let gate = Gate::new();
+    let _open = gate.open_at_end();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let server = hello(builder().runtime(runtime.handle().clone()), listener());
+    Client::get(addr(&server), "/").answer();
+    wait_for_report(&server, |report| report.conns_open == 0);
+    let (blocked, written) = (gate.clone(), Journal::new());
+    let begun = written.clone();
+    drop(runtime.spawn(async move {
+        begun.write(());
+        blocked.pass();
+    }));
+    written.wait_for_count(1);
+    // Before the stop timeout.
+    assert_balanced(&common::stop(&server).unwrap());
+    gate.open();
+}
+
 /// What a host's dropped future does on a runtime that has gone: it is dropped by whoever gives it a task.
 #[test]
 fn a_service_that_blocks_when_its_runtime_has_gone_does_not_hold_the_stop() {
