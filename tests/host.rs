@@ -373,6 +373,32 @@ fn futures(builder: Builder, hook: Hook) -> Server {
     builder.serve(listener(), service).unwrap()
 }
 
+/// A service that has the hook in each of its clones, to be dropped with it; a client that waits gets no answer.
+fn dropped_clones(builder: Builder, hook: Hook) -> Server {
+    struct Dropped(OnDrop);
+    impl Clone for Dropped {
+        fn clone(&self) -> Self {
+            let Self(OnDrop(hook)) = self;
+            Self(OnDrop(hook.clone()))
+        }
+    }
+    impl Service<Request<Incoming>> for Dropped {
+        type Response = Response<Empty<Bytes>>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+        fn call(&self, request: Request<Incoming>) -> Self::Future {
+            Box::pin(async move {
+                if request.uri().path() == "/waits" {
+                    std::future::pending::<()>().await;
+                }
+                Ok(Response::new(Empty::new()))
+            })
+        }
+    }
+    builder.serve(listener(), Dropped(OnDrop(hook))).unwrap()
+}
+
 /// Answers with memory that has the hook; a client that waits does not take it all.
 fn lent(builder: Builder, hook: Hook) -> Server {
     struct Lent {
@@ -408,7 +434,7 @@ fn callbacks(builder: Builder, hook: Hook) -> Server {
 
 /// What a hook in it does when a request comes, or when a request is cut; and whether the stop must go on without it
 /// where it blocks.
-const HOSTS: [(&str, Host, bool); 6] = [
+const HOSTS: [(&str, Host, bool); 7] = [
     (
         "a handler in place",
         |builder, hook| handler(Dispatch::Inline)(builder, hook),
@@ -421,6 +447,7 @@ const HOSTS: [(&str, Host, bool); 6] = [
     ),
     ("a future", futures, true),
     ("a clone", |builder, hook| cloned(builder, None, hook), true),
+    ("a clone's drop", dropped_clones, true),
     ("lent memory", lent, true),
     ("callbacks", callbacks, false),
 ];
