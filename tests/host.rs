@@ -692,6 +692,60 @@ fn a_thread_that_has_taken_a_request_and_panics_costs_no_more_than_that() {
     }
 }
 
+/// A service that gives each connection to a thread, which runs the hook while it has it.
+fn hijacked(hook: Hook) -> Server {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let (upgrade, hook) = (hyper::upgrade::on(&mut request), hook.clone());
+        tokio::spawn(async move {
+            let upgraded = upgrade.await.unwrap();
+            thread::spawn(move || {
+                let has_it = AssertUnwindSafe(move || {
+                    let _upgraded = upgraded;
+                    hook.run();
+                });
+                if let Err(carried) = catch_unwind(has_it) {
+                    discard(carried);
+                }
+            });
+        });
+        let response = Response::builder()
+            .status(101)
+            .header("connection", "upgrade")
+            .header("upgrade", "nothing")
+            .body(Empty::<Bytes>::new());
+        std::future::ready(response)
+    });
+    hasty().serve(listener(), service).unwrap()
+}
+
+#[test]
+fn a_thread_that_has_an_upgraded_connection_and_blocks_or_panics_does_not_hold_the_stop() {
+    for kill in [false, true] {
+        let gate = Gate::new();
+        let _open = gate.open_at_end();
+        for hook in [Hook::Blocks(gate), Hook::Panics] {
+            let server = hijacked(hook.clone());
+            let mut client = Client::connect(addr(&server));
+            client.send(
+                "GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: nothing\r\n\r\n",
+            );
+            assert_eq!(client.try_head().unwrap().status, 101);
+            let blocks = matches!(hook, Hook::Blocks(_));
+            wait_for_report(&server, |report| {
+                report.conns_hijacked == blocks.into() && report.conns_active == 0
+            });
+            let result = ended(&server, kill);
+            let report = server.report();
+            assert_balanced(&report);
+            assert_eq!((report.served, report.hijacked_killed), (1, blocks.into()));
+            match result {
+                Err(Error::TimedOut) => assert!(blocks, "kill: {kill}"),
+                result => assert!(!blocks && result.is_ok(), "kill: {kill}, {result:?}"),
+            }
+        }
+    }
+}
+
 /// What a panic carries.
 fn discard(carried: Box<dyn Any + Send>) {
     let next = catch_unwind(AssertUnwindSafe(|| drop(carried)));
