@@ -201,7 +201,10 @@ fn a_thread_local_value_that_blocks_when_it_is_dropped_does_not_hold_the_stop() 
     thread_local! {
         static VALUE: Mutex<Option<OnDrop>> = const { Mutex::new(None) };
     }
-    for dispatch in dispatches() {
+    for (dispatch, kill) in dispatches()
+        .into_iter()
+        .flat_map(|dispatch| [(dispatch, false), (dispatch, true)])
+    {
         let gate = Gate::new();
         let _open = gate.open_at_end();
         let hook = Hook::Blocks(gate.clone());
@@ -211,7 +214,7 @@ fn a_thread_local_value_that_blocks_when_it_is_dropped_does_not_hold_the_stop() 
         };
         let server = hasty().handle(listener(), dispatch, handler).unwrap();
         Client::get(addr(&server), "/").answer();
-        let result = ended(&server, false);
+        let result = ended(&server, kill);
         assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
         assert_eq!(server.report().served, 1);
     }
@@ -1096,6 +1099,33 @@ fn a_body_that_panics_is_the_hosts_failure_and_not_the_clients() {
             .any(|(key, _)| key == "sum handler.error");
         assert!(is_told, "{at}: {answer:?}, {report:?}");
     }
+}
+
+/// An error that panics when somebody wants to know what it is.
+#[derive(Debug)]
+struct BadError;
+
+impl std::fmt::Display for BadError {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Hook::Panics.run();
+        Ok(())
+    }
+}
+
+impl std::error::Error for BadError {}
+
+#[test]
+fn an_error_that_panics_when_it_is_told_gets_a_500_too() {
+    let service =
+        service_fn(|_: Request<Incoming>| async { Err::<Response<Empty<Bytes>>, _>(BadError) });
+    let server = builder().serve(listener(), service).unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    assert_eq!(client.answer().status, 500);
+    // And where the request has a body that nobody reads.
+    let mut other = Client::connect(addr(&server));
+    other.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n");
+    assert_eq!(other.answer().status, 500);
+    assert_balanced(&common::stop(&server).unwrap());
 }
 
 #[test]

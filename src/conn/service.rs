@@ -365,8 +365,9 @@ where
         // Not by the value of a closure, or of a function: each would copy the response.
         let mut result = None;
         let poll = || {
+            // What an error has to say is the host's code, too.
             if let Poll::Ready(ready) = future.poll(cx) {
-                result = Some(ready);
+                result = Some(ready.map_err(|error| error.into().to_string()));
             }
         };
         let has_panicked = contain(poll).is_none();
@@ -380,7 +381,7 @@ where
             this.future.set(None);
             *this.early = Some(Box::new(match result {
                 Some(Ok(response)) => Ok(response.map(Source::host)),
-                Some(Err(error)) => Err(error.into().to_string()),
+                Some(Err(why)) => Err(why),
                 None => Err(PANICKED.to_owned()),
             }));
             *this.answering = Some(answering);
@@ -389,7 +390,7 @@ where
         }
         Poll::Ready(Ok(match result {
             Some(Ok(response)) => answering.answered(response, Source::host),
-            Some(Err(error)) => answering.failed(&error.into().to_string()),
+            Some(Err(why)) => answering.failed(&why),
             None => answering.failed(PANICKED),
         }))
     }
