@@ -26,6 +26,7 @@ use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use tokio::runtime::Runtime;
 
 use common::{
     Client, Deaf, Gate, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply,
@@ -122,6 +123,15 @@ fn ended(server: &Server, kill: bool) -> httpdown::Result<Report> {
     assert_eq!(server.report().phase, Phase::Stopped);
     assert_eq!(server.report().conns_open, 0);
     result
+}
+
+/// A runtime of the host's: one that hangs as soon as anything on it does.
+fn hosts_runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap()
 }
 
 /// Has a request answered, if the hook lets it be.
@@ -458,6 +468,7 @@ const HOSTS: [(&str, Host, bool); 7] = [
 /// How a server ends where the hook does that from within a phase on. Its timers run on the clock, which stands still
 /// until a host that blocks has to be abandoned.
 fn late(
+    builder: Builder,
     phase: Phase,
     host: Host,
     then: Hook,
@@ -466,7 +477,7 @@ fn late(
 ) -> httpdown::Result<Report> {
     const HOUR: Duration = Duration::from_secs(3600);
     let (clock, late) = (MockClock::new(), Late::new(then));
-    let mut builder = builder()
+    let mut builder = builder
         .clock(clock.clone())
         .idle_grace(LONG)
         .quiesce_timeout(LONG)
@@ -518,14 +529,19 @@ fn late(
 }
 
 fn late_each_way(phase: Phase, name: &str, host: Host, holds: bool) {
-    for kill in [false, true] {
+    for (kill, theirs) in [(false, false), (false, true), (true, false), (true, true)] {
+        let runtime = hosts_runtime();
         let gate = Gate::new();
         let _open = gate.open_at_end();
         let is_cut = phase == Phase::Killing;
-        for hook in [Hook::Blocks(gate), Hook::Panics] {
-            let case = format!("{name}, {phase:?}, kill: {kill}, {hook:?}");
+        for hook in [Hook::Panics, Hook::Blocks(gate)] {
+            let case = format!("{name}, {phase:?}, kill: {kill}, theirs: {theirs}, {hook:?}");
             let abandons = holds && matches!(hook, Hook::Blocks(_));
-            match late(phase, host, hook, kill, abandons) {
+            let mut builder = builder();
+            if theirs {
+                builder = builder.runtime(runtime.handle().clone());
+            }
+            match late(builder, phase, host, hook, kill, abandons) {
                 Err(Error::TimedOut) => assert!(abandons, "{case}"),
                 Err(Error::Killed) => assert!(is_cut && !abandons, "{case}"),
                 Err(error) => panic!("{case}: {error:?}"),
@@ -799,11 +815,7 @@ fn a_panic_that_carries_another_costs_no_thread() {
 
 #[test]
 fn a_runtime_of_the_hosts_that_goes_away_in_the_drain_is_no_clean_stop() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = hosts_runtime();
     let came = Journal::new();
     let written = came.clone();
     let service = service_fn(move |_: Request<Incoming>| {
@@ -830,11 +842,7 @@ fn a_runtime_of_the_hosts_that_goes_away_in_the_drain_is_no_clean_stop() {
 fn a_runtime_that_the_host_blocks_does_not_hold_the_stop_of_a_server_without_clients() {
     let gate = Gate::new();
     let _open = gate.open_at_end();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = hosts_runtime();
     let server = hello(builder().runtime(runtime.handle().clone()), listener());
     Client::get(addr(&server), "/").answer();
     wait_for_report(&server, |report| report.conns_open == 0);
@@ -855,11 +863,7 @@ fn a_runtime_that_the_host_blocks_does_not_hold_the_stop_of_a_server_without_cli
 fn a_service_that_blocks_when_its_runtime_has_gone_does_not_hold_the_stop() {
     let gate = Gate::new();
     let _open = gate.open_at_end();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = hosts_runtime();
     let hook = Hook::Blocks(gate);
     let service = service_fn(move |_: Request<Incoming>| {
         let captured = OnDrop(hook.clone());
@@ -1130,11 +1134,7 @@ fn an_error_that_panics_when_it_is_told_gets_a_500_too() {
 
 #[test]
 fn in_place_on_a_runtime_of_the_hosts_nothing_waits_for_its_own_thread() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = hosts_runtime();
     let results = Journal::new();
     let written = results.clone();
     let server = builder()
