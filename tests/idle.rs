@@ -3,7 +3,9 @@
 
 mod common;
 
+use std::fs;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -244,6 +246,54 @@ fn a_request_in_the_very_moment_in_which_a_connection_becomes_idle_is_answered()
     for dispatch in [Dispatch::default(), Dispatch::Inline] {
         race(&tells_thread(builder(), dispatch).0);
     }
+}
+
+/// How many descriptors of this process are the server's end of this connection.
+fn descriptors_of_server_for(client: &Client) -> usize {
+    let port = format!(":{:04X}", client.socket().local_addr().unwrap().port());
+    let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+    // Number, local and remote address; state, queues, timer, retransmissions, user, timeout, inode.
+    let fields = table.lines().map(|line| line.split_whitespace().skip(2));
+    let mut theirs = fields.filter(|fields| fields.clone().next().unwrap().ends_with(&port));
+    let inode = theirs.next().unwrap().nth(7).unwrap();
+    let name = PathBuf::from(format!("socket:[{inode}]"));
+    let all = fs::read_dir("/proc/self/fd").unwrap();
+    all.filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to == name))
+        .count()
+}
+
+fn wait_for_descriptors(client: &Client, count: usize) {
+    let deadline = Instant::now() + LONG;
+    while descriptors_of_server_for(client) != count {
+        assert!(Instant::now() < deadline, "not {count}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn what_it_takes_to_see_a_reset_behind_unread_bytes_is_given_back_when_a_connection_is_idle() {
+    let (entered, gate) = (Gate::new(), Gate::new());
+    let (enters, passes) = (entered.clone(), gate.clone());
+    let handler = move |exchange: Exchange| {
+        enters.open();
+        passes.pass();
+        let _ = reply(exchange, "hello");
+    };
+    let server = builder()
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap();
+    let _open = gate.open_at_end();
+    let mut client = Client::get(addr(&server), "/");
+    entered.pass();
+    wait_for_descriptors(&client, 1);
+    // Bytes that nobody reads now.
+    client.ask("/");
+    wait_for_descriptors(&client, 2);
+    gate.open();
+    client.answer();
+    client.answer();
+    wait_for_descriptors(&client, 1);
+    stop(&server).unwrap();
 }
 
 #[test]
