@@ -21,6 +21,8 @@ mod door;
 mod number;
 #[path = "../src/conn/park.rs"]
 mod park;
+#[path = "../src/conn/register.rs"]
+mod register;
 
 use std::sync::Arc as StdArc;
 use std::task::{Wake, Waker};
@@ -32,6 +34,7 @@ use loom::thread;
 use door::{Door, Quiet};
 use number::Number;
 use park::{Driver, Resume};
+use register::Register;
 
 /// A kernel's queue of connections, and those that are in the registry.
 #[derive(Default)]
@@ -199,6 +202,55 @@ fn a_kill_resets_no_socket_that_was_closed_because_it_could_not_be_driven() {
         owner.join().unwrap();
         kill.join().unwrap();
         assert_eq!(numbered.closed_books.load(Ordering::SeqCst), 1);
+    });
+}
+
+/// A connection's account, and the sum of those that are settled.
+#[derive(Default)]
+struct Account {
+    is_settled: AtomicBool,
+}
+
+#[derive(Default)]
+struct Books {
+    register: Register<Account>,
+    settled: AtomicUsize,
+}
+
+impl Books {
+    fn settle(&self, account: &Account) {
+        self.register.settle(|| {
+            self.settled.fetch_add(1, Ordering::SeqCst);
+            account.is_settled.store(true, Ordering::SeqCst);
+        });
+    }
+
+    fn count(&self) -> usize {
+        let mut settled = 0;
+        let unsettled = self.register.unsettled(
+            |account| account.is_settled.load(Ordering::SeqCst),
+            || settled = self.settled.load(Ordering::SeqCst),
+        );
+        settled + unsettled.len()
+    }
+}
+
+#[test]
+fn a_report_counts_a_connection_once_that_is_being_closed() {
+    loom::model(|| {
+        let books = Arc::new(Books::default());
+        let account = StdArc::new(Account::default());
+        books.register.insert(1, &account);
+        let closing = Arc::clone(&books);
+        let owner = thread::spawn(move || {
+            closing.settle(&account);
+            // What holds it last lets it go.
+            closing.register.remove(1, || ());
+        });
+        assert_eq!(books.count(), 1);
+        owner.join().unwrap();
+        assert!(books.register.is_empty());
+        assert_eq!(books.count(), 1);
     });
 }
 

@@ -12,6 +12,7 @@
 mod framing;
 mod number;
 mod park;
+mod register;
 mod service;
 #[cfg(test)]
 mod tests;

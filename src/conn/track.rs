@@ -1,11 +1,10 @@
 //! What the server knows of a connection and of the requests on it.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock};
 use std::task::Wake;
 use std::thread;
 
@@ -21,6 +20,7 @@ use crate::sys;
 use super::framing::{BodyLength, is_request};
 use super::number::Number;
 use super::park::Driver;
+use super::register::Register;
 
 /// Stands for the length of a body that does not say it.
 const UNKNOWN: u64 = u64::MAX;
@@ -97,7 +97,7 @@ pub struct ConnInfo {
 /// All connections of a server that anything still holds: a socket, a handler, a queued request.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    conns: Mutex<HashMap<u64, Weak<Conn>>>,
+    conns: Register<Conn>,
     accepted: AtomicU64,
     emptied: Notify,
 }
@@ -143,7 +143,7 @@ impl Registry {
             undelivered: AtomicBool::new(false),
             unacked_at_reset: OnceLock::new(),
         });
-        registry.lock().insert(conn.info.id, Arc::downgrade(&conn));
+        registry.conns.insert(conn.info.id, &conn);
         conn.tell(ConnState::New);
         Socket {
             open: Open(conn),
@@ -155,7 +155,7 @@ impl Registry {
     pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
-            if self.lock().is_empty() {
+            if self.conns.is_empty() {
                 return;
             }
             emptied.await;
@@ -164,36 +164,33 @@ impl Registry {
 
     /// Has every connection look at the phase.
     pub(crate) fn wake_all(&self) {
-        self.all().into_iter().for_each(Conn::wake);
+        self.conns.all().into_iter().for_each(Conn::wake);
     }
 
     /// Resets whatever is still connected.
     pub(crate) fn reset_all(&self) {
-        for conn in self.all() {
+        for conn in self.conns.all() {
             conn.reset();
         }
     }
 
     /// Closes the books on connections that nobody will come to any more, because a handler blocks their thread.
     pub(crate) fn abandon_all(&self) {
-        for conn in self.all() {
+        for conn in self.conns.all() {
             conn.closed();
         }
     }
 
     /// How many requests are held by handlers, or wait in a queue.
     pub(crate) fn held(&self) -> u64 {
-        self.all().iter().map(|conn| conn.held()).sum()
+        self.conns.all().iter().map(|conn| conn.held()).sum()
     }
 
     /// Adds up the connections that are still held and, from `closed`, those that are not.
     pub(crate) fn add_to(&self, report: &mut Report, closed: &Ledger) {
-        let conns = self.lock();
-        let held: Vec<_> = conns.values().filter_map(Weak::upgrade).collect();
-        // The others are in the server's ledger already.
-        let unsettled: Vec<_> = held.iter().filter(|conn| !conn.is_settled()).collect();
-        closed.add_to(report);
-        drop(conns);
+        let unsettled = self
+            .conns
+            .unsettled(Conn::is_settled, || closed.add_to(report));
         report.connections = self.accepted.load(Ordering::Relaxed);
         for conn in unsettled {
             conn.ledger.add_to(report);
@@ -208,14 +205,6 @@ impl Registry {
             report.conns_open += 1;
         }
     }
-
-    fn all(&self) -> Vec<Arc<Conn>> {
-        self.lock().values().filter_map(Weak::upgrade).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Weak<Conn>>> {
-        self.conns.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// One connection. Whoever drives it writes the counts; others only read them.
@@ -229,7 +218,7 @@ pub(crate) struct Conn {
     driver: Driver,
     ledger: Ledger,
     /// What the ledger said when the connection was closed is among the server's counts now. What a thread counts that
-    /// comes to it later, because a handler has blocked it, counts no more. Under the registry's lock.
+    /// comes to it later, because a handler has blocked it, counts no more. See [`Register::settle`].
     settled: AtomicBool,
     /// Bytes of a request have come, but not yet its whole head.
     reading_head: AtomicBool,
@@ -683,21 +672,22 @@ impl Conn {
 
     /// Adds the counts to the server's, for good. Says how many requests were lost: those that are in no column yet.
     fn settle(&self, killed: bool, failed: bool) -> u64 {
-        // Under the lock, so that no report counts the connection twice.
-        let _registry = self.shared.registry.lock();
-        let mut counts = self.ledger.counts();
-        // A request of which a byte has come is a request.
-        counts.requests += u64::from(killed && self.is_reading_head());
-        let lost = counts.open();
-        let column = match (killed, failed) {
-            (true, _) => &mut counts.killed,
-            (_, true) => &mut counts.failed,
-            _ => &mut counts.gone,
-        };
-        *column += lost;
-        self.shared.ledger.add(&counts);
-        self.settled.store(true, Ordering::Relaxed);
-        lost
+        // So that no report counts the connection twice.
+        self.shared.registry.conns.settle(|| {
+            let mut counts = self.ledger.counts();
+            // A request of which a byte has come is a request.
+            counts.requests += u64::from(killed && self.is_reading_head());
+            let lost = counts.open();
+            let column = match (killed, failed) {
+                (true, _) => &mut counts.killed,
+                (_, true) => &mut counts.failed,
+                _ => &mut counts.gone,
+            };
+            *column += lost;
+            self.shared.ledger.add(&counts);
+            self.settled.store(true, Ordering::Relaxed);
+            lost
+        })
     }
 
     fn is_settled(&self) -> bool {
@@ -708,11 +698,9 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         let registry = &self.shared.registry;
-        let mut conns = registry.lock();
-        conns.remove(&self.info.id);
-        if conns.is_empty() {
-            registry.emptied.notify_waiters();
-        }
+        registry
+            .conns
+            .remove(self.info.id, || registry.emptied.notify_waiters());
     }
 }
 
