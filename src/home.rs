@@ -389,4 +389,15 @@ mod tests {
         home.before_sleep();
         assert!(hold.is_some_and(|hold| hold.is_over()));
     }
+
+    #[test]
+    fn a_connection_that_gets_something_in_every_turn_holds_nothing_back_for_ever() {
+        enter(&Arc::new(Home::default()));
+        let (mut hold, began) = (None, Instant::now());
+        while Hold::ask(&mut hold, Waker::noop()) {
+            end_turn(false);
+            assert!(began.elapsed() < Duration::from_secs(10));
+        }
+        assert!(began.elapsed() >= MAX_HOLD);
+    }
 }
