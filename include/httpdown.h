@@ -248,7 +248,9 @@ typedef struct {
     // Handed to every callback. Must live until `destroy` is called.
     void *user_data;
     // Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
-    // error (but not if the options themselves could not be read: NULL, or a struct_size that is none).
+    // error (but not if the options themselves could not be read: NULL, or a struct_size that is none). A `release` of
+    // httpdown_reply_borrowed that does not return is no callback in this sense. Mostly httpdown_free or httpdown_run
+    // calls it, on the thread that they are called on, and so lasts as long as it does; a stop never waits for it.
     httpdown_destroy_fn destroy;
     // Callbacks for a monitoring system.
     httpdown_stats stats;
@@ -642,7 +644,8 @@ int httpdown_request_body(httpdown_request *request,
 bool httpdown_request_cancelled(const httpdown_request *request);
 
 // Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
-// request, until it is ended.
+// request, until it is ended. In place (HTTPDOWN_DISPATCH_INLINE), a handler that waits here holds up the thread that
+// would see its client leave, and all connections of that thread: it learns only of a kill, and of the time.
 //
 // Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED,
 // INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.

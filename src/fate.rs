@@ -203,6 +203,9 @@ impl Cancellation {
 
     /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before, or the answer
     /// is complete.
+    ///
+    /// A handler that is called in place ([`Dispatch::Inline`](crate::Dispatch::Inline)) and waits here holds up the thread
+    /// that would see its client leave, and all connections of that thread: it learns only of a kill, and of the deadline.
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
         runtime::block_on(self.wait_as(Waiter::Thread), deadline).flatten()

@@ -44,7 +44,8 @@ impl RequestQueue {
     /// Takes up to `limit` requests, and waits until `deadline` for the first (`None`: as long as the server lives).
     ///
     /// The calling thread counts as their holder until each is finished: a blocking stop or wait on it would wait for
-    /// itself, and fails.
+    /// itself, and fails. A thread of a host's runtime that drives connections is to wait here only briefly, if at all:
+    /// the requests that it waits for may have to come from it.
     ///
     /// # Errors
     /// [`Error::Stopped`] when no request can come any more, [`Error::WouldBlock`] when the deadline has passed.

@@ -481,7 +481,8 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
 }
 
 /// Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
-/// request, until it is ended.
+/// request, until it is ended. In place (HTTPDOWN_DISPATCH_INLINE), a handler that waits here holds up the thread that
+/// would see its client leave, and all connections of that thread: it learns only of a kill, and of the time.
 ///
 /// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED,
 /// INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.

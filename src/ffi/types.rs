@@ -239,7 +239,9 @@ pub struct httpdown_options {
     /// Handed to every callback. Must live until `destroy` is called.
     pub user_data: *mut c_void,
     /// Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
-    /// error (but not if the options themselves could not be read: NULL, or a struct_size that is none).
+    /// error (but not if the options themselves could not be read: NULL, or a struct_size that is none). A `release` of
+    /// httpdown_reply_borrowed that does not return is no callback in this sense. Mostly httpdown_free or httpdown_run
+    /// calls it, on the thread that they are called on, and so lasts as long as it does; a stop never waits for it.
     pub destroy: httpdown_destroy_fn,
     /// Callbacks for a monitoring system.
     pub stats: httpdown_stats,
