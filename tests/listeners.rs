@@ -298,7 +298,9 @@ fn a_silent_client_of_a_deferred_accept_is_served() {
     let server = hello(patient(), listener);
     let addr = addr(&server);
     let mut clients = [Client::connect(addr), Client::connect(addr)];
-    wait_for_half_open(addr.port(), 2);
+    for client in &clients {
+        wait_for_half_open(addr, client.socket().local_addr().unwrap());
+    }
     let stopping = stop_elsewhere(&server);
     wait_for_phase(&server, Phase::Quiescing);
     let [quick, slow] = &mut clients;

@@ -431,13 +431,21 @@ pub(crate) fn wait_for_report(server: &Server, enough: impl Fn(&Report) -> bool)
 
 /// How many half-open handshakes there are at that port, in this thread's network namespace.
 pub(crate) fn half_open(port: u16) -> usize {
-    let local = format!(":{port:04X} ");
+    half_open_of(port, |_| true)
+}
+
+/// Of those, the ones whose client's port is as it should be.
+fn half_open_of(port: u16, is_client: impl Fn(u16) -> bool) -> usize {
+    let port_of = |field: &str| u16::from_str_radix(field.rsplit(':').next().unwrap(), 16).ok();
     // IPv4 clients of a dual-stack listener are in the second.
     ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
         .map(|path| fs::read_to_string(path).unwrap_or_default())
         .iter()
         .flat_map(|table| table.lines())
-        .filter(|line| line.contains(&local) && line.split_whitespace().nth(3) == Some("03"))
+        .map(|line| line.split_whitespace().skip(1))
+        .filter_map(|mut fields| Some((fields.next()?, fields.next()?, fields.next()?)))
+        .filter(|(local, _, state)| port_of(local) == Some(port) && *state == "03")
+        .filter(|(_, remote, _)| port_of(remote).is_some_and(&is_client))
         .count()
 }
 
@@ -463,9 +471,11 @@ fn set_min_ttl(socket: &Socket, ttl: i32) {
     }
 }
 
-pub(crate) fn wait_for_half_open(port: u16, count: usize) {
+/// Waits for this client's. By its own port: the kernel may have given the server's to another test's server, too, on
+/// another address.
+pub(crate) fn wait_for_half_open(server: SocketAddr, client: SocketAddr) {
     let deadline = Instant::now() + LONG;
-    while half_open(port) < count {
+    while half_open_of(server.port(), |port| port == client.port()) == 0 {
         assert!(Instant::now() < deadline, "no half-open handshake");
         thread::yield_now();
     }
@@ -477,13 +487,12 @@ pub(crate) struct Deaf(Socket);
 
 impl Deaf {
     pub(crate) fn connect(addr: SocketAddr) -> Self {
-        let before = half_open(addr.port());
         let socket = tcp(addr);
         set_min_ttl(&socket, 255);
         socket.set_nonblocking(true).unwrap();
         let connecting = socket.connect(&addr.into()).unwrap_err();
         assert_eq!(connecting.raw_os_error(), Some(libc::EINPROGRESS));
-        wait_for_half_open(addr.port(), before + 1);
+        wait_for_half_open(addr, socket.local_addr().unwrap().as_socket().unwrap());
         Self(socket)
     }
 
