@@ -11,7 +11,7 @@ mod common;
 use std::convert::Infallible;
 use std::io::Write;
 use std::num::NonZeroUsize;
-
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -520,6 +520,61 @@ fn upgraded_connections_and_tunnels_are_killed_with_the_rest() {
     assert_eq!((report.conns_killed, report.hijacked_killed), (2, 2));
     assert_eq!((report.served, report.killed), (2, 0));
     assert_eq!(report.bytes_unacked, 0);
+}
+
+/// Java's `HttpClient` and `curl --http2` ask for h2c with each plain request. Whoever declines that, and keeps the request,
+/// keeps the connection from nothing.
+#[test]
+fn a_declined_upgrade_changes_nothing_of_how_its_connection_ends() {
+    const LARGE: usize = 4 << 20;
+    const FIELDS: &str =
+        "host: test\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n";
+    let kept = Journal::new();
+    let keeps = kept.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        keeps.write(Arc::new(Mutex::new(hyper::upgrade::on(&mut request))));
+        let declined =
+            status(StatusCode::PAYLOAD_TOO_LARGE).map(|_| Full::<Bytes>::from("declined"));
+        std::future::ready(Ok::<_, Infallible>(declined))
+    });
+    let builder = builder().idle_grace(LONG).linger_timeout(LONG);
+    let server = builder.serve(listener(), service).unwrap();
+
+    let mut client = Client::connect(addr(&server));
+    client.send(format!(
+        "POST / HTTP/1.1\r\n{FIELDS}content-length: {LARGE}\r\n\r\n"
+    ));
+    client.send(vec![b'x'; LARGE]);
+    let answer = client.answer();
+    assert_eq!(
+        (answer.status, answer.text(), answer.closes()),
+        (413, "declined", true)
+    );
+    client.assert_closed();
+
+    let mut client = Client::connect(addr(&server));
+    client
+        .send(["CONNECT test:80 HTTP/1.1\r\nhost: test:80\r\nconnection: close\r\n\r\n"].concat());
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.closes()), (413, true));
+    client.assert_closed();
+
+    let mut client = Client::connect(addr(&server));
+    let get = |fields| format!("GET / HTTP/1.1\r\n{fields}\r\n");
+    client.send(get(FIELDS));
+    assert!(!client.answer().closes());
+    client.send(get("host: test\r\n"));
+    assert!(!client.answer().closes());
+    client.send(get(FIELDS));
+    assert!(!client.answer().closes());
+    let stopping = stop_elsewhere(&server);
+    wait_for_report(&server, |report| report.phase == Phase::Draining);
+    client.send(get(FIELDS));
+    assert!(client.answer().closes());
+    client.assert_closed();
+    let report = finish(stopping);
+    assert_eq!((report.served, report.conns_closed), (6, 3));
+    assert_eq!(kept.all().len(), 6);
 }
 
 #[test]

@@ -366,14 +366,13 @@ async fn active<R: Respond>(
     conn: &Arc<Conn>,
     is_busy: bool,
 ) -> (End, Option<Wire>) {
-    let slot = Slot::default();
-    let end = drive(wire, service, &slot, conn, is_busy).await;
+    let slot = wire::slot(wire);
+    let end = drive(service, &slot, conn, is_busy).await;
     (end, wire::take(&slot))
 }
 
-/// As [`active`]; hyper leaves the wire in the slot.
+/// As [`active`]; the wire stays in the slot.
 async fn drive<R: Respond>(
-    wire: Wire,
     service: Tracked<R>,
     slot: &Slot,
     conn: &Arc<Conn>,
@@ -386,7 +385,7 @@ async fn drive<R: Respond>(
     let http = http1::Builder::new()
         .half_close(true)
         .writev(false)
-        .serve_connection(TokioIo::new(Transport::new(wire, slot)), service)
+        .serve_connection(TokioIo::new(Transport::new(slot)), service)
         .with_upgrades();
     let mut http = pin!(http);
     let mut header_timer = None;

@@ -112,6 +112,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
                 .begin(self.conn.request_begins(length, is_upgrade)),
             is_complete: false,
             asks_for: AsksFor::of(request.method()),
+            is_upgrade,
             is_http10: request.version() < Version::HTTP_11,
             announces: self.conn.shared().announcement.is_some() && keeps_alive(&request),
         };
@@ -148,10 +149,16 @@ fn keeps_alive<B>(request: &Request<B>) -> bool {
 
 /// Held while a response is owed: dropped before hyper has all of it, the request is lost.
 #[derive(Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "none of them says anything of another"
+)]
 struct Answering<O: Outcome> {
     outcome: O,
     is_complete: bool,
     asks_for: AsksFor,
+    /// The request asks for an upgrade, or a tunnel.
+    is_upgrade: bool,
     is_http10: bool,
     /// The response tells of the idle timeout, if the connection goes on behind it.
     announces: bool,
@@ -217,8 +224,9 @@ impl<O: Outcome> Answering<O> {
     /// bytes hyper will take of the body, where that is known.
     fn prepare<S: Body>(&self, response: &mut Response<S>) -> Option<u64> {
         let status = response.status();
-        let upgrades = status == StatusCode::SWITCHING_PROTOCOLS
+        let agrees = status == StatusCode::SWITCHING_PROTOCOLS
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
+        let upgrades = self.is_upgrade && agrees;
         let conn = self.conn();
         if upgrades {
             conn.upgrade_agreed();

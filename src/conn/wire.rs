@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -438,81 +438,75 @@ impl Drop for Wire {
     }
 }
 
-/// Where hyper's transport leaves the wire when hyper is done with it.
+/// Where the wire is while hyper drives the connection, to be taken back when hyper is done: hyper gives its transport to
+/// whoever has a request that asks for an upgrade, also if that was declined, and who may keep it.
 pub(super) type Slot = Arc<Mutex<Option<Wire>>>;
 
-/// The wire as hyper sees it, for as long as hyper drives the connection.
-pub(super) struct Transport {
-    /// There until it is dropped.
-    wire: Option<Wire>,
-    slot: Slot,
+pub(super) fn slot(wire: Wire) -> Slot {
+    Arc::new(Mutex::new(Some(wire)))
 }
+
+/// Takes the wire back. An upgraded connection belongs to whoever has the transport, and ends with it.
+pub(super) fn take(slot: &Slot) -> Option<Wire> {
+    lock(slot).take_if(|wire| !wire.conn().is_upgraded())
+}
+
+fn lock(slot: &Slot) -> MutexGuard<'_, Option<Wire>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The wire as hyper sees it.
+pub(super) struct Transport(Slot);
 
 impl Transport {
-    pub(super) fn new(wire: Wire, slot: &Slot) -> Self {
-        Self {
-            wire: Some(wire),
-            slot: Arc::clone(slot),
+    pub(super) fn new(slot: &Slot) -> Self {
+        Self(Arc::clone(slot))
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut Wire) -> Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        match &mut *lock(&self.0) {
+            Some(wire) => f(wire),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
-
-    fn wire(&mut self) -> io::Result<&mut Wire> {
-        self.wire
-            .as_mut()
-            .ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-}
-
-impl Drop for Transport {
-    fn drop(&mut self) {
-        // An upgraded connection belongs to whoever drops this, and ends with it.
-        if let Some(wire) = self.wire.take()
-            && !wire.conn().is_upgraded()
-        {
-            *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(wire);
-        }
-    }
-}
-
-/// Takes what hyper has left.
-pub(super) fn take(slot: &Slot) -> Option<Wire> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 impl AsyncRead for Transport {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let wire = self.wire()?;
-        let poll = wire.poll_read(cx, buf);
-        wire.conn().set_waiting_for_bytes(poll.is_pending());
-        poll
+        self.with(|wire| {
+            let poll = wire.poll_read(cx, buf);
+            wire.conn().set_waiting_for_bytes(poll.is_pending());
+            poll
+        })
     }
 }
 
 impl AsyncWrite for Transport {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.wire()?.poll_write(cx, buf)
+        self.with(|wire| wire.poll_write(cx, buf))
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.wire()?.poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|wire| wire.poll_flush(cx))
     }
 
     /// The connection is closed where it is driven, once hyper is done; but after an upgrade this is the only way.
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let wire = self.wire()?;
-        if wire.conn().is_upgraded() {
-            return wire.poll_shutdown(cx);
-        }
-        ready!(wire.poll_write_out(cx))?;
-        wire.flushed();
-        Poll::Ready(Ok(()))
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.with(|wire| {
+            if wire.conn().is_upgraded() {
+                return wire.poll_shutdown(cx);
+            }
+            ready!(wire.poll_write_out(cx))?;
+            wire.flushed();
+            Poll::Ready(Ok(()))
+        })
     }
 }
