@@ -1,6 +1,8 @@
 /* httpdown_run: a whole program's life, with real signals. Each server is a process of its own. */
 #include "test.h"
 
+#include <sys/syscall.h>
+
 typedef struct {
     fixture base;
     int tells; /* where the child says things: its port, and "i" when a handler is in */
@@ -229,27 +231,168 @@ static void only_one_run_at_a_time(void) {
     free_fixture(f);
 }
 
-static void a_signal_to_a_forked_child_ends_the_child_and_not_the_parents_server(void) {
+/* ---- children of a run: no signal to them is the parent's ---- */
+
+static pid_t forks(void) {
+    return fork();
+}
+
+/* As fork, but no handler of pthread_atfork is called. */
+static pid_t clones(void) {
+    return (pid_t)syscall(SYS_clone, SIGCHLD, NULL, NULL, NULL, NULL);
+}
+
+static volatile pid_t child_of_vfork;
+
+/* Until the child has ended its parent's thread stands still, and they share their memory. */
+static void *vforks(void *unused) {
+    pid_t pid = vfork();
+    if (pid == 0) {
+        alarm(2 * PATIENCE_S);
+        child_of_vfork = getpid();
+        for (;;) pause();
+    }
+    CHECK(pid > 0);
+    return unused;
+}
+
+/* Waits until a child has ended: the status of its exit, or the number of the signal with a minus. */
+static int end_of(pid_t child) {
+    int status = 0;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static struct sigaction action_of(int number) {
+    struct sigaction now;
+    CHECK(sigaction(number, NULL, &now) == 0);
+    return now;
+}
+
+typedef struct {
+    fixture *f;
+    pthread_t thread;
+    int port;
+} parent;
+
+static void *runs_and_tells_port(void *argument) {
+    fixture *f = argument;
+    httpdown_options options = options_for(f, hello);
+    options.on_phase = tells_port;
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    EQUAL(httpdown_run(&options, &report, NULL, 0), 0);
+    EQUAL(report.served, 1);
+    return NULL;
+}
+
+static parent start_parent(void) {
+    parent p = {.f = new_fixture()};
+    p.thread = spawn(runs_and_tells_port, p.f);
+    p.port = (int)wait_told(p.f, HTTPDOWN_EVENT_LOG, 4711, NULL, 1).value;
+    return p;
+}
+
+/* It serves as if nothing had been, and still catches the signal. */
+static void end_parent(const parent *p) {
+    int fd = connect_to(p->port);
+    CHECK(fd >= 0);
+    put(fd, GET("/"));
+    expect(fd, 200, "Hello, World!");
+    CHECK(kill(getpid(), SIGTERM) == 0);
+    join(p->thread);
+    close(fd);
+    free_fixture(p->f);
+}
+
+static void a_signal_to_a_child_ends_the_child_and_not_the_parents_server(void) {
     static const int numbers[] = {SIGTERM, SIGINT};
-    fixture *f = new_fixture();
-    pthread_t run = spawn(runs, f);
-    gate_wait(&f->phase[HTTPDOWN_PHASE_SERVING], 1);
-    for (int i = 0; i < 2; i++) {
-        pid_t child = fork();
+    static pid_t (*const makers[])(void) = {forks, clones};
+    parent p = start_parent();
+    for (int i = 0; i < 4; i++) {
+        pid_t child = makers[i / 2]();
         if (child == 0) {
             alarm(2 * PATIENCE_S);
             for (;;) pause();
         }
-        CHECK(child > 0 && kill(child, numbers[i]) == 0);
-        int status = 0;
-        CHECK(waitpid(child, &status, 0) == child);
-        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == numbers[i]);
+        CHECK(child > 0 && kill(child, numbers[i % 2]) == 0);
+        EQUAL(end_of(child), -numbers[i % 2]);
     }
-    EQUAL(gate_value(&f->phase[HTTPDOWN_PHASE_QUIESCING]), 0);
-    kill(getpid(), SIGTERM);
-    EQUAL((intptr_t)join(run), 0);
-    free_fixture(f);
+    end_parent(&p);
 }
+
+static void a_signal_to_a_child_of_vfork_ends_the_child_and_not_the_parents_server(void) {
+    static const int numbers[] = {SIGTERM, SIGINT};
+    parent p = start_parent();
+    for (int i = 0; i < 2; i++) {
+        struct sigaction before = action_of(numbers[i]);
+        child_of_vfork = 0;
+        pthread_t waits = spawn(vforks, NULL);
+        UNTIL(child_of_vfork != 0);
+        CHECK(kill(child_of_vfork, numbers[i]) == 0);
+        join(waits);
+        EQUAL(end_of(child_of_vfork), -numbers[i]);
+        CHECK(action_of(numbers[i]).sa_handler == before.sa_handler);
+    }
+    end_parent(&p);
+}
+
+static pid_t handler_belongs_to;
+
+/* What a child ends with says whether this is its handler again. */
+static void ends_a_child(int number) {
+    struct sigaction now;
+    if (getpid() == handler_belongs_to) return;
+    _exit(sigaction(number, NULL, &now) == 0 && now.sa_handler == ends_a_child ? 7 : 8);
+}
+
+static void a_signal_to_a_child_runs_the_hosts_old_handler_there(void) {
+    static pid_t (*const makers[])(void) = {forks, clones};
+    struct sigaction mine = {.sa_handler = ends_a_child}, old;
+    sigemptyset(&mine.sa_mask);
+    handler_belongs_to = getpid();
+    CHECK(sigaction(SIGTERM, &mine, &old) == 0);
+    parent p = start_parent();
+    for (int i = 0; i < 2; i++) {
+        pid_t child = makers[i]();
+        if (child == 0) {
+            alarm(2 * PATIENCE_S);
+            for (;;) pause();
+        }
+        CHECK(child > 0 && kill(child, SIGTERM) == 0);
+        EQUAL(end_of(child), 7);
+    }
+    child_of_vfork = 0;
+    pthread_t waits = spawn(vforks, NULL);
+    UNTIL(child_of_vfork != 0);
+    CHECK(kill(child_of_vfork, SIGTERM) == 0);
+    join(waits);
+    EQUAL(end_of(child_of_vfork), 7);
+    CHECK(action_of(SIGTERM).sa_handler != ends_a_child);
+    end_parent(&p);
+    CHECK(action_of(SIGTERM).sa_handler == ends_a_child);
+    CHECK(sigaction(SIGTERM, &old, NULL) == 0);
+}
+
+static void a_child_ignores_what_was_ignored_before(void) {
+    struct sigaction ignored = {.sa_handler = SIG_IGN}, old;
+    sigemptyset(&ignored.sa_mask);
+    CHECK(sigaction(SIGTERM, &ignored, &old) == 0);
+    parent p = start_parent();
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(2 * PATIENCE_S);
+        UNTIL(action_of(SIGTERM).sa_handler == SIG_IGN); /* our handler has been there */
+        raise(SIGTERM);
+        _exit(7);
+    }
+    CHECK(child > 0 && kill(child, SIGTERM) == 0);
+    EQUAL(end_of(child), 7);
+    end_parent(&p);
+    CHECK(action_of(SIGTERM).sa_handler == SIG_IGN);
+    CHECK(sigaction(SIGTERM, &old, NULL) == 0);
+}
+
+/* ---- in one process again ---- */
 
 static void the_handlers_of_a_run_use_the_signal_stack_and_restart_system_calls(void) {
     static const int numbers[] = {SIGTERM, SIGINT};
@@ -396,7 +539,10 @@ int main(int argc, char **argv) {
     RUN(a_second_signal_cuts);
     RUN(an_idle_run_ends_at_once);
     RUN(only_one_run_at_a_time);
-    RUN(a_signal_to_a_forked_child_ends_the_child_and_not_the_parents_server);
+    RUN(a_signal_to_a_child_ends_the_child_and_not_the_parents_server);
+    RUN(a_signal_to_a_child_of_vfork_ends_the_child_and_not_the_parents_server);
+    RUN(a_signal_to_a_child_runs_the_hosts_old_handler_there);
+    RUN(a_child_ignores_what_was_ignored_before);
     RUN(the_handlers_of_a_run_use_the_signal_stack_and_restart_system_calls);
     RUN(a_third_signal_does_what_it_did_before);
     RUN(a_run_that_fails_restores);
