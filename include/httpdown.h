@@ -19,7 +19,9 @@
  *     nothing: a slow callback delays only later events.
  *  8. httpdown touches nothing of your process: no signals (but in httpdown_run, which restores them), no output, no
  *     locale. Its threads block all signals but those for faults (SEGV, BUS, FPE, ILL, TRAP, SYS).
- *  9. After fork() without exec, calls in the child return FORKED.
+ *  9. After fork() without exec, calls in the child return FORKED if, at the fork, a server had not been freed yet,
+ *     httpdown_run had not returned, or a thread was left behind; and so they do in the child's own children. Any other
+ *     child may have servers of its own: a daemon forks first, and then serves.
  * 10. Before version 1.0 the interface may change with any minor version; the changelog says how.
  */
 
@@ -81,7 +83,9 @@ typedef enum {
     HTTPDOWN_STATUS_GONE = 13,
     // The stop timeout passed, or a kill was asked for, and requests were cut.
     HTTPDOWN_STATUS_KILLED = 14,
-    // The process was forked, and this is the child: the server's threads live in the parent.
+    // The process was forked, and this is the child: the server's threads live in the parent. For every call in a
+    // child that was forked while there was a server that had not been freed, a httpdown_run, or a thread that one of
+    // them had left behind; and in that child's own children. An exec ends it.
     HTTPDOWN_STATUS_FORKED = 15,
     // A body is longer than the limit that was given.
     HTTPDOWN_STATUS_TOO_LARGE = 16,
@@ -450,9 +454,11 @@ int httpdown_serve(const httpdown_options *options,
 // Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
 //
 // A second signal goes straight to the kill; a third does what it would have done without us. What the signals did
-// before is restored at the end; only one run can be under way in a process. To learn when the server listens, and
-// where, set the option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run,
-// however it ended. `error` as for httpdown_serve. Blocks.
+// before is restored at the end; only one run can be under way in a process. In a child, be it of fork or of vfork,
+// they do what they would have done without us, and do not stop the parent. A daemon forks first, and then runs: a
+// child that is forked meanwhile can have no server (FORKED). To learn when the server listens, and where, set the
+// option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run, however it ended.
+// `error` as for httpdown_serve. Blocks.
 //
 // Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 HTTPDOWN_MUST_USE
@@ -498,8 +504,8 @@ int httpdown_wait(const httpdown_server *server,
 // Returns OK, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE int httpdown_report(const httpdown_server *server, httpdown_stop_report *report);
 
-// How far the server has come: a httpdown_phase_code; HTTPDOWN_PHASE_STOPPED also if `server` is NULL and after a
-// fork. Never blocks.
+// How far the server has come: a httpdown_phase_code; HTTPDOWN_PHASE_STOPPED also if `server` is NULL and where
+// other calls return FORKED. Never blocks.
 int httpdown_phase(const httpdown_server *server);
 
 // Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for, and so from
@@ -519,10 +525,11 @@ int httpdown_local_addr(const httpdown_server *server,
 
 // Ends a server: stops it if nobody has, waits until its threads have ended, and frees it. NULL is fine.
 //
-// Blocks as httpdown_stop does, and then until the callbacks for events have been called, at most kill_timeout_ms.
-// On a thread that would wait for itself (in a handler, say) it returns at once, and the rest follows elsewhere.
-// Handlers that never return are left behind; `destroy` is called when the last of them does return. Nothing may use
-// the server meanwhile or afterwards. In a forked child it does nothing.
+// Blocks as httpdown_stop does, and then until the callbacks for events have been called, at most for kill_timeout_ms
+// or a second, whichever is longer. On a thread that would wait for itself (in a handler, say) it returns at once, and
+// the rest follows elsewhere. Handlers that never return are left behind; `destroy` is called when the last of them
+// does return. Nothing may use the server meanwhile or afterwards. In a child that was forked before it does nothing:
+// see FORKED.
 void httpdown_free(httpdown_server *server);
 
 // Takes requests from the queue (the option `dispatch` is HTTPDOWN_DISPATCH_QUEUE): up to `capacity` of them into

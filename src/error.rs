@@ -39,7 +39,10 @@ pub enum Error {
     Panicked,
     /// A body is longer than the limit that the caller has set.
     TooLarge,
-    /// The process was forked, and this is the child: the server's threads live in the parent.
+    /// The process was forked, and this is the child: the server's threads live in the parent. So it is in a child that
+    /// was forked while a server had not been [closed](crate::Server::close), while [`Signals`](crate::Signals) were
+    /// caught, or while a thread that was left behind lived; and in that child's own children. Any other child may have
+    /// servers of its own.
     Forked,
 }
 

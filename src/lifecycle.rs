@@ -30,7 +30,7 @@ use crate::sys::{self, EventFd};
 const KILL_GRACE: Duration = Duration::from_millis(100);
 /// How long our threads may take to end, and the host's code on them, however short the kill timeout is: they mostly need
 /// some milliseconds, on a busy machine more.
-const END_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const END_GRACE: Duration = Duration::from_secs(1);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 

@@ -4,27 +4,55 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
-use once_cell::sync::OnceCell;
-
-use crate::sys::{self, EventFd, Signal};
+use crate::sys::{self, Bell, Signal};
 
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
-static FORK_WATCH: OnceCell<()> = OnceCell::new();
+static WATCHING: AtomicBool = AtomicBool::new(false);
+/// How many [`Ours`] there are.
+static OURS: AtomicUsize = AtomicUsize::new(0);
 
-/// Notices every later fork: threads do not survive it, so in the child each call must say so instead of waiting for
-/// threads that are gone.
-pub(crate) fn watch_forks() -> io::Result<()> {
-    extern "C" fn in_child() {
-        IN_CHILD.store(true, Ordering::Relaxed);
+/// Something that belongs to this process, and that no child has that is forked meanwhile: a thread of ours, or the
+/// catching of signals. In such a child each call must say so instead of waiting for threads that are not there. A
+/// child that is forked when there is none has lost nothing, and may have servers of its own.
+#[derive(Debug)]
+pub(crate) struct Ours(());
+
+impl Ours {
+    /// Counts it, as long as this lives.
+    pub(crate) fn count() -> io::Result<Self> {
+        watch_forks()?;
+        OURS.fetch_add(1, Ordering::Relaxed);
+        Ok(Self(()))
     }
-    FORK_WATCH
-        .get_or_try_init(|| sys::at_fork(in_child))
-        .copied()
 }
 
-/// Whether this process is the forked child of one that had a server, or caught signals. Async-signal-safe.
+impl Drop for Ours {
+    fn drop(&mut self) {
+        OURS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Has the child of every later fork marked, if it must be. Without a lock, which a fork might leave locked: that it is
+/// asked for twice does no harm.
+fn watch_forks() -> io::Result<()> {
+    /// Runs before fork returns in the child, where the other threads are not: atomics only.
+    extern "C" fn in_child() {
+        if OURS.load(Ordering::Relaxed) > 0 {
+            IN_CHILD.store(true, Ordering::Relaxed);
+        }
+        SIGNALLED.leave();
+    }
+    if !WATCHING.load(Ordering::Acquire) {
+        sys::at_fork(in_child)?;
+        WATCHING.store(true, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Whether this process was forked from one that had something of [`Ours`], or is the child of such a process.
+/// Async-signal-safe.
 pub(crate) fn forked() -> bool {
     IN_CHILD.load(Ordering::Relaxed)
 }
@@ -32,9 +60,8 @@ pub(crate) fn forked() -> bool {
 /// The signals that end a run.
 static STOP_SIGNALS: [Signal; 2] = [Signal::new(libc::SIGTERM), Signal::new(libc::SIGINT)];
 
-/// What the handler writes to: it lives for ever, because a handler may still be running on another thread when the
-/// old action has been restored.
-static SIGNALLED: OnceCell<EventFd> = OnceCell::new();
+/// What the handler writes to. A child that may run servers makes its own: this one is its parent's as well.
+static SIGNALLED: Bell = Bell::new();
 static SIGNALS_SEEN: AtomicU32 = AtomicU32::new(0);
 static CATCHING: AtomicBool = AtomicBool::new(false);
 /// The process that catches.
@@ -63,17 +90,22 @@ extern "C" fn on_signal(number: libc::c_int) {
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     caught: Vec<&'static Signal>,
+    _ours: Ours,
 }
 
 impl StopSignals {
     /// Catches them. `None` if another run of this process does already.
     pub(crate) fn catch() -> io::Result<Option<Self>> {
-        watch_forks()?;
+        // First: a child that is forked in the middle of this must not take the signals for caught.
+        let ours = Ours::count()?;
         if CATCHING.swap(true, Ordering::Acquire) {
             return Ok(None);
         }
-        let mut signals = Self { caught: Vec::new() };
-        SIGNALLED.get_or_try_init(EventFd::new)?.clear();
+        let mut signals = Self {
+            caught: Vec::new(),
+            _ours: ours,
+        };
+        SIGNALLED.get_or_make()?.clear();
         SIGNALS_SEEN.store(0, Ordering::Relaxed);
         CATCHER.store(std::process::id(), Ordering::Relaxed);
         for signal in &STOP_SIGNALS {
@@ -85,7 +117,7 @@ impl StopSignals {
 
     /// Calls `seen` with the number of signals so far, each time one has come. Needs a tokio runtime.
     pub(crate) async fn watch(mut seen: impl FnMut(u32)) -> io::Result<()> {
-        let signalled = SIGNALLED.get_or_try_init(EventFd::new)?;
+        let signalled = SIGNALLED.get_or_make()?;
         let readiness = sys::watch(signalled.as_fd())?;
         loop {
             let mut ready = readiness.readable().await?;

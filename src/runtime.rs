@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::process::Ours;
 use crate::pulse::Pulse;
 use crate::sys;
 
@@ -64,17 +65,24 @@ pub(crate) fn in_place<T>(server: u64, handler: impl FnOnce() -> T) -> T {
 
 /// A thread of a server.
 #[derive(Debug)]
-pub(crate) struct Thread(JoinHandle<()>);
+pub(crate) struct Thread {
+    handle: JoinHandle<()>,
+    /// Beside the thread's own: so a server is one of ours until somebody has joined its threads, and not until they
+    /// happen to end, which nobody could know.
+    ours: Ours,
+}
 
 impl Thread {
     pub(crate) fn is_finished(&self) -> bool {
-        self.0.is_finished()
+        self.handle.is_finished()
     }
 
     /// Waits until it has ended; at the deadline it is left to itself. Says whether it has ended.
     #[must_use]
     pub(crate) fn join(self, deadline: Instant) -> bool {
-        sys::join_until(self.0, deadline)
+        let ended = sys::join_until(self.handle, deadline);
+        drop(self.ours);
+        ended
     }
 }
 
@@ -95,18 +103,24 @@ pub(crate) fn spawn_thread(
     role: Role,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<Thread> {
+    let failed = |error| Error::io(format!("starting thread {name}"), error);
     let builder = thread::Builder::new()
         .name(name.to_owned())
         .stack_size(STACK_SIZE);
-    sys::with_signals_blocked(|| {
+    let ours = Ours::count().map_err(failed)?;
+    let its = Ours::count().map_err(failed)?;
+    let spawned = sys::with_signals_blocked(|| {
         builder.spawn(move || {
+            // To the end: all that is left then are the host's thread-local destructors.
+            let _its = its;
             OWNER.set(Some((server, role)));
             // What a thread ends with is dropped by std, which aborts where that panics.
             contain(body);
         })
-    })
-    .map(Thread)
-    .map_err(|error| Error::io(format!("starting thread {name}"), error))
+    });
+    spawned
+        .map(|handle| Thread { handle, ours })
+        .map_err(failed)
 }
 
 /// A runtime that runs on the thread that calls its `block_on`.

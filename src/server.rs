@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
 use crate::helper::Helper;
 use crate::ledger::{Count, Ends, Ledger, Report};
-use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
+use crate::lifecycle::{Control, END_GRACE, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::outcome::Outcome;
 use crate::process::{self, StopSignals};
@@ -574,7 +574,6 @@ impl Builder {
         if process::forked() {
             return Err(Error::Forked);
         }
-        process::watch_forks().map_err(|error| Error::io("pthread_atfork", error))?;
         let Listeners(listeners) = listeners;
         if listeners.is_empty() {
             return Err(Error::InvalidArgument("no address to listen on".into()));
@@ -739,8 +738,8 @@ impl Server {
 
     /// Ends the server and frees its threads: stops it if nobody has, and returns when its threads have ended, those
     /// of the callbacks included. Handlers that had to be abandoned, and callbacks that do not return within the kill
-    /// timeout, are left behind. Blocks; on a thread that would wait for itself, it returns at once and the rest
-    /// follows elsewhere.
+    /// timeout or a second, whichever is longer, are left behind. Blocks; on a thread that would wait for itself, it
+    /// returns at once and the rest follows elsewhere.
     pub fn close(self) {
         self.stop_begin();
         match self.shared.check_can_wait() {
@@ -761,7 +760,8 @@ impl Server {
     }
 
     fn join(&self) {
-        let deadline = runtime::deadline(self.shared.config.kill_timeout);
+        let patience = self.shared.config.kill_timeout.max(END_GRACE);
+        let deadline = runtime::deadline(patience);
         let threads = std::mem::take(&mut *self.threads());
         // Callbacks that do not return are left behind.
         let _ = runtime::join_all(threads, deadline);
@@ -839,8 +839,8 @@ impl fmt::Debug for Server {
 }
 
 /// SIGTERM and SIGINT, caught: from before a server starts, so that none is missed. Dropped, it restores what the
-/// signals did before. In a forked child they do what they did before at once, and no server can be started there: a
-/// daemon forks first.
+/// signals did before. In a child that is forked meanwhile they do what they did before at once, and no server can be
+/// started there ([`Error::Forked`]): a daemon forks first.
 ///
 /// ```no_run
 /// # fn serve() -> httpdown::Result<httpdown::Server> { unimplemented!() }

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +47,39 @@ impl EventFd {
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// An [`EventFd`] for a signal handler: never freed, because the handler may still be running on another thread when
+/// nobody needs it any more.
+#[derive(Debug)]
+pub(crate) struct Bell(AtomicPtr<EventFd>);
+
+impl Bell {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+
+    /// `None` before it is made. Async-signal-safe.
+    pub(crate) fn get(&self) -> Option<&'static EventFd> {
+        // SAFETY: what is there is from `get_or_make`, which has leaked it.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+
+    pub(crate) fn get_or_make(&self) -> io::Result<&'static EventFd> {
+        if let Some(made) = self.get() {
+            return Ok(made);
+        }
+        let made: &'static EventFd = Box::leak(Box::new(EventFd::new()?));
+        self.0
+            .store(std::ptr::from_ref(made).cast_mut(), Ordering::Release);
+        Ok(made)
+    }
+
+    /// For a forked child, whose parent goes on using it: the next one is the child's own. The old one is not closed,
+    /// for by then the child may have closed it, and its number may be somebody else's. Async-signal-safe.
+    pub(crate) fn leave(&self) {
+        self.0.store(std::ptr::null_mut(), Ordering::Release);
     }
 }
 

@@ -194,8 +194,8 @@ private:
 
 /// A server that somebody else keeps: what callbacks get. Cheap to copy. It must not outlive the server.
 ///
-/// Any thread may call the functions, several at once. Those that say nothing else throw error only in a forked child
-/// (FORKED), or for an empty one (INVALID_ARGUMENT).
+/// Any thread may call the functions, several at once. Those that say nothing else throw error only in a child
+/// that was forked meanwhile (FORKED), or for an empty one (INVALID_ARGUMENT).
 class server_ref {
 public:
     explicit server_ref(const httpdown_server *server = nullptr) noexcept : handle_(server) {}
@@ -360,7 +360,8 @@ struct options {
 ///
 /// The destructor ends it: it stops the server if nobody has, and blocks until its threads have ended and its callbacks
 /// are destroyed. Where it would wait for itself (in a handler, say) it returns at once, and the rest follows
-/// elsewhere. For the result of the stop, call `stop` or `wait` before.
+/// elsewhere. For the result of the stop, call `stop` or `wait` before. A child that is forked before that can have no
+/// server (FORKED), and the destructor does nothing there; one that is forked afterwards can.
 class server : public server_ref {
 public:
     /// Starts it. Blocks only while a host name in `addr` is looked up. Throws error, with the reason as text.
@@ -373,6 +374,7 @@ public:
 };
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill.
+/// In a forked child they do what they would have done without us, and do not stop the parent.
 /// To learn when the server listens, and where, set `on_phase`.
 ///
 /// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.

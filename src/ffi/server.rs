@@ -65,9 +65,11 @@ pub unsafe extern "C" fn httpdown_serve(
 /// Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
 ///
 /// A second signal goes straight to the kill; a third does what it would have done without us. What the signals did
-/// before is restored at the end; only one run can be under way in a process. To learn when the server listens, and
-/// where, set the option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run,
-/// however it ended. `error` as for httpdown_serve. Blocks.
+/// before is restored at the end; only one run can be under way in a process. In a child, be it of fork or of vfork,
+/// they do what they would have done without us, and do not stop the parent. A daemon forks first, and then runs: a
+/// child that is forked meanwhile can have no server (FORKED). To learn when the server listens, and where, set the
+/// option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run, however it ended.
+/// `error` as for httpdown_serve. Blocks.
 ///
 /// Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 #[must_use]
@@ -224,8 +226,8 @@ pub unsafe extern "C" fn httpdown_report(
     })
 }
 
-/// How far the server has come: a httpdown_phase_code; HTTPDOWN_PHASE_STOPPED also if `server` is NULL and after a
-/// fork. Never blocks.
+/// How far the server has come: a httpdown_phase_code; HTTPDOWN_PHASE_STOPPED also if `server` is NULL and where
+/// other calls return FORKED. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_phase(server: *const httpdown_server) -> c_int {
     value(crate::Phase::Stopped as c_int, || {
@@ -276,10 +278,11 @@ pub unsafe extern "C" fn httpdown_local_addr(
 
 /// Ends a server: stops it if nobody has, waits until its threads have ended, and frees it. NULL is fine.
 ///
-/// Blocks as httpdown_stop does, and then until the callbacks for events have been called, at most kill_timeout_ms.
-/// On a thread that would wait for itself (in a handler, say) it returns at once, and the rest follows elsewhere.
-/// Handlers that never return are left behind; `destroy` is called when the last of them does return. Nothing may use
-/// the server meanwhile or afterwards. In a forked child it does nothing.
+/// Blocks as httpdown_stop does, and then until the callbacks for events have been called, at most for kill_timeout_ms
+/// or a second, whichever is longer. On a thread that would wait for itself (in a handler, say) it returns at once, and
+/// the rest follows elsewhere. Handlers that never return are left behind; `destroy` is called when the last of them
+/// does return. Nothing may use the server meanwhile or afterwards. In a child that was forked before it does nothing:
+/// see FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_free(server: *mut httpdown_server) {
     value((), || {

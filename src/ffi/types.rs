@@ -40,7 +40,9 @@ pub enum httpdown_status {
     HTTPDOWN_STATUS_GONE = 13,
     /// The stop timeout passed, or a kill was asked for, and requests were cut.
     HTTPDOWN_STATUS_KILLED = 14,
-    /// The process was forked, and this is the child: the server's threads live in the parent.
+    /// The process was forked, and this is the child: the server's threads live in the parent. For every call in a
+    /// child that was forked while there was a server that had not been freed, a httpdown_run, or a thread that one of
+    /// them had left behind; and in that child's own children. An exec ends it.
     HTTPDOWN_STATUS_FORKED = 15,
     /// A body is longer than the limit that was given.
     HTTPDOWN_STATUS_TOO_LARGE = 16,

@@ -1,4 +1,5 @@
-/* A forked child has none of the server's threads: it is told so, and the parent goes on. */
+/* A forked child has none of the server's threads: it is told so, and the parent goes on. Where there were none it is
+ * free. */
 #include "test.h"
 
 static httpdown_request *requests[2];
@@ -243,17 +244,183 @@ static void forks_at_any_time(void) {
     free_fixture(f);
 }
 
-static void a_fork_before_any_use_is_free(void) {
+/* ---- children that may serve: what lives at the fork decides ---- */
+
+/* A server's whole life. */
+static void serves_once(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    record_all(&options);
+    get(start(&options), 200, "Hello, World!");
+    EQUAL(end_server(f, 0).served, 1);
+    free_fixture(f);
+}
+
+static void a_child_serves(void) {
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(PATIENCE_S);
+        serves_once();
+        exit(0); /* with all that exit does */
+    }
+    CHECK(pid > 0);
+    wait_for_child(pid);
+}
+
+/* It can have no server, and so cannot its own children. */
+static void a_child_is_told(httpdown_server *server) {
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(PATIENCE_S);
+        httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:0", .handler = hello};
+        httpdown_server *other = NULL;
+        EQUAL(httpdown_serve(&options, &other, NULL, 0), FORKED);
+        EQUAL(httpdown_stop(server), FORKED);
+        httpdown_free(server);
+        pid_t grandchild = fork();
+        if (grandchild == 0) {
+            EQUAL(httpdown_serve(&options, &other, NULL, 0), FORKED);
+            exit(0);
+        }
+        wait_for_child(grandchild);
+        exit(0);
+    }
+    CHECK(pid > 0);
+    wait_for_child(pid);
+}
+
+static void a_child_forked_before_any_use_serves(void) {
+    a_child_serves();
+}
+
+/* The last thing that the server's threads do takes its time. */
+static void lingers(const httpdown_server *server, int phase, void *user_data) {
+    on_phase(server, phase, user_data);
+    if (phase == HTTPDOWN_PHASE_STOPPED) nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+}
+
+static void a_child_forked_after_the_last_server_was_freed_serves(void) {
+    for (int i = 0, count = scaled(40); i < count; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        if (i % 2) record_all(&options);
+        /* However little patience it has, the threads have ended when it is freed. */
+        if (i % 4 > 1) options.kill_timeout_ms = HTTPDOWN_NOW;
+        if (i % 4 == 3) options.on_phase = lingers;
+        get(start(&options), 200, "Hello, World!");
+        end_server(f, 0);
+        a_child_serves();
+        free_fixture(f);
+    }
+    /* And so do the child's own children, by the same rule. */
+    pid_t pid = fork();
+    if (pid == 0) {
+        alarm(PATIENCE_S);
+        serves_once();
+        a_child_serves();
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        a_child_is_told(start(&options));
+        end_server(f, 0);
+        a_child_serves();
+        exit(0);
+    }
+    wait_for_child(pid);
+}
+
+/* Until it is freed, how far its threads are with their end is nobody's concern. */
+static void a_child_of_a_server_that_was_stopped_but_not_freed_is_told(void) {
+    for (int i = 0, count = scaled(20); i < count; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        httpdown_server *server = start(&options);
+        EQUAL(httpdown_stop(server), 0);
+        if (i % 2) UNTIL(thread_count() == 1);
+        a_child_is_told(server);
+        end_server(f, 0);
+        a_child_serves();
+        free_fixture(f);
+    }
+}
+
+static void a_child_of_two_servers_is_told_until_both_are_freed(void) {
+    fixture *f = new_fixture(), *g = new_fixture();
+    httpdown_options options = options_for(f, hello), others = options_for(g, hello);
+    httpdown_server *server = start(&options);
+    start(&others);
+    end_server(g, 0);
+    a_child_is_told(server);
+    end_server(f, 0);
+    a_child_serves();
+    free(g);
+    free_fixture(f);
+}
+
+static void a_child_forked_after_a_serve_that_failed_serves(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    char error[256], taken[32];
+    options.addr = "nonsense";
+    httpdown_server *server = NULL;
+    EQUAL(httpdown_serve(&options, &server, error, sizeof error), HTTPDOWN_STATUS_ADDR_INVALID);
+    a_child_serves();
+    EQUAL(httpdown_run(&options, NULL, error, sizeof error), HTTPDOWN_STATUS_ADDR_INVALID);
+    a_child_serves();
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t len = sizeof addr;
+    CHECK(bind(fd, (struct sockaddr *)&addr, len) == 0 && listen(fd, 1) == 0);
+    CHECK(getsockname(fd, (struct sockaddr *)&addr, &len) == 0);
+    snprintf(taken, sizeof taken, "127.0.0.1:%d", ntohs(addr.sin_port));
+    options.addr = taken;
+    EQUAL(httpdown_serve(&options, &server, error, sizeof error), HTTPDOWN_STATUS_ADDR_IN_USE);
+    a_child_serves();
+    EQUAL(httpdown_run(&options, NULL, error, sizeof error), HTTPDOWN_STATUS_ADDR_IN_USE);
+    a_child_serves();
+    close(fd);
+    free(f);
+}
+
+/* A handler that was left behind has a thread of the server's, as long as it does not return. */
+static void a_child_of_a_thread_that_was_left_behind_is_told(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, slow);
+    options.stop_timeout_ms = options.kill_timeout_ms = 10;
+    httpdown_server *server = start(&options);
+    int fd = dial(server);
+    put(fd, GET("/"));
+    gate_wait(&f->entered, 1);
+    EQUAL(httpdown_stop(server), HTTPDOWN_STATUS_TIMED_OUT);
+    httpdown_free(server);
+    a_child_is_told(NULL);
+    gate_add(&f->release);
+    UNTIL(thread_count() == 1);
+    a_child_serves();
+    close(fd);
+    free_fixture(f);
+}
+
+/* A clock is memory: the child has its own copy. */
+static void a_clock_without_a_server_is_of_use_in_a_child(void) {
+    serves_once();
+    httpdown_clock *clock = new_clock();
     pid_t pid = fork();
     if (pid == 0) {
         alarm(PATIENCE_S);
         fixture *f = new_fixture();
         httpdown_options options = options_for(f, hello);
-        get(start(&options), 200, NULL);
+        options.clock = clock;
+        options.lame_duck_ms = 1000;
+        httpdown_server *server = start(&options);
+        EQUAL(httpdown_stop_begin(server), 0);
+        EQUAL(httpdown_clock_wait_for_timers(clock, 1, PATIENCE_MS), 0);
+        EQUAL(httpdown_clock_advance(clock, 1000), 0);
         end_server(f, 0);
-        _exit(0);
+        httpdown_clock_free(clock);
+        exit(0);
     }
     wait_for_child(pid);
+    httpdown_clock_free(clock);
 }
 
 /* After an exec nothing of ours is open. */
@@ -295,7 +462,13 @@ int main(int argc, char **argv) {
     RUN(a_kill_resets_what_it_cuts_although_a_child_has_a_copy);
     RUN(a_connection_that_was_lingered_on_is_over_although_a_child_has_a_copy);
     RUN(forks_at_any_time);
-    RUN(a_fork_before_any_use_is_free);
+    RUN(a_child_forked_before_any_use_serves);
+    RUN(a_child_forked_after_the_last_server_was_freed_serves);
+    RUN(a_child_of_a_server_that_was_stopped_but_not_freed_is_told);
+    RUN(a_child_of_two_servers_is_told_until_both_are_freed);
+    RUN(a_child_forked_after_a_serve_that_failed_serves);
+    RUN(a_child_of_a_thread_that_was_left_behind_is_told);
+    RUN(a_clock_without_a_server_is_of_use_in_a_child);
     RUN(descriptors_do_not_leak_into_programs);
     return test_end(argv[0]);
 }

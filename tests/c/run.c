@@ -392,6 +392,47 @@ static void a_child_ignores_what_was_ignored_before(void) {
     CHECK(sigaction(SIGTERM, &old, NULL) == 0);
 }
 
+/* Each has its own way of being woken: neither hears the other's signals. */
+static void a_child_forked_after_a_run_runs_beside_its_parent(void) {
+    int port = 0, up[2], down[2];
+    parent p = start_parent();
+    end_parent(&p);
+    CHECK(pipe(up) == 0 && pipe(down) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(2 * PATIENCE_S);
+        parent q = start_parent();
+        CHECK(write(up[1], &q.port, sizeof q.port) == sizeof q.port);
+        CHECK(read(down[0], &port, 1) == 1); /* until the parent's run is over */
+        end_parent(&q);
+        exit(0);
+    }
+    p = start_parent();
+    struct pollfd told = {.fd = up[0], .events = POLLIN};
+    EQUAL(poll(&told, 1, PATIENCE_MS), 1);
+    CHECK(read(up[0], &port, sizeof port) == sizeof port);
+    end_parent(&p);
+    int fd = connect_to(port);
+    CHECK(fd >= 0);
+    close(fd);
+    CHECK(write(down[1], "x", 1) == 1);
+    EQUAL(end_of(child), 0);
+
+    /* The other way round. */
+    child = fork();
+    if (child == 0) {
+        alarm(2 * PATIENCE_S);
+        parent q = start_parent();
+        end_parent(&q);
+        exit(0);
+    }
+    p = start_parent();
+    EQUAL(end_of(child), 0);
+    EQUAL(gate_value(&p.f->destroyed), 0);
+    end_parent(&p);
+    for (int i = 0; i < 2; i++) CHECK(close(up[i]) == 0 && close(down[i]) == 0);
+}
+
 /* ---- in one process again ---- */
 
 static void the_handlers_of_a_run_use_the_signal_stack_and_restart_system_calls(void) {
@@ -543,6 +584,7 @@ int main(int argc, char **argv) {
     RUN(a_signal_to_a_child_of_vfork_ends_the_child_and_not_the_parents_server);
     RUN(a_signal_to_a_child_runs_the_hosts_old_handler_there);
     RUN(a_child_ignores_what_was_ignored_before);
+    RUN(a_child_forked_after_a_run_runs_beside_its_parent);
     RUN(the_handlers_of_a_run_use_the_signal_stack_and_restart_system_calls);
     RUN(a_third_signal_does_what_it_did_before);
     RUN(a_run_that_fails_restores);

@@ -96,7 +96,11 @@ class Killed(HttpdownError):
 
 
 class Forked(HttpdownError):
-    """This process was forked from the one that has the server."""
+    """This process was forked from the one that has the server.
+
+    No server can be started in it either, nor in its own children: that is possible only where all
+    servers had been closed before the fork.
+    """
 
 
 class TooLarge(HttpdownError):
