@@ -134,7 +134,8 @@ class Server:
     As a context manager it stops gracefully at the end of the block. One that is not stopped goes
     on, whether or not anybody has a reference to it, until the interpreter exits: then it is
     stopped gracefully, too. Its methods may be called by any thread. In a forked child they raise
-    Forked, and leaving the block does nothing.
+    Forked, and leaving the block does nothing. Such a child can have no server of its own, unless
+    all those of its parent had been closed before the fork.
 
     `handler` is called with each Request, in one of `threads` threads; requests beyond that wait.
     If it raises, the client gets a 500 (or sees the answer cut, if one has begun), and
@@ -453,8 +454,9 @@ class Server:
         """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
 
         A second signal goes straight to the kill; a third does what it would have done without
-        us. What the signals did before is restored at the end. `started` is called when the
-        signals are caught: the moment to tell others of the server. Only in the main thread.
+        us. What the signals did before is restored at the end. In a forked child they do what they
+        would have done without us, and do not stop the parent. `started` is called when the signals
+        are caught: the moment to tell others of the server. Only in the main thread.
 
         Returns and raises as `stop`.
         """
@@ -519,7 +521,12 @@ class _StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._old[number] = signal.signal(number, self._on_signal)
 
-    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._server._is_in_child():
+            # There is nothing to stop here: it does what it did before.
+            self._restore()
+            os.kill(os.getpid(), number)
+            return
         self._seen += 1
         if self._seen == 1:
             self._server.stop_begin()

@@ -194,6 +194,84 @@ print(server.report().served, flush=True)
     assert started.end() == (0, "draining\n1\n", "")
 
 
+def test_a_child_forked_after_the_last_server_was_closed_has_its_own(program: Run) -> None:
+    started = program(
+        """
+warnings.simplefilter("ignore", DeprecationWarning)
+
+def forks(call):
+    child = os.fork()
+    if child == 0:
+        call()
+        sys.exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+def serves():
+    with httpdown.Server(slow, "127.0.0.1:0") as server:
+        assert server.ready
+
+def forked():
+    try:
+        httpdown.Server(slow, "127.0.0.1:0")
+    except httpdown.Forked:
+        return
+    raise AssertionError
+
+try:
+    httpdown.Server(slow, "nonsense")
+except httpdown.AddressInvalid:
+    forks(serves)
+for _ in range(5):
+    with httpdown.Server(slow, "127.0.0.1:0") as server:
+        forks(forked)
+    forks(serves)
+"""
+    )
+    assert started.end() == (0, "", "")
+
+
+def test_a_signal_to_a_forked_child_does_not_stop_the_run(program: Run) -> None:
+    started = program(
+        """
+warnings.simplefilter("ignore", DeprecationWarning)
+
+def end_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def in_handler(request):
+    ends = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        up, down = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.write(down, b"x")
+                while True:
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                os._exit(7)
+            finally:
+                os._exit(8)
+        os.read(up, 1)
+        os.kill(child, number)
+        ends.append(end_of(child))
+    request.reply(200, repr(ends))
+
+server = httpdown.Server(in_handler, "127.0.0.1:0", on_phase=on_phase)
+server.run(lambda server: print(server.address, flush=True))
+print(server.report().served, flush=True)
+"""
+    )
+    address = started.line()
+    for _ in range(2):
+        connection = started.connect(address)
+        connection.request("GET", "/")
+        assert connection.getresponse().read() == b"[-15, 7]"
+        connection.close()
+    started.signal(signal.SIGTERM)
+    assert started.end() == (0, "draining\n2\n", "")
+
+
 def test_the_demo() -> None:
     demo = Program(
         str(CHECKOUT / "examples" / "demo.py"), "-addr=127.0.0.1:0", "--stop-timeout", "9s"
