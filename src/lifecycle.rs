@@ -20,7 +20,7 @@ use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::listener::Listener;
-use crate::runtime::{self, Executor, IoThreads, Thread};
+use crate::runtime::{self, END_GRACE, Executor, IoThreads, Thread};
 use crate::server::Shared;
 use crate::stats::StatKind;
 use crate::sys::{self, EventFd};
@@ -28,9 +28,6 @@ use crate::sys::{self, EventFd};
 /// How long connections may take to notice a kill by themselves before their sockets are reset from here. Only those
 /// whose I/O thread a handler blocks need that; the others use the time to write what is ready to be written.
 const KILL_GRACE: Duration = Duration::from_millis(100);
-/// How long our threads may take to end, and the host's code on them, however short the kill timeout is: they mostly need
-/// some milliseconds, on a busy machine more.
-pub(crate) const END_GRACE: Duration = Duration::from_secs(1);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -190,13 +187,11 @@ pub(crate) struct Control {
     /// Has a connection driven on the executor. The last one of these is to be dropped by the helper: what answers
     /// requests is the host's, and goes with it.
     pub(crate) serve: Serve,
-    /// The helper's.
-    pub(crate) helper: Thread,
 }
 
 impl Control {
     /// The life of the control thread: from the first connection to the last, and then the answer to all who wait.
-    pub(crate) fn run(self, runtime: tokio::runtime::Runtime) {
+    pub(crate) fn run(self, runtime: tokio::runtime::Runtime, helpers: Thread) {
         // Whatever happens here, those who wait get an answer.
         let settling = Settling(Arc::clone(&self.shared));
         let life = live(
@@ -222,7 +217,7 @@ impl Control {
         let backend = self.backend;
         drop(helper.run(move || drop(backend)));
         helper.end();
-        ended &= self.helper.join(deadline);
+        ended &= helpers.join(deadline);
         self.shared.phases.set(Phase::Stopped);
         self.shared.events.phase(Phase::Stopped);
         self.shared.events.close();

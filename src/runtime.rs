@@ -27,6 +27,10 @@ const STACK_SIZE: usize = 8 << 20;
 /// How long a runtime may take to show that it has been shut down.
 const GONE_GRACE: Duration = Duration::from_millis(100);
 
+/// How long our threads may take to end, and the host's code on them, however short the kill timeout is: they mostly
+/// need some milliseconds, on a busy machine more.
+pub(crate) const END_GRACE: Duration = Duration::from_secs(1);
+
 /// What a thread of ours does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -312,33 +316,45 @@ impl IoThreads {
         let count = count
             .or_else(|| thread::available_parallelism().ok())
             .map_or(1, NonZeroUsize::get);
-        let start = |index| {
+        let mut threads = Self::default();
+        let mut workers = Vec::new();
+        for index in 0..count {
             let home = hands_over.then(Arc::default);
             let pulse = (count > 1).then(Arc::default);
-            IoThread::start(server, index, home, pulse)
-        };
-        let (threads, workers) = (0..count)
-            .map(start)
-            .collect::<Result<(Vec<_>, Vec<_>)>>()?;
+            let (thread, worker) = IoThread::start(server, index, home, pulse)?;
+            threads.0.push(thread);
+            workers.push(worker);
+        }
         let executor = Executor {
             workers: workers.into(),
             is_hosts: false,
         };
-        Ok((Self(threads), executor))
+        Ok((threads, executor))
     }
 
     /// Ends them; those that a handler still holds at the deadline are left to themselves. Says whether all have ended.
     #[must_use]
-    pub(crate) fn stop(self, deadline: Instant) -> bool {
+    pub(crate) fn stop(mut self, deadline: Instant) -> bool {
+        self.end(deadline)
+    }
+
+    fn end(&mut self, deadline: Instant) -> bool {
         let threads = self
             .0
-            .into_iter()
+            .drain(..)
             .map(|thread| {
                 let _ = thread.stop.send(());
                 thread.thread
             })
             .collect();
         join_all(threads, deadline)
+    }
+}
+
+/// If they have not been stopped, their server could not be started: nothing runs on them, and they end at once.
+impl Drop for IoThreads {
+    fn drop(&mut self) {
+        let _ = self.end(deadline(END_GRACE));
     }
 }
 

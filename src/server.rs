@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
@@ -21,11 +21,11 @@ use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
 use crate::helper::Helper;
 use crate::ledger::{Count, Ends, Ledger, Report};
-use crate::lifecycle::{Control, END_GRACE, Latest, Order, Orders, Phase, Phases};
+use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::outcome::Outcome;
 use crate::process::{self, StopSignals};
-use crate::runtime::{self, Executor, IoThreads, Role, Thread};
+use crate::runtime::{self, END_GRACE, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
 
 /// What can be set.
@@ -623,12 +623,21 @@ impl Builder {
                 threads,
                 backend,
                 serve: Arc::new(move |accepted| conn::serve(accepted, &respond, workers.worker())),
-                helper,
             };
-            start(
-                "httpdown-ctl",
-                Box::new(move || control.run(control_runtime)),
-            )
+            let (hand_over, handed_over) = mpsc::channel();
+            let body = move || {
+                if let Ok(helper) = handed_over.recv() {
+                    control.run(control_runtime, helper);
+                }
+            };
+            let started = start("httpdown-ctl", Box::new(body));
+            // Whoever has it joins it: if there is no control thread, we do.
+            let ours = match &started {
+                Ok(_) => hand_over.send(helper).err().map(|unsent| unsent.0),
+                Err(_) => Some(helper),
+            };
+            server.threads().extend(ours);
+            started
         });
         match started {
             Ok(control) => server.threads().push(control),
