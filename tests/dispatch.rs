@@ -871,6 +871,32 @@ fn assert_refused(waiting: &mut [Client], report: &Report) {
     assert_eq!((report.served, report.killed), (0, report.requests));
 }
 
+/// The number of the calling thread.
+fn own_tid() -> String {
+    let path = std::fs::read_link("/proc/thread-self").unwrap();
+    path.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_thread_of_the_pool_that_had_nothing_to_do_for_long_makes_room_for_another() {
+    let tids = Journal::new();
+    let written = tids.clone();
+    let server = serve(pool(1), move |exchange| {
+        written.write(own_tid());
+        let _ = reply(exchange, "hello");
+    });
+    for count in 1..=2 {
+        assert_eq!(Client::get(addr(&server), "/").answer().text(), "hello");
+        let thread = std::path::Path::new("/proc/self/task").join(&tids.all()[count - 1]);
+        let deadline = Instant::now() + LONG;
+        while thread.exists() {
+            assert!(Instant::now() < deadline, "it stays");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+    stop(&server).unwrap();
+}
+
 #[test]
 fn a_kill_refuses_what_waits_for_the_pool() {
     let (begun, results) = (Journal::new(), Journal::new());

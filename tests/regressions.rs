@@ -648,6 +648,48 @@ fn a_request_behind_a_small_body_that_nobody_reads_is_answered() {
 }
 
 #[test]
+fn a_request_behind_a_body_that_is_read_after_the_answer_has_begun_is_answered() {
+    // More than hyper reads before anybody asks for it.
+    let body = "body".repeat(5_000);
+    let gates = [Gate::new(), Gate::new(), Gate::new()];
+    let [entered, starts, reads] = gates.clone();
+    let handler = move |mut exchange: Exchange| {
+        if exchange.method() == Method::POST {
+            entered.open();
+            starts.pass();
+            exchange.start(Response::new(())).unwrap();
+            reads.pass();
+            let body = exchange.read_to_end(usize::MAX).unwrap();
+            exchange.write_bytes(body).unwrap();
+            exchange.finish().unwrap();
+        } else {
+            let _ = reply(exchange, "hello");
+        }
+    };
+    let builder = builder().idle_grace(LONG);
+    let server = builder
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap();
+    let [entered, starts, reads] = gates;
+    let _open = [starts.open_at_end(), reads.open_at_end()];
+    let mut client = Client::connect(addr(&server));
+    client.send([post(&body).as_str(), GET].concat());
+    entered.pass();
+    let stopping = stop_elsewhere(&server);
+    wait_for_report(&server, |report| report.phase == Phase::Draining);
+    starts.open();
+    let head = client.try_head().unwrap();
+    assert!(!head.closes());
+    reads.open();
+    assert_eq!(client.try_body(&head).unwrap(), body.as_bytes());
+    let answer = client.answer();
+    assert_eq!((answer.text(), answer.closes()), ("hello", true));
+    drop(client);
+    let report = finish(stopping);
+    assert_eq!((report.served, report.raced), (2, 0));
+}
+
+#[test]
 fn a_large_body_that_nobody_reads_ends_its_connection_but_not_its_answer() {
     for stops in [false, true] {
         let server = hello(builder().idle_grace(LONG).linger_timeout(LONG), listener());
