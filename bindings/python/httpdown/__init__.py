@@ -25,6 +25,7 @@ from ._errors import (
     Stopped,
     TimedOut,
     TooLarge,
+    Unanswered,
     Unsupported,
     WouldDeadlock,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "Stopped",
     "TimedOut",
     "TooLarge",
+    "Unanswered",
     "Unsupported",
     "WouldDeadlock",
     "__version__",

@@ -107,6 +107,13 @@ class TooLarge(HttpdownError):
     """A body is longer than the limit that was given."""
 
 
+class Unanswered(RuntimeError):
+    """A handler returned, and its request has no answer, or one that is not finished.
+
+    Never raised: `on_error` is told of it.
+    """
+
+
 CLASSES: dict[int, type[HttpdownError]] = {
     Status.INVALID_ARGUMENT: InvalidArgument,
     Status.UNSUPPORTED: Unsupported,

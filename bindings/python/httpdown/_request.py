@@ -73,16 +73,35 @@ class Headers(Mapping[str, str]):
         return f"Headers({self.pairs!r})"
 
 
+class _Lock:
+    """Held during a call of C. Remembers whether one has said that the client is gone."""
+
+    __slots__ = ("_lock", "lost")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.lost = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is Gone or kind is Killed:
+            self.lost = True
+        self._lock.release()
+
+
 class Request:
     """A request, and the means to answer it exactly once.
 
     Either with `reply`, or in pieces with `start`. A handler that returns without having answered
     leaves the client with a 500, or with a cut answer if one has begun, unless it has called
-    `defer`. Any thread may use a request, but only `cancelled` and `wait_cancelled` do so while
-    another one does; what else there is waits its turn.
+    `defer`; that is logged, or told `on_error`. Any thread may use a request, but only `cancelled`
+    and `wait_cancelled` do so while another one does; what else there is waits its turn.
 
     Once the request has been answered, or aborted, its methods raise AlreadyReplied. Of the
-    properties, those that were read before can still be read. In a forked child: Forked.
+    properties, `method`, `path` and those that were read before can still be read. In a forked
+    child: Forked.
     """
 
     server: Server
@@ -99,7 +118,7 @@ class Request:
         self._buffer: ctypes.Array[ctypes.c_char] | None = None
         # Held during each call of C; `_cancel_lock` during those about cancellation. Whoever ends
         # the request holds both, so that nobody is in C with a pointer that goes away.
-        self._lock = threading.Lock()
+        self._lock = _Lock()
         self._cancel_lock = threading.Lock()
         self._ending = False
 
@@ -281,6 +300,15 @@ class Request:
                 pointer, self._pointer = self._pointer, None
                 call(pointer, *arguments)
 
+    def _name(self) -> None:
+        """Reads what a report calls the request by, which may come when it has ended."""
+        self._text("method", _ffi.httpdown_request_method)
+        self._text("path", _ffi.httpdown_request_path)
+
+    def _is_owed(self) -> bool:
+        """Whether the handler, which has returned, should have answered."""
+        return self._pointer is not None and not self._deferred and not self._is_lost()
+
     def _leave(self) -> None:
         """The handler has returned."""
         if not self._deferred:
@@ -290,10 +318,12 @@ class Request:
 
     def _is_lost(self) -> bool:
         """Whether it is no wonder that answering has failed."""
+        if self._lock.lost:
+            return True
         try:
             return self.cancelled
         except AlreadyReplied:
-            return True
+            return False
 
     def _field(self, name: str, get: Callable[[int], Any]) -> Any:
         if name not in self._fields:

@@ -14,19 +14,17 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from . import _arguments, _ffi
+from . import _arguments, _ffi, _reports
 from ._clock import MockClock
-from ._errors import Forked, Gone, HttpdownError, InvalidArgument, Killed, Status, Stopped
+from ._errors import Forked, HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._request import Address, Request
 
 # How long a handler that the server has abandoned is waited for, in seconds of real time.
 _ABANDONED = 1.0
 _DEFAULT_KILL_TIMEOUT = 60.0
-
-_C = TypeVar("_C")
 
 
 class Stats(Protocol):
@@ -138,8 +136,16 @@ class Server:
     all those of its parent had been closed before the fork.
 
     `handler` is called with each Request, in one of `threads` threads; requests beyond that wait.
-    If it raises, the client gets a 500 (or sees the answer cut, if one has begun), and
-    `sys.unraisablehook` is told; Gone and Killed are not worth telling there.
+    If it raises, or returns without an answer, the client gets a 500 (or sees the answer cut, if
+    one has begun), and the logger "httpdown" gets an error with the request's method and path, and
+    the traceback. That the client has left (Gone), or was cut by a kill (Killed), is no failure: it
+    is logged for debugging, without a traceback. An `async def` or a generator is a TypeError, here
+    and for all other callables: nobody would run it.
+
+    `on_error(request, exception)` is told of each such failure instead of the logger, in the
+    handler's thread, before the client gets its 500: it may answer, if the handler has not. For a
+    handler that returns without an answer the exception is Unanswered. What `on_error` itself
+    raises is logged, along with what it was told.
 
     `bind` is where to listen: "HOST:PORT", several separated by commas; an IPv6 address stands in
     brackets, no host is every address, port 0 lets the kernel choose. Default: 127.0.0.1:8080, or
@@ -175,7 +181,7 @@ class Server:
 
     `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)` and
     `on_log(level, text)` are told what happens, one after the other, in one thread, which serves
-    nothing: a slow one delays only later events. What they raise goes to `sys.unraisablehook`.
+    nothing: a slow one delays only later events. What they raise is logged.
 
     `clock` is for tests: a MockClock for the stop, kill and lame-duck timers.
 
@@ -204,6 +210,7 @@ class Server:
         idle_timeout: float | None = None,
         keep_alive_header: bool = False,
         io_threads: int | None = None,
+        on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
         on_conn_state: Callable[[Server, int, ConnState, Address], object] | None = None,
         on_phase: Callable[[Server, Phase], object] | None = None,
@@ -212,19 +219,19 @@ class Server:
     ) -> None:
         self._pid = os.getpid()
         self._final: Report | None = None
-        self._handler = _callable("handler", handler)
+        self._handler = _reports.plain("handler", handler)
+        self._on_error = None if on_error is None else _reports.plain("on_error", on_error)
         # Of those that are None no event comes.
-        self._on_conn_state = _callable(
+        self._on_conn_state = _reports.plain(
             "on_conn_state", _nobody if on_conn_state is None else on_conn_state
         )
-        self._on_phase = _callable("on_phase", _nobody if on_phase is None else on_phase)
-        self._on_log = _callable("on_log", _nobody if on_log is None else on_log)
+        self._on_phase = _reports.plain("on_phase", _nobody if on_phase is None else on_phase)
+        self._on_log = _reports.plain("on_log", _nobody if on_log is None else on_log)
         self._bump: dict[StatKind, Callable[[str, float], object]] = {}
         if stats is not None:
-            self._bump[StatKind.AVG] = stats.bump_avg
-            self._bump[StatKind.SUM] = stats.bump_sum
-            self._bump[StatKind.HISTOGRAM] = stats.bump_histogram
-            self._bump[StatKind.TIME] = stats.bump_time
+            for kind in StatKind:
+                name = f"bump_{kind.name.lower()}"
+                self._bump[kind] = _reports.plain(f"stats.{name}", getattr(stats, name))
         self._kill_timeout = _DEFAULT_KILL_TIMEOUT if kill_timeout is None else kill_timeout
         wanted = {
             EventKind.STAT: stats,
@@ -311,11 +318,15 @@ class Server:
             self._answer(Request(taken.value, self))
 
     def _answer(self, request: Request) -> None:
+        request._name()
         try:
-            self._handler(request)
+            result = self._handler(request)
         except BaseException as error:
-            if not (isinstance(error, (Gone, Killed)) and request._is_lost()):
-                _report(self._handler, error)
+            _reports.handler_failed(request, error, self._on_error)
+        else:
+            if request._is_owed():
+                why = _reports.unanswered(request, result)
+                _reports.handler_failed(request, why, self._on_error)
         request._leave()
 
     def _deliver(self, handle: _Handle) -> None:
@@ -326,24 +337,26 @@ class Server:
                 _ffi.httpdown_next_event(handle.pointer, _ffi.FOREVER, ctypes.byref(event))
             except Stopped:
                 return
-            observer, arguments = self._observer(event)
+            told, observer, arguments = self._observer(event)
             try:
                 observer(*arguments)
             except BaseException as error:
-                _report(observer, error)
+                _reports.observer_failed(told, error)
 
-    def _observer(self, event: _ffi.Event) -> tuple[Callable[..., object], tuple[object, ...]]:
-        """Who shall be called for an event, and with what."""
+    def _observer(self, event: _ffi.Event) -> tuple[str, Callable[..., object], tuple[object, ...]]:
+        """Who shall be called for an event, by name and as such, and with what."""
         name = event.name.decode()
         if event.kind == EventKind.STAT:
-            return self._bump[StatKind(event.code)], (name, event.value)
+            kind = StatKind(event.code)
+            return f"stats.bump_{kind.name.lower()}", self._bump[kind], (name, event.value)
         if event.kind == EventKind.CONN:
             state = ConnState(event.code)
-            return self._on_conn_state, (self, event.conn_id, state, Address.parse(name))
+            peer = Address.parse(name)
+            return "on_conn_state", self._on_conn_state, (self, event.conn_id, state, peer)
         if event.kind == EventKind.PHASE:
-            return self._on_phase, (self, Phase(event.code))
+            return "on_phase", self._on_phase, (self, Phase(event.code))
         text = event.text.decode("utf-8", "replace")
-        return self._on_log, (LogLevel(event.code), text)
+        return "on_log", self._on_log, (LogLevel(event.code), text)
 
     # What the program asks and orders.
 
@@ -542,40 +555,6 @@ class _StopSignals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
-
-
-class _Report:
-    """Raises, as the callback of a weak reference, what a callable of the program's has raised.
-
-    Python gives that to `sys.unraisablehook`, whose argument cannot be made by hand, and says that
-    it comes from what looks like the callable.
-    """
-
-    def __init__(self, source: Callable[..., object], error: BaseException) -> None:
-        self._source = source
-        self._error = error
-
-    def __call__(self, _reference: object) -> None:
-        raise self._error
-
-    def __repr__(self) -> str:
-        return repr(self._source)
-
-
-class _Ephemeral:
-    pass
-
-
-def _report(source: Callable[..., object], error: BaseException) -> None:
-    ephemeral = _Ephemeral()
-    reference = weakref.ref(ephemeral, _Report(source, error))
-    del ephemeral, reference
-
-
-def _callable(name: str, value: _C) -> _C:
-    if not callable(value):
-        raise TypeError(f"{name} must be callable, not {type(value).__name__}")
-    return value
 
 
 def _nobody(*_: object) -> None:
