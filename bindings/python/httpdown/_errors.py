@@ -5,7 +5,17 @@ from __future__ import annotations
 from enum import IntEnum
 
 
-class Status(IntEnum):
+class Code(IntEnum):
+    """A number of C's that prints as its name, whatever the version of Python."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __format__(self, spec: str) -> str:
+        return format(self.name, spec)
+
+
+class Status(Code):
     """What a call of the C library came to; also how a stop went: `Report.status`."""
 
     OK = 0

@@ -84,7 +84,7 @@ _library = _load()
 httpdown_version: Callable[..., Any] = _library.httpdown_version
 
 
-class Phase(IntEnum):
+class Phase(_errors.Code):
     """How far a server has come. A phase only moves forward."""
 
     SERVING = 0
@@ -95,7 +95,7 @@ class Phase(IntEnum):
     STOPPED = 5
 
 
-class ConnState(IntEnum):
+class ConnState(_errors.Code):
     """Where a connection is in its life."""
 
     NEW = 0
@@ -111,7 +111,7 @@ class Dispatch(IntEnum):
     QUEUE = 2
 
 
-class LogLevel(IntEnum):
+class LogLevel(_errors.Code):
     """How much a log line matters."""
 
     ERROR = 0

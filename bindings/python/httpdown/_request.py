@@ -21,6 +21,8 @@ from ._errors import (
 if TYPE_CHECKING:
     from ._server import Server
 
+# Of these statuses there is no content, so that no type would be true.
+_WITHOUT_CONTENT = frozenset((204, 205, 304))
 # No more than this comes of a body at once.
 _PIECE = 64 << 10
 _HEADERS_AT_ONCE = 64
@@ -247,7 +249,7 @@ class Request:
         """Answers, and ends the request. Does not wait for the client; the body is copied.
 
         `status` is from 200 to 999. Content-Length and Date are set for you, and for a body that
-        is a str (sent as UTF-8) the Content-Type, unless you set it.
+        is a str (sent as UTF-8) the Content-Type, unless you set it or `status` is 204, 205 or 304.
 
         Raises Gone or Killed if the client cannot get the answer any more, and AlreadyReplied;
         ValueError and TypeError for arguments that make no sense: then the request is as before,
@@ -255,7 +257,10 @@ class Request:
         """
         code = _arguments.status_code(status)
         pairs = _arguments.header_pairs(headers)
-        if isinstance(body, str) and not any(name.lower() == b"content-type" for name, _ in pairs):
+        typed = code in _WITHOUT_CONTENT or any(
+            name.lower() == b"content-type" for name, _ in pairs
+        )
+        if isinstance(body, str) and not typed:
             pairs.append((b"content-type", b"text/plain; charset=utf-8"))
         data = _arguments.data(body)
         array = _arguments.header_array(pairs)

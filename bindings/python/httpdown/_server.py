@@ -471,8 +471,10 @@ class Server:
         would have done without us, and do not stop the parent. `started` is called when the signals
         are caught: the moment to tell others of the server. Only in the main thread.
 
-        Returns and raises as `stop`.
+        Returns and raises as `stop`; raises Stopped if the server has been stopped, and that has
+        been waited for, and ValueError in another thread.
         """
+        self._check_not_ended()
         with _StopSignals(self):
             if started is not None:
                 started(self)
@@ -496,7 +498,17 @@ class Server:
     def _is_in_child(self) -> bool:
         return os.getpid() != self._pid
 
+    def _check_not_ended(self) -> None:
+        """Raises Stopped if somebody has been told of the end: what serves then is nothing.
+
+        An end that nobody knows of yet, because a handler has begun the stop, is no mistake.
+        """
+        if self._final is not None:
+            raise _ffi.failure(Status.STOPPED)
+
     def __enter__(self) -> Server:
+        """Raises Stopped if the server has been stopped, and that has been waited for."""
+        self._check_not_ended()
         return self
 
     def __exit__(

@@ -152,6 +152,12 @@ def test_answers() -> None:
     assert answer(by_hand).body == b"onetwo"
 
 
+@pytest.mark.parametrize("status", [204, 205, 304])
+def test_an_answer_without_content_has_no_content_type(status: int) -> None:
+    response = answer(lambda request: request.reply(status, ""))
+    assert (response.status, response.headers["content-type"]) == (status, None)
+
+
 NOT_AN_ANSWER: list[tuple[Any, ...]] = [
     (99,),
     (100,),

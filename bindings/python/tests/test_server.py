@@ -33,6 +33,31 @@ def test_hello() -> None:
     assert server.stop() == server.wait() == report
 
 
+def test_a_server_that_has_stopped_is_not_used_again() -> None:
+    with Server(hello, "127.0.0.1:0") as server:
+        pass
+    with pytest.raises(httpdown.Stopped):
+        server.run()
+    with pytest.raises(httpdown.Stopped):
+        with server:
+            raise AssertionError("entered")
+    assert server.stop() == server.wait() == server.report()
+
+
+def test_a_stop_that_has_only_begun_is_waited_for_in_a_block() -> None:
+    server = Server(hello, "127.0.0.1:0")
+    server.stop_begin()
+    with server:
+        pass
+    assert server.report().status == Status.OK
+
+
+def test_codes_print_as_names() -> None:
+    for code in (*Phase, *ConnState, *LogLevel, *Status):
+        assert str(code) == f"{code}" == code.name
+    assert "DRAINING" == f"{Phase.DRAINING}" and Phase.DRAINING == 3
+
+
 def test_two_servers_do_not_know_of_each_other() -> None:
     with Server(hello, "127.0.0.1:0") as one, Server(hello, "127.0.0.1:0,[::1]:0") as two:
         assert one.address != two.address
