@@ -646,16 +646,16 @@ int httpdown_request_body(httpdown_request *request,
                           size_t limit,
                           httpdown_bytes *body);
 
-// Whether there is no more use in answering: the client has left, or the server was killed. True if `request` is NULL.
-// Never blocks. Any thread, also while another uses the request, until it is ended.
+// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete (one
+// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while another uses the request, until it is ended.
 bool httpdown_request_cancelled(const httpdown_request *request);
 
 // Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
 // request, until it is ended. In place (HTTPDOWN_DISPATCH_INLINE), a handler that waits here holds up the thread that
 // would see its client leave, and all connections of that thread: it learns only of a kill, and of the time.
 //
-// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED,
-// INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
+// Returns WOULD_BLOCK (the time has passed: go on), GONE (the client has left), KILLED, ALREADY_REPLIED (the answer is
+// complete), INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
 HTTPDOWN_MUST_USE
 int httpdown_request_wait_cancelled(const httpdown_request *request,
                                     uint32_t timeout_ms);
@@ -718,8 +718,9 @@ int httpdown_reply_start(httpdown_request *request,
 // (256 KiB): a slow client slows the writer.
 //
 // Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-// room for all of it: nothing was taken), ALREADY_REPLIED, INVALID_ARGUMENT (also: no answer has begun, or this
-// exceeds its Content-Length), FORKED.
+// room for all of it: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the answer
+// has no body: it is to HEAD, or a 204 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
+// Content-Length), FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_reply_write(httpdown_request *request,
                          const void *data,

@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
 use crate::conn::ConnInfo;
 use crate::dispatch::Taken;
@@ -27,8 +27,8 @@ use crate::server::Server;
 
 /// A response is handed to the connection in pieces of at most this many bytes …
 const PIECE: usize = 64 << 10;
-/// … of which this many may wait: a slow client makes the writer wait instead of filling the memory.
-const PIECES: usize = 4;
+/// … of which so many bytes may wait: a slow client makes the writer wait instead of filling the memory.
+const ROOM: usize = 4 * PIECE;
 
 /// One request, and the means to answer it once.
 ///
@@ -44,7 +44,7 @@ struct Inner {
     head: Parts,
     body: RequestBody,
     answer: Answer,
-    /// The answer has no body (HEAD, 204, 304): what is written for it goes nowhere.
+    /// The answer has no body (HEAD, 204, 304): nothing can be written for it.
     bodyless: bool,
     /// What its Content-Length promises and has not been written yet.
     owing: Option<u64>,
@@ -64,12 +64,20 @@ struct RequestBody {
 
 enum Answer {
     Owed,
-    Begun(mpsc::Sender<Piece>),
+    Begun(Writing),
     Given,
 }
 
+/// The writer's end of an answer's body.
+struct Writing {
+    queue: mpsc::UnboundedSender<Piece>,
+    room: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
 pub(crate) enum Piece {
-    Data(Bytes),
+    /// So many of the bytes take up room until the connection has them.
+    Data(Bytes, usize),
     End,
 }
 
@@ -139,10 +147,11 @@ impl Exchange {
         Server::of(Arc::clone(self.0.fate.inflight().conn().shared()))
     }
 
-    /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
+    /// Why there is no more use in answering: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`], where the
+    /// answer is complete. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
-        self.0.fate.lost()
+        self.0.fate.over()
     }
 
     /// Something that can wait, on any thread, until there is no more use in answering.
@@ -276,11 +285,10 @@ impl Exchange {
     /// more; [`Error::AlreadyReplied`].
     pub fn start(&mut self, response: Response<()>) -> Result<()> {
         let declared = declared_length(&response)?;
-        // One more for the end: whoever could write all can also finish.
-        let (pieces, queue) = mpsc::channel(PIECES + 1);
+        let (pieces, body) = pieces();
         let status = response.status();
         self.0.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        let result = self.answer_with(response.map(|()| ReplyBody::Pieces(queue)));
+        let result = self.answer_with(response.map(|()| body));
         if result.is_ok() {
             self.0.answer = Answer::Begun(pieces);
             self.0.owing = declared.filter(|_| !self.0.bodyless);
@@ -294,18 +302,16 @@ impl Exchange {
         matches!(self.0.answer, Answer::Begun(_))
     }
 
-    /// Sends more of the body: at once, as far as the client takes it. Blocks while too much waits already.
+    /// Sends more of the body: at once, as far as the client takes it. Blocks while too much waits already: more than
+    /// 256 KiB.
     ///
     /// # Errors
-    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more, [`Error::InvalidArgument`] before
-    /// [`Exchange::start`], [`Error::WouldBlock`] on an I/O thread if there is no room for all of it (then none of it
-    /// is taken).
+    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more, [`Error::AlreadyReplied`] if the answer
+    /// has no body (to HEAD, or a 204 or 304) and `data` is not empty, [`Error::InvalidArgument`] before
+    /// [`Exchange::start`] or if it is more than the Content-Length, [`Error::WouldBlock`] on an I/O thread if there is no
+    /// room for all of it (then none of it is taken; there is room for any length when nothing waits).
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        self.may_write(data.len())?;
-        for piece in data.chunks(PIECE) {
-            self.send(Piece::Data(Bytes::copy_from_slice(piece)))?;
-        }
-        Ok(())
+        self.write_bytes(Bytes::copy_from_slice(data))
     }
 
     /// As [`Exchange::write`], not copied.
@@ -316,27 +322,33 @@ impl Exchange {
         self.may_write(data.len())?;
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(PIECE));
-            self.send(Piece::Data(piece))?;
+            self.send(piece)?;
         }
         Ok(())
     }
 
     /// Whether so many bytes may be written now, all or none of them.
     fn may_write(&mut self, len: usize) -> Result<()> {
-        let Answer::Begun(queue) = &self.0.answer else {
+        let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
         if let Some(why) = self.0.fate.lost() {
             return Err(why);
         }
-        if runtime::on_io_thread() && !queue.is_closed() && queue.capacity() <= len.div_ceil(PIECE)
-        {
+        if self.0.bodyless && len > 0 {
+            return Err(Error::AlreadyReplied);
+        }
+        let owing =
+            match self.0.owing {
+                Some(owing) => Some(owing.checked_sub(len as u64).ok_or_else(|| {
+                    Error::InvalidArgument("more than the Content-Length".into())
+                })?),
+                None => None,
+            };
+        if runtime::on_io_thread() && !pieces.have_room(len) {
             return Err(Error::WouldBlock);
         }
-        if let Some(owing) = &mut self.0.owing {
-            let too_long = || Error::InvalidArgument("more than the Content-Length".into());
-            *owing = owing.checked_sub(len as u64).ok_or_else(too_long)?;
-        }
+        self.0.owing = owing;
         Ok(())
     }
 
@@ -357,33 +369,26 @@ impl Exchange {
             let why = "less than the Content-Length";
             return Err(Error::InvalidArgument(why.into()));
         }
-        self.send(Piece::End)?;
-        self.0.answer = Answer::Given;
-        Ok(())
+        let Answer::Begun(pieces) = std::mem::replace(&mut self.0.answer, Answer::Given) else {
+            return Ok(());
+        };
+        match pieces.queue.send(Piece::End) {
+            Err(_) if !self.0.fate.is_complete() => Err(self.not_taken()),
+            // Or it has known before that this is the end.
+            _ => Ok(()),
+        }
     }
 
-    fn send(&mut self, piece: Piece) -> Result<()> {
+    fn send(&mut self, data: Bytes) -> Result<()> {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::AlreadyReplied);
         };
-        let piece = match pieces.try_send(piece) {
-            Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => return self.not_taken(),
-            Err(mpsc::error::TrySendError::Full(piece)) => piece,
-        };
-        match wait_for(async { Ok(pieces.send(piece).await) })? {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::SendError(_)) => self.not_taken(),
-        }
+        pieces.send(data).map_err(|NotTaken| self.not_taken())
     }
 
     /// What it means that the connection takes no more pieces.
-    fn not_taken(&self) -> Result<()> {
-        // It has what the Content-Length promised, or wants no body at all: the rest says nothing new.
-        if self.0.fate.is_complete() {
-            return Ok(());
-        }
-        Err(self.0.fate.lost().unwrap_or(Error::Gone))
+    fn not_taken(&self) -> Error {
+        self.0.fate.over().unwrap_or(Error::Gone)
     }
 
     fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
@@ -417,6 +422,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.0.answer, Answer::Given) {
             Answer::Given => {}
+            // The client has all that there is to have, or cannot get it any more: the handler may know.
+            Answer::Begun(_) if self.0.bodyless || self.0.fate.over().is_some() => {}
             // The receiver sees that no end came.
             Answer::Begun(_) => self.log(format!(
                 "a handler left its answer to {} unfinished",
@@ -490,19 +497,68 @@ fn wait_for<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     runtime::block_on(future, deadline).unwrap_or(Err(Error::WouldBlock))
 }
 
+/// Both ends of a body in pieces.
+fn pieces() -> (Writing, ReplyBody) {
+    let (queue, taken) = mpsc::unbounded_channel();
+    let room = Arc::new(Semaphore::new(ROOM));
+    let body = ReplyBody::Pieces(Written {
+        queue: taken,
+        room: Arc::clone(&room),
+    });
+    (Writing { queue, room }, body)
+}
+
+/// The connection takes no more pieces.
+struct NotTaken;
+
+impl Writing {
+    fn have_room(&self, len: usize) -> bool {
+        let free = self.room.available_permits();
+        free >= len || free == ROOM || self.queue.is_closed()
+    }
+
+    /// Waits for room; on a thread that must not wait, there is some, or as much as there can be.
+    fn send(&self, data: Bytes) -> Result<(), NotTaken> {
+        let wanted = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let taken = match self.room.try_acquire_many(wanted) {
+            Ok(permit) => permit,
+            Err(TryAcquireError::Closed) => return Err(NotTaken),
+            Err(TryAcquireError::NoPermits) if runtime::on_io_thread() => {
+                let left = u32::try_from(self.room.available_permits()).unwrap_or(0);
+                // Nobody but this takes any.
+                self.room.try_acquire_many(left).map_err(|_| NotTaken)?
+            }
+            Err(TryAcquireError::NoPermits) => {
+                let room = runtime::block_on(self.room.acquire_many(wanted), None);
+                room.and_then(Result::ok).ok_or(NotTaken)?
+            }
+        };
+        let count = taken.num_permits();
+        taken.forget();
+        self.queue
+            .send(Piece::Data(data, count))
+            .map_err(|_| NotTaken)
+    }
+}
+
 /// The body of an answer, as the connection takes it.
 #[derive(Debug)]
 pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
-    Pieces(mpsc::Receiver<Piece>),
+    Pieces(Written),
 }
 
-impl fmt::Debug for Piece {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Data(_) => "Data",
-            Self::End => "End",
-        })
+/// The connection's end of a body in pieces.
+#[derive(Debug)]
+pub(crate) struct Written {
+    queue: mpsc::UnboundedReceiver<Piece>,
+    room: Arc<Semaphore>,
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        // Before the queue, or who waits for room would wait for ever.
+        self.room.close();
     }
 }
 
@@ -516,8 +572,11 @@ impl Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>>>> {
         match &mut *self {
             Self::Whole(body) => Poll::Ready(body.take().map(|data| Ok(Frame::data(data)))),
-            Self::Pieces(pieces) => pieces.poll_recv(cx).map(|piece| match piece {
-                Some(Piece::Data(data)) => Some(Ok(Frame::data(data))),
+            Self::Pieces(pieces) => pieces.queue.poll_recv(cx).map(|piece| match piece {
+                Some(Piece::Data(data, count)) => {
+                    pieces.room.add_permits(count);
+                    Some(Ok(Frame::data(data)))
+                }
                 Some(Piece::End) => None,
                 None => Some(Err(Error::Gone)),
             }),

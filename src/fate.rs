@@ -93,6 +93,11 @@ impl Fate {
         lost(&self.state, self.inflight.conn().shared())
     }
 
+    /// Why there is no more use in answering, be it that all is said.
+    pub(crate) fn over(&self) -> Option<Error> {
+        over(&self.state, self.inflight.conn().shared())
+    }
+
     /// Something that can wait for the end.
     pub(crate) fn cancellation(&self) -> Cancellation {
         let mut meeting = self.lock();
@@ -163,6 +168,13 @@ fn lost(state: &AtomicU8, shared: &Shared) -> Option<Error> {
     }
 }
 
+fn over(state: &AtomicU8, shared: &Shared) -> Option<Error> {
+    match state.load(Ordering::Acquire) {
+        COMPLETE => Some(Error::AlreadyReplied),
+        _ => lost(state, shared),
+    }
+}
+
 /// The answer, as the connection waits for it.
 #[derive(Debug)]
 pub(crate) struct Reply(pub(crate) Arc<Fate>);
@@ -195,32 +207,36 @@ struct Watch {
 pub struct Cancellation(Arc<Watch>);
 
 impl Cancellation {
-    /// Why there is no more use in answering: [`Error::Gone`] or [`Error::Killed`]. Never blocks.
+    /// Why there is no more use in answering: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`], where the
+    /// answer is complete. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
-        lost(&self.0.state, &self.0.shared)
+        over(&self.0.state, &self.0.shared)
     }
 
-    /// Blocks until there is no more use in answering, and says why; `None` if `deadline` passes before, or the answer
-    /// is complete.
+    /// Blocks until there is no more use in answering, and says why, as [`Cancellation::cancelled`]; `None` if `deadline`
+    /// passes before.
     ///
     /// A handler that is called in place ([`Dispatch::Inline`](crate::Dispatch::Inline)) and waits here holds up the thread
     /// that would see its client leave, and all connections of that thread: it learns only of a kill, and of the deadline.
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
-        runtime::block_on(self.wait_as(Waiter::Thread), deadline).flatten()
+        let lost = runtime::block_on(self.wait_as(Waiter::Thread), deadline)?;
+        Some(lost.unwrap_or(Error::AlreadyReplied))
     }
 
-    /// Waits until there is no more use in answering, and says why; `None` if the answer is complete.
-    pub async fn wait(&self) -> Option<Error> {
+    /// Waits until there is no more use in answering, and says why, as [`Cancellation::cancelled`].
+    pub async fn wait(&self) -> Error {
         let mut waits = pin!(self.wait_as(Waiter::Task));
         poll_fn(|cx| {
             let waker = Waker::from(Arc::new(Contained(cx.waker().clone())));
             waits.as_mut().poll(&mut Context::from_waker(&waker))
         })
         .await
+        .unwrap_or(Error::AlreadyReplied)
     }
 
+    /// Why the client cannot get the answer any more; `None` if it is complete.
     pub(crate) async fn wait_as(&self, waiter: Waiter) -> Option<Error> {
         let Watch {
             shared,
@@ -232,7 +248,7 @@ impl Cancellation {
             if state.load(Ordering::Acquire) == COMPLETE {
                 return None;
             }
-            if let Some(why) = self.cancelled() {
+            if let Some(why) = lost(state, shared) {
                 return Some(why);
             }
             tokio::select! {

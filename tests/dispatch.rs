@@ -359,8 +359,10 @@ fn answers_without_a_body_have_none() {
         *response.status_mut() = status;
         if exchange.uri().query().is_some() {
             exchange.start(response).unwrap();
+            exchange.write(b"").unwrap();
             for _ in 0..100 {
-                exchange.write(b"goes nowhere").unwrap();
+                let written = exchange.write(b"goes nowhere");
+                assert!(matches!(written, Err(Error::AlreadyReplied)));
             }
             exchange.finish().unwrap();
         } else {
@@ -700,6 +702,91 @@ fn an_io_thread_does_not_wait() {
     Client::get(addr(&server), "/").try_answer().unwrap_err();
     assert_eq!(results.all(), ["Err(WouldBlock)", "Some(WouldBlock)"]);
     assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn an_endless_answer_that_has_no_body_ends() {
+    let ends = Journal::new();
+    let told = ends.clone();
+    let server = serve(pool(2), move |mut exchange: Exchange| {
+        let is_polled = exchange.uri().path() == "/polled";
+        exchange.start(Response::new(())).unwrap();
+        let cancellation = exchange.cancellation();
+        let why = if is_polled {
+            cancellation.wait_until(Some(Instant::now() + LONG))
+        } else {
+            std::iter::repeat_with(|| exchange.write(b"more").err()).find_map(|why| why)
+        };
+        told.write(format!("{why:?}, {:?}", exchange.cancelled()));
+    });
+    for (path, says) in [
+        ("/polled", "Some(AlreadyReplied), Some(AlreadyReplied)"),
+        ("/written", "Some(AlreadyReplied), "),
+    ] {
+        let mut client = Client::connect(addr(&server));
+        client.send(format!("HEAD {path} HTTP/1.1\r\nHost: test\r\n\r\n"));
+        assert_eq!(client.try_head().unwrap().status, 200);
+        ends.wait_for(|told| told.starts_with(says));
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.failed), (2, 0));
+}
+
+#[test]
+fn an_io_thread_has_room_for_bytes_and_not_for_pieces() {
+    const ROOM: usize = 256 << 10;
+    let results = Journal::new();
+    let told = results.clone();
+    let server = serve(Dispatch::Inline, move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        let results = if exchange.uri().path() == "/small" {
+            let bytes = (0..ROOM).take_while(|_| exchange.write(b"x").is_ok());
+            vec![
+                format!("{}", bytes.count()),
+                format!("{:?}", exchange.write(b"x")),
+            ]
+        } else {
+            // As much as there is at once, if nothing waits.
+            let large = [ROOM + 1, 1].map(|len| exchange.write(&vec![b'x'; len]));
+            large.map(|result| format!("{result:?}")).to_vec()
+        };
+        told.write(results.join(", "));
+        exchange.finish().unwrap();
+    });
+    for (path, length, says) in [
+        ("/small", ROOM, "262144, Err(WouldBlock)"),
+        ("/large", ROOM + 1, "Ok(()), Err(WouldBlock)"),
+    ] {
+        let answer = Client::get(addr(&server), path).answer();
+        assert_eq!(answer.body.len(), length);
+        assert_eq!(results.all().pop().unwrap(), says);
+    }
+}
+
+#[test]
+fn to_finish_an_answer_waits_for_nobody() {
+    let (sender, receiver) = mpsc::channel::<Exchange>();
+    let finished = Journal::new();
+    let told = finished.clone();
+    thread::spawn(move || {
+        for exchange in receiver {
+            told.write(exchange.finish().is_ok());
+        }
+    });
+    let waits = finished.clone();
+    let server = serve(Dispatch::Inline, move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        while exchange.write(&[b'x'; 4096]).is_ok() {}
+        sender.send(exchange).unwrap();
+        // Until then, this thread takes nothing of it.
+        waits.wait_for_count(1);
+    });
+    assert_eq!(
+        Client::get(addr(&server), "/").answer().body.len(),
+        256 << 10
+    );
+    assert_eq!(finished.all(), [true]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -248,14 +249,26 @@ fn a_request_in_the_very_moment_in_which_a_connection_becomes_idle_is_answered()
     }
 }
 
+/// As /proc/net/tcp shows it.
+fn in_hex(addr: SocketAddr) -> String {
+    match addr {
+        SocketAddr::V4(addr) => {
+            let ip = u32::from_ne_bytes(addr.ip().octets());
+            format!("{ip:08X}:{:04X}", addr.port())
+        }
+        SocketAddr::V6(_) => unreachable!("tests listen on 127.0.0.0/8"),
+    }
+}
+
 /// How many descriptors of this process are the server's end of this connection.
 fn descriptors_of_server_for(client: &Client) -> usize {
-    let port = format!(":{:04X}", client.socket().local_addr().unwrap().port());
+    let ends = [client.socket().peer_addr(), client.socket().local_addr()];
+    let ends = ends.map(|addr| in_hex(addr.unwrap()));
     let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     // Number, local and remote address; state, queues, timer, retransmissions, user, timeout, inode.
-    let fields = table.lines().map(|line| line.split_whitespace().skip(2));
-    let mut theirs = fields.filter(|fields| fields.clone().next().unwrap().ends_with(&port));
-    let inode = theirs.next().unwrap().nth(7).unwrap();
+    let fields = table.lines().map(|line| line.split_whitespace().skip(1));
+    let mut theirs = fields.filter(|fields| fields.clone().take(2).eq(&ends));
+    let inode = theirs.next().unwrap().nth(8).unwrap();
     let name = PathBuf::from(format!("socket:[{inode}]"));
     let all = fs::read_dir("/proc/self/fd").unwrap();
     all.filter(|fd| fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to == name))

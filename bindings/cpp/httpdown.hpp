@@ -144,12 +144,12 @@ public:
     /// is a good answer then), or as for `read`. Throws error: WOULD_BLOCK as `read`.
     std::optional<std::string_view> body(std::size_t limit);
 
-    /// Whether there is no more use in answering: the client has left, or the server was killed. Never blocks. Any
-    /// thread, also while another uses the request, as long as nobody ends or moves it.
+    /// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete
+    /// (one that has no body is, soon after `start`). Never blocks. Any thread, also while another uses the request, as
+    /// long as nobody ends or moves it.
     bool cancelled() const noexcept { return httpdown_request_cancelled(get()); }
 
-    /// Sleeps until there is no more use in answering (true), or until the timeout (false; also when the answer has
-    /// been completed meanwhile). Threads as `cancelled`.
+    /// Sleeps until there is no more use in answering (true), or until the timeout (false). Threads as `cancelled`.
     bool wait_cancelled(milliseconds timeout = forever) const;
 
     /// Answers, and ends the request. Content-Length and Date are set for you. Does not wait for the client. Returns
@@ -169,8 +169,9 @@ public:
     bool start(int status, const std::vector<httpdown::header> &headers = {});
 
     /// Sends more of the body, as soon as the client takes it. Blocks while 256 KiB wait already. Returns whether the
-    /// client can still get it. Throws error: INVALID_ARGUMENT before `start` or beyond the Content-Length,
-    /// WOULD_BLOCK with INLINE dispatch if there is no room for all of it (nothing was taken).
+    /// client can still get it: not where the answer has no body (to HEAD, or a 204 or 304). Throws error:
+    /// INVALID_ARGUMENT before `start` or beyond the Content-Length, WOULD_BLOCK with INLINE dispatch if there is no
+    /// room for all of it (nothing was taken).
     bool write(std::string_view data);
 
     /// Ends an answer that was begun, and the request. Does not wait for the client. Returns whether it can still get
@@ -551,6 +552,7 @@ inline std::optional<std::string_view> request::body(std::size_t limit) {
 
 inline bool request::wait_cancelled(milliseconds timeout) const {
     const int status = httpdown_request_wait_cancelled(unanswered(), detail::to_ms(timeout));
+    if (status == HTTPDOWN_STATUS_ALREADY_REPLIED) return true;
     return status != HTTPDOWN_STATUS_WOULD_BLOCK && !delivered(status);
 }
 
@@ -579,7 +581,8 @@ inline bool request::start(int status, const std::vector<httpdown::header> &head
 }
 
 inline bool request::write(std::string_view data) {
-    return delivered(httpdown_reply_write(unanswered(), data.data(), data.size()));
+    const int status = httpdown_reply_write(unanswered(), data.data(), data.size());
+    return status != HTTPDOWN_STATUS_ALREADY_REPLIED && delivered(status);
 }
 
 inline bool request::finish() {

@@ -469,14 +469,14 @@ pub unsafe extern "C" fn httpdown_request_body(
     })
 }
 
-/// Whether there is no more use in answering: the client has left, or the server was killed. True if `request` is NULL.
-/// Never blocks. Any thread, also while another uses the request, until it is ended.
+/// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete (one
+/// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while another uses the request, until it is ended.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
     value(true, || {
         // SAFETY: the header's preface: NULL or a request.
         let request = unsafe { borrow(request, "request")? };
-        Ok(request.fate.lost().is_some())
+        Ok(request.fate.over().is_some())
     })
 }
 
@@ -484,8 +484,8 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
 /// request, until it is ended. In place (HTTPDOWN_DISPATCH_INLINE), a handler that waits here holds up the thread that
 /// would see its client leave, and all connections of that thread: it learns only of a kill, and of the time.
 ///
-/// Returns WOULD_BLOCK (the time has passed, or the answer is complete: go on), GONE (the client has left), KILLED,
-/// INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
+/// Returns WOULD_BLOCK (the time has passed: go on), GONE (the client has left), KILLED, ALREADY_REPLIED (the answer is
+/// complete), INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_wait_cancelled(
@@ -649,8 +649,9 @@ pub unsafe extern "C" fn httpdown_reply_start(
 /// (256 KiB): a slow client slows the writer.
 ///
 /// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-/// room for all of it: nothing was taken), ALREADY_REPLIED, INVALID_ARGUMENT (also: no answer has begun, or this
-/// exceeds its Content-Length), FORKED.
+/// room for all of it: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the answer
+/// has no body: it is to HEAD, or a 204 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
+/// Content-Length), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_write(

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
-from ._errors import Gone, Killed, Unanswered
+from ._errors import AlreadyReplied, Gone, Killed, Unanswered
 
 if TYPE_CHECKING:
     from ._request import Request
@@ -57,8 +57,11 @@ def handler_failed(
     error: BaseException,
     on_error: Callable[[Request, BaseException], object] | None,
 ) -> None:
-    """Tells the program, or logs it. A client that has left is no failure."""
-    if isinstance(error, (Gone, Killed)) and request._is_lost():
+    """Tells the program, or logs it.
+
+    That a client has left is no failure, nor that its answer has no body.
+    """
+    if isinstance(error, (Gone, Killed, AlreadyReplied)) and request._is_lost():
         _write(logging.DEBUG, request, str(error), None)
         return
     if on_error is not None:

@@ -205,16 +205,20 @@ class Request:
 
     @property
     def cancelled(self) -> bool:
-        """Whether there is no more use in answering: the client has left, or a kill has begun."""
+        """Whether there is no more use in answering.
+
+        The client has left, a kill has begun, or the answer is complete: one that has no body is,
+        soon after its head.
+        """
         with self._cancel_lock:
             return bool(_ffi.httpdown_request_cancelled(self._alive()))
 
     def wait_cancelled(self, timeout: float | None = None) -> bool:
         """Sleeps for `timeout` seconds, or until there is no more use in answering.
 
-        True if there is none; False if the time has passed, or the answer is complete already: go
-        on. Raises AlreadyReplied if another thread ends the request meanwhile. A client that has
-        only closed its own half of the connection may still read, and has not left.
+        True if there is none; False if the time has passed: go on. Raises AlreadyReplied if another
+        thread ends the request meanwhile. A client that has only closed its own half of the
+        connection may still read, and has not left.
         """
         try:
             _arguments.in_slices(self._wait_cancelled, timeout)
@@ -222,6 +226,9 @@ class Request:
             return False
         except (Gone, Killed):
             pass
+        except AlreadyReplied:
+            if self._ending:
+                raise
         return True
 
     def _wait_cancelled(self, milliseconds: int) -> None:
@@ -364,7 +371,8 @@ class Reply:
         """Sends more of the body, as soon as the client takes it; a str as UTF-8. `data` is copied.
 
         Blocks while too much waits already (256 KiB): a slow client slows the writer. Raises Gone,
-        Killed, AlreadyReplied, and InvalidArgument if it exceeds the Content-Length.
+        Killed, AlreadyReplied (also if the answer has no body: it is to HEAD, or a 204 or 304), and
+        InvalidArgument if it exceeds the Content-Length.
         """
         data = _arguments.data(data)
         with self.request._lock:
