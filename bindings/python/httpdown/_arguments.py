@@ -18,7 +18,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 
 # A call that waits comes back this often, in seconds, so that Python can handle signals.
-_SLICE = 0.1
+SLICE = 0.1
 
 
 def number(name: str, value: int, least: int, most: int) -> int:
@@ -60,13 +60,13 @@ def in_slices(call: Callable[[int], object], timeout: float | None) -> None:
     while True:
         now = time.monotonic()
         left = deadline - now
-        ms = math.ceil(max(0.0, min(left, _SLICE)) * 1000)
+        ms = math.ceil(max(0.0, min(left, SLICE)) * 1000)
         try:
             call(ms)
             return
         except TimeoutError:
             # Before its time: there is nothing to wait for.
-            if left <= _SLICE or time.monotonic() < now + ms / 1000:
+            if left <= SLICE or time.monotonic() < now + ms / 1000:
                 raise
 
 

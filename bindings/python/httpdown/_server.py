@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -22,9 +24,8 @@ from ._errors import Forked, HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._request import Address, Request
 
-# How long a handler that the server has abandoned is waited for, in seconds of real time.
-_ABANDONED = 1.0
-_DEFAULT_KILL_TIMEOUT = 60.0
+# Of `stop_timeout` and `kill_timeout`, in seconds.
+_DEFAULT_TIMEOUT = 60.0
 
 
 class Stats(Protocol):
@@ -186,7 +187,8 @@ class Server:
     `clock` is for tests: a MockClock for the stop, kill and lame-duck timers.
 
     Raises AddressInUse, AddressInvalid, PermissionDenied, IOFailed, OutOfResources, Forked;
-    ValueError (InvalidArgument too) and TypeError. Blocks only while a host name is looked up.
+    ValueError (InvalidArgument too) and TypeError; RuntimeError where gevent or eventlet has
+    patched `threading`. Blocks only while a host name is looked up.
     """
 
     def __init__(
@@ -217,8 +219,11 @@ class Server:
         on_log: Callable[[LogLevel, str], object] | None = None,
         clock: MockClock | None = None,
     ) -> None:
+        _check_threading()
         self._pid = os.getpid()
         self._final: Report | None = None
+        # When the stop and the kill were asked for, and when C's end was seen first.
+        self._stop_begun = self._kill_begun = self._ended = math.inf
         self._handler = _reports.plain("handler", handler)
         self._on_error = None if on_error is None else _reports.plain("on_error", on_error)
         # Of those that are None no event comes.
@@ -232,7 +237,6 @@ class Server:
             for kind in StatKind:
                 name = f"bump_{kind.name.lower()}"
                 self._bump[kind] = _reports.plain(f"stats.{name}", getattr(stats, name))
-        self._kill_timeout = _DEFAULT_KILL_TIMEOUT if kill_timeout is None else kill_timeout
         wanted = {
             EventKind.STAT: stats,
             EventKind.CONN: on_conn_state,
@@ -272,6 +276,12 @@ class Server:
                 0 if io_threads is None else _arguments.number("io_threads", io_threads, 1, 1 << 16)
             ),
             pull_events=events,
+        )
+        self._kill_timeout = _DEFAULT_TIMEOUT if kill_timeout is None else kill_timeout
+        self._longest_stop = (
+            (lame_duck or 0.0)
+            + (_DEFAULT_TIMEOUT if stop_timeout is None else stop_timeout)
+            + self._kill_timeout
         )
         count = _arguments.number("threads", threads, 1, 1 << 16)
         targets = [self._deliver] if events else []
@@ -399,20 +409,23 @@ class Server:
         """Begins the stop and returns at once. A second time it does nothing. Raises Forked."""
         handle = self._handle
         if handle is not None:
+            self._stop_begun = min(self._stop_begun, time.monotonic())
             _ffi.httpdown_stop_begin(handle.pointer)
 
     def kill_begin(self) -> None:
         """Goes straight to the kill, whether a stop has begun or not, and returns at once."""
         handle = self._handle
         if handle is not None:
+            self._kill_begun = min(self._kill_begun, time.monotonic())
             _ffi.httpdown_kill_begin(handle.pointer)
 
     def stop(self) -> Report:
         """Stops: no new connections, what is there is finished, and then the result.
 
         Blocks, at most for lame_duck + stop_timeout + kill_timeout. Whoever calls later, or
-        meanwhile, waits for the same end and gets the same result. Ctrl-C meanwhile (in the main
-        thread) begins the kill, and raises KeyboardInterrupt.
+        meanwhile, waits for the same end and gets the same result. Handlers that go on when they
+        have answered are waited for too, within that time. Ctrl-C meanwhile (in the main thread)
+        begins the kill, and raises KeyboardInterrupt.
 
         Raises Killed (requests were cut when the stop timeout had passed), TimedOut (handlers had
         to be abandoned), IOFailed (serving had failed, or a listening socket could not be closed)
@@ -434,17 +447,23 @@ class Server:
         """
         if self._is_in_child():
             raise _ffi.failure(Status.FORKED)
-        if threading.current_thread() in self._threads:
-            raise _ffi.failure(Status.WOULD_DEADLOCK)
+        deadline = math.inf
+        if timeout is not None:
+            deadline = time.monotonic() + _arguments.seconds("timeout", timeout)
         handle = self._handle
-        if handle is not None:
-            self._final = self._wait(handle, timeout)
+        if self._final is None and handle is not None:
+            if threading.current_thread() in self._threads:
+                raise _ffi.failure(Status.WOULD_DEADLOCK)
+            final = self._wait(handle, timeout)
+            self._join(final, deadline)
+            self._final = final
         assert self._final is not None
         if self._final.status != Status.OK:
             raise _ffi.failure(self._final.status)
         return self._final
 
     def _wait(self, handle: _Handle, timeout: float | None) -> Report:
+        """Waits for C's end."""
         raw = _ffi.StopReport(struct_size=ctypes.sizeof(_ffi.StopReport))
         try:
             _arguments.in_slices(
@@ -454,14 +473,31 @@ class Server:
             # Written only if the server has ended: then it says what happened.
             if raw.phase != Phase.STOPPED:
                 raise
-        # All requests have ended; soon their handlers have returned, and the observers too.
-        abandoned = raw.status == Status.TIMED_OUT
-        limit = _ABANDONED if abandoned else self._kill_timeout
-        deadline = time.monotonic() + min(limit, threading.TIMEOUT_MAX)
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        self._ended = min(self._ended, time.monotonic())
         return Report._of(raw)
+
+    def _join(self, final: Report, deadline: float) -> None:
+        """Waits for our threads: all requests have ended, and soon handlers and observers return.
+
+        For as long as the stop may take, no longer: what a handler does behind its answer must not
+        hold it. Those that C has abandoned have had their time.
+        """
+        if final.status == Status.TIMED_OUT:
+            return
+        for thread in self._threads:
+            while thread.is_alive():
+                # Anew each time: a kill may come meanwhile.
+                bound = min(
+                    self._stop_begun + self._longest_stop,
+                    self._kill_begun + self._kill_timeout,
+                    self._ended + self._kill_timeout,
+                )
+                now = time.monotonic()
+                if now >= bound:
+                    return
+                if now >= deadline:
+                    raise _ffi.failure(Status.WOULD_BLOCK)
+                thread.join(min(bound - now, deadline - now, _arguments.SLICE))
 
     def run(self, started: Callable[[Server], object] | None = None) -> Report:
         """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
@@ -474,7 +510,7 @@ class Server:
         Returns and raises as `stop`; raises Stopped if the server has been stopped, and that has
         been waited for, and ValueError in another thread.
         """
-        self._check_not_ended()
+        self._check_serves()
         with _StopSignals(self):
             if started is not None:
                 started(self)
@@ -498,17 +534,20 @@ class Server:
     def _is_in_child(self) -> bool:
         return os.getpid() != self._pid
 
-    def _check_not_ended(self) -> None:
+    def _check_serves(self) -> None:
         """Raises Stopped if somebody has been told of the end: what serves then is nothing.
 
-        An end that nobody knows of yet, because a handler has begun the stop, is no mistake.
+        An end that nobody knows of yet, because a handler has begun the stop, is no mistake. Raises
+        Forked in a forked child, where nothing serves either.
         """
+        if self._is_in_child():
+            raise _ffi.failure(Status.FORKED)
         if self._final is not None:
             raise _ffi.failure(Status.STOPPED)
 
     def __enter__(self) -> Server:
-        """Raises Stopped if the server has been stopped, and that has been waited for."""
-        self._check_not_ended()
+        """Raises Stopped if the server has been stopped, and that has been waited for; Forked."""
+        self._check_serves()
         return self
 
     def __exit__(
@@ -567,6 +606,24 @@ class _StopSignals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+
+def _check_threading() -> None:
+    """Raises RuntimeError where `threading` makes no threads.
+
+    Green threads all run in one, and the first that waits for a request would hold all the others.
+    """
+    for library, patcher, asks, names in (
+        ("gevent", "gevent.monkey", "is_module_patched", ("threading", "_thread")),
+        ("eventlet", "eventlet.patcher", "is_monkey_patched", ("thread",)),
+    ):
+        # Who has not imported it has patched nothing.
+        is_patched = getattr(sys.modules.get(patcher), asks, None)
+        if is_patched is not None and any(map(is_patched, names)):
+            raise RuntimeError(
+                f"{library} has patched threading, and httpdown needs real threads: "
+                "patch all but threads, or start httpdown in a process without the patches"
+            )
 
 
 def _nobody(*_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import re
 import signal
 from typing import Callable
@@ -161,6 +162,7 @@ def in_child(request):
         server.stop, server.report, server.stop_begin, server.kill_begin,
         lambda: server.wait(0), lambda: httpdown.Server(slow, "127.0.0.1:0"),
         request.body, request.start, lambda: request.wait_cancelled(0), request.reply,
+        server.__enter__, server.run,
     ):
         raises_forked(call)
     server.close()
@@ -337,3 +339,39 @@ print(len(results), set(results) == {httpdown.Status.OK})
 """
     )
     assert started.end() == (0, "20 True\n", "")
+
+
+PATCHED = """
+warnings.simplefilter("ignore")
+{patch}
+try:
+    server = httpdown.Server(lambda request: request.reply(200), "127.0.0.1:0")
+except RuntimeError as error:
+    print(error)
+else:
+    import urllib.request
+    print(urllib.request.urlopen(f"http://{server.address}/").status, flush=True)
+    server.close()
+"""
+
+
+@pytest.mark.parametrize(
+    ("library", "patch", "said"),
+    [
+        ("gevent", "import gevent.monkey as m; m.patch_all()", "gevent has patched threading"),
+        ("gevent", "import gevent.monkey as m; m.patch_thread()", "gevent has patched threading"),
+        ("gevent", "import gevent.monkey as m; m.patch_all(thread=False)", "200"),
+        ("eventlet", "import eventlet as m; m.monkey_patch()", "eventlet has patched threading"),
+        ("eventlet", "import eventlet as m; m.monkey_patch(thread=False)", "200"),
+        # What httpdown looks for, where neither is installed.
+        (None, "sys.modules['gevent.monkey'] = None", "200"),
+    ],
+    ids=str,
+)
+def test_patched_threads_are_refused(
+    program: Run, library: str | None, patch: str, said: str
+) -> None:
+    if library is not None and importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed (make tools)")
+    code, out, err = program(PATCHED.replace("{patch}", patch)).end()
+    assert (code, out[: len(said)]) == (0, said), err

@@ -8,13 +8,14 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from conftest import LONG, Gate, connect, fetch, in_thread
 
 import httpdown
-from httpdown import ConnState, LogLevel, MockClock, Phase, Request, Server, Status
+from httpdown import ConnState, LogLevel, MockClock, Phase, Request, Server, Status, _server
 
 
 def hello(request: Request) -> None:
@@ -328,6 +329,122 @@ def test_a_handler_that_ignores_the_kill_is_abandoned(caplog: pytest.LogCaptureF
     finish.open()
     finished.wait()
     assert caplog.records == []
+
+
+class Clock:
+    """Stands for the module `time` in the server; moves when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(_server, "time", self)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@contextlib.contextmanager
+def busy_behind_its_answer(**options: Any) -> Iterator[Server]:
+    """A server with a handler that has answered, and does not return."""
+    begun, finish = Gate(), Gate()
+
+    def handler(request: Request) -> None:
+        request.reply(200)
+        begun.open()
+        finish.wait()
+
+    with contextlib.suppress(httpdown.HttpdownError):
+        with Server(handler, "127.0.0.1:0", **options) as server:
+            try:
+                assert fetch(server).status == 200
+                begun.wait()
+                yield server
+            finally:
+                finish.open()
+
+
+def reach_the_end(server: Server, clock: MockClock | None = None) -> None:
+    """Waits for the end of C's part alone."""
+    deadline = time.monotonic() + LONG
+    while server.phase != Phase.STOPPED:
+        assert time.monotonic() < deadline
+        if clock is not None:
+            clock.advance(HOUR)
+        time.sleep(0.001)
+
+
+HOUR = 3600
+
+
+@pytest.mark.parametrize(
+    ("begin", "options", "bound"),
+    [
+        (
+            Server.stop_begin,
+            {"lame_duck": 0.01, "stop_timeout": HOUR, "kill_timeout": HOUR},
+            2 * HOUR + 0.01,
+        ),
+        (Server.kill_begin, {"stop_timeout": math.inf, "kill_timeout": HOUR}, HOUR),
+    ],
+    ids=["stop", "kill"],
+)
+def test_a_stop_keeps_its_bound_whatever_handlers_do_behind_their_answers(
+    begin: Any, options: dict[str, Any], bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    with busy_behind_its_answer(**options) as server:
+        begin(server)
+        reach_the_end(server)
+        clock.now += bound - 1
+        with pytest.raises(TimeoutError):
+            server.wait(0)
+        clock.now += 1
+        # Those who come later do not wait anew.
+        for call in (server.stop, server.wait, server.close, server.stop):
+            in_thread(call).result(LONG)
+        assert server.report().status == Status.OK
+
+
+def test_a_server_that_has_ended_waits_for_a_kill_timeout_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    with busy_behind_its_answer(stop_timeout=math.inf, kill_timeout=HOUR) as server:
+        server.stop_begin()
+        reach_the_end(server)
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                server.wait(0)
+            clock.now += HOUR / 2
+        assert in_thread(server.stop).result(LONG).served == 1
+
+
+def test_a_wait_ends_by_its_timeout_whatever_handlers_do_behind_their_answers() -> None:
+    with busy_behind_its_answer() as server:
+        server.stop_begin()
+        for timeout in (0, 0.01, 0.5):
+            with pytest.raises(TimeoutError):
+                in_thread(server.wait, timeout).result(LONG)
+        assert server.phase == Phase.STOPPED  # So it was not C that was waited for.
+
+
+def test_abandoned_handlers_are_not_waited_for() -> None:
+    begun, finish = Gate(), Gate()
+
+    def deaf(request: Request) -> None:
+        begun.open()
+        finish.wait()
+
+    clock = MockClock()
+    server = Server(deaf, "127.0.0.1:0", stop_timeout=HOUR, kill_timeout=HOUR, clock=clock)
+    client = in_thread(fetch, server)
+    begun.wait()
+    server.kill_begin()
+    reach_the_end(server, clock)
+    with pytest.raises(httpdown.TimedOut):
+        server.wait(0)
+    assert client.exception(LONG)
+    finish.open()
+    server.close()
 
 
 def test_stop_in_a_handler_begins_the_stop() -> None:
