@@ -324,6 +324,13 @@ typedef struct {
     // so that a request that was sent in the last moment still comes in time. It is not said where the connection ends,
     // nor in a response that has a Connection or Keep-Alive field of its own.
     int keep_alive_header;
+    // Of httpdown_run: how long after the first signal another one counts as the second, which goes straight to the
+    // kill; and after that, as the third. One that comes sooner has told the same thing again: a process manager signals
+    // the whole group, and a wrapper in it forwards what it gets. HTTPDOWN_NOW: at once; HTTPDOWN_FOREVER: never.
+    // Default: 500. In real time, whatever the clock.
+    uint32_t second_signal_ms;
+    // Must be 0. It is there so that the struct has no padding.
+    uint32_t reserved;
 } httpdown_options;
 
 // What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -453,8 +460,8 @@ int httpdown_serve(const httpdown_options *options,
 
 // Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
 //
-// A second signal goes straight to the kill; a third does what it would have done without us. What the signals did
-// before is restored at the end; only one run can be under way in a process. In a child, be it of fork or of vfork,
+// A second signal goes straight to the kill, unless it comes within second_signal_ms of the first; a third does what it
+// would have done without us. What the signals did before is restored at the end; only one run can be under way in a process. In a child, be it of fork or of vfork,
 // they do what they would have done without us, and do not stop the parent. A daemon forks first, and then runs: a
 // child that is forked meanwhile can have no server (FORKED). To learn when the server listens, and where, set the
 // option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run, however it ended.

@@ -3,10 +3,13 @@
 //! Nothing else in the library is global.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::sys::{self, Bell, Signal};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys::{self, Bell, EventFd, Signal};
 
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 static WATCHING: AtomicBool = AtomicBool::new(false);
@@ -62,7 +65,9 @@ static STOP_SIGNALS: [Signal; 2] = [Signal::new(libc::SIGTERM), Signal::new(libc
 
 /// What the handler writes to. A child that may run servers makes its own: this one is its parent's as well.
 static SIGNALLED: Bell = Bell::new();
-static SIGNALS_SEEN: AtomicU32 = AtomicU32::new(0);
+/// When the first signal came, and when the last: on the clock of [`sys::uptime`], 0 before.
+static FIRST_AT: AtomicU64 = AtomicU64::new(0);
+static LAST_AT: AtomicU64 = AtomicU64::new(0);
 static CATCHING: AtomicBool = AtomicBool::new(false);
 /// The process that catches.
 static CATCHER: AtomicU32 = AtomicU32::new(0);
@@ -80,7 +85,9 @@ extern "C" fn on_signal(number: libc::c_int) {
         }
         return;
     }
-    SIGNALS_SEEN.fetch_add(1, Ordering::Relaxed);
+    let now = nanos(sys::uptime()).max(1);
+    let _ = FIRST_AT.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+    LAST_AT.fetch_max(now, Ordering::Relaxed);
     if let Some(signalled) = SIGNALLED.get() {
         signalled.set();
     }
@@ -106,7 +113,8 @@ impl StopSignals {
             _ours: ours,
         };
         SIGNALLED.get_or_make()?.clear();
-        SIGNALS_SEEN.store(0, Ordering::Relaxed);
+        FIRST_AT.store(0, Ordering::Relaxed);
+        LAST_AT.store(0, Ordering::Relaxed);
         CATCHER.store(std::process::id(), Ordering::Relaxed);
         for signal in &STOP_SIGNALS {
             signal.catch(on_signal)?;
@@ -114,18 +122,53 @@ impl StopSignals {
         }
         Ok(Some(signals))
     }
+}
 
-    /// Calls `seen` with the number of signals so far, each time one has come. Needs a tokio runtime.
-    pub(crate) async fn watch(mut seen: impl FnMut(u32)) -> io::Result<()> {
+/// Tells of the signals that are caught.
+#[derive(Debug)]
+pub(crate) struct SignalWatch {
+    signalled: &'static EventFd,
+    readiness: AsyncFd<BorrowedFd<'static>>,
+    /// When the last one came that was told of.
+    told: Option<u64>,
+}
+
+impl SignalWatch {
+    /// Needs a tokio runtime.
+    pub(crate) fn new() -> io::Result<Self> {
         let signalled = SIGNALLED.get_or_make()?;
-        let readiness = sys::watch(signalled.as_fd())?;
+        Ok(Self {
+            signalled,
+            readiness: sys::watch(signalled.as_fd())?,
+            told: None,
+        })
+    }
+
+    /// Waits for a signal: the first, and then one that has come at least `pause` after the one that was told of last.
+    /// Those in between have told the same thing again. When they came counts, not when this looks.
+    pub(crate) async fn next(&mut self, pause: Duration) -> io::Result<()> {
         loop {
-            let mut ready = readiness.readable().await?;
-            signalled.clear();
+            let came = match self.told {
+                None => FIRST_AT.load(Ordering::Relaxed),
+                Some(told) => {
+                    let last = LAST_AT.load(Ordering::Relaxed);
+                    let counts = last > told && last - told >= nanos(pause);
+                    if counts { last } else { 0 }
+                }
+            };
+            if came != 0 {
+                self.told = Some(came);
+                return Ok(());
+            }
+            let mut ready = self.readiness.readable().await?;
+            self.signalled.clear();
             ready.clear_ready();
-            seen(SIGNALS_SEEN.load(Ordering::Relaxed));
         }
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Drop for StopSignals {

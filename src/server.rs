@@ -1,6 +1,7 @@
 //! The server as its host sees it: built, started, asked, stopped.
 
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,7 @@ use crate::ledger::{Count, Ends, Ledger, Report};
 use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::outcome::Outcome;
-use crate::process::{self, StopSignals};
+use crate::process::{self, SignalWatch, StopSignals};
 use crate::runtime::{self, END_GRACE, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
 
@@ -46,6 +47,7 @@ pub(crate) struct Config {
     pub(crate) quiesce_timeout: Duration,
     pub(crate) idle_grace: Duration,
     pub(crate) linger_timeout: Duration,
+    pub(crate) second_signal: Duration,
     /// After how long a pause between two requests a connection leaves hyper, at least; at most twice that. No option:
     /// long beside the pauses of a busy client, and short beside the life of an idle connection.
     pub(crate) park_after: Duration,
@@ -68,6 +70,8 @@ impl Default for Config {
             quiesce_timeout: Duration::from_secs(4),
             idle_grace: Duration::from_secs(1),
             linger_timeout: Duration::from_secs(2),
+            // Whoever forwards a signal does it within milliseconds; a person who means it takes longer.
+            second_signal: Duration::from_millis(500),
             park_after: Duration::from_secs(1),
         }
     }
@@ -390,6 +394,15 @@ impl Builder {
     /// stop timeout. Default: 2 seconds.
     pub fn linger_timeout(mut self, timeout: Duration) -> Self {
         self.config.linger_timeout = timeout;
+        self
+    }
+
+    /// How long after the first signal of a [run](Server::run) another one counts as the second, which kills; and after
+    /// that, as the third. One that comes sooner has told the same thing again: a process manager signals the whole
+    /// group, and a wrapper in it forwards what it gets. Zero: at once; [`Duration::MAX`]: never. Default: 500
+    /// milliseconds. In real time, whatever the clock.
+    pub fn second_signal(mut self, pause: Duration) -> Self {
+        self.config.second_signal = pause;
         self
     }
 
@@ -736,7 +749,7 @@ impl Server {
     }
 
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
-    /// kill; a third does what it would have done without us. What the signals did before is restored at the end. A signal
+    /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What the signals did before is restored at the end. A signal
     /// that comes before this call is not caught: see [`Signals`].
     ///
     /// # Errors
@@ -886,14 +899,18 @@ impl Signals {
         server.shared.check_can_wait()?;
         let Self(signals) = self;
         let watched = server.clone();
-        let mut signals = Some(signals);
-        let watch = StopSignals::watch(move |count| {
+        let pause = server.shared.config.second_signal;
+        let watch = async move {
+            let mut watch = SignalWatch::new()?;
+            watch.next(pause).await?;
             watched.stop_begin();
-            if count > 1 {
-                watched.kill_begin();
-                drop(signals.take());
-            }
-        });
+            watch.next(pause).await?;
+            watched.kill_begin();
+            // What tells the second again is not the third.
+            tokio::time::sleep(pause).await;
+            drop(signals);
+            Ok::<_, io::Error>(())
+        };
         // The task, and with it what it has caught, goes with the control thread's runtime: before the wait ends.
         server.shared.runtime.spawn(watch);
         server.wait_blocking(None)

@@ -50,6 +50,18 @@ impl AsFd for EventFd {
     }
 }
 
+/// The time since some fixed moment. Async-signal-safe.
+pub(crate) fn uptime() -> Duration {
+    let mut now = MaybeUninit::<libc::timespec>::zeroed();
+    // SAFETY: the kernel writes a whole struct there; all zeroes is one, too.
+    let now = unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, now.as_mut_ptr());
+        now.assume_init()
+    };
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
 /// An [`EventFd`] for a signal handler: never freed, because the handler may still be running on another thread when
 /// nobody needs it any more.
 #[derive(Debug)]

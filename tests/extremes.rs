@@ -90,7 +90,7 @@ const EXTREMES: [Option<Duration>; 4] = [
 
 type Set = fn(Builder, Duration) -> Builder;
 
-const DURATIONS: [(&str, Set); 8] = [
+const DURATIONS: [(&str, Set); 9] = [
     ("lame_duck", |builder, duration| {
         builder
             .lame_duck(duration)
@@ -101,6 +101,7 @@ const DURATIONS: [(&str, Set); 8] = [
     ("quiesce_timeout", Builder::quiesce_timeout),
     ("linger_timeout", Builder::linger_timeout),
     ("header_timeout", Builder::header_timeout),
+    ("second_signal", Builder::second_signal),
     ("idle_grace", Builder::idle_grace),
     ("idle_timeout", |builder, duration| {
         // None at all is refused.

@@ -355,6 +355,9 @@ struct options {
     /// Responses tell of the idle timeout less `idle_grace`, in whole seconds, so that clients that know the field leave
     /// first: "Keep-Alive: timeout=N".
     bool keep_alive_header = false;
+    /// Of `run`: how long after the first signal another one counts as the second, which goes straight to the kill. One
+    /// that comes sooner has told the same thing again, as process managers and wrappers do. By default 500 ms.
+    std::optional<milliseconds> second_signal{};
 };
 
 /// A running server, on threads of its own. Movable, not copyable.
@@ -374,8 +377,8 @@ public:
     ~server();
 };
 
-/// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill.
-/// In a forked child they do what they would have done without us, and do not stop the parent.
+/// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill,
+/// unless it comes too soon (`second_signal`). In a forked child they do what they would have done without us, and do not stop the parent.
 /// To learn when the server listens, and where, set `on_phase`.
 ///
 /// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.
@@ -474,6 +477,7 @@ public:
         raw_.linger_timeout_ms = to_ms(from.linger_timeout);
         raw_.idle_timeout_ms = to_ms(from.idle_timeout);
         raw_.keep_alive_header = from.keep_alive_header;
+        raw_.second_signal_ms = to_ms(from.second_signal);
 
         if (from.handler) raw_.handler = on_request;
         if (from.bump_avg) raw_.stats.bump_avg = bump<&options::bump_avg>;

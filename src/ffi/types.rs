@@ -313,6 +313,13 @@ pub struct httpdown_options {
     /// so that a request that was sent in the last moment still comes in time. It is not said where the connection ends,
     /// nor in a response that has a Connection or Keep-Alive field of its own.
     pub keep_alive_header: c_int,
+    /// Of httpdown_run: how long after the first signal another one counts as the second, which goes straight to the
+    /// kill; and after that, as the third. One that comes sooner has told the same thing again: a process manager signals
+    /// the whole group, and a wrapper in it forwards what it gets. HTTPDOWN_NOW: at once; HTTPDOWN_FOREVER: never.
+    /// Default: 500. In real time, whatever the clock.
+    pub second_signal_ms: u32,
+    /// Must be 0. It is there so that the struct has no padding.
+    pub reserved: u32,
 }
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.
@@ -413,7 +420,7 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     let pointers = size_of::<usize>() * 16;
-    let ints = size_of::<u32>() * 16;
+    let ints = size_of::<u32>() * 18;
     assert!(size_of::<httpdown_options>() == pointers + ints);
     let counts = size_of::<u64>() * 23;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);

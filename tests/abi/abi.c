@@ -20,7 +20,7 @@ AT(httpdown_stats, bump_sum, 8);
 AT(httpdown_stats, bump_histogram, 16);
 AT(httpdown_stats, bump_time, 24);
 
-SIZE(httpdown_options, 192);
+SIZE(httpdown_options, 200);
 AT(httpdown_options, struct_size, 0);
 AT(httpdown_options, addr, 8);
 AT(httpdown_options, fds, 16);
@@ -50,6 +50,8 @@ AT(httpdown_options, lame_duck_min_ms, 176);
 AT(httpdown_options, lame_duck_quiet_ms, 180);
 AT(httpdown_options, idle_timeout_ms, 184);
 AT(httpdown_options, keep_alive_header, 188);
+AT(httpdown_options, second_signal_ms, 192);
+AT(httpdown_options, reserved, 196);
 
 SIZE(httpdown_stop_report, 200);
 AT(httpdown_stop_report, struct_size, 0);

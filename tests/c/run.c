@@ -9,6 +9,7 @@ typedef struct {
     int hears; /* where it is told to go on */
     httpdown_handler_fn handler;
     int expected;
+    uint32_t second_signal_ms;
 } child;
 
 static void on_serving(const httpdown_server *server, int phase, void *user_data) {
@@ -57,6 +58,7 @@ static void run_child(child *c) {
     httpdown_options options = options_for(&c->base, c->handler);
     options.on_phase = on_serving;
     options.stop_timeout_ms = options.kill_timeout_ms = PATIENCE_MS;
+    options.second_signal_ms = c->second_signal_ms;
     struct sigaction before[2] = {{.sa_handler = old_handler}, {.sa_handler = counts_calls, .sa_flags = SA_NODEFER}}, now;
     sigset_t mask;
     sigemptyset(&before[0].sa_mask);
@@ -100,7 +102,7 @@ static int hear(const process *p) {
     return number;
 }
 
-static process start_child(httpdown_handler_fn handler, int expected) {
+static process start_child(httpdown_handler_fn handler, int expected, uint32_t second_signal_ms) {
     int up[2], down[2];
     CHECK(pipe(up) == 0 && pipe(down) == 0);
     process p = {.pid = fork(), .from = up[0], .to = down[1]};
@@ -115,6 +117,7 @@ static process start_child(httpdown_handler_fn handler, int expected) {
         c->hears = down[0];
         c->handler = handler;
         c->expected = expected;
+        c->second_signal_ms = second_signal_ms;
         run_child(c);
     }
     close(up[1]);
@@ -134,7 +137,7 @@ static void end_child(const process *p) {
 static void a_signal_stops_gracefully(void) {
     static const int numbers[] = {SIGTERM, SIGINT};
     for (int i = 0; i < 2; i++) {
-        process p = start_child(asks_first, 0);
+        process p = start_child(asks_first, 0, 0);
         int fd = connect_to(p.port);
         CHECK(fd >= 0);
         put(fd, GET("/"));
@@ -150,7 +153,7 @@ static void a_signal_stops_gracefully(void) {
 
 static void a_second_signal_cuts(void) {
     for (int i = 0; i < 4; i++) {
-        process p = start_child(until_cut, HTTPDOWN_STATUS_KILLED);
+        process p = start_child(until_cut, HTTPDOWN_STATUS_KILLED, HTTPDOWN_NOW);
         int fd = connect_to(p.port);
         CHECK(fd >= 0);
         put(fd, GET("/"));
@@ -166,8 +169,46 @@ static void a_second_signal_cuts(void) {
     }
 }
 
+static void a_stop_that_is_told_twice_cuts_nothing(void) {
+    static const int pairs[][2] = {{SIGTERM, SIGTERM}, {SIGINT, SIGTERM}};
+    for (int i = 0; i < 2; i++) {
+        process p = start_child(asks_first, 0, i == 0 ? 0 : HTTPDOWN_FOREVER);
+        int fd = connect_to(p.port);
+        CHECK(fd >= 0);
+        put(fd, GET("/"));
+        EQUAL(hear(&p), -1);
+        CHECK(kill(p.pid, pairs[i][0]) == 0);
+        /* As one who signals the whole group, and a wrapper in it that forwards what it gets. */
+        nanosleep(&(struct timespec){.tv_nsec = 20 * 1000000}, NULL);
+        CHECK(kill(p.pid, pairs[i][1]) == 0);
+        UNTIL(is_refused(p.port));
+        CHECK(write(p.to, "x", 1) == 1);
+        expect(fd, 200, "finished");
+        close(fd);
+        end_child(&p);
+    }
+}
+
+static void a_second_signal_counts_after_a_pause(void) {
+    process p = start_child(until_cut, HTTPDOWN_STATUS_KILLED, 200);
+    int fd = connect_to(p.port);
+    CHECK(fd >= 0);
+    put(fd, GET("/"));
+    EQUAL(hear(&p), -1);
+    CHECK(kill(p.pid, SIGTERM) == 0);
+    nanosleep(&(struct timespec){.tv_nsec = 250 * 1000000}, NULL);
+    CHECK(kill(p.pid, SIGTERM) == 0);
+    response r = take(fd);
+    CHECK(!r.whole);
+    done(&r);
+    close(fd);
+    /* And what tells the second again is not the third, which would end the process. */
+    kill(p.pid, SIGTERM);
+    end_child(&p);
+}
+
 static void an_idle_run_ends_at_once(void) {
-    process p = start_child(hello, 0);
+    process p = start_child(hello, 0, 0);
     int fd = connect_to(p.port);
     put(fd, GET("/"));
     expect(fd, 200, "Hello, World!");
@@ -459,6 +500,7 @@ static void a_third_signal_does_what_it_did_before(void) {
     httpdown_options options = options_for(f, blocks);
     options.on_phase = tells_port;
     options.stop_timeout_ms = options.kill_timeout_ms = PATIENCE_MS;
+    options.second_signal_ms = HTTPDOWN_NOW;
     pthread_t run = spawn(runs_with, &options);
     told port = wait_told(f, HTTPDOWN_EVENT_LOG, 4711, NULL, 1);
     int fd = connect_to((int)port.value);
@@ -578,6 +620,8 @@ int main(int argc, char **argv) {
     tests_chosen = argv + 1;
     RUN(a_signal_stops_gracefully);
     RUN(a_second_signal_cuts);
+    RUN(a_stop_that_is_told_twice_cuts_nothing);
+    RUN(a_second_signal_counts_after_a_pause);
     RUN(an_idle_run_ends_at_once);
     RUN(only_one_run_at_a_time);
     RUN(a_signal_to_a_child_ends_the_child_and_not_the_parents_server);

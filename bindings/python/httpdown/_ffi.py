@@ -176,6 +176,8 @@ class Options(ctypes.Structure):
         ("lame_duck_quiet_ms", c_uint32),
         ("idle_timeout_ms", c_uint32),
         ("keep_alive_header", c_int),
+        ("second_signal_ms", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

@@ -26,6 +26,7 @@ from ._request import Address, Request
 
 # Of `stop_timeout` and `kill_timeout`, in seconds.
 _DEFAULT_TIMEOUT = 60.0
+_DEFAULT_SECOND_SIGNAL = 0.5
 
 
 class Stats(Protocol):
@@ -175,6 +176,10 @@ class Server:
     `keep_alive_header`: responses tell of the idle timeout, less `idle_grace`, in whole seconds
     (`Keep-Alive: timeout=N`), so that clients that know this field leave first.
 
+    `second_signal`: how long after the first signal of `run` another one counts as the second,
+    which goes straight to the kill; default 0.5. One that comes sooner has told the same thing
+    again, as process managers and wrappers do.
+
     `ready_path` is a path, "/healthz" say, that the server answers itself, also while all threads
     are busy: 200 while `ready` says yes, then 503. "/" first, then visible ASCII, no query.
 
@@ -211,6 +216,7 @@ class Server:
         linger_timeout: float | None = None,
         idle_timeout: float | None = None,
         keep_alive_header: bool = False,
+        second_signal: float | None = None,
         io_threads: int | None = None,
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -237,6 +243,7 @@ class Server:
             for kind in StatKind:
                 name = f"bump_{kind.name.lower()}"
                 self._bump[kind] = _reports.plain(f"stats.{name}", getattr(stats, name))
+        self._second_signal = _DEFAULT_SECOND_SIGNAL if second_signal is None else second_signal
         wanted = {
             EventKind.STAT: stats,
             EventKind.CONN: on_conn_state,
@@ -271,6 +278,7 @@ class Server:
             linger_timeout_ms=_arguments.milliseconds("linger_timeout", linger_timeout),
             idle_timeout_ms=_arguments.milliseconds("idle_timeout", idle_timeout),
             keep_alive_header=bool(keep_alive_header),
+            second_signal_ms=_arguments.milliseconds("second_signal", second_signal),
             dispatch=_ffi.Dispatch.QUEUE,
             io_threads=(
                 0 if io_threads is None else _arguments.number("io_threads", io_threads, 1, 1 << 16)
@@ -502,8 +510,8 @@ class Server:
     def run(self, started: Callable[[Server], object] | None = None) -> Report:
         """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
 
-        A second signal goes straight to the kill; a third does what it would have done without
-        us. What the signals did before is restored at the end. In a forked child they do what they
+        A second signal goes straight to the kill, unless it comes within `second_signal` of the
+        first; a third does what it would have done without us. What the signals did before is restored at the end. In a forked child they do what they
         would have done without us, and do not stop the parent. `started` is called when the signals
         are caught: the moment to tell others of the server. Only in the main thread.
 
@@ -579,6 +587,8 @@ class _StopSignals:
     def __init__(self, server: Server) -> None:
         self._server = server
         self._seen = 0
+        # When the next signal counts, and does not tell again what the last has told.
+        self._counts_from = -math.inf
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> None:
@@ -591,12 +601,20 @@ class _StopSignals:
             self._restore()
             os.kill(os.getpid(), number)
             return
+        now = time.monotonic()
+        if now < self._counts_from:
+            return
+        self._counts_from = now + self._server._second_signal
         self._seen += 1
         if self._seen == 1:
             self._server.stop_begin()
-        else:
+        elif self._seen == 2:
             self._server.kill_begin()
+            if self._server._second_signal == 0:
+                self._restore()
+        else:
             self._restore()
+            os.kill(os.getpid(), number)
 
     def _restore(self) -> None:
         while self._old:

@@ -69,7 +69,7 @@ def test_a_signal_loses_no_request(
     ("text", "number", "status"),
     [
         (IN_A_BLOCK, signal.SIGINT, -signal.SIGINT),
-        (RUN, signal.SIGTERM, 1),
+        (RUN.replace("on_phase)", "on_phase, second_signal=0)"), signal.SIGTERM, 1),
     ],
     ids=["Ctrl-C in a block", "SIGTERM in run"],
 )
@@ -86,6 +86,16 @@ def test_a_second_signal_kills(
     code, out, err = started.end()
     assert (code, out) == (status, "0 1\n")
     assert ("Killed" in err) == (status == 1)
+
+
+def test_a_stop_that_is_told_twice_cuts_nothing(program: Run) -> None:
+    started = program(RUN.format(handler="slow"))
+    response = begin(started)
+    started.signal(signal.SIGTERM)
+    assert started.line() == "draining"
+    started.signal(signal.SIGTERM)
+    assert response.read() == b"x" * 50_000
+    assert started.end() == (0, "1 0\n", "")
 
 
 def test_exit_with_a_server_that_serves(program: Run) -> None:
