@@ -13,7 +13,8 @@
  *     written only on OK.
  *  5. Structs whose first field is struct_size know their own size: set it, and an older or newer library understands.
  *  6. Functions that take a const pointer may be called by any thread, several at once. Of the others, one at a time
- *     for each object.
+ *     for each object. Both also at exit() (atexit, static destructors), and while a thread ends (the destructors of
+ *     its locals): a server may be stopped and freed there, and answers what is under way.
  *  7. Handlers run on httpdown's threads (or take requests on your own: httpdown_next), several at a time. They must
  *     not longjmp out, fork without exec, or let an exception out. Events come on one thread of their own, which serves
  *     nothing: a slow callback delays only later events.

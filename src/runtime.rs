@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -144,34 +144,92 @@ fn build(builder: &mut tokio::runtime::Builder) -> Result<Runtime> {
         .map_err(|error| Error::io("making a runtime", error))
 }
 
+/// What a thread does who waits, and how it is woken. Not `thread::park`: that needs a local of the thread, which may be
+/// gone where a program stops a server at its exit, or when a thread ends.
+#[derive(Default)]
+struct Parker {
+    woken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Parker {
+    /// Waits until it is woken, if it has not been since the last time; at the deadline it says no.
+    fn park(&self, deadline: Option<Instant>) -> bool {
+        let mut woken = self.lock();
+        while !*woken {
+            woken = match deadline {
+                None => self.changed.wait(woken),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return false;
+                    }
+                    let waited = self.changed.wait_timeout(woken, left);
+                    waited
+                        .map(|(woken, _)| woken)
+                        .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
+                }
+            }
+            .unwrap_or_else(PoisonError::into_inner);
+        }
+        *woken = false;
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.woken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Parker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        *self.lock() = true;
+        self.changed.notify_one();
+    }
+}
+
 /// Waits on the calling thread until `future` is ready, or the deadline has passed.
 ///
 /// Works anywhere: the future may be tied to no runtime's timers or sockets (channels are not).
 pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
-    struct Unpark(thread::Thread);
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let parker = Arc::<Parker>::default();
+    let waker = Waker::from(Arc::clone(&parker));
     let mut cx = Context::from_waker(&waker);
     let mut future = pin!(future);
     loop {
         if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
             return Some(output);
         }
-        match deadline {
-            None => thread::park(),
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left == Duration::ZERO {
-                    return None;
-                }
-                thread::park_timeout(left);
-            }
+        if !parker.park(deadline) {
+            return None;
         }
     }
+}
+
+/// Runs `f` on a thread that has all its locals, without which tokio makes no runtime: on this one, unless it is ending.
+pub(crate) fn with_locals<T: Send + 'static>(
+    f: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    /// Gone when the others are.
+    struct Locals;
+    impl Drop for Locals {
+        fn drop(&mut self) {}
+    }
+    thread_local! {
+        static LOCALS: Locals = const { Locals };
+    }
+    if LOCALS.try_with(|_| ()).is_ok() {
+        return f();
+    }
+    let spawned = sys::with_signals_blocked(|| thread::Builder::new().spawn(f));
+    let joined = spawned
+        .map_err(|error| Error::io("starting a thread", error))?
+        .join();
+    joined.unwrap_or(Err(Error::Panicked))
 }
 
 /// So long from now.

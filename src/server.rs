@@ -516,7 +516,7 @@ impl Builder {
         dispatch: Dispatch,
         handler: impl Handler,
     ) -> Result<Server> {
-        self.start(listeners.into(), None, |id| {
+        self.start(listeners.into(), None, move |id| {
             let dispatcher = Dispatcher::new(dispatch, handler, id);
             let backend = dispatcher.backend();
             (dispatcher, backend)
@@ -581,9 +581,8 @@ impl Builder {
         self,
         listeners: Listeners,
         queue: Option<RequestQueue>,
-        respond: impl FnOnce(u64) -> (R, Backend),
+        respond: impl FnOnce(u64) -> (R, Backend) + Send + 'static,
     ) -> Result<Server> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         if process::forked() {
             return Err(Error::Forked);
         }
@@ -592,6 +591,17 @@ impl Builder {
             return Err(Error::InvalidArgument("no address to listen on".into()));
         }
         self.config.check()?;
+        runtime::with_locals(move || self.start_here(listeners, queue, respond))
+    }
+
+    /// On a thread that has its locals.
+    fn start_here<R: Respond + Clone>(
+        self,
+        listeners: Vec<Listener>,
+        queue: Option<RequestQueue>,
+        respond: impl FnOnce(u64) -> (R, Backend),
+    ) -> Result<Server> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let control_runtime = runtime::new_runtime()?;
         let interest = self.interest();
