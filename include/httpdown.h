@@ -19,7 +19,10 @@
  *     not longjmp out, fork without exec, or let an exception out. Events come on one thread of their own, which serves
  *     nothing: a slow callback delays only later events.
  *  8. httpdown touches nothing of your process: no signals (but in httpdown_run, which restores them), no output, no
- *     locale. Its threads block all signals but those for faults (SEGV, BUS, FPE, ILL, TRAP, SYS).
+ *     locale. Its threads that run none of your code block all signals but those for faults (SEGV, BUS, FPE, ILL, TRAP,
+ *     SYS). Those that do (handlers, callbacks) block what the thread did that started the server, and PIPE, just as if
+ *     that had made them: so children that you start there hear signals, and your signal handlers may run there.
+ *     A program that takes signals itself (sigwait, signalfd) blocks them first, and then starts the server.
  *  9. After fork() without exec, calls in the child return FORKED if, at the fork, a server had not been freed yet,
  *     httpdown_run had not returned, or a thread was left behind; and so they do in the child's own children. Any other
  *     child may have servers of its own: a daemon forks first, and then serves.

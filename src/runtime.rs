@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::home::Home;
 use crate::process::Ours;
 use crate::pulse::Pulse;
-use crate::sys;
+use crate::sys::{self, SignalMask};
 
 /// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
 const STACK_SIZE: usize = 8 << 20;
@@ -100,11 +100,13 @@ pub(crate) fn join_all(threads: Vec<Thread>, deadline: Instant) -> bool {
     all
 }
 
-/// Starts a thread of a server: named, with all signals blocked but faults.
+/// Starts a thread of a server, named. `runs_hosts_code`: what it blocks then, and what children that are made there
+/// inherit; other threads block all signals but faults.
 pub(crate) fn spawn_thread(
     name: &str,
     server: u64,
     role: Role,
+    runs_hosts_code: Option<SignalMask>,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<Thread> {
     let failed = |error| Error::io(format!("starting thread {name}"), error);
@@ -118,6 +120,9 @@ pub(crate) fn spawn_thread(
             // To the end: all that is left then are the host's thread-local destructors.
             let _its = its;
             OWNER.set(Some((server, role)));
+            if let Some(mask) = runs_hosts_code {
+                mask.set();
+            }
             // What a thread ends with is dropped by std, which aborts where that panics.
             contain(body);
         })
@@ -365,11 +370,12 @@ struct IoThread {
 
 impl IoThreads {
     /// Starts `count`, each with a runtime of its own; by default one for each processor that this process may use.
-    /// `hands_over`: requests go to other threads from there.
+    /// `hands_over`: requests go to other threads from there. `mask`: where they do not, and the host's code runs there.
     pub(crate) fn start(
         server: u64,
         count: Option<NonZeroUsize>,
         hands_over: bool,
+        mask: SignalMask,
     ) -> Result<(Self, Executor)> {
         let count = count
             .or_else(|| thread::available_parallelism().ok())
@@ -379,7 +385,8 @@ impl IoThreads {
         for index in 0..count {
             let home = hands_over.then(Arc::default);
             let pulse = (count > 1).then(Arc::default);
-            let (thread, worker) = IoThread::start(server, index, home, pulse)?;
+            let mask = (!hands_over).then_some(mask);
+            let (thread, worker) = IoThread::start(server, index, mask, home, pulse)?;
             threads.0.push(thread);
             workers.push(worker);
         }
@@ -420,6 +427,7 @@ impl IoThread {
     fn start(
         server: u64,
         index: usize,
+        mask: Option<SignalMask>,
         home: Option<Arc<Home>>,
         pulse: Option<Arc<Pulse>>,
     ) -> Result<(Self, Arc<Worker>)> {
@@ -451,7 +459,8 @@ impl IoThread {
             pulse,
         };
         let (stop, stopped) = oneshot::channel();
-        let thread = spawn_thread(&format!("httpdown-{index}"), server, Role::Io, move || {
+        let name = format!("httpdown-{index}");
+        let thread = spawn_thread(&name, server, Role::Io, mask, move || {
             match home {
                 Some(home) => runtime.block_on(home.live(stopped)),
                 None => drop(runtime.block_on(stopped)),

@@ -28,6 +28,7 @@ use crate::outcome::Outcome;
 use crate::process::{self, SignalWatch, StopSignals};
 use crate::runtime::{self, END_GRACE, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
+use crate::sys::SignalMask;
 
 /// What can be set.
 #[derive(Clone, Debug)]
@@ -501,7 +502,7 @@ impl Builder {
         S::Future: Send + 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        self.start(listeners.into(), None, |_| {
+        self.start(listeners.into(), None, |_, _| {
             (Plain(service), Backend::Direct)
         })
     }
@@ -516,8 +517,8 @@ impl Builder {
         dispatch: Dispatch,
         handler: impl Handler,
     ) -> Result<Server> {
-        self.start(listeners.into(), None, move |id| {
-            let dispatcher = Dispatcher::new(dispatch, handler, id);
+        self.start(listeners.into(), None, move |id, mask| {
+            let dispatcher = Dispatcher::new(dispatch, handler, id, mask);
             let backend = dispatcher.backend();
             (dispatcher, backend)
         })
@@ -530,7 +531,7 @@ impl Builder {
     pub fn queue(self, listeners: impl Into<Listeners>) -> Result<Server> {
         let queue = RequestQueue::new();
         let dispatcher = Dispatcher::Queue(queue.clone());
-        self.start(listeners.into(), Some(queue), |_| {
+        self.start(listeners.into(), Some(queue), |_, _| {
             let backend = dispatcher.backend();
             (dispatcher, backend)
         })
@@ -581,7 +582,7 @@ impl Builder {
         self,
         listeners: Listeners,
         queue: Option<RequestQueue>,
-        respond: impl FnOnce(u64) -> (R, Backend) + Send + 'static,
+        respond: impl FnOnce(u64, SignalMask) -> (R, Backend) + Send + 'static,
     ) -> Result<Server> {
         if process::forked() {
             return Err(Error::Forked);
@@ -591,15 +592,17 @@ impl Builder {
             return Err(Error::InvalidArgument("no address to listen on".into()));
         }
         self.config.check()?;
-        runtime::with_locals(move || self.start_here(listeners, queue, respond))
+        let mask = SignalMask::here().and_pipe();
+        runtime::with_locals(move || self.start_here(listeners, queue, mask, respond))
     }
 
-    /// On a thread that has its locals.
+    /// On a thread that has its locals. `mask`: what threads block on which the host's code runs.
     fn start_here<R: Respond + Clone>(
         self,
         listeners: Vec<Listener>,
         queue: Option<RequestQueue>,
-        respond: impl FnOnce(u64) -> (R, Backend),
+        mask: SignalMask,
+        respond: impl FnOnce(u64, SignalMask) -> (R, Backend),
     ) -> Result<Server> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
@@ -607,23 +610,24 @@ impl Builder {
         let interest = self.interest();
         let runtime = control_runtime.handle().clone();
         let shared = Arc::new(self.shared(id, &listeners, queue, runtime)?);
-        let (respond, backend) = respond(id);
+        let (respond, backend) = respond(id, mask);
         let (threads, executor) = match self.runtime {
             Some(runtime) => (IoThreads::default(), Executor::on(runtime)),
-            None => IoThreads::start(id, self.io_threads, backend.hands_over())?,
+            None => IoThreads::start(id, self.io_threads, backend.hands_over(), mask)?,
         };
         let server = Server { shared };
         if let Some(slot) = self.slot {
             let _ = slot.set(server.clone());
         }
-        let start = |name: &str, body: Box<dyn FnOnce() + Send>| {
-            runtime::spawn_thread(name, id, Role::Other, body)
+        let start = |name: &str, mask: Option<SignalMask>, body: Box<dyn FnOnce() + Send>| {
+            runtime::spawn_thread(name, id, Role::Other, mask, body)
         };
         let started = if self.pulled.is_none() && interest.any() {
             let shared = Arc::clone(&server.shared);
             let observers = self.observers;
             start(
                 "httpdown-events",
+                Some(mask),
                 Box::new(move || shared.events.deliver_all(observers)),
             )
             .map(Some)
@@ -633,7 +637,7 @@ impl Builder {
         let started = started.and_then(|events| {
             server.threads().extend(events);
             let helper = server.shared.helper.clone();
-            start("httpdown-aux", Box::new(move || helper.live()))
+            start("httpdown-aux", Some(mask), Box::new(move || helper.live()))
         });
         let started = started.and_then(|helper| {
             let workers = executor.clone();
@@ -653,7 +657,7 @@ impl Builder {
                     control.run(control_runtime, helper);
                 }
             };
-            let started = start("httpdown-ctl", Box::new(body));
+            let started = start("httpdown-ctl", None, Box::new(body));
             // Whoever has it joins it: if there is no control thread, we do.
             let ours = match &started {
                 Ok(_) => hand_over.send(helper).err().map(|unsent| unsent.0),
@@ -780,7 +784,9 @@ impl Server {
                 // Should no thread be had, the server still ends; only its threads are then not joined.
                 let id = self.shared.id;
                 let body = move || self.wait_and_join();
-                let _ = runtime::spawn_thread("httpdown-free", id, Role::Other, body);
+                // The last of the host's callbacks may be called there, too: as where they were called before.
+                let mask = Some(SignalMask::here().and_pipe());
+                let _ = runtime::spawn_thread("httpdown-free", id, Role::Other, mask, body);
             }
             Ok(()) => self.wait_and_join(),
         }

@@ -4,6 +4,7 @@
     reason = "system calls without a safe wrapper in our dependencies"
 )]
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
@@ -105,36 +106,91 @@ pub(crate) fn watch_for<T: AsFd + AsRawFd>(fd: T, interest: Interest) -> io::Res
     unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
 }
 
+/// Which signals a thread blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct SignalMask(libc::sigset_t);
+
+impl SignalMask {
+    /// Every signal but those that report a fault of the thread itself: they must still reach the host's crash handler.
+    fn all_but_faults() -> Self {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigfillset initialises the whole set.
+        let mut set = unsafe {
+            libc::sigfillset(set.as_mut_ptr());
+            set.assume_init()
+        };
+        for fault in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGILL,
+            libc::SIGTRAP,
+            libc::SIGSYS,
+        ] {
+            // SAFETY: the set is initialised and the number is a signal's.
+            unsafe { libc::sigdelset(&raw mut set, fault) };
+        }
+        Self(set)
+    }
+
+    pub(crate) fn only(signals: impl IntoIterator<Item = libc::c_int>) -> Self {
+        let mut set = no_action().sa_mask;
+        for signal in signals {
+            // SAFETY: the set is initialised and the number is a signal's.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        Self(set)
+    }
+
+    /// What the calling thread blocks.
+    pub(crate) fn here() -> Self {
+        Self::only([]).change(libc::SIG_BLOCK)
+    }
+
+    /// As this, and SIGPIPE.
+    pub(crate) fn and_pipe(mut self) -> Self {
+        // SAFETY: the set is initialised and the number is a signal's.
+        unsafe { libc::sigaddset(&raw mut self.0, libc::SIGPIPE) };
+        self
+    }
+
+    /// Has the calling thread block these, and no others. Returns what it blocked before.
+    pub(crate) fn set(self) -> Self {
+        self.change(libc::SIG_SETMASK)
+    }
+
+    /// Has the calling thread block these, too. Returns what it blocked before.
+    fn block(self) -> Self {
+        self.change(libc::SIG_BLOCK)
+    }
+
+    fn change(self, how: libc::c_int) -> Self {
+        let mut old = self.0;
+        // SAFETY: both sets are initialised.
+        unsafe { libc::pthread_sigmask(how, &raw const self.0, &raw mut old) };
+        Self(old)
+    }
+}
+
+impl fmt::Debug for SignalMask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: the set is initialised.
+        let is_in =
+            |signal: &libc::c_int| unsafe { libc::sigismember(&raw const self.0, *signal) } == 1;
+        f.debug_set().entries((1..=64).filter(is_in)).finish()
+    }
+}
+
 /// Runs `f` with every signal blocked but those that report a fault of the thread itself. A thread that `f` starts
-/// inherits this for its whole life, from its first instruction on.
+/// inherits this, from its first instruction on.
 ///
 /// A C host leaves SIGPIPE at its default, which ends the process, and hyper writes with `writev`, which knows no
 /// `MSG_NOSIGNAL`. Blocked, the write fails with EPIPE instead. The others are left to the host's own threads, whose
-/// handlers expect to run there; a fault (SIGSEGV and so on) must still reach the host's crash handler.
+/// handlers expect to run there.
 pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigfillset initialises the whole set.
-    let mut set = unsafe {
-        libc::sigfillset(set.as_mut_ptr());
-        set.assume_init()
-    };
-    for fault in [
-        libc::SIGSEGV,
-        libc::SIGBUS,
-        libc::SIGFPE,
-        libc::SIGILL,
-        libc::SIGTRAP,
-        libc::SIGSYS,
-    ] {
-        // SAFETY: the set is initialised and the number is a signal's.
-        unsafe { libc::sigdelset(&raw mut set, fault) };
-    }
-    let mut old = set;
-    // SAFETY: both sets are initialised.
-    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, &raw mut old) };
+    let before = SignalMask::all_but_faults().block();
     let result = f();
-    // SAFETY: the old mask came from the kernel.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old, std::ptr::null_mut()) };
+    before.set();
     result
 }
 

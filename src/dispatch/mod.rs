@@ -21,6 +21,7 @@ use crate::events::LogLevel;
 use crate::exchange::{Exchange, ReplyBody};
 use crate::fate::{Fate, Reply};
 use crate::runtime;
+use crate::sys::SignalMask;
 use pool::Pool;
 
 /// Answers requests. Called from several threads at once.
@@ -100,11 +101,18 @@ pub(crate) enum Dispatcher {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(dispatch: Dispatch, handler: impl Handler, server: u64) -> Self {
+    pub(crate) fn new(
+        dispatch: Dispatch,
+        handler: impl Handler,
+        server: u64,
+        mask: SignalMask,
+    ) -> Self {
         let handler: Arc<dyn Handler> = Arc::new(handler);
         match dispatch {
             Dispatch::Inline => Self::Inline(handler),
-            Dispatch::Pool(threads) => Self::Pool(Arc::new(Pool::new(handler, threads, server))),
+            Dispatch::Pool(threads) => {
+                Self::Pool(Arc::new(Pool::new(handler, threads, server, mask)))
+            }
         }
     }
 

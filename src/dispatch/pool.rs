@@ -11,6 +11,7 @@ use super::{Handler, call};
 use crate::exchange::Exchange;
 use crate::home::{TurnEnd, at_turn_end};
 use crate::runtime::{Role, Thread, join_all, spawn_thread};
+use crate::sys::SignalMask;
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
@@ -20,6 +21,7 @@ pub(crate) struct Pool {
     handler: Arc<dyn Handler>,
     limit: NonZeroUsize,
     server: u64,
+    mask: SignalMask,
     line: Line,
     threads: Mutex<Threads>,
 }
@@ -32,11 +34,18 @@ struct Threads {
 }
 
 impl Pool {
-    pub(crate) fn new(handler: Arc<dyn Handler>, limit: NonZeroUsize, server: u64) -> Self {
+    /// `mask`: what its threads block.
+    pub(crate) fn new(
+        handler: Arc<dyn Handler>,
+        limit: NonZeroUsize,
+        server: u64,
+        mask: SignalMask,
+    ) -> Self {
         Self {
             handler,
             limit,
             server,
+            mask,
             line: Line::new(limit.get()),
             threads: Mutex::default(),
         }
@@ -86,7 +95,8 @@ impl Pool {
         }
         let name = format!("httpdown-h{}", threads.started);
         let pool = Arc::clone(self);
-        match spawn_thread(&name, self.server, Role::Other, move || pool.run()) {
+        let body = move || pool.run();
+        match spawn_thread(&name, self.server, Role::Other, Some(self.mask), body) {
             Ok(thread) => {
                 threads.started += 1;
                 threads.alive.retain(|thread| !thread.is_finished());

@@ -1,6 +1,7 @@
 /* httpdown_run: a whole program's life, with real signals. Each server is a process of its own. */
 #include "test.h"
 
+#include <spawn.h>
 #include <sys/syscall.h>
 
 typedef struct {
@@ -589,30 +590,94 @@ static unsigned long long blocked_by(const char *thread, unsigned long long expe
     return blocked & 0x7fffffff;
 }
 
-/* Our threads block all signals but faults: the host's handlers run on the host's threads. */
+static bool starts_with(const char *text, const char *start) {
+    return strncmp(text, start, strlen(start)) == 0;
+}
+
+/* The name of a thread; "" if it has ended. */
+static void name_of(const char *thread, char *name, size_t size) {
+    char path[300];
+    snprintf(path, sizeof path, "/proc/self/task/%s/comm", thread);
+    FILE *comm = fopen(path, "r");
+    if (comm == NULL || fgets(name, (int)size, comm) == NULL) name[0] = 0;
+    if (comm != NULL) fclose(comm);
+}
+
+/* Those that run none of the host's code block all signals but faults; the others what the host does, and SIGPIPE. */
 static void our_threads_block_signals(void) {
     static const int open_ones[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGKILL, SIGSTOP};
-    unsigned long long expected = 0x7fffffff;
-    for (size_t i = 0; i < sizeof open_ones / sizeof *open_ones; i++) expected &= ~(1ULL << (open_ones[i] - 1));
-    fixture *f = new_fixture();
-    httpdown_options options = options_for(f, hello);
-    record_all(&options);
-    sigset_t before = mask_of_this_thread();
-    httpdown_server *server = start(&options);
-    get(server, 200, NULL);
-    DIR *tasks = opendir("/proc/self/task");
-    int checked = 0;
-    for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
-        if (task->d_name[0] == '.' || atoi(task->d_name) == getpid()) continue;
-        UNTIL(blocked_by(task->d_name, expected) == expected); /* one that has just started blocks all for an instant */
-        checked++;
+    unsigned long long all = 0x7fffffff, hosts = 1ULL << (SIGPIPE - 1) | 1ULL << (SIGUSR2 - 1);
+    for (size_t i = 0; i < sizeof open_ones / sizeof *open_ones; i++) all &= ~(1ULL << (open_ones[i] - 1));
+    sigset_t blocked;
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGUSR2);
+    CHECK(pthread_sigmask(SIG_BLOCK, &blocked, NULL) == 0);
+    for (int inline_ = 0; inline_ < 2; inline_++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        if (inline_) options.dispatch = HTTPDOWN_DISPATCH_INLINE;
+        record_all(&options);
+        sigset_t before = mask_of_this_thread();
+        httpdown_server *server = start(&options);
+        get(server, 200, NULL);
+        DIR *tasks = opendir("/proc/self/task");
+        int checked = 0, open_threads = 0;
+        for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
+            char name[32];
+            if (task->d_name[0] == '.' || atoi(task->d_name) == getpid()) continue;
+            name_of(task->d_name, name, sizeof name);
+            bool is_io = starts_with(name, "httpdown-") && name[9] >= '0' && name[9] <= '9';
+            bool is_open = !starts_with(name, "httpdown-ctl") && (!is_io || inline_);
+            unsigned long long expected = is_open ? hosts : all;
+            UNTIL(blocked_by(task->d_name, expected) == expected); /* one that has just started blocks all for an instant */
+            checked++;
+            open_threads += is_open;
+        }
+        closedir(tasks);
+        CHECK(checked >= 4 && open_threads >= 3);
+        sigset_t after = mask_of_this_thread();
+        for (int number = 1; number < 32; number++)
+            EQUAL(sigismember(&after, number), sigismember(&before, number));
+        end_server(f, 0);
+        free_fixture(f);
     }
-    closedir(tasks);
-    CHECK(checked >= 3);
-    sigset_t after = mask_of_this_thread();
-    for (int number = 1; number < 32; number++) EQUAL(sigismember(&after, number), sigismember(&before, number));
-    end_server(f, 0);
-    free_fixture(f);
+}
+
+/* Has a child say what it blocks: by posix_spawn, which runs no handlers of pthread_atfork. */
+static void spawns(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    char *arguments[] = {"grep", "SigBlk", "/proc/self/status", NULL}, said[64] = "";
+    int ends[2];
+    pid_t child;
+    posix_spawn_file_actions_t actions;
+    CHECK(pipe(ends) == 0 && posix_spawn_file_actions_init(&actions) == 0);
+    CHECK(posix_spawn_file_actions_adddup2(&actions, ends[1], 1) == 0);
+    EQUAL(posix_spawnp(&child, "grep", &actions, NULL, arguments, environ), 0);
+    close(ends[1]);
+    CHECK(read(ends[0], said, sizeof said - 1) > 0);
+    close(ends[0]);
+    posix_spawn_file_actions_destroy(&actions);
+    CHECK(waitpid(child, NULL, 0) == child);
+    httpdown_reply_text(request, 200, said);
+}
+
+static void a_handlers_children_hear_signals(void) {
+    static const int ways[] = {HTTPDOWN_DISPATCH_POOL, HTTPDOWN_DISPATCH_INLINE};
+    for (int i = 0; i < 2; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, spawns);
+        options.dispatch = ways[i];
+        int fd = dial(start(&options));
+        put(fd, GET("/"));
+        response r = take(fd);
+        unsigned long long blocked = 0;
+        CHECK(r.status == 200 && sscanf(r.body, "SigBlk: %llx", &blocked) == 1);
+        EQUAL(blocked, 1ULL << (SIGPIPE - 1));
+        done(&r);
+        close(fd);
+        end_server(f, 0);
+        free_fixture(f);
+    }
 }
 
 int main(int argc, char **argv) {
@@ -634,5 +699,6 @@ int main(int argc, char **argv) {
     RUN(a_run_that_fails_restores);
     RUN(a_handler_may_end_a_run);
     RUN(our_threads_block_signals);
+    RUN(a_handlers_children_hear_signals);
     return test_end(argv[0]);
 }

@@ -491,8 +491,16 @@ typedef struct {
     bool was_reset;
 } response;
 
+/* As recv. On some kernels a child's end interrupts it, where there is a timeout. */
+T ssize_t receive(int fd, void *to, size_t size) {
+    ssize_t got;
+    do got = recv(fd, to, size, 0);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
 T bool take_byte(int fd, char *byte, response *r) {
-    ssize_t got = recv(fd, byte, 1, 0);
+    ssize_t got = receive(fd, byte, 1);
     if (got < 0) {
         if (errno == EAGAIN) test_fail(__FILE__, __LINE__, "no answer");
         r->was_reset = errno == ECONNRESET;
@@ -504,7 +512,7 @@ T bool take_bytes(int fd, size_t count, response *r) {
     r->body = realloc(r->body, r->len + count + 1);
     CHECK(r->body != NULL);
     while (count > 0) {
-        ssize_t got = recv(fd, r->body + r->len, count, 0);
+        ssize_t got = receive(fd, r->body + r->len, count);
         if (got <= 0) {
             if (got < 0 && errno == EAGAIN) test_fail(__FILE__, __LINE__, "no answer");
             r->was_reset = got < 0 && errno == ECONNRESET;
