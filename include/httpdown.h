@@ -465,11 +465,11 @@ int httpdown_serve(const httpdown_options *options,
 // Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
 //
 // A second signal goes straight to the kill, unless it comes within second_signal_ms of the first; a third does what it
-// would have done without us. What the signals did before is restored at the end; only one run can be under way in a process. In a child, be it of fork or of vfork,
-// they do what they would have done without us, and do not stop the parent. A daemon forks first, and then runs: a
-// child that is forked meanwhile can have no server (FORKED). To learn when the server listens, and where, set the
-// option `on_phase`. `report` (may be NULL; set its struct_size) is written if the server has run, however it ended.
-// `error` as for httpdown_serve. Blocks.
+// would have done without us. What the signals did before is restored at the end; only one run can be under way in a
+// process. In a child, be it of fork or of vfork, they do what they would have done without us, and do not stop the
+// parent. A daemon forks first, and then runs: a child that is forked meanwhile can have no server (FORKED). To learn
+// when the server listens, and where, set the option `on_phase`. `report` (may be NULL; set its struct_size) is written
+// if the server has run, however it ended. `error` as for httpdown_serve. Blocks.
 //
 // Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 HTTPDOWN_MUST_USE
@@ -658,7 +658,8 @@ int httpdown_request_body(httpdown_request *request,
                           httpdown_bytes *body);
 
 // Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete (one
-// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while another uses the request, until it is ended.
+// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while
+// another uses the request, until it is ended.
 bool httpdown_request_cancelled(const httpdown_request *request);
 
 // Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the

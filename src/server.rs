@@ -493,8 +493,8 @@ impl Builder {
     /// A service that fails or panics is answered for with a 500.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if a thread or a descriptor cannot be
-    /// had; [`Error::Forked`].
+    /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if a
+    /// thread or a descriptor cannot be had; [`Error::Forked`].
     pub fn serve<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
     where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -763,8 +763,9 @@ impl Server {
     }
 
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
-    /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What the signals did before is restored at the end. A signal
-    /// that comes before this call is not caught: see [`Signals`].
+    /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What
+    /// the signals did before is restored at the end. A signal that comes before this call is not caught: see
+    /// [`Signals`].
     ///
     /// # Errors
     /// As [`Server::stop`]; [`Error::Unsupported`] if another run is under way in this process.

@@ -378,8 +378,8 @@ public:
 };
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill,
-/// unless it comes too soon (`second_signal`). In a forked child they do what they would have done without us, and do not stop the parent.
-/// To learn when the server listens, and where, set `on_phase`.
+/// unless it comes too soon (`second_signal`). In a forked child they do what they would have done without us, and do
+/// not stop the parent. To learn when the server listens, and where, set `on_phase`.
 ///
 /// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.
 stop_report run(options options);

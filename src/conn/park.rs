@@ -1,8 +1,8 @@
 //! Who goes on with a connection when something happens: its task, or, if it is parked, a new one.
 //!
-//! A task lives as long as there is something to do. What is left then waits here, in the connection's `Conn`, which is the waker
-//! that its socket, its timers and the phases know: so an idle connection has no task. All that holds it are its own
-//! wakers. The end of a runtime wakes those that wait in it before it drops them, and the phases wake all: then it goes
+//! A task lives as long as there is something to do. What is left then waits here, in the connection's `Conn`, which is
+//! the waker that its socket, its timers and the phases know: so an idle connection has no task. All that holds it are its
+//! own wakers. The end of a runtime wakes those that wait in it before it drops them, and the phases wake all: then it goes
 //! on, or, where nothing runs any more, is dropped.
 //!
 //! It knows nothing of connections, so that all its interleavings can be gone through (`tests/models.rs`).

@@ -470,7 +470,8 @@ pub unsafe extern "C" fn httpdown_request_body(
 }
 
 /// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete (one
-/// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while another uses the request, until it is ended.
+/// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while
+/// another uses the request, until it is ended.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
     value(true, || {

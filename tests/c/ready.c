@@ -239,6 +239,7 @@ static void a_signal_begins_the_lame_duck_and_a_second_ends_it(void) {
         options.destroy = NULL;
         options.on_phase = tell_phase;
         options.lame_duck_ms = options.lame_duck_min_ms = options.lame_duck_quiet_ms = HTTPDOWN_FOREVER;
+        options.second_signal_ms = HTTPDOWN_NOW;
         _exit(httpdown_run(&options, NULL, NULL, 0));
     }
     close(ends[1]);

@@ -511,9 +511,10 @@ class Server:
         """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
 
         A second signal goes straight to the kill, unless it comes within `second_signal` of the
-        first; a third does what it would have done without us. What the signals did before is restored at the end. In a forked child they do what they
-        would have done without us, and do not stop the parent. `started` is called when the signals
-        are caught: the moment to tell others of the server. Only in the main thread.
+        first; a third does what it would have done without us. What the signals did before is
+        restored at the end. In a forked child they do what they would have done without us, and do
+        not stop the parent. `started` is called when the signals are caught: the moment to tell
+        others of the server. Only in the main thread.
 
         Returns and raises as `stop`; raises Stopped if the server has been stopped, and that has
         been waited for, and ValueError in another thread.
