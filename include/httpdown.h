@@ -132,7 +132,9 @@ typedef enum {
     // The handler is called on a pool of threads (`pool_threads`), and may block.
     HTTPDOWN_DISPATCH_POOL = 0,
     // The handler is called on the thread that drives the connection: the fastest, but it must not block, because
-    // other connections wait for it. Reading and writing fail with WOULD_BLOCK there instead of waiting.
+    // other connections wait for it. Reading and writing fail with WOULD_BLOCK there instead of waiting. Of the request's body,
+    // what has been received when the handler is called can be read (at least 64 KiB, if so much has come); keep the
+    // request, and read the rest on another thread.
     HTTPDOWN_DISPATCH_INLINE = 1,
     // There is no handler: the program takes requests with httpdown_next.
     HTTPDOWN_DISPATCH_QUEUE = 2,
@@ -638,7 +640,8 @@ uint64_t httpdown_request_conn_id(const httpdown_request *request);
 const httpdown_server *httpdown_request_server(const httpdown_request *request);
 
 // Reads the next bytes of the request's body into `buffer`, and their number into `*count`: 0 is the end. Blocks
-// until there are some.
+// until there are some. A client that waits to be asked for its body (Expect: 100-continue) is asked by the first read,
+// or by httpdown_reply_start.
 //
 // Returns OK, GONE (the client has left, or its body is malformed), KILLED, WOULD_BLOCK (on a thread that drives
 // connections, if nothing is there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.

@@ -1,18 +1,17 @@
 //! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
@@ -164,7 +163,8 @@ impl Exchange {
         self.0.taken = Some(holder);
     }
 
-    /// Reads the next bytes of the request's body into `buf`; 0 is its end. Blocks until there are some.
+    /// Reads the next bytes of the request's body into `buf`; 0 is its end. Blocks until there are some. A client that
+    /// waits to be asked for its body (`Expect: 100-continue`) is asked by the first read, or by [`Exchange::start`].
     ///
     /// # Errors
     /// [`Error::Gone`] if the client left or broke the protocol within its body, [`Error::Killed`] after a kill,
@@ -205,13 +205,7 @@ impl Exchange {
             let Some(data) = self.next_data()? else {
                 return Ok(std::mem::take(&mut self.0.body.rest));
             };
-            if self.0.body.rest.is_empty() {
-                self.0.body.rest = data; // The usual case: one piece, not copied.
-            } else {
-                let mut whole = BytesMut::from(std::mem::take(&mut self.0.body.rest));
-                whole.extend_from_slice(&data);
-                self.0.body.rest = whole.freeze();
-            }
+            self.0.body.append(data);
         }
     }
 
@@ -229,31 +223,46 @@ impl Exchange {
 
     fn receive(&mut self) -> Result<Option<Bytes>> {
         let Inner { body, fate, .. } = &mut *self.0;
-        let Some(incoming) = &mut body.incoming else {
-            return Ok(None);
-        };
         wait_for(async {
-            loop {
-                // hyper may tell of the end only with the next request, if it has had the answer before.
-                if incoming.is_end_stream() {
-                    return Ok(None);
-                }
-                let frame = tokio::select! {
-                    biased;
-                    frame = incoming.frame() => frame,
-                    Some(why) = async { fate.cancellation().wait_as(Waiter::Thread).await } => return Err(why),
-                };
-                match frame {
-                    None => return Ok(None),
-                    // An empty frame, or trailers: not the end yet.
-                    Some(Ok(frame)) => match frame.into_data() {
-                        Ok(data) if !data.is_empty() => return Ok(Some(data)),
-                        _ => {}
-                    },
-                    Some(Err(_)) => return Err(fate.lost().unwrap_or(Error::Gone)),
-                }
+            tokio::select! {
+                biased;
+                data = poll_fn(|cx| body.poll_data(fate, cx)) => data,
+                Some(why) = async { fate.cancellation().wait_as(Waiter::Thread).await } => Err(why),
             }
         })
+    }
+
+    /// Whether there is a body that has not come, and is not waited for by its client.
+    pub(crate) fn may_have_come(&self) -> bool {
+        let Inner { head, body, .. } = &*self.0;
+        let incoming = body.incoming.as_ref();
+        incoming.is_some_and(|body| !body.is_end_stream()) && !head.headers.contains_key(EXPECT)
+    }
+
+    /// Takes what has come of the body, up to some limit, so that it can be read where nobody may wait.
+    pub(crate) fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Inner { body, fate, .. } = &mut *self.0;
+        if body.rest.len() >= PIECE {
+            return Poll::Ready(());
+        }
+        match body.poll_data(fate, cx) {
+            Poll::Ready(Ok(Some(data))) => {
+                body.append(data);
+                // hyper reads the next now, if it is there.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Poll::Ready(Err(why)) => {
+                body.failed = Some(why);
+                Poll::Ready(())
+            }
+            Poll::Ready(Ok(None)) | Poll::Pending => Poll::Ready(()),
+        }
+    }
+
+    /// Nobody has been called with it, and nobody will be.
+    pub(crate) fn withdraw(mut self) {
+        self.0.answer = Answer::Given;
     }
 
     /// Answers with a whole response. Does not wait for the client.
@@ -285,6 +294,7 @@ impl Exchange {
     /// more; [`Error::AlreadyReplied`].
     pub fn start(&mut self, response: Response<()>) -> Result<()> {
         let declared = declared_length(&response)?;
+        self.ask_for_body();
         let (pieces, body) = pieces();
         let status = response.status();
         self.0.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -294,6 +304,20 @@ impl Exchange {
             self.0.owing = declared.filter(|_| !self.0.bodyless);
         }
         result
+    }
+
+    /// A client that waits to be asked for its body is asked before the answer begins: behind that it might wait for ever.
+    fn ask_for_body(&mut self) {
+        let Inner { body, fate, .. } = &mut *self.0;
+        if !body.rest.is_empty() || body.failed.is_some() {
+            return;
+        }
+        // Whoever reads it next asks again.
+        match body.poll_data(fate, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(Some(data))) => body.rest = data,
+            Poll::Ready(Err(why)) => body.failed = Some(why),
+            Poll::Ready(Ok(None)) | Poll::Pending => {}
+        }
     }
 
     /// Whether [`Exchange::start`] has succeeded.
@@ -415,6 +439,40 @@ impl Exchange {
     fn log(&self, text: String) {
         let shared = self.0.fate.inflight().conn().shared();
         shared.events.log(LogLevel::Error, text);
+    }
+}
+
+impl RequestBody {
+    /// The next bytes that have come; `None` at the end.
+    fn poll_data(&mut self, fate: &Fate, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+        let Some(incoming) = &mut self.incoming else {
+            return Poll::Ready(Ok(None));
+        };
+        loop {
+            // hyper may tell of the end only with the next request, if it has had the answer before.
+            if incoming.is_end_stream() {
+                return Poll::Ready(Ok(None));
+            }
+            match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+                None => return Poll::Ready(Ok(None)),
+                // An empty frame, or trailers: not the end yet.
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+                    _ => {}
+                },
+                Some(Err(_)) => return Poll::Ready(Err(fate.lost().unwrap_or(Error::Gone))),
+            }
+        }
+    }
+
+    fn append(&mut self, data: Bytes) {
+        if self.rest.is_empty() {
+            self.rest = data; // The usual case: one piece, not copied.
+        } else {
+            let mut whole = BytesMut::from(std::mem::take(&mut self.rest));
+            whole.extend_from_slice(&data);
+            self.rest = whole.freeze();
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Instant;
 
 use http::Response;
@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::conn::{Inflight, Outcome};
 use crate::contain::contain;
+use crate::dispatch::Call;
 use crate::error::{Error, Result};
 use crate::exchange::ReplyBody;
 use crate::lifecycle::{Phase, Waiter};
@@ -177,13 +178,30 @@ fn over(state: &AtomicU8, shared: &Shared) -> Option<Error> {
 
 /// The answer, as the connection waits for it.
 #[derive(Debug)]
-pub(crate) struct Reply(pub(crate) Arc<Fate>);
+pub(crate) struct Reply {
+    fate: Arc<Fate>,
+    /// Who is still to be called.
+    call: Option<Call>,
+}
+
+impl Reply {
+    pub(crate) fn new(fate: &Arc<Fate>, call: Option<Call>) -> Self {
+        let fate = Arc::clone(fate);
+        Self { fate, call }
+    }
+}
 
 impl Future for Reply {
     type Output = Result<Response<ReplyBody>, Infallible>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut meeting = self.0.lock();
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(call) = &mut self.call {
+            ready!(call.poll_ready(cx));
+            if let Some(call) = self.call.take() {
+                call.make(&self.fate);
+            }
+        }
+        let mut meeting = self.fate.lock();
         if let Some(answer) = meeting.answer.take() {
             return Poll::Ready(Ok(answer));
         }

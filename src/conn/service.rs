@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue,
+};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
@@ -106,10 +108,11 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
         // hyper gives a request no other extension than the upgrade that it asks for.
         let is_upgrade = !request.extensions().is_empty();
+        let has_body = length != BodyLength::Known(0);
+        let waits = has_body && request.headers().contains_key(EXPECT);
+        let inflight = self.conn.request_begins(length, is_upgrade, waits);
         let answering = Answering {
-            outcome: self
-                .respond
-                .begin(self.conn.request_begins(length, is_upgrade)),
+            outcome: self.respond.begin(inflight),
             is_complete: false,
             asks_for: AsksFor::of(request.method()),
             is_upgrade,
@@ -361,6 +364,10 @@ where
         let Some(answering) = this.answering.take() else {
             return Poll::Pending; // Polled again after its end.
         };
+        if this.early.is_some() && answering.conn().must_ask() {
+            *this.answering = Some(answering);
+            return Poll::Pending; // The transport wakes us when it has.
+        }
         if let Some(early) = this.early.take() {
             return Poll::Ready(Ok(match *early {
                 Ok(response) => answering.answered(response, |body| body),

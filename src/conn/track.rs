@@ -81,6 +81,18 @@ impl End {
     }
 }
 
+/// Whether a client that waits for a 100 before it sends a body gets one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Asking {
+    /// There is nothing to ask for, or hyper has seen to it.
+    Settled = 0,
+    /// Nobody has read or dropped the body yet.
+    Unknown = 1,
+    /// It is to be sent before the answer.
+    Owed = 2,
+}
+
 /// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
 /// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +147,7 @@ impl Registry {
             ahead_is_request: AtomicBool::new(false),
             answered_alone: AtomicBool::new(false),
             answered_early: AtomicBool::new(false),
+            asking: AtomicU8::new(Asking::Settled as u8),
             is_chunked: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
@@ -242,6 +255,8 @@ pub(crate) struct Conn {
     ahead_is_request: AtomicBool,
     /// See [`Conn::is_answered_alone`].
     answered_alone: AtomicBool,
+    /// Whether the client is to be asked for the last request's body: an [`Asking`].
+    asking: AtomicU8,
     /// The response to the last request was complete before its body, whose length was known: whoever reads that is told
     /// of its end only when hyper reads on.
     answered_early: AtomicBool,
@@ -302,8 +317,20 @@ impl Conn {
         }
     }
 
-    /// hyper has read a request's head and gives it to the service. `is_upgrade`: it asks for one.
-    pub(super) fn request_begins(self: &Arc<Self>, body: BodyLength, is_upgrade: bool) -> Inflight {
+    /// hyper has read a request's head and gives it to the service. `is_upgrade`: it asks for one. `waits`: its client
+    /// waits for a 100 before it sends the body.
+    pub(super) fn request_begins(
+        self: &Arc<Self>,
+        body: BodyLength,
+        is_upgrade: bool,
+        waits: bool,
+    ) -> Inflight {
+        let asking = if waits {
+            Asking::Unknown
+        } else {
+            Asking::Settled
+        };
+        self.set_asking(asking);
         self.reading_head.store(false, Ordering::Relaxed);
         let is_chunked = body == BodyLength::Chunked;
         self.is_chunked.store(is_chunked, Ordering::Relaxed);
@@ -319,6 +346,42 @@ impl Conn {
         Inflight {
             conn: Arc::clone(self),
         }
+    }
+
+    /// hyper reads the body: somebody has asked for it, and the client for the 100, or nobody will.
+    pub(super) fn body_is_read(&self) {
+        self.set_asking(Asking::Settled);
+    }
+
+    /// Before an answer begins: whether its client is to be asked for the body first, by us. Somebody still has that, and
+    /// may read it when the client waits for it no longer: hyper asks only before the answer begins.
+    pub(super) fn must_ask(&self) -> bool {
+        let must = self.asking() != Asking::Settled;
+        if must {
+            self.set_asking(Asking::Owed);
+        }
+        must
+    }
+
+    /// Whether a 100 is to be sent now.
+    pub(super) fn asks_now(&self) -> bool {
+        let owed = self.asking() == Asking::Owed;
+        if owed {
+            self.set_asking(Asking::Settled);
+        }
+        owed
+    }
+
+    fn asking(&self) -> Asking {
+        match self.asking.load(Ordering::Relaxed) {
+            0 => Asking::Settled,
+            1 => Asking::Unknown,
+            _ => Asking::Owed,
+        }
+    }
+
+    fn set_asking(&self, asking: Asking) {
+        self.asking.store(asking as u8, Ordering::Relaxed);
     }
 
     /// hyper has refused a request's head, and answered: it is no request.

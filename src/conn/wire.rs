@@ -22,6 +22,8 @@ use super::track::{Accepted, Conn, Socket};
 const BATCH: u64 = 16;
 const BATCH_BYTES: usize = 16 << 10;
 
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// A connection's socket, and what has been received of later requests.
 #[allow(
     clippy::struct_excessive_bools,
@@ -260,6 +262,12 @@ impl Wire {
     /// woken, and comes here again.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_waiting = self.conn().is_waiting_for_handler();
+        if self.conn().asks_now() {
+            // Behind all that has been answered before, which hyper has just written.
+            self.out.extend_from_slice(CONTINUE);
+            self.must_leave = true;
+            cx.waker().wake_by_ref();
+        }
         if !self.out.is_empty() {
             let may_wait = if is_waiting {
                 !self.must_leave && Hold::ask(&mut self.hold, cx.waker())
@@ -480,6 +488,7 @@ impl AsyncRead for Transport {
         self.with(|wire| {
             let poll = wire.poll_read(cx, buf);
             wire.conn().set_waiting_for_bytes(poll.is_pending());
+            wire.conn().body_is_read();
             poll
         })
     }

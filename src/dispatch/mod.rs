@@ -5,8 +5,10 @@ mod pool;
 mod queue;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::Request;
@@ -45,7 +47,8 @@ pub enum Dispatch {
     /// On a pool of at most this many threads, started as they are needed: the handler may block.
     Pool(NonZeroUsize),
     /// On the thread that drives the connection: the fastest, but the handler must not block, because the other
-    /// connections of that thread wait for it.
+    /// connections of that thread wait for it. Of the request's body it can read what has been received when it is called:
+    /// at least 64 KiB, if so much has come. The rest can be read where the [`Exchange`] is moved to.
     Inline,
 }
 
@@ -137,16 +140,63 @@ impl Respond for Dispatcher {
 
     fn respond(&self, request: Request<Incoming>, fate: &Arc<Fate>) -> Reply {
         let exchange = Exchange::new(request, Arc::clone(fate));
+        let mut later = None;
         match self {
-            Self::Inline(handler) => {
-                let server = fate.inflight().conn().shared().id;
-                runtime::in_place(server, || call(&**handler, exchange, fate));
+            // Nobody can wait there for a body: it is called with what has come of it, which hyper reads next.
+            Self::Inline(handler) if exchange.may_have_come() => {
+                later = Some(Call {
+                    handler: Arc::clone(handler),
+                    exchange: Some(exchange),
+                });
             }
+            Self::Inline(handler) => call_in_place(&**handler, exchange, fate),
             Self::Pool(pool) => pool.push(exchange),
             Self::Queue(queue) => queue.push(exchange),
         }
-        Reply(Arc::clone(fate))
+        Reply::new(fate, later)
     }
+}
+
+/// A handler that is to be called in place, when what has come of the request's body is there.
+pub(crate) struct Call {
+    handler: Arc<dyn Handler>,
+    /// `None` once it is called.
+    exchange: Option<Exchange>,
+}
+
+impl Call {
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.exchange {
+            Some(exchange) => exchange.poll_come(cx),
+            None => Poll::Ready(()),
+        }
+    }
+
+    pub(crate) fn make(mut self, fate: &Fate) {
+        if let Some(exchange) = self.exchange.take() {
+            call_in_place(&*self.handler, exchange, fate);
+        }
+    }
+}
+
+/// The connection has ended before.
+impl Drop for Call {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.withdraw();
+        }
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Call").field(&self.exchange).finish()
+    }
+}
+
+fn call_in_place(handler: &dyn Handler, exchange: Exchange, fate: &Fate) {
+    let server = fate.inflight().conn().shared().id;
+    runtime::in_place(server, || call(handler, exchange, fate));
 }
 
 /// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500. Whoever calls this

@@ -410,7 +410,8 @@ pub unsafe extern "C" fn httpdown_request_server(
 }
 
 /// Reads the next bytes of the request's body into `buffer`, and their number into `*count`: 0 is the end. Blocks
-/// until there are some.
+/// until there are some. A client that waits to be asked for its body (Expect: 100-continue) is asked by the first read,
+/// or by httpdown_reply_start.
 ///
 /// Returns OK, GONE (the client has left, or its body is malformed), KILLED, WOULD_BLOCK (on a thread that drives
 /// connections, if nothing is there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.

@@ -91,7 +91,9 @@ pub enum httpdown_dispatch {
     /// The handler is called on a pool of threads (`pool_threads`), and may block.
     HTTPDOWN_DISPATCH_POOL = 0,
     /// The handler is called on the thread that drives the connection: the fastest, but it must not block, because
-    /// other connections wait for it. Reading and writing fail with WOULD_BLOCK there instead of waiting.
+    /// other connections wait for it. Reading and writing fail with WOULD_BLOCK there instead of waiting. Of the request's body,
+    /// what has been received when the handler is called can be read (at least 64 KiB, if so much has come); keep the
+    /// request, and read the rest on another thread.
     HTTPDOWN_DISPATCH_INLINE = 1,
     /// There is no handler: the program takes requests with httpdown_next.
     HTTPDOWN_DISPATCH_QUEUE = 2,
