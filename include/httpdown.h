@@ -179,11 +179,16 @@ typedef enum {
 typedef struct httpdown_clock httpdown_clock;
 
 // A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
-// (httpdown_reply_start, _write, _finish).
+// (httpdown_reply_start, _write, _finish). That ends it.
 //
 // From a handler it is lent until the handler returns, unless httpdown_request_defer or httpdown_reply_start has
-// succeeded: then it is owned, as is one from httpdown_next, and lives until it is ended. What is borrowed from it
-// lives until then. One thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
+// succeeded: then it is owned, as is one from httpdown_next, and must be ended. It lives until it is ended, and also
+// until the handler that it came to has returned; with httpdown_request_retain, also until httpdown_request_release.
+// As long as it lives, its head can be read and what was borrowed from it stays: reply, and then log the path.
+//
+// The pointer stands for this request alone. Used when the request does not live any more, it finds nothing
+// (ALREADY_REPLIED), and never another request; but bytes that were borrowed are gone. It points to no memory. One
+// thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
 typedef struct httpdown_request httpdown_request;
 
 // A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
@@ -585,18 +590,18 @@ const char *httpdown_status_string(int status);
 // The version of the library that runs, as text: static, NUL-terminated. That of the header is HTTPDOWN_VERSION.
 const char *httpdown_version(void);
 
-// The method, as it came: "GET". Borrowed until the request is ended. Never blocks.
+// The method, as it came: "GET". Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_method(const httpdown_request *request);
 
-// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed until the request is
-// ended. Never blocks.
+// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed as long as the
+// request lives. Never blocks.
 httpdown_bytes httpdown_request_target(const httpdown_request *request);
 
-// The path of the target, not decoded: "/a%20b". Borrowed until the request is ended. Never blocks.
+// The path of the target, not decoded: "/a%20b". Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_path(const httpdown_request *request);
 
-// What follows the question mark in the target, not decoded: "c=d"; `data` is NULL if there is none. Borrowed until
-// the request is ended. Never blocks.
+// What follows the question mark in the target, not decoded: "c=d"; `data` is NULL if there is none. Borrowed as long
+// as the request lives. Never blocks.
 httpdown_bytes httpdown_request_query(const httpdown_request *request);
 
 // How the request came: "http". Static. Never blocks.
@@ -606,7 +611,7 @@ httpdown_bytes httpdown_request_scheme(const httpdown_request *request);
 int httpdown_request_version(const httpdown_request *request);
 
 // The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none.
-// Borrowed until the request is ended. Never blocks.
+// Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_header(const httpdown_request *request,
                                        const char *name);
 
@@ -614,8 +619,8 @@ httpdown_bytes httpdown_request_header(const httpdown_request *request,
 size_t httpdown_request_header_count(const httpdown_request *request);
 
 // Header fields, all at once: writes up to `capacity` of them, from the `first` on (0: from the beginning), and their
-// number into `*count`. Fields of the same name stand together, in the order in which they came. Borrowed until the
-// request is ended. Never blocks.
+// number into `*count`. Fields of the same name stand together, in the order in which they came. Borrowed as long as
+// the request lives. Never blocks.
 //
 // Returns OK, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 HTTPDOWN_MUST_USE
@@ -625,10 +630,10 @@ int httpdown_request_headers(const httpdown_request *request,
                              size_t capacity,
                              size_t *count);
 
-// The client's address: "127.0.0.1:50000". Borrowed until the request is ended. Never blocks.
+// The client's address: "127.0.0.1:50000". Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_peer_addr(const httpdown_request *request);
 
-// The server's address that the client connected to. Borrowed until the request is ended. Never blocks.
+// The server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
 
 // The number of the request's connection, as the option `on_conn_state` tells it. Never blocks.
@@ -651,8 +656,8 @@ int httpdown_request_read(httpdown_request *request,
                           size_t capacity,
                           size_t *count);
 
-// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed until the request is ended.
-// Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
+// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed as long as the request
+// lives. Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
 //
 // Returns OK, TOO_LARGE (it is longer: nothing is lost, ask again or read it in pieces), and as httpdown_request_read.
 HTTPDOWN_MUST_USE
@@ -676,11 +681,26 @@ int httpdown_request_wait_cancelled(const httpdown_request *request,
                                     uint32_t timeout_ms);
 
 // Keeps a request that was lent to a handler: it is owned now, may be moved to another thread, and must be ended.
-// Never blocks.
+// Never blocks. Behind its end the handler may still read its head, but other threads may not, without
+// httpdown_request_retain.
 //
 // Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_request_defer(httpdown_request *request);
+
+// Has a request that has not been ended live until httpdown_request_release, also behind its end: its head can be read
+// for so long, and the body that httpdown_request_body has given. A second time it does nothing. It must still be ended,
+// and a stop does not wait for its release. Never blocks.
+//
+// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_request_retain(httpdown_request *request);
+
+// Gives up what httpdown_request_retain has kept. Any thread, but nobody may read the request meanwhile; if it has not
+// been ended, it must be, as before. Never blocks.
+//
+// Returns OK, ALREADY_REPLIED (it does not live any more, or was not retained), INVALID_ARGUMENT, FORKED.
+int httpdown_request_release(httpdown_request *request);
 
 // Answers with a whole response, and ends the request, whatever this returns. All is copied before it returns. Does
 // not wait for the client.

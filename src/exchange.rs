@@ -102,12 +102,18 @@ impl Exchange {
         &self.0.fate
     }
 
-    /// An empty map for the answer's headers, which takes the memory of the request's; those are gone then.
+    /// The head, for who keeps it longer than the exchange. What is left here is that of another request.
     #[cfg(feature = "capi")]
-    pub(crate) fn recycle_headers(&mut self) -> HeaderMap {
-        let mut headers = std::mem::take(&mut self.0.head.headers);
-        headers.clear();
-        headers
+    pub(crate) fn take_head(&mut self) -> Parts {
+        std::mem::replace(&mut self.0.head, Request::new(()).into_parts().0)
+    }
+
+    /// What a report calls a request whose head was taken, if there will be one.
+    #[cfg(feature = "capi")]
+    pub(crate) fn name_if_unanswered(&mut self, uri: &Uri) {
+        if !matches!(self.0.answer, Answer::Given) {
+            self.0.head.uri = uri.clone();
+        }
     }
 
     /// The request's method.
@@ -272,6 +278,11 @@ impl Exchange {
     /// gets a 500); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more;
     /// [`Error::AlreadyReplied`] if an answer has begun, which is cut by this.
     pub fn reply(mut self, response: Response<Bytes>) -> Result<()> {
+        self.reply_by_ref(response)
+    }
+
+    /// As [`Exchange::reply`]; to be dropped then.
+    pub(crate) fn reply_by_ref(&mut self, response: Response<Bytes>) -> Result<()> {
         let length = response.body().len() as u64;
         let declared = declared_length(&response)?;
         if !self.0.bodyless && declared.is_some_and(|declared| declared != length) {
@@ -383,6 +394,11 @@ impl Exchange {
     /// before [`Exchange::start`] (the client gets a 500), or if less was written than the Content-Length says (the
     /// client sees the answer cut).
     pub fn finish(mut self) -> Result<()> {
+        self.finish_by_ref()
+    }
+
+    /// As [`Exchange::finish`]; to be dropped then.
+    pub(crate) fn finish_by_ref(&mut self) -> Result<()> {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         }

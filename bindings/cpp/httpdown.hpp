@@ -11,8 +11,8 @@
 ///
 ///  1. What a client can cause is a return value: `false`, or nothing in the optional, when it has left or was cut. A
 ///     mistake of the program's, or a lack of resources, is a httpdown::error.
-///  2. A std::string_view that a request gives is borrowed until the request is ended or destroyed; moving the request
-///     does not matter. What you give is copied.
+///  2. A std::string_view that a request gives is borrowed until the request is destroyed or assigned to; ending it or
+///     moving it does not matter. What you give is copied.
 ///  3. The const functions may be called by any thread, several at once; of the others, one at a time for each object.
 ///  4. Callbacks may throw: a handler's exception becomes a 500 (or a cut answer, if it had begun) and a line for
 ///     `on_log`, any other callback's just the line.
@@ -83,8 +83,10 @@ class server_ref;
 /// A request, and the duty to answer it once. It can be moved to any thread and kept: the client waits. Destroyed
 /// without an answer, the client gets a 500; destroyed within an answer, the client sees it cut.
 ///
-/// Empty (false) when it has been ended or moved from: then there is nothing to read, and answering throws an error
-/// with the status ALREADY_REPLIED. One thread at a time, except for `cancelled` and `wait_cancelled`.
+/// False when it has been ended or moved from: then answering, and reading its body, throws an error with the status
+/// ALREADY_REPLIED. Of one that was ended, the head can still be read (`method`, `path`, headers, addresses): reply, and
+/// then log the path. Of one that was moved from, there is nothing. One thread at a time, except for `cancelled` and
+/// `wait_cancelled`.
 class request {
 public:
     request() noexcept = default;
@@ -95,8 +97,8 @@ public:
     /// Whether it has still to be ended.
     explicit operator bool() const noexcept { return handle_ != nullptr; }
 
-    /// For the C interface: borrowed.
-    httpdown_request *get() const noexcept { return handle_.get(); }
+    /// For the C interface: borrowed. Also of one that was ended: to be read.
+    httpdown_request *get() const noexcept { return handle_ ? handle_.get() : ended_.get(); }
 
     /// The method, as it came: "GET".
     std::string_view method() const noexcept { return view(httpdown_request_method(get())); }
@@ -131,8 +133,9 @@ public:
     /// The number of its connection, as `on_conn_state` tells it.
     std::uint64_t conn_id() const noexcept { return httpdown_request_conn_id(get()); }
 
-    /// The server that it came to: to stop it from a handler, say. Must not be used after the request is ended, unless
-    /// it is known that the server lives. A handler may run before the constructor of `server` has returned.
+    /// The server that it came to: to stop it from a handler, say. Must not be used after the request is ended and its
+    /// handler has returned, unless it is known that the server lives; it is empty then. A handler may run before the
+    /// constructor of `server` has returned.
     server_ref server() const noexcept;
 
     /// Reads the next bytes of the body into `buffer`; blocks until there are some. Returns how many, 0 at the end;
@@ -178,19 +181,33 @@ public:
     /// all of it. Throws error: INVALID_ARGUMENT before `start` (the client gets a 500).
     bool finish();
 
-    /// Ends the request now, as its destructor would: a 500, or a cut answer. Nothing happens if it is empty.
-    void abort() noexcept { handle_.reset(); }
+    /// Ends the request now, as its destructor would: a 500, or a cut answer. Nothing happens if it has been ended.
+    void abort() noexcept {
+        if (*this) httpdown_reply_abort(end());
+    }
 
 private:
     struct aborter {
         void operator()(httpdown_request *request) const noexcept { httpdown_reply_abort(request); }
+    };
+    struct releaser {
+        void operator()(httpdown_request *request) const noexcept { httpdown_request_release(request); }
     };
 
     static std::string_view view(httpdown_bytes bytes) noexcept { return {bytes.data, bytes.len}; }
     static bool delivered(int status);
     httpdown_request *unanswered() const;
 
+    /// The request, for the call that ends it; there must be one. From now on it is only to be read.
+    httpdown_request *end() noexcept {
+        // The C interface would let go of the head, too. If this fails, as in a forked child, there is no head to read.
+        if (httpdown_request_retain(get()) == HTTPDOWN_STATUS_OK) ended_.reset(get());
+        return handle_.release();
+    }
+
     std::unique_ptr<httpdown_request, aborter> handle_;
+    /// What is left of it: only one of the two is there.
+    std::unique_ptr<httpdown_request, releaser> ended_;
 };
 
 /// A server that somebody else keeps: what callbacks get. Cheap to copy. It must not outlive the server.
@@ -531,7 +548,7 @@ private:
 inline std::vector<header> request::headers() const {
     std::vector<httpdown_header> raw(httpdown_request_header_count(get()));
     std::size_t count = 0;
-    if (*this) detail::check(httpdown_request_headers(get(), 0, raw.data(), raw.size(), &count));
+    if (get() != nullptr) detail::check(httpdown_request_headers(get(), 0, raw.data(), raw.size(), &count));
     std::vector<httpdown::header> all;
     all.reserve(count);
     for (std::size_t i = 0; i < count; i++) all.push_back({view(raw[i].name), view(raw[i].value)});
@@ -563,7 +580,7 @@ inline bool request::wait_cancelled(milliseconds timeout) const {
 inline bool request::reply(int status, std::string_view body, const std::vector<httpdown::header> &headers) {
     const auto raw = detail::to_c(headers);
     unanswered();
-    return delivered(httpdown_reply(handle_.release(), status, raw.data(), raw.size(), body.data(), body.size()));
+    return delivered(httpdown_reply(end(), status, raw.data(), raw.size(), body.data(), body.size()));
 }
 
 inline bool request::reply_text(int status, std::string_view text) {
@@ -575,7 +592,7 @@ inline bool request::reply_owned(int status, std::string body, const std::vector
     unanswered();
     auto *kept = new std::string(std::move(body));
     return delivered(httpdown_reply_borrowed(
-        handle_.release(), status, raw.data(), raw.size(), kept->data(), kept->size(),
+        end(), status, raw.data(), raw.size(), kept->data(), kept->size(),
         [](void *data) noexcept { delete static_cast<std::string *>(data); }, kept));
 }
 
@@ -591,7 +608,7 @@ inline bool request::write(std::string_view data) {
 
 inline bool request::finish() {
     unanswered();
-    return delivered(httpdown_reply_finish(handle_.release()));
+    return delivered(httpdown_reply_finish(end()));
 }
 
 inline bool request::delivered(int status) {

@@ -157,7 +157,7 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<Opti
         .map_err(|_| Error::InvalidArgument(format!("{name} is not UTF-8")))
 }
 
-fn null(name: &str) -> Error {
+pub(super) fn null(name: &str) -> Error {
     Error::InvalidArgument(format!("{name} is NULL"))
 }
 

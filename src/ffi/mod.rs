@@ -31,4 +31,5 @@ mod clock;
 mod options;
 mod request;
 mod server;
+mod table;
 mod types;

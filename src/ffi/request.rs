@@ -2,29 +2,39 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 
-use super::boundary::{borrow, deadline, output, room, slice, status, value};
+use super::boundary::{deadline, null, output, room, slice, status, value};
 use super::callbacks::ForeignData;
 use super::server::httpdown_server;
+use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, insert};
 use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
+use crate::conn::ConnInfo;
 use crate::fate::Fate;
 use crate::{Error, Exchange, Result};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
-/// (httpdown_reply_start, _write, _finish).
+/// (httpdown_reply_start, _write, _finish). That ends it.
 ///
 /// From a handler it is lent until the handler returns, unless httpdown_request_defer or httpdown_reply_start has
-/// succeeded: then it is owned, as is one from httpdown_next, and lives until it is ended. What is borrowed from it
-/// lives until then. One thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
+/// succeeded: then it is owned, as is one from httpdown_next, and must be ended. It lives until it is ended, and also
+/// until the handler that it came to has returned; with httpdown_request_retain, also until httpdown_request_release.
+/// As long as it lives, its head can be read and what was borrowed from it stays: reply, and then log the path.
+///
+/// The pointer stands for this request alone. Used when the request does not live any more, it finds nothing
+/// (ALREADY_REPLIED), and never another request; but bytes that were borrowed are gone. It points to no memory. One
+/// thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
 pub struct httpdown_request {
-    exchange: OneAtATime,
-    ownership: AtomicU8,
-    fate: Arc<Fate>,
+    head: Parts,
+    conn: ConnInfo,
+    /// Until it is ended.
+    exchange: UnsafeCell<Option<Exchange>>,
+    /// Until it is ended; not in the exchange, because others may ask while that is used.
+    fate: UnsafeCell<Option<Arc<Fate>>>,
     /// In an Arc. Only an owned request has a count there: a lent one has its handler's, or all I/O threads would write
     /// that count for every request.
     server: *const httpdown_server,
@@ -35,103 +45,87 @@ pub struct httpdown_request {
     local: OnceLock<String>,
 }
 
-/// The handler has it until it returns.
-const LENT: u8 = 0;
-/// Somebody has it until it is ended.
-const OWNED: u8 = 1;
-
 impl httpdown_request {
-    /// Lent.
-    fn new(exchange: Exchange, server: &Arc<httpdown_server>) -> Arc<Self> {
-        #[allow(
-            clippy::arc_with_non_send_sync,
-            reason = "C takes it to any thread, as the header allows"
-        )]
-        Arc::new(Self {
-            fate: Arc::clone(exchange.fate()),
-            exchange: OneAtATime::new(exchange),
-            ownership: AtomicU8::new(LENT),
+    fn new(mut exchange: Exchange, server: &Arc<httpdown_server>) -> Self {
+        Self {
+            head: exchange.take_head(),
+            conn: exchange.conn(),
+            fate: UnsafeCell::new(Some(Arc::clone(exchange.fate()))),
+            exchange: UnsafeCell::new(Some(exchange)),
             server: Arc::as_ptr(server),
             body: OnceLock::new(),
             target: OnceLock::new(),
             peer: OnceLock::new(),
             local: OnceLock::new(),
-        })
-    }
-
-    /// Something of the request that is still unanswered, or being answered.
-    fn see<T>(&self, f: impl FnOnce(&Exchange) -> Result<T>) -> Result<T> {
-        // SAFETY: the header says of all that comes here: one thread at a time.
-        let exchange = unsafe { self.exchange.get() };
-        exchange.ok_or(Error::AlreadyReplied).and_then(f)
-    }
-
-    /// As [`httpdown_request::see`], for what changes it: in C, the pointer is not to a `const` then.
-    fn with<T>(&self, f: impl FnOnce(&mut Exchange) -> Result<T>) -> Result<T> {
-        // SAFETY: as above.
-        let exchange = unsafe { self.exchange.get_mut() };
-        exchange.ok_or(Error::AlreadyReplied).and_then(f)
-    }
-}
-
-impl Drop for httpdown_request {
-    fn drop(&mut self) {
-        if *self.ownership.get_mut() == OWNED {
-            // SAFETY: the count that `keep` has added.
-            unsafe { Arc::decrement_strong_count(self.server) };
-        }
-    }
-}
-
-/// An exchange, until it is taken, in the hands of one thread at a time: a lock would be for nobody, and cost as much
-/// as the access. Only who takes it is settled between threads, so that a request that is ended twice is told so.
-struct OneAtATime {
-    taken: AtomicBool,
-    exchange: UnsafeCell<Option<Exchange>>,
-}
-
-// SAFETY: an exchange may go to any thread; that they do not use it at the same time is what `get` asks of its caller.
-unsafe impl Sync for OneAtATime {}
-
-impl OneAtATime {
-    fn new(exchange: Exchange) -> Self {
-        Self {
-            taken: AtomicBool::new(false),
-            exchange: UnsafeCell::new(Some(exchange)),
         }
     }
 
+    pub(super) fn into_headers(self) -> HeaderMap {
+        self.head.headers
+    }
+
+    /// Takes what answers it, when it is ended.
+    ///
     /// # Safety
-    /// While what this returns is used, nobody calls `get_mut` or `take`.
-    unsafe fn get(&self) -> Option<&Exchange> {
-        if self.taken.load(Ordering::Acquire) {
-            return None;
-        }
+    /// The caller has set `ENDING`, and of the others the header says that they are done.
+    unsafe fn take(&self) -> Option<Exchange> {
         // SAFETY: the caller's promise.
-        unsafe { &*self.exchange.get() }.as_ref()
-    }
-
-    /// # Safety
-    /// While what this returns is used, nobody else calls this, `get` or `take`.
-    #[allow(
-        clippy::mut_from_ref,
-        reason = "one at a time, by the caller's promise"
-    )]
-    unsafe fn get_mut(&self) -> Option<&mut Exchange> {
-        if self.taken.load(Ordering::Acquire) {
-            return None;
-        }
-        // SAFETY: the caller's promise.
-        unsafe { &mut *self.exchange.get() }.as_mut()
-    }
-
-    fn take(&self) -> Option<Exchange> {
-        if self.taken.swap(true, Ordering::AcqRel) {
-            return None;
-        }
-        // SAFETY: only one comes here, and of the others `get`'s callers have promised to be done.
+        drop(unsafe { &mut *self.fate.get() }.take());
+        // SAFETY: the same promise.
         unsafe { &mut *self.exchange.get() }.take()
     }
+}
+
+/// A request that lives.
+///
+/// # Safety
+/// As long as this is used, the request must not be ended by others.
+unsafe fn see(pointer: *const httpdown_request) -> Result<(Entry, &'static httpdown_request)> {
+    if pointer.is_null() {
+        return Err(null("request"));
+    }
+    let wrong = || Error::InvalidArgument("request is not a request".into());
+    let entry = find(pointer).ok_or_else(wrong)?;
+    if entry.holders() == 0 {
+        return Err(Error::AlreadyReplied);
+    }
+    // SAFETY: it has a holder, and the caller promises that it keeps one.
+    let request = unsafe { entry.request() };
+    Ok((entry, request.ok_or(Error::AlreadyReplied)?))
+}
+
+/// Something of a request that has not been ended.
+///
+/// # Safety
+/// As long as this is used, nobody else uses the request in this way, or ends it.
+unsafe fn with<T>(
+    pointer: *mut httpdown_request,
+    f: impl FnOnce(&httpdown_request, &mut Exchange) -> Result<T>,
+) -> Result<T> {
+    // SAFETY: the same promise.
+    let (entry, request) = unsafe { see(pointer)? };
+    if entry.holders() & OPEN == 0 {
+        return Err(Error::AlreadyReplied);
+    }
+    // SAFETY: the header says of all that comes here: one thread at a time.
+    let exchange = unsafe { &mut *request.exchange.get() };
+    let exchange = exchange.as_mut().ok_or(Error::AlreadyReplied)?;
+    f(request, exchange)
+}
+
+/// What becomes of a request that has not been ended.
+///
+/// # Safety
+/// Nobody ends the request meanwhile.
+unsafe fn fate(pointer: *const httpdown_request) -> Result<&'static Arc<Fate>> {
+    // SAFETY: the same promise.
+    let (entry, request) = unsafe { see(pointer)? };
+    if entry.holders() & OPEN == 0 {
+        return Err(Error::AlreadyReplied);
+    }
+    // SAFETY: it is written only by who ends the request.
+    let fate = unsafe { &*request.fate.get() };
+    fate.as_ref().ok_or(Error::AlreadyReplied)
 }
 
 /// Calls a handler with a request that is lent to it.
@@ -140,116 +134,151 @@ pub(super) fn lend(
     server: &Arc<httpdown_server>,
     handler: impl FnOnce(*mut httpdown_request),
 ) {
-    let request = httpdown_request::new(exchange, server);
-    handler(Arc::as_ptr(&request).cast_mut());
-    if request.ownership.load(Ordering::Acquire) == LENT {
-        // If it is not answered, dropping it is a 500 and a line in the log.
-        drop(request.exchange.take());
+    let Some(entry) = insert(httpdown_request::new(exchange, server), LENT | OPEN) else {
+        return;
+    };
+    handler(entry.pointer());
+    if entry.holders() & (OPEN | OWNED) == OPEN {
+        // It is not answered: to drop it is a 500 and a line in the log.
+        let _ = end_as(entry, |_, _| Ok(()));
     }
+    entry.replace(LENT, 0);
 }
 
-/// Gives a request away for good: whoever has the pointer ends it.
-pub(super) fn own(exchange: Exchange, server: &Arc<httpdown_server>) -> *mut httpdown_request {
-    let request = httpdown_request::new(exchange, server);
-    keep(&request);
-    Arc::as_ptr(&request).cast_mut()
+/// Gives a request away for good: whoever has the pointer ends it. `None`, and a 500, if there is no room.
+pub(super) fn own(
+    exchange: Exchange,
+    server: &Arc<httpdown_server>,
+) -> Option<*mut httpdown_request> {
+    let entry = insert(httpdown_request::new(exchange, server), OPEN)?;
+    keep(entry, Arc::as_ptr(server));
+    Some(entry.pointer())
 }
 
-/// From lent to owned: the pointer then keeps the request alive by itself.
-fn keep(request: &httpdown_request) {
-    if request.ownership.swap(OWNED, Ordering::AcqRel) == LENT {
-        // SAFETY: every request is in an Arc, and this one is alive.
-        unsafe { Arc::increment_strong_count(std::ptr::from_ref(request)) };
+/// From lent to owned: then it lives by itself. `server` lives.
+fn keep(entry: Entry, server: *const httpdown_server) {
+    if entry
+        .replace(OPEN, OPEN | OWNED)
+        .is_some_and(|holders| holders & OWNED == 0)
+    {
         // SAFETY: the server is in an Arc, which lives as long as the request is lent.
-        unsafe { Arc::increment_strong_count(request.server) };
+        unsafe { Arc::increment_strong_count(server) };
     }
 }
 
 /// Ends a request with `answer`, whatever that comes to.
 ///
 /// # Safety
-/// The pointer is NULL or a request that has not been ended, or that was ended in the handler that it was lent to.
+/// Of the others that use the request, only those for which the header allows it do so meanwhile.
 unsafe fn end(
-    request: *mut httpdown_request,
-    answer: impl FnOnce(Exchange) -> Result<()>,
+    pointer: *mut httpdown_request,
+    answer: impl FnOnce(Entry, &mut Exchange) -> Result<()>,
 ) -> c_int {
     status(|| {
-        // SAFETY: the caller's promise.
-        let handle = unsafe { borrow(request, "request")? };
-        let exchange = handle.exchange.take().ok_or(Error::AlreadyReplied)?;
-        let result = answer(exchange);
-        if handle.ownership.load(Ordering::Acquire) == OWNED {
-            // SAFETY: the count that the owner's pointer stands for; the owner has just used it for the last time.
-            unsafe { Arc::decrement_strong_count(request.cast_const()) };
-        }
-        result
+        // SAFETY: the same promise.
+        let (entry, _) = unsafe { see(pointer)? };
+        end_as(entry, answer)
     })
 }
 
-/// A field of the request, borrowed until it is ended.
+/// As [`end`], by whoever has the request. What `answer` leaves unanswered is a 500.
+fn end_as(entry: Entry, answer: impl FnOnce(Entry, &mut Exchange) -> Result<()>) -> Result<()> {
+    let holders = entry.replace(OPEN, ENDING).ok_or(Error::AlreadyReplied)?;
+    // Dropped last, also if something of the host's panics.
+    let _ending = Ending { entry, holders };
+    // SAFETY: it is held by its being ended.
+    let request = unsafe { entry.request() }.ok_or(Error::AlreadyReplied)?;
+    // SAFETY: nobody else can have set that, and the header says that others are done.
+    let mut exchange = unsafe { request.take() }.ok_or(Error::AlreadyReplied)?;
+    let result = answer(entry, &mut exchange);
+    exchange.name_if_unanswered(&request.head.uri);
+    result
+}
+
+/// A request is being ended, as long as this lives.
+struct Ending {
+    entry: Entry,
+    /// Who had it before.
+    holders: Holders,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // SAFETY: it is held by its being ended.
+        let request = unsafe { self.entry.request() };
+        let server = request.map(|request| request.server);
+        self.entry.replace(ENDING, 0);
+        if let Some(server) = server.filter(|_| self.holders & OWNED != 0) {
+            // SAFETY: the count that `keep` has added.
+            unsafe { Arc::decrement_strong_count(server) };
+        }
+    }
+}
+
+/// A field of the request's head.
 ///
 /// # Safety
-/// The pointer is NULL or a request.
+/// The header's preface.
 unsafe fn field(
-    request: *const httpdown_request,
-    get: impl FnOnce(&httpdown_request, &Exchange) -> httpdown_bytes,
+    pointer: *const httpdown_request,
+    get: impl FnOnce(&httpdown_request) -> httpdown_bytes,
 ) -> httpdown_bytes {
     value(httpdown_bytes::NONE, || {
-        // SAFETY: the caller's promise.
-        let request = unsafe { borrow(request, "request")? };
-        request.see(|exchange| Ok(get(request, exchange)))
+        // SAFETY: the same promise.
+        let (_, request) = unsafe { see(pointer)? };
+        Ok(get(request))
     })
 }
 
-/// The method, as it came: "GET". Borrowed until the request is ended. Never blocks.
+/// The method, as it came: "GET". Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_method(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
     unsafe {
-        field(request, |_, exchange| {
-            httpdown_bytes::of(exchange.method().as_str().as_bytes())
+        field(request, |request| {
+            httpdown_bytes::of(request.head.method.as_str().as_bytes())
         })
     }
 }
 
-/// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed until the request is
-/// ended. Never blocks.
+/// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed as long as the
+/// request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_target(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
     unsafe {
-        field(request, |request, exchange| {
-            let target = request.target.get_or_init(|| exchange.uri().to_string());
+        field(request, |request| {
+            let target = request.target.get_or_init(|| request.head.uri.to_string());
             httpdown_bytes::of(target.as_bytes())
         })
     }
 }
 
-/// The path of the target, not decoded: "/a%20b". Borrowed until the request is ended. Never blocks.
+/// The path of the target, not decoded: "/a%20b". Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_path(request: *const httpdown_request) -> httpdown_bytes {
     // SAFETY: the same promise.
     unsafe {
-        field(request, |_, exchange| {
-            httpdown_bytes::of(exchange.uri().path().as_bytes())
+        field(request, |request| {
+            httpdown_bytes::of(request.head.uri.path().as_bytes())
         })
     }
 }
 
-/// What follows the question mark in the target, not decoded: "c=d"; `data` is NULL if there is none. Borrowed until
-/// the request is ended. Never blocks.
+/// What follows the question mark in the target, not decoded: "c=d"; `data` is NULL if there is none. Borrowed as long
+/// as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_query(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
     unsafe {
-        field(request, |_, exchange| {
-            let query = exchange.uri().query();
+        field(request, |request| {
+            let query = request.head.uri.query();
             query.map_or(httpdown_bytes::NONE, |query| {
                 httpdown_bytes::of(query.as_bytes())
             })
@@ -263,27 +292,25 @@ pub unsafe extern "C" fn httpdown_request_scheme(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
-    unsafe { field(request, |_, _| httpdown_bytes::of(b"http")) }
+    unsafe { field(request, |_| httpdown_bytes::of(b"http")) }
 }
 
 /// The version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_version(request: *const httpdown_request) -> c_int {
     value(0, || {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        request.see(|exchange| {
-            Ok(if exchange.version() == Version::HTTP_10 {
-                10
-            } else {
-                11
-            })
+        // SAFETY: the header's preface.
+        let (_, request) = unsafe { see(request)? };
+        Ok(if request.head.version == Version::HTTP_10 {
+            10
+        } else {
+            11
         })
     })
 }
 
 /// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none.
-/// Borrowed until the request is ended. Never blocks.
+/// Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_header(
     request: *const httpdown_request,
@@ -296,9 +323,9 @@ pub unsafe extern "C" fn httpdown_request_header(
     let name = unsafe { CStr::from_ptr(name) };
     // SAFETY: the same promise.
     unsafe {
-        field(request, |_, exchange| {
+        field(request, |request| {
             let name = HeaderName::from_bytes(name.to_bytes());
-            let value = name.ok().and_then(|name| exchange.headers().get(name));
+            let value = name.ok().and_then(|name| request.head.headers.get(name));
             value.map_or(httpdown_bytes::NONE, |value| {
                 httpdown_bytes::of(value.as_bytes())
             })
@@ -310,15 +337,15 @@ pub unsafe extern "C" fn httpdown_request_header(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_header_count(request: *const httpdown_request) -> usize {
     value(0, || {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        request.see(|exchange| Ok(exchange.headers().len()))
+        // SAFETY: the header's preface.
+        let (_, request) = unsafe { see(request)? };
+        Ok(request.head.headers.len())
     })
 }
 
 /// Header fields, all at once: writes up to `capacity` of them, from the `first` on (0: from the beginning), and their
-/// number into `*count`. Fields of the same name stand together, in the order in which they came. Borrowed until the
-/// request is ended. Never blocks.
+/// number into `*count`. Fields of the same name stand together, in the order in which they came. Borrowed as long as
+/// the request lives. Never blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
@@ -331,55 +358,49 @@ pub unsafe extern "C" fn httpdown_request_headers(
     count: *mut usize,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
+        // SAFETY: the header's preface.
+        let (_, request) = unsafe { see(request)? };
         // SAFETY: the header's preface: NULL or an array of that size.
         let headers = unsafe { room(headers, capacity, "headers")? };
         // SAFETY: the header's preface: NULL or writable.
         let count = unsafe { output(count, "count")? };
-        request.see(|exchange| {
-            let mut written = 0;
-            let fields = exchange.headers().iter().skip(first);
-            for (place, (name, value)) in headers.iter_mut().zip(fields) {
-                place.write(httpdown_header {
-                    name: httpdown_bytes::of(name.as_str().as_bytes()),
-                    value: httpdown_bytes::of(value.as_bytes()),
-                });
-                written += 1;
-            }
-            count.write(written);
-            Ok(())
-        })
+        let mut written = 0;
+        let fields = request.head.headers.iter().skip(first);
+        for (place, (name, value)) in headers.iter_mut().zip(fields) {
+            place.write(httpdown_header {
+                name: httpdown_bytes::of(name.as_str().as_bytes()),
+                value: httpdown_bytes::of(value.as_bytes()),
+            });
+            written += 1;
+        }
+        count.write(written);
+        Ok(())
     })
 }
 
-/// The client's address: "127.0.0.1:50000". Borrowed until the request is ended. Never blocks.
+/// The client's address: "127.0.0.1:50000". Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_addr(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
     unsafe {
-        field(request, |request, exchange| {
-            let peer = request
-                .peer
-                .get_or_init(|| exchange.conn().peer.to_string());
+        field(request, |request| {
+            let peer = request.peer.get_or_init(|| request.conn.peer.to_string());
             httpdown_bytes::of(peer.as_bytes())
         })
     }
 }
 
-/// The server's address that the client connected to. Borrowed until the request is ended. Never blocks.
+/// The server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_local_addr(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
     unsafe {
-        field(request, |request, exchange| {
-            let local = request
-                .local
-                .get_or_init(|| exchange.conn().local.to_string());
+        field(request, |request| {
+            let local = request.local.get_or_init(|| request.conn.local.to_string());
             httpdown_bytes::of(local.as_bytes())
         })
     }
@@ -389,9 +410,9 @@ pub unsafe extern "C" fn httpdown_request_local_addr(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_conn_id(request: *const httpdown_request) -> u64 {
     value(0, || {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        request.see(|exchange| Ok(exchange.conn().id))
+        // SAFETY: the header's preface.
+        let (_, request) = unsafe { see(request)? };
+        Ok(request.conn.id)
     })
 }
 
@@ -403,9 +424,14 @@ pub unsafe extern "C" fn httpdown_request_server(
     request: *const httpdown_request,
 ) -> *const httpdown_server {
     value(std::ptr::null(), || {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        Ok(request.server)
+        // SAFETY: the header's preface.
+        let (entry, request) = unsafe { see(request)? };
+        let is_alive = entry.holders() & (LENT | OPEN) != 0;
+        Ok(if is_alive {
+            request.server
+        } else {
+            std::ptr::null()
+        })
     })
 }
 
@@ -424,8 +450,6 @@ pub unsafe extern "C" fn httpdown_request_read(
     count: *mut usize,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
         // SAFETY: the header's preface: NULL or a buffer of that size.
         let buffer = unsafe { room(buffer.cast::<u8>(), capacity, "buffer")? };
         // SAFETY: the header's preface: NULL or writable.
@@ -433,7 +457,8 @@ pub unsafe extern "C" fn httpdown_request_read(
         if buffer.is_empty() {
             return Err(Error::InvalidArgument("no room to read into".into()));
         }
-        let data = request.with(|exchange| exchange.read_bytes(buffer.len()))?;
+        // SAFETY: the header's preface.
+        let data = unsafe { with(request, |_, exchange| exchange.read_bytes(buffer.len()))? };
         for (place, byte) in buffer.iter_mut().zip(&data) {
             place.write(*byte);
         }
@@ -442,8 +467,8 @@ pub unsafe extern "C" fn httpdown_request_read(
     })
 }
 
-/// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed until the request is ended.
-/// Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
+/// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed as long as the request
+/// lives. Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
 ///
 /// Returns OK, TOO_LARGE (it is longer: nothing is lost, ask again or read it in pieces), and as httpdown_request_read.
 #[must_use]
@@ -454,11 +479,9 @@ pub unsafe extern "C" fn httpdown_request_body(
     body: *mut httpdown_bytes,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
         // SAFETY: the header's preface: NULL or writable.
         let output = unsafe { output(body, "body")? };
-        request.with(|exchange| {
+        let read = |request: &httpdown_request, exchange: &mut Exchange| {
             if request.body.get().is_none() {
                 let _ = request.body.set(exchange.read_to_end(limit)?);
             }
@@ -466,7 +489,9 @@ pub unsafe extern "C" fn httpdown_request_body(
                 request.body.get().map_or(&[], |body| body),
             ));
             Ok(())
-        })
+        };
+        // SAFETY: the header's preface.
+        unsafe { with(request, read) }
     })
 }
 
@@ -476,9 +501,9 @@ pub unsafe extern "C" fn httpdown_request_body(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
     value(true, || {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        Ok(request.fate.over().is_some())
+        // SAFETY: the header's preface.
+        let fate = unsafe { fate(request)? };
+        Ok(fate.over().is_some())
     })
 }
 
@@ -495,28 +520,59 @@ pub unsafe extern "C" fn httpdown_request_wait_cancelled(
     timeout_ms: u32,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        let cancellation = request.fate.cancellation();
+        // SAFETY: the header's preface.
+        let cancellation = unsafe { fate(request)? }.cancellation();
         let why = cancellation.wait_until(deadline(timeout_ms));
         Err(why.unwrap_or(Error::WouldBlock))
     })
 }
 
 /// Keeps a request that was lent to a handler: it is owned now, may be moved to another thread, and must be ended.
-/// Never blocks.
+/// Never blocks. Behind its end the handler may still read its head, but other threads may not, without
+/// httpdown_request_retain.
 ///
 /// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_defer(request: *mut httpdown_request) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
-        request.with(|_| {
-            keep(request);
-            Ok(())
-        })
+        // SAFETY: the header's preface.
+        let (entry, request) = unsafe { see(request)? };
+        if entry.holders() & OPEN == 0 {
+            return Err(Error::AlreadyReplied);
+        }
+        keep(entry, request.server);
+        Ok(())
+    })
+}
+
+/// Has a request that has not been ended live until httpdown_request_release, also behind its end: its head can be read
+/// for so long, and the body that httpdown_request_body has given. A second time it does nothing. It must still be ended,
+/// and a stop does not wait for its release. Never blocks.
+///
+/// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_retain(request: *mut httpdown_request) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface.
+        let (entry, _) = unsafe { see(request)? };
+        let open = entry.replace(OPEN, OPEN | RETAINED);
+        open.map(drop).ok_or(Error::AlreadyReplied)
+    })
+}
+
+/// Gives up what httpdown_request_retain has kept. Any thread, but nobody may read the request meanwhile; if it has not
+/// been ended, it must be, as before. Never blocks.
+///
+/// Returns OK, ALREADY_REPLIED (it does not live any more, or was not retained), INVALID_ARGUMENT, FORKED.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_release(request: *mut httpdown_request) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface.
+        let (entry, _) = unsafe { see(request)? };
+        let retained = entry.replace(RETAINED, 0);
+        retained.map(drop).ok_or(Error::AlreadyReplied)
     })
 }
 
@@ -539,11 +595,10 @@ pub unsafe extern "C" fn httpdown_reply(
 ) -> c_int {
     // SAFETY: the same promise.
     unsafe {
-        end(request, |exchange| {
-            // What is copied may be the request's own: before that is gone.
+        end(request, |_, exchange| {
             let body = Bytes::copy_from_slice(slice(body.cast::<u8>(), body_len, "body")?);
             let head = response(status_code, headers, header_count)?;
-            exchange.reply(head.map(|()| body))
+            exchange.reply_by_ref(head.map(|()| body))
         })
     }
 }
@@ -559,18 +614,18 @@ pub unsafe extern "C" fn httpdown_reply_text(
 ) -> c_int {
     // SAFETY: the same promise.
     unsafe {
-        end(request, |mut exchange| {
+        end(request, |entry, exchange| {
             let text = super::boundary::text(text, "text")?;
             let text = text.ok_or_else(|| Error::InvalidArgument("text is NULL".into()))?;
             let body = Bytes::copy_from_slice(text.as_bytes());
             let mut head = Response::new(());
             *head.status_mut() = status_of_answer(status_code)?;
-            *head.headers_mut() = exchange.recycle_headers();
+            *head.headers_mut() = entry.spare();
             head.headers_mut().insert(
                 http::header::CONTENT_TYPE,
                 HeaderValue::from_static("text/plain; charset=utf-8"),
             );
-            exchange.reply(head.map(|()| body))
+            exchange.reply_by_ref(head.map(|()| body))
         })
     }
 }
@@ -597,14 +652,14 @@ pub unsafe extern "C" fn httpdown_reply_borrowed(
     };
     // SAFETY: the same promise.
     unsafe {
-        end(request, |exchange| {
+        end(request, |_, exchange| {
             let bytes = slice(body.cast::<u8>(), body_len, "body")?;
             let body = Bytes::from_owner(Lent {
                 bytes,
                 _owner: owner,
             });
             let head = response(status_code, headers, header_count)?;
-            exchange.reply(head.map(|()| body))
+            exchange.reply_by_ref(head.map(|()| body))
         })
     }
 }
@@ -637,12 +692,14 @@ pub unsafe extern "C" fn httpdown_reply_start(
     header_count: usize,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
         // SAFETY: the header's preface: an array of that length.
         let head = unsafe { response(status_code, headers, header_count)? };
-        request.with(|exchange| exchange.start(head))?;
-        keep(request);
+        // SAFETY: the header's preface.
+        unsafe {
+            with(request, |_, exchange| exchange.start(head))?;
+            let (entry, request) = see(request)?;
+            keep(entry, request.server);
+        }
         Ok(())
     })
 }
@@ -662,11 +719,10 @@ pub unsafe extern "C" fn httpdown_reply_write(
     len: usize,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: NULL or a request.
-        let request = unsafe { borrow(request, "request")? };
         // SAFETY: the header's preface: bytes of that length.
         let data = unsafe { slice(data.cast::<u8>(), len, "data")? };
-        request.with(|exchange| exchange.write(data))
+        // SAFETY: the header's preface.
+        unsafe { with(request, |_, exchange| exchange.write(data)) }
     })
 }
 
@@ -678,7 +734,7 @@ pub unsafe extern "C" fn httpdown_reply_write(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -> c_int {
     // SAFETY: the same promise.
-    unsafe { end(request, Exchange::finish) }
+    unsafe { end(request, |_, exchange| exchange.finish_by_ref()) }
 }
 
 /// Ends a request without an answer: the client gets a 500 or, if an answer has begun, sees it cut. Never blocks.
@@ -687,12 +743,7 @@ pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_abort(request: *mut httpdown_request) -> c_int {
     // SAFETY: the same promise.
-    unsafe {
-        end(request, |exchange| {
-            drop(exchange);
-            Ok(())
-        })
-    }
+    unsafe { end(request, |_, _| Ok(())) }
 }
 
 /// The bytes of a NUL-terminated text, for a httpdown_header. NULL gives none. Never blocks.

@@ -321,14 +321,19 @@ pub unsafe extern "C" fn httpdown_next(
         let count = unsafe { output(count, "count")? };
         let queue = handle.get().queue().ok_or_else(no_queue)?;
         let taken = queue.take(requests.len(), deadline(timeout_ms))?;
-        count.write(taken.len());
         // SAFETY: `server` is the Arc that httpdown_serve gave out; the request keeps it alive.
         unsafe { Arc::increment_strong_count(server) };
         // SAFETY: the count was just increased for this.
         let handle = unsafe { Arc::from_raw(server) };
-        for (place, exchange) in requests.iter_mut().zip(taken) {
-            place.write(own(exchange, &handle));
+        let owned = taken
+            .into_iter()
+            .filter_map(|exchange| own(exchange, &handle));
+        let mut written = 0;
+        for (place, request) in requests.iter_mut().zip(owned) {
+            place.write(request);
+            written += 1;
         }
+        count.write(written);
         Ok(())
     })
 }

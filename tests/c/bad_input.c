@@ -99,6 +99,15 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_request_body(NULL, 1, &(httpdown_bytes){0}), INVALID);
     EQUAL(httpdown_request_wait_cancelled(NULL, HTTPDOWN_FOREVER), INVALID);
     EQUAL(httpdown_request_defer(NULL), INVALID);
+    EQUAL(httpdown_request_retain(NULL), INVALID);
+    EQUAL(httpdown_request_release(NULL), INVALID);
+    /* Nor is what never was a request. */
+    for (size_t i = 1; i < 99; i++) {
+        httpdown_request *wrong = (httpdown_request *)(i < 64 ? i : (size_t)-1 / i);
+        CHECK(httpdown_request_method(wrong).data == NULL);
+        int status = httpdown_reply_text(wrong, 200, "nobody");
+        CHECK(status == INVALID || status == HTTPDOWN_STATUS_ALREADY_REPLIED);
+    }
     EQUAL(httpdown_reply(NULL, 200, NULL, 0, NULL, 0), INVALID);
     EQUAL(httpdown_reply_text(NULL, 200, "x"), INVALID);
     EQUAL(httpdown_reply_borrowed(NULL, 200, NULL, 0, NULL, 0, NULL, NULL), INVALID);

@@ -399,12 +399,12 @@ static void replies_with_headers(httpdown_request *request, fixture *f) {
     httpdown_header header;
     EQUAL(httpdown_request_read(request, buffer, 4, &count), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_request_body(request, 4, &body), HTTPDOWN_STATUS_ALREADY_REPLIED);
-    EQUAL(httpdown_request_headers(request, 0, &header, 1, &count), HTTPDOWN_STATUS_ALREADY_REPLIED);
-    /* Values have no status to say so: they are empty. */
-    CHECK(httpdown_request_method(request).data == NULL);
-    CHECK(httpdown_request_header(request, "host").data == NULL);
-    EQUAL(httpdown_request_header_count(request), 0);
-    EQUAL(httpdown_request_version(request), 0);
+    EQUAL(httpdown_request_headers(request, 0, &header, 1, &count), 0);
+    /* Its head can be read until this returns. */
+    CHECK(is(httpdown_request_method(request), "GET"));
+    CHECK(is(httpdown_request_header(request, "host"), "test"));
+    EQUAL(httpdown_request_header_count(request), 1);
+    EQUAL(httpdown_request_version(request), 11);
 }
 
 static void a_reply_has_what_it_was_given(void) {
@@ -956,6 +956,168 @@ static void a_deferred_request_can_be_streamed(void) {
     EQUAL(end(f).served, 1);
 }
 
+/* ---- behind the answer ---- */
+
+/* All that there is of the head: where the request does not live any more, that is nothing. */
+static void check_head(httpdown_request *request, bool lives) {
+    size_t count;
+    httpdown_header fields[4];
+    const char *none = lives ? NULL : "";
+    CHECK(is(httpdown_request_method(request), none ? none : "PURGE"));
+    CHECK(is(httpdown_request_target(request), none ? none : "/a/path?and=query"));
+    CHECK(is(httpdown_request_path(request), none ? none : "/a/path"));
+    CHECK(is(httpdown_request_query(request), none ? none : "and=query"));
+    CHECK(is(httpdown_request_header(request, "x-long"), none ? none : "a value that has memory of its own"));
+    CHECK(is(httpdown_request_scheme(request), none ? none : "http"));
+    EQUAL(httpdown_request_version(request), lives ? 11 : 0);
+    EQUAL(httpdown_request_header_count(request), lives ? 3 : 0);
+    EQUAL(httpdown_request_headers(request, 0, fields, 4, &count), lives ? 0 : HTTPDOWN_STATUS_ALREADY_REPLIED);
+    if (lives) EQUAL(count, 3);
+    CHECK((httpdown_request_peer_addr(request).len > 10) == lives);
+    CHECK((httpdown_request_local_addr(request).len > 10) == lives);
+}
+
+/* It has been ended: whatever would answer it says so. */
+static void check_ended(httpdown_request *request) {
+    httpdown_bytes body;
+    CHECK(httpdown_request_cancelled(request));
+    EQUAL(httpdown_request_body(request, 9, &body), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_request_wait_cancelled(request, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_request_defer(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_start(request, 200, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_write(request, "x", 1), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_finish(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_text(request, 200, "twice"), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_abort(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
+}
+
+static void logs_behind_the_reply(httpdown_request *request, fixture *f) {
+    httpdown_bytes body, path = httpdown_request_path(request), method = httpdown_request_method(request),
+                         field = httpdown_request_header(request, "x-long");
+    int read = httpdown_request_body(request, 9, &body);
+    CHECK(read == 0 || read == HTTPDOWN_STATUS_WOULD_BLOCK); /* in place */
+    if (gate_value(&f->entered) == 1) EQUAL(httpdown_request_defer(request), 0);
+    EQUAL(httpdown_reply_text(request, 200, "answered"), 0);
+    CHECK(is(path, "/a/path") && is(method, "PURGE") && is(field, "a value that has memory of its own"));
+    CHECK(read != 0 || is(body, "body"));
+    CHECK(httpdown_request_server(request) == f->server);
+    check_head(request, true);
+    check_ended(request);
+    gate_add(&f->entered);
+}
+
+static void ask_for_a_path(int fd) {
+    put(fd, "PURGE /a/path?and=query HTTP/1.1\r\nhost: test\r\nx-long: a value that has memory of its own\r\n"
+            "content-length: 4\r\n\r\nbody");
+}
+
+static void the_head_of_a_lent_request_outlives_the_reply(void) {
+    for (int dispatch = 0; dispatch < 2; dispatch++) {
+        fixture *f = begin_as(logs_behind_the_reply, dispatch);
+        int fd = dial(f->server);
+        for (int i = 1; i <= 3; i++) {
+            ask_for_a_path(fd);
+            expect(fd, 200, "answered");
+            gate_wait(&f->entered, i);
+        }
+        close(fd);
+        EQUAL(end(f).served, 3);
+    }
+}
+
+/* What was kept too long finds nothing, though the next request may be in the same place. */
+static void an_ended_request_is_never_another(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, NULL);
+    options.dispatch = HTTPDOWN_DISPATCH_QUEUE;
+    record_all(&options);
+    httpdown_server *server = start(&options);
+    httpdown_request *first, *second;
+    size_t count;
+    int fd = dial(server), other = dial(server);
+    ask_for_a_path(fd);
+    EQUAL(httpdown_next(server, HTTPDOWN_FOREVER, &first, 1, &count), 0);
+    check_head(first, true);
+    EQUAL(httpdown_reply_text(first, 200, "first"), 0);
+    expect(fd, 200, "first");
+    for (int i = 0; i < 50; i++) {
+        ask_for_a_path(other);
+        EQUAL(httpdown_next(server, HTTPDOWN_FOREVER, &second, 1, &count), 0);
+        CHECK(second != first);
+        check_head(first, false);
+        check_ended(first);
+        EQUAL(httpdown_reply(first, 200, NULL, 0, "for another client", 18), HTTPDOWN_STATUS_ALREADY_REPLIED);
+        check_head(second, true);
+        EQUAL(httpdown_reply_text(second, 200, "second"), 0);
+        expect(other, 200, "second");
+    }
+    close(fd);
+    close(other);
+    EQUAL(end_server(f, 0).served, 51);
+    free_fixture(f);
+}
+
+/* Retained, the head can be read for longer, by any thread; a stop does not wait for that. */
+static httpdown_request *retained;
+
+static void retains(httpdown_request *request, fixture *f) {
+    EQUAL(httpdown_request_release(request), HTTPDOWN_STATUS_ALREADY_REPLIED); /* it was not retained */
+    EQUAL(httpdown_request_retain(request), 0);
+    EQUAL(httpdown_request_retain(request), 0);
+    retained = request;
+    EQUAL(httpdown_reply_text(request, 200, "answered"), 0);
+    EQUAL(httpdown_request_retain(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    gate_add(&f->entered);
+}
+
+static void a_retained_head_outlives_the_handler_and_the_server(void) {
+    for (int dispatch = 0; dispatch < 2; dispatch++) {
+        fixture *f = begin_as(retains, dispatch);
+        int fd = dial(f->server);
+        ask_for_a_path(fd);
+        expect(fd, 200, "answered");
+        close(fd);
+        EQUAL(end(f).served, 1);
+        check_head(retained, true);
+        check_ended(retained);
+        CHECK(httpdown_request_server(retained) == NULL);
+        EQUAL(httpdown_request_release(retained), 0);
+        EQUAL(httpdown_request_release(retained), HTTPDOWN_STATUS_ALREADY_REPLIED);
+        check_head(retained, false);
+    }
+}
+
+/* Two threads answer the same request: one of them has done it, whatever comes in its place meanwhile. */
+static void *replies_too(void *request) {
+    int status = httpdown_reply_text(request, 200, "once");
+    return (void *)(intptr_t)status;
+}
+
+static void of_two_answers_one_is_too_late(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, NULL);
+    options.dispatch = HTTPDOWN_DISPATCH_QUEUE;
+    httpdown_server *server = start(&options);
+    int fd = dial(server);
+    for (int i = 0; i < scaled(200); i++) {
+        httpdown_request *request;
+        size_t count;
+        put(fd, GET("/"));
+        EQUAL(httpdown_next(server, HTTPDOWN_FOREVER, &request, 1, &count), 0);
+        pthread_t thread = spawn(replies_too, request);
+        int here = httpdown_reply_text(request, 200, "once"), there;
+        void *result;
+        CHECK(pthread_join(thread, &result) == 0);
+        there = (int)(intptr_t)result;
+        CHECK((here == 0) != (there == 0));
+        EQUAL(here + there, HTTPDOWN_STATUS_ALREADY_REPLIED);
+        expect(fd, 200, "once");
+    }
+    close(fd);
+    end_server(f, 0);
+    free_fixture(f);
+}
+
 static httpdown_request *kept;
 
 static void keeps(httpdown_request *request, fixture *f) {
@@ -1139,6 +1301,10 @@ int main(int argc, char **argv) {
     RUN(deferred_requests_are_answered_elsewhere);
     RUN(a_deferred_request_can_be_answered_in_the_handler);
     RUN(a_deferred_request_can_be_streamed);
+    RUN(the_head_of_a_lent_request_outlives_the_reply);
+    RUN(an_ended_request_is_never_another);
+    RUN(a_retained_head_outlives_the_handler_and_the_server);
+    RUN(of_two_answers_one_is_too_late);
     RUN(a_client_that_left_is_gone);
     RUN(a_client_that_left_with_more_behind_is_gone);
     RUN(a_half_closed_client_is_answered);

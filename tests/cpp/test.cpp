@@ -47,7 +47,7 @@ static void it_reads_what_was_sent() {
         CHECK(body == "body");
         CHECK(request.reply(200, seen, {{"x-one", "1"}, {"x-two", ""}}));
         CHECK(!request);
-        CHECK(request.method().empty() && request.headers().empty() && request.cancelled());
+        CHECK(request.method() == "BREW" && !request.headers().empty() && request.cancelled());
     }));
     const auto answer = ask(server.local_addr(), "/a%20b?c=d", "BREW", "body");
     CHECK(contains(answer, "x-one: 1\r\nx-two: \r\n"));
@@ -171,6 +171,34 @@ static void destroyed_without_an_answer_is_a_500() {
     }));
     CHECK(starts_with(ask(server.local_addr(), "/"), "HTTP/1.1 500 "));
     CHECK(starts_with(ask(server.local_addr(), "/abort"), "HTTP/1.1 500 "));
+}
+
+/// What a request says of its head outlives its answer, and its handler, as long as the request does.
+static void the_head_outlives_the_answer() {
+    std::promise<httpdown::request> kept;
+    auto options = serving([&](request request) {
+        const auto path = request.path(), method = request.method();
+        CHECK(request.reply_text(200, "answered"));
+        CHECK(!request && path == "/kept" && method == "PURGE");
+        CHECK(request.path() == "/kept" && request.header("host") == "test" && request.headers().size() == 2);
+        CHECK(request.cancelled());
+        request.abort(); // Nothing is left to be ended.
+        kept.set_value(std::move(request));
+        CHECK(request.get() == nullptr && request.path().empty());
+    });
+    httpdown::request one;
+    {
+        httpdown::server server(std::move(options));
+        client client(server.local_addr());
+        client.send("PURGE /kept HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        client.read_all();
+        one = kept.get_future().get();
+        CHECK(server.stop().served == 1);
+    }
+    CHECK(!one && one.path() == "/kept" && one.peer_addr().size() > 10 && one.server().get() == nullptr);
+    CHECK(status_of([&] { one.reply(200); }) == HTTPDOWN_STATUS_ALREADY_REPLIED);
+    one = httpdown::request();
+    CHECK(one.path().empty());
 }
 
 static void mistakes_are_errors() {
@@ -611,6 +639,7 @@ int main() {
         TEST(an_answer_can_come_later_and_elsewhere),
         TEST(a_stop_waits_for_an_answer_that_comes_later),
         TEST(destroyed_without_an_answer_is_a_500),
+        TEST(the_head_outlives_the_answer),
         TEST(mistakes_are_errors),
         TEST(a_client_that_leaves_is_no_error),
         TEST(servers_and_requests_move),

@@ -407,6 +407,12 @@ httpdown_request_wait_cancelled = _status("httpdown_request_wait_cancelled", c_v
 # int httpdown_request_defer(httpdown_request *request);
 httpdown_request_defer = _status("httpdown_request_defer", c_void_p)
 
+# int httpdown_request_retain(httpdown_request *request);
+httpdown_request_retain = _status("httpdown_request_retain", c_void_p)
+
+# int httpdown_request_release(httpdown_request *request);
+httpdown_request_release = _plain("httpdown_request_release", c_int, c_void_p)
+
 # int httpdown_reply(httpdown_request *request, int status_code, const httpdown_header *headers,
 #     size_t header_count, const void *body, size_t body_len);
 httpdown_reply = _status(

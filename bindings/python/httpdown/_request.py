@@ -101,9 +101,8 @@ class Request:
     `defer`; that is logged, or told `on_error`. Any thread may use a request, but only `cancelled`
     and `wait_cancelled` do so while another one does; what else there is waits its turn.
 
-    Once the request has been answered, or aborted, its methods raise AlreadyReplied. Of the
-    properties, `method`, `path` and those that were read before can still be read. In a forked
-    child: Forked.
+    Once the request has been answered, or aborted, its methods raise AlreadyReplied; what it says
+    of its head and its connection can still be read. In a forked child: Forked.
     """
 
     server: Server
@@ -111,8 +110,10 @@ class Request:
 
     def __init__(self, pointer: int, server: Server) -> None:
         self.server = server
-        # None when it has been ended: C's memory may be gone then.
+        # None when it has been ended.
         self._pointer: int | None = pointer
+        # Then it is only to be read.
+        self._ended: int | None = None
         self._begun = False
         self._deferred = False
         # Of the request's head, what has been asked for.
@@ -309,11 +310,14 @@ class Request:
             # Those that wait for a cancellation come out, and do not go in again.
             self._ending = True
             with self._cancel_lock:
-                pointer, self._pointer = self._pointer, None
+                pointer = self._alive()
+                # C would let go of the head, too.
+                _ffi.httpdown_request_retain(pointer)
+                self._pointer, self._ended = None, pointer
                 call(pointer, *arguments)
 
     def _name(self) -> None:
-        """Reads what a report calls the request by, which may come when it has ended."""
+        """Reads what a report calls the request by, which may come in a forked child."""
         self._text("method", _ffi.httpdown_request_method)
         self._text("path", _ffi.httpdown_request_path)
 
@@ -340,7 +344,10 @@ class Request:
     def _field(self, name: str, get: Callable[[int], Any]) -> Any:
         if name not in self._fields:
             with self._lock:
-                self._fields[name] = get(self._alive())
+                pointer = self._ended if self._pointer is None else self._pointer
+                if pointer is None:
+                    raise _already_replied()
+                self._fields[name] = get(pointer)
         return self._fields[name]
 
     def _text(self, name: str, get: Callable[[int], _ffi.Bytes]) -> str:
@@ -352,6 +359,8 @@ class Request:
         if self._pointer is not None:
             with contextlib.suppress(HttpdownError):
                 _ffi.httpdown_reply_abort(self._pointer)
+        elif self._ended is not None:
+            _ffi.httpdown_request_release(self._ended)
 
     def __repr__(self) -> str:
         state = "ended" if self._pointer is None else "begun" if self._begun else "unanswered"
