@@ -284,8 +284,8 @@ typedef struct {
     // How long a stop goes on accepting, while httpdown_ready says no and responses say Connection: close, so that load
     // balancers and clients go elsewhere. Default: none.
     uint32_t lame_duck_ms;
-    // How long a request's head may take, from its first byte to its last; then the connection is closed.
-    // Default: 30,000.
+    // How long a request's head may take, from its first byte to its last; then the client gets a 408, and the
+    // connection is closed. Default: 30,000.
     uint32_t header_timeout_ms;
     // How requests reach the program: a httpdown_dispatch. Default: HTTPDOWN_DISPATCH_POOL.
     int dispatch;
@@ -610,7 +610,8 @@ httpdown_bytes httpdown_request_scheme(const httpdown_request *request);
 // The version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.
 int httpdown_request_version(const httpdown_request *request);
 
-// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none.
+// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none. "Host" is
+// what the target says, where that is absolute ("http://a/b").
 // Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_header(const httpdown_request *request,
                                        const char *name);
@@ -705,7 +706,8 @@ int httpdown_request_release(httpdown_request *request);
 // Answers with a whole response, and ends the request, whatever this returns. All is copied before it returns. Does
 // not wait for the client.
 //
-// `status_code` is from 200 to 999. Content-Length is set for you; so is Date. A header's name or value with a
+// `status_code` is from 200 to 999. Content-Length is set for you; so is Date. A 204 or 205 has no body: what is given
+// is not sent, nor is a Content-Length among the headers (for 205, it is 0). A header's name or value with a
 // character that does not belong there (CR, LF, NUL) is refused: the client then gets a 500, as for any
 // INVALID_ARGUMENT.
 //
@@ -740,7 +742,7 @@ int httpdown_reply_borrowed(httpdown_request *request,
 // request is owned and must be ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never
 // blocks.
 //
-// The body goes out chunked, unless there is a Content-Length among the headers.
+// The body goes out chunked, unless there is a Content-Length among the headers (which is not sent with a 204 or 205).
 //
 // Returns as httpdown_reply.
 HTTPDOWN_MUST_USE
@@ -754,7 +756,7 @@ int httpdown_reply_start(httpdown_request *request,
 //
 // Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
 // room for all of it: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the answer
-// has no body: it is to HEAD, or a 204 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
+// has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
 // Content-Length), FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_reply_write(httpdown_request *request,

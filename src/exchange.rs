@@ -43,7 +43,7 @@ struct Inner {
     head: Parts,
     body: RequestBody,
     answer: Answer,
-    /// The answer has no body (HEAD, 204, 304): nothing can be written for it.
+    /// The answer has no body (HEAD, 204, 205, 304): nothing can be written for it.
     bodyless: bool,
     /// What its Content-Length promises and has not been written yet.
     owing: Option<u64>,
@@ -134,7 +134,7 @@ impl Exchange {
         self.0.head.version
     }
 
-    /// The request's headers.
+    /// The request's headers. `Host` is what the target says, where that is absolute (`http://a/b`).
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.0.head.headers
@@ -273,6 +273,8 @@ impl Exchange {
 
     /// Answers with a whole response. Does not wait for the client.
     ///
+    /// A 204 or 205 has no body: what is given is not sent, nor is a Content-Length (for 205, it is 0).
+    ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or the headers contradict the body (the client
     /// gets a 500); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more;
@@ -296,8 +298,8 @@ impl Exchange {
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
     ///
-    /// The body goes out chunked unless the headers have a Content-Length. The head is sent as soon as the
-    /// connection can take it.
+    /// The body goes out chunked unless the headers have a Content-Length (which is not sent with a 204 or 205). The
+    /// head is sent as soon as the connection can take it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set
@@ -308,7 +310,10 @@ impl Exchange {
         self.ask_for_body();
         let (pieces, body) = pieces();
         let status = response.status();
-        self.0.bodyless |= matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        self.0.bodyless |= matches!(
+            status,
+            StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
+        );
         let result = self.answer_with(response.map(|()| body));
         if result.is_ok() {
             self.0.answer = Answer::Begun(pieces);
@@ -342,7 +347,7 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more, [`Error::AlreadyReplied`] if the answer
-    /// has no body (to HEAD, or a 204 or 304) and `data` is not empty, [`Error::InvalidArgument`] before
+    /// has no body (to HEAD, or a 204, 205 or 304) and `data` is not empty, [`Error::InvalidArgument`] before
     /// [`Exchange::start`] or if it is more than the Content-Length, [`Error::WouldBlock`] on an I/O thread if there is no
     /// room for all of it (then none of it is taken; there is room for any length when nothing waits).
     pub fn write(&mut self, data: &[u8]) -> Result<()> {

@@ -345,8 +345,8 @@ impl Builder {
         self
     }
 
-    /// How long a request's head may take from its first byte to its last; then the connection is closed.
-    /// Default: 30 seconds.
+    /// How long a request's head may take from its first byte to its last; then the client gets a 408, and the
+    /// connection is closed. Default: 30 seconds.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.config.header_timeout = timeout;
         self

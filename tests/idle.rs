@@ -65,28 +65,34 @@ fn responses_say_when_an_idle_connection_ends() {
         .unwrap();
     let announced = (Some("keep-alive".into()), Some("timeout=60".into()));
     for request in [
-        "GET / HTTP/1.1\r\n\r\n",
-        "HEAD / HTTP/1.1\r\nConnection: x, keep-alive\r\n\r\n",
-        "GET /ready HTTP/1.1\r\n\r\n",
-        "POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\na",
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "HEAD / HTTP/1.1\r\nHost: a\r\nConnection: x, keep-alive\r\n\r\n",
+        "GET /ready HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na",
         "GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n",
     ] {
         assert_eq!(said(&server, request), announced, "{request}");
     }
     let close = (Some("close".into()), None);
     for (request, expected) in [
-        ("GET / HTTP/1.1\r\nConnection: x, Close\r\n\r\n", &close),
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n",
+            &close,
+        ),
         ("GET / HTTP/1.0\r\n\r\n", &(None, None)),
-        ("GET /connection/close HTTP/1.1\r\n\r\n", &close),
+        ("GET /connection/close HTTP/1.1\r\nHost: a\r\n\r\n", &close),
         // The rest of this body does not come: the connection cannot go on.
-        ("POST / HTTP/1.1\r\nContent-Length: 99999\r\n\r\na", &close),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\na",
+            &close,
+        ),
         // Who says something of the kind is not contradicted.
         (
-            "GET /keep-alive/max=1 HTTP/1.1\r\n\r\n",
+            "GET /keep-alive/max=1 HTTP/1.1\r\nHost: a\r\n\r\n",
             &(None, Some("max=1".into())),
         ),
         (
-            "GET /connection/x HTTP/1.1\r\n\r\n",
+            "GET /connection/x HTTP/1.1\r\nHost: a\r\n\r\n",
             &(Some("x".into()), None),
         ),
     ] {
@@ -102,7 +108,7 @@ fn the_lame_duck_closes_instead() {
     server.stop_begin();
     let close = (Some("close".into()), None);
     wait_for_report(&server, |report| report.phase == Phase::LameDuck);
-    assert_eq!(said(&server, "GET / HTTP/1.1\r\n\r\n"), close);
+    assert_eq!(said(&server, "GET / HTTP/1.1\r\nHost: a\r\n\r\n"), close);
     server.kill_begin();
     let _ = wait(&server);
 }

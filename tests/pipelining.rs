@@ -16,7 +16,8 @@ use std::thread;
 
 use bytes::Bytes;
 use common::{
-    Client, Gate, addr, assert_balanced, builder, listener, reply, stop, wait, wait_for_report,
+    Client, Gate, addr, assert_balanced, builder, each_way, listener, reply, stop, wait,
+    wait_for_report,
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
@@ -41,15 +42,6 @@ fn serve_queue(handler: impl Fn(Exchange) + Clone + Send + 'static) -> Server {
         });
     }
     server
-}
-
-/// The same handler by each of the three ways.
-fn each_way(handler: impl Fn(Exchange) + Clone + Send + Sync + 'static) -> [Server; 3] {
-    [
-        serve(Dispatch::Inline, handler.clone()),
-        serve(Dispatch::default(), handler.clone()),
-        serve_queue(handler),
-    ]
 }
 
 fn get(path: &str) -> String {
@@ -172,7 +164,7 @@ fn a_stop_finds_what_is_held_back() {
         let handler = |exchange: Exchange| {
             let _ = reply(exchange, "hello");
         };
-        for server in each_way(handler) {
+        for server in each_way(builder, handler) {
             let received: u64 = thread::scope(|scope| {
                 let clients: Vec<_> = (0..count)
                     .map(|_| {
@@ -239,7 +231,7 @@ fn nor_for_the_rest_of_its_body() {
 /// asked: the kernel takes only a part of them at first.
 #[test]
 fn answers_of_any_size_come_whole_and_in_their_order() {
-    for server in each_way(sized) {
+    for server in each_way(builder, sized) {
         let mut client = Client::connect(addr(&server));
         let sizes: Vec<usize> = (0..200)
             .map(|n| [0, 1, 100, 8 << 10, 16_000, 16 << 10, 17_000, 300_000][n * 5 % 8] + n)
@@ -330,7 +322,7 @@ fn an_answer_before_a_cut_one_arrives_and_counts() {
         "GET /cut HTTP/1.1\r\nHost: test\r\n\r\n",
         "GET /cut HTTP/1.0\r\n\r\n",
     ] {
-        for server in each_way(handler) {
+        for server in each_way(builder, handler) {
             let mut client = Client::connect(addr(&server));
             client.send([&get("/"), cut].concat());
             assert_eq!(client.answer().text(), "hello");

@@ -820,6 +820,7 @@ fn the_header_timeout_ends_half_a_head_during_a_stop_but_not_an_empty_line() {
     let stopping = fixture.begin_stop();
     let [empty @ .., (half, _)] = &mut clients;
     // Ended later than those that came before it.
+    assert_eq!(half.answer().status, 408);
     assert_eq!(half.until_end().unwrap(), b"");
     for (client, text) in empty {
         let rest = if text.ends_with('\r') { "\n" } else { "" };

@@ -1122,6 +1122,7 @@ fn a_head_that_comes_too_slowly_is_cut() {
     let idle = fixture.idle_client();
     let mut slow = fixture.connect();
     slow.send("GET / HTTP/1.1\r\nHo");
+    assert_eq!(slow.answer().status, 408);
     slow.assert_ended();
     let report = wait_for_report(&fixture.server, |report| report.conns_open == 1);
     assert_eq!(report.requests, 1);

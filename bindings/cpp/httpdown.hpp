@@ -172,7 +172,7 @@ public:
     bool start(int status, const std::vector<httpdown::header> &headers = {});
 
     /// Sends more of the body, as soon as the client takes it. Blocks while 256 KiB wait already. Returns whether the
-    /// client can still get it: not where the answer has no body (to HEAD, or a 204 or 304). Throws error:
+    /// client can still get it: not where the answer has no body (to HEAD, or a 204, 205 or 304). Throws error:
     /// INVALID_ARGUMENT before `start` or beyond the Content-Length, WOULD_BLOCK with INLINE dispatch if there is no
     /// room for all of it (nothing was taken).
     bool write(std::string_view data);
@@ -357,7 +357,8 @@ struct options {
     /// Ends the lame duck early, once no request has come for so long; those for `ready_path` do not count. At most
     /// `lame_duck`. By default never.
     std::optional<milliseconds> lame_duck_quiet{};
-    /// How long a request's head may take; then the connection is closed. By default 30 seconds.
+    /// How long a request's head may take; then the client gets a 408, and the connection is closed. By default 30
+    /// seconds.
     std::optional<milliseconds> header_timeout{};
     /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served.
     /// By default a second.

@@ -8,7 +8,7 @@
 use std::io;
 
 use memchr::memmem::Finder;
-use memchr::{memchr, memrchr};
+use memchr::{memchr, memchr3, memrchr};
 use once_cell::sync::Lazy;
 
 /// How far the bytes have been followed.
@@ -18,7 +18,7 @@ pub(super) enum Framing {
     #[default]
     Between,
     /// In a head.
-    Head(Line),
+    Head(Line, RequestLine),
     /// Behind a head: what follows is to be said by [`Framing::follow`].
     AfterHead,
     /// In a body of known length: so much is left.
@@ -37,6 +37,16 @@ pub(super) enum Line {
     Text,
 }
 
+/// How much of a head's first line has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RequestLine {
+    /// Not yet the space behind its method, in which there may be a `#`.
+    Method,
+    Target,
+    /// All of it.
+    Past,
+}
+
 /// What a body is, by the head before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyLength {
@@ -51,6 +61,8 @@ pub(super) struct Scan {
     pub(super) skip: usize,
     /// So many, behind those, belong to the present request. The rest is to be scanned again.
     pub(super) take: usize,
+    /// The head's target has bytes in it that none may have.
+    pub(super) is_foreign: bool,
 }
 
 impl Framing {
@@ -81,21 +93,29 @@ impl Framing {
         if let Self::Between = self {
             skip = empty_lines(bytes);
             if matches!(bytes[skip..], [] | [b'\r']) {
-                return Ok(Scan { skip, take: 0 });
+                return Ok(Scan {
+                    skip,
+                    take: 0,
+                    is_foreign: false,
+                });
             }
-            *self = Self::Head(Line::Nothing);
+            *self = Self::Head(Line::Nothing, RequestLine::Method);
         }
         let bytes = &bytes[skip..];
+        let mut is_foreign = false;
         let take = match self {
             Self::Between | Self::AfterHead => 0,
             Self::Opaque => bytes.len(),
-            Self::Head(line) => match head_end(line, bytes) {
-                Some(end) => {
-                    *self = Self::AfterHead;
-                    end
+            Self::Head(line, request_line) => {
+                is_foreign = request_line.is_foreign(bytes);
+                match head_end(line, bytes) {
+                    Some(end) => {
+                        *self = Self::AfterHead;
+                        end
+                    }
+                    None => bytes.len(),
                 }
-                None => bytes.len(),
-            },
+            }
             Self::Body(left) => {
                 let take = at_most(bytes.len(), *left);
                 *left -= take as u64;
@@ -112,7 +132,46 @@ impl Framing {
                 None => bytes.len(),
             },
         };
-        Ok(Scan { skip, take })
+        Ok(Scan {
+            skip,
+            take,
+            is_foreign,
+        })
+    }
+}
+
+impl RequestLine {
+    /// Whether the target has bytes in it that hyper lets pass, or, from a `#` on, takes away: none of them may stand in
+    /// a URI (RFC 3986, 2), and who sees them otherwise sees another target.
+    #[inline]
+    fn is_foreign(&mut self, bytes: &[u8]) -> bool {
+        if *self == Self::Past {
+            return false;
+        }
+        // In one go, for the line that comes in one piece.
+        let found = memchr3(b'\n', b'#', b'"', bytes);
+        let line = &bytes[..found.unwrap_or(bytes.len())];
+        if found.is_some_and(|at| bytes[at] == b'\n') && line.is_ascii() {
+            *self = Self::Past;
+            return false;
+        }
+        self.is_foreign_by_bytes(bytes)
+    }
+
+    #[cold]
+    fn is_foreign_by_bytes(&mut self, bytes: &[u8]) -> bool {
+        for byte in bytes {
+            match (*self, byte) {
+                (_, b'\n') => {
+                    *self = Self::Past;
+                    return false;
+                }
+                (Self::Method, b' ') => *self = Self::Target,
+                (Self::Target, b'#' | b'"' | 0x80..) => return true,
+                _ => {}
+            }
+        }
+        false
     }
 }
 
@@ -295,7 +354,7 @@ mod tests {
                 if let Framing::Between = framing {
                     requests.push(Vec::new());
                 }
-                let Scan { skip, take } = framing.scan(&held)?;
+                let Scan { skip, take, .. } = framing.scan(&held)?;
                 requests
                     .last_mut()
                     .unwrap()

@@ -17,6 +17,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod track;
+mod validate;
 mod wire;
 
 use std::future::{Future, poll_fn};
@@ -149,6 +150,10 @@ where
             }
             End::Done => break true,
             End::Failed => break false,
+            End::Late => {
+                parked.wire.answer_late();
+                break false;
+            }
             End::Cut => {
                 // What was answered before goes out before the reset, as far as the kernel takes it now.
                 let _ = poll_fn(|cx| Poll::Ready(parked.wire.poll_rescue(cx))).await;
@@ -352,8 +357,10 @@ enum End {
     Parked(Instant),
     /// All has been written, and it is to be closed, or somebody upgraded it.
     Done,
-    /// As that, but perhaps not all has been written; or a request's head did not come in time.
+    /// As that, but perhaps not all has been written.
     Failed,
+    /// A request's head did not come in time.
+    Late,
     /// A kill cut it, or an error did in a response that only its end would end.
     Cut,
 }
@@ -454,7 +461,7 @@ async fn drive<R: Respond>(
             .get_or_insert_with(|| (head, Box::pin(sleep(shared.config.header_timeout))));
         ready!(timer.as_mut().poll(cx));
         conn.timed_out();
-        Poll::Ready(End::Failed)
+        Poll::Ready(End::Late)
     })
     .await
 }

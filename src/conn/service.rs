@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use http::header::{
     ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue,
+    TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
@@ -19,6 +20,7 @@ use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
 use super::track::{Conn, Inflight};
+use super::validate::validate;
 use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
@@ -103,9 +105,18 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     type Error = std::convert::Infallible;
     type Future = TrackedFuture<R::Future, R::Body, R::Outcome>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let length = request.body().size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
+        let is_http10 = request.version() < Version::HTTP_11;
+        let wishes = match validate(&mut request) {
+            Ok(wishes) if !self.conn.is_target_foreign() => wishes,
+            result => {
+                self.conn.request_refused(length);
+                let status = result.err().unwrap_or(StatusCode::BAD_REQUEST);
+                return TrackedFuture::refusal(status, is_http10);
+            }
+        };
         // hyper gives a request no other extension than the upgrade that it asks for.
         let is_upgrade = !request.extensions().is_empty();
         let has_body = length != BodyLength::Known(0);
@@ -116,20 +127,22 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             is_complete: false,
             asks_for: AsksFor::of(request.method()),
             is_upgrade,
-            is_http10: request.version() < Version::HTTP_11,
-            announces: self.conn.shared().announcement.is_some() && keeps_alive(&request),
+            is_http10,
+            announces: self.conn.shared().announcement.is_some() && wishes.keep_alive,
         };
         let shared = self.conn.shared();
         let (future, early);
         if shared.config.ready_path.as_deref() == Some(request.uri().path()) {
             let readiness = Readiness::of(request.method(), shared.is_ready());
             future = None;
-            early = Some(Box::new(Ok(readiness.answer())));
+            early = Some(Box::new(Early::Answer(readiness.answer())));
         } else {
             shared.request_came();
             let call = || self.respond.respond(request, &answering.outcome);
             future = contain(call);
-            early = future.is_none().then(|| Box::new(Err(PANICKED.to_owned())));
+            early = future
+                .is_none()
+                .then(|| Box::new(Early::Failure(PANICKED.to_owned())));
         }
         TrackedFuture {
             future,
@@ -139,15 +152,9 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     }
 }
 
-/// Whether the client wants the connection to go on behind this request (RFC 9112, 9.3).
-fn keeps_alive<B>(request: &Request<B>) -> bool {
-    let fields = request.headers().get_all(CONNECTION);
-    let options = || {
-        let values = fields.iter().filter_map(|field| field.to_str().ok());
-        values.flat_map(|value| value.split(',')).map(str::trim)
-    };
-    let says = |what| options().any(|option| option.eq_ignore_ascii_case(what));
-    !says("close") && (request.version() >= Version::HTTP_11 || says("keep-alive"))
+/// Whether an answer of this status has no content, and no headers that speak of any (RFC 9110, 15.3.5 and 15.3.6).
+fn is_empty(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
 }
 
 /// Held while a response is owed: dropped before hyper has all of it, the request is lost.
@@ -216,6 +223,9 @@ impl<O: Outcome> Answering<O> {
             contain(|| drop(response));
             return self.failed(PANICKED);
         };
+        if is_empty(response.status()) {
+            return self.emptied(response);
+        }
         response.map(|body| TrackedBody {
             body: source(body),
             remaining,
@@ -223,9 +233,27 @@ impl<O: Outcome> Answering<O> {
         })
     }
 
+    /// An answer whose status says that it has no content: whatever there is of it is dropped. hyper says how long
+    /// nothing is, if that is to be said.
+    #[cold]
+    fn emptied<S: Body, B: Body>(self, response: Response<S>) -> Response<TrackedBody<B, O>> {
+        let (head, body) = response.into_parts();
+        contain(|| drop(body));
+        let body = TrackedBody {
+            body: Source::Own {
+                body: Full::default(),
+            },
+            remaining: Some(0),
+            answering: Some(self),
+        };
+        Response::from_parts(head, body)
+    }
+
     /// Has the head say what there is to say of the connection, and the connection know what becomes of it. How many
     /// bytes hyper will take of the body, where that is known.
     fn prepare<S: Body>(&self, response: &mut Response<S>) -> Option<u64> {
+        // Whatever a service says: of any other, hyper says what is not so, or nothing at all.
+        *response.version_mut() = Version::HTTP_11;
         let status = response.status();
         let agrees = status == StatusCode::SWITCHING_PROTOCOLS
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
@@ -245,10 +273,16 @@ impl<O: Outcome> Answering<O> {
             }
             conn.close_announced();
         }
+        if upgrades || status.is_informational() || is_empty(status) {
+            // RFC 9110, 8.6 and 15.3.6; RFC 9112, 6.1. For 205, hyper says that it is 0.
+            response.headers_mut().remove(CONTENT_LENGTH);
+            response.headers_mut().remove(TRANSFER_ENCODING);
+        }
         let no_body = upgrades
             || self.asks_for == AsksFor::NoBody
             || status.is_informational()
-            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            || is_empty(status)
+            || status == StatusCode::NOT_MODIFIED;
         let declared = || {
             let length = response.headers().get(CONTENT_LENGTH)?;
             length.to_str().ok()?.parse().ok()
@@ -337,16 +371,42 @@ fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Sourc
     response
 }
 
-type Early<B> = Box<Result<Response<Source<B>>, String>>;
+/// What there is for hyper before it may have it.
+enum Early<B: Body> {
+    Answer(Response<Source<B>>),
+    /// Why there is none.
+    Failure(String),
+    /// The answer to what is no request.
+    Refusal(Response<Source<B>>),
+}
 
 pin_project! {
     pub(super) struct TrackedFuture<F, B: Body, O: Outcome> {
         // None if there is no service to be asked (any more).
         #[pin]
         future: Option<F>,
-        // The answer, if it is there before hyper may have it. That is rare.
-        early: Option<Early<B>>,
+        // That is rare.
+        early: Option<Box<Early<B>>>,
+        // None for a refusal: nobody has been asked.
         answering: Option<Answering<O>>,
+    }
+}
+
+impl<F, B: Body, O: Outcome> TrackedFuture<F, B, O> {
+    #[cold]
+    fn refusal(status: StatusCode, is_http10: bool) -> Self {
+        let mut response = own_answer(status, "");
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+        if is_http10 {
+            // Else hyper adds `keep-alive`, if the client has asked for that.
+            *response.version_mut() = Version::HTTP_10;
+        }
+        Self {
+            future: None,
+            early: Some(Box::new(Early::Refusal(response))),
+            answering: None,
+        }
     }
 }
 
@@ -361,19 +421,33 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let Some(answering) = this.answering.take() else {
-            return Poll::Pending; // Polled again after its end.
-        };
-        if this.early.is_some() && answering.conn().must_ask() {
-            *this.answering = Some(answering);
+        let answering = this.answering.take();
+        if this.early.is_some()
+            && let Some(waiting) = answering.as_ref()
+            && waiting.conn().must_ask()
+        {
+            *this.answering = answering;
             return Poll::Pending; // The transport wakes us when it has.
         }
         if let Some(early) = this.early.take() {
-            return Poll::Ready(Ok(match *early {
-                Ok(response) => answering.answered(response, |body| body),
-                Err(why) => answering.failed(&why),
+            return Poll::Ready(Ok(match (*early, answering) {
+                (Early::Answer(response), Some(answering)) => {
+                    answering.answered(response, |body| body)
+                }
+                (Early::Failure(why), Some(answering)) => answering.failed(&why),
+                (Early::Answer(response) | Early::Refusal(response), _) => {
+                    response.map(|body| TrackedBody {
+                        body,
+                        remaining: None,
+                        answering: None,
+                    })
+                }
+                (Early::Failure(_), None) => return Poll::Pending,
             }));
         }
+        let Some(answering) = answering else {
+            return Poll::Pending; // Polled again after its end.
+        };
         let Some(future) = this.future.as_mut().as_pin_mut() else {
             return Poll::Pending; // As above.
         };
@@ -395,9 +469,9 @@ where
             // yet, it will close the connection; then the head of this answer says so.
             this.future.set(None);
             *this.early = Some(Box::new(match result {
-                Some(Ok(response)) => Ok(response.map(Source::host)),
-                Some(Err(why)) => Err(why),
-                None => Err(PANICKED.to_owned()),
+                Some(Ok(response)) => Early::Answer(response.map(Source::host)),
+                Some(Err(why)) => Early::Failure(why),
+                None => Early::Failure(PANICKED.to_owned()),
             }));
             *this.answering = Some(answering);
             cx.waker().wake_by_ref();

@@ -67,6 +67,8 @@ enum End {
     Raced = 3,
     /// A request's head did not come in time.
     TimedOut = 4,
+    /// What came is no request: the last response has said so, and that we close.
+    Refused = 5,
 }
 
 impl End {
@@ -76,7 +78,8 @@ impl End {
             1 => Self::Announced,
             2 => Self::Idle,
             3 => Self::Raced,
-            _ => Self::TimedOut,
+            4 => Self::TimedOut,
+            _ => Self::Refused,
         }
     }
 }
@@ -135,6 +138,7 @@ impl Registry {
             driver: Driver::default(),
             ledger: Ledger::default(),
             reading_head: AtomicBool::new(false),
+            foreign_target: AtomicBool::new(false),
             waiting_for_bytes: AtomicBool::new(false),
             in_service: Count::default(),
             unflushed: Count::default(),
@@ -235,6 +239,8 @@ pub(crate) struct Conn {
     settled: AtomicBool,
     /// Bytes of a request have come, but not yet its whole head.
     reading_head: AtomicBool,
+    /// See [`Conn::is_target_foreign`].
+    foreign_target: AtomicBool,
     /// hyper has used up all that it got, and waits for more.
     waiting_for_bytes: AtomicBool,
     /// Requests that the service has and whose response is not all in hyper's hands.
@@ -337,10 +343,7 @@ impl Conn {
         let is_alone = is_upgrade || is_chunked;
         self.answered_alone.store(is_alone, Ordering::Relaxed);
         self.answered_early.store(false, Ordering::Relaxed);
-        self.set_body_left(match body {
-            BodyLength::Known(length) => Some(length),
-            BodyLength::Chunked => None,
-        });
+        self.set_body_length(body);
         self.ledger.requests.raise(1);
         self.in_service.raise(1);
         Inflight {
@@ -387,6 +390,24 @@ impl Conn {
     /// hyper has refused a request's head, and answered: it is no request.
     pub(super) fn head_refused(&self) {
         self.reading_head.store(false, Ordering::Relaxed);
+        self.set_end(End::Refused);
+    }
+
+    /// As [`Conn::head_refused`], by the service; such a body would follow.
+    pub(super) fn request_refused(&self, body: BodyLength) {
+        self.head_refused();
+        self.set_body_length(body);
+    }
+
+    /// The head that hyper gets has bytes in its target that it will not show.
+    pub(super) fn target_is_foreign(&self) {
+        self.foreign_target.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the target of the head that hyper has got is not all that the client has sent, or has bytes in it that no
+    /// target may have.
+    pub(super) fn is_target_foreign(&self) -> bool {
+        self.foreign_target.load(Ordering::Relaxed)
     }
 
     /// How many requests have come.
@@ -523,6 +544,13 @@ impl Conn {
         }
     }
 
+    fn set_body_length(&self, length: BodyLength) {
+        self.set_body_left(match length {
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Chunked => None,
+        });
+    }
+
     /// `None`: only its end will tell.
     pub(super) fn set_body_left(&self, left: Option<u64>) {
         self.body_left
@@ -594,7 +622,7 @@ impl Conn {
 
     /// The last response has told the client of that.
     pub(super) fn is_close_announced(&self) -> bool {
-        matches!(self.end(), End::Announced)
+        matches!(self.end(), End::Announced | End::Refused)
     }
 
     /// A request has come after we had closed.
@@ -604,7 +632,7 @@ impl Conn {
             // hyper closes behind a body that nobody reads; if the head was sent when somebody still might have, without a
             // word.
             End::Closed => self.is_stopping() || !self.has_read_body(),
-            End::Raced | End::TimedOut => false,
+            End::Raced | End::TimedOut | End::Refused => false,
         };
         if is_ours {
             self.set_end(End::Raced);
@@ -726,7 +754,7 @@ impl Conn {
             }
             _ if killed && is_cut => &ends.killed,
             _ if is_cut => &ends.gone,
-            End::Closed | End::Announced => &ends.closed,
+            End::Closed | End::Announced | End::Refused => &ends.closed,
             End::Idle => &ends.idle,
             End::Raced => &ends.raced,
         };

@@ -6,8 +6,10 @@ use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
+use httpdate::fmt_http_date;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -136,7 +138,11 @@ impl Wire {
                 if read.is_empty() {
                     return Poll::Ready(Ok(())); // the end
                 }
-                let Scan { skip, take } = self.framing.scan(read)?;
+                let scan = self.framing.scan(read)?;
+                let Scan { skip, take, .. } = scan;
+                if scan.is_foreign {
+                    self.conn().target_is_foreign();
+                }
                 let end = skip + take;
                 if end < read.len() {
                     self.ahead.extend_from_slice(&read[end..]);
@@ -149,7 +155,11 @@ impl Wire {
                 buf.set_filled(start + take);
             } else {
                 let len = self.ahead.len().min(buf.remaining());
-                let Scan { skip, take } = self.framing.scan(&self.ahead[..len])?;
+                let scan = self.framing.scan(&self.ahead[..len])?;
+                let Scan { skip, take, .. } = scan;
+                if scan.is_foreign {
+                    self.conn().target_is_foreign();
+                }
                 buf.put_slice(&self.ahead[skip..skip + take]);
                 self.advance(skip + take);
                 if !self.ahead.is_empty() && take == 0 {
@@ -307,6 +317,17 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// Answers a head that has not come in time, in hyper's place: it leaves when the wire is closed. Not in the middle
+    /// of another response.
+    pub(super) fn answer_late(&mut self) {
+        if self.conn().unflushed() == 0 && !self.conn().is_waiting_for_handler() {
+            let date = fmt_http_date(SystemTime::now());
+            let head = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0";
+            let head = format!("{head}\r\ndate: {date}\r\n\r\n");
+            self.out.extend_from_slice(head.as_bytes());
+        }
+    }
+
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
@@ -366,8 +387,10 @@ impl Wire {
                         self.conn().raced();
                         self.framing = Framing::Opaque;
                     }
-                    Ok(Scan { skip: 0, take: 0 }) => break, // a lone carriage return
-                    Ok(Scan { skip, take }) => self.advance(skip + take),
+                    Ok(Scan {
+                        skip: 0, take: 0, ..
+                    }) => break, // a lone carriage return
+                    Ok(Scan { skip, take, .. }) => self.advance(skip + take),
                     Err(_) => self.framing = Framing::Opaque,
                 }
             }

@@ -309,7 +309,8 @@ pub unsafe extern "C" fn httpdown_request_version(request: *const httpdown_reque
     })
 }
 
-/// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none.
+/// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none. "Host" is
+/// what the target says, where that is absolute ("http://a/b").
 /// Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_header(
@@ -579,7 +580,8 @@ pub unsafe extern "C" fn httpdown_request_release(request: *mut httpdown_request
 /// Answers with a whole response, and ends the request, whatever this returns. All is copied before it returns. Does
 /// not wait for the client.
 ///
-/// `status_code` is from 200 to 999. Content-Length is set for you; so is Date. A header's name or value with a
+/// `status_code` is from 200 to 999. Content-Length is set for you; so is Date. A 204 or 205 has no body: what is given
+/// is not sent, nor is a Content-Length among the headers (for 205, it is 0). A header's name or value with a
 /// character that does not belong there (CR, LF, NUL) is refused: the client then gets a 500, as for any
 /// INVALID_ARGUMENT.
 ///
@@ -680,7 +682,7 @@ impl AsRef<[u8]> for Lent {
 /// request is owned and must be ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never
 /// blocks.
 ///
-/// The body goes out chunked, unless there is a Content-Length among the headers.
+/// The body goes out chunked, unless there is a Content-Length among the headers (which is not sent with a 204 or 205).
 ///
 /// Returns as httpdown_reply.
 #[must_use]
@@ -709,7 +711,7 @@ pub unsafe extern "C" fn httpdown_reply_start(
 ///
 /// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
 /// room for all of it: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the answer
-/// has no body: it is to HEAD, or a 204 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
+/// has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
 /// Content-Length), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]

@@ -264,8 +264,8 @@ pub struct httpdown_options {
     /// How long a stop goes on accepting, while httpdown_ready says no and responses say Connection: close, so that load
     /// balancers and clients go elsewhere. Default: none.
     pub lame_duck_ms: u32,
-    /// How long a request's head may take, from its first byte to its last; then the connection is closed.
-    /// Default: 30,000.
+    /// How long a request's head may take, from its first byte to its last; then the client gets a 408, and the
+    /// connection is closed. Default: 30,000.
     pub header_timeout_ms: u32,
     /// How requests reach the program: a httpdown_dispatch. Default: HTTPDOWN_DISPATCH_POOL.
     pub dispatch: c_int,

@@ -94,6 +94,29 @@ pub(crate) fn hello(builder: Builder, listeners: impl Into<Listeners>) -> Server
         .unwrap()
 }
 
+/// The same handler by each of the three ways: in place, by the pool, and from the queue.
+pub(crate) fn each_way(
+    builder: impl Fn() -> Builder,
+    handler: impl Fn(Exchange) + Clone + Send + Sync + 'static,
+) -> [Server; 3] {
+    let handle = |dispatch| {
+        let server = builder().handle(listener(), dispatch, handler.clone());
+        server.unwrap()
+    };
+    let (inline, pool) = (handle(Dispatch::Inline), handle(Dispatch::default()));
+    let queue = builder().queue(listener()).unwrap();
+    for _ in 0..3 {
+        let (taker, handler) = (queue.clone(), handler.clone());
+        thread::spawn(move || {
+            let queue = taker.queue().unwrap();
+            while let Ok(taken) = queue.take(1, None) {
+                taken.into_iter().for_each(&handler);
+            }
+        });
+    }
+    [inline, pool, queue]
+}
+
 /// Answers with 200 and this text.
 pub(crate) fn reply(exchange: Exchange, text: impl Into<Bytes>) -> Result<()> {
     exchange.reply(HttpResponse::new(text.into()))

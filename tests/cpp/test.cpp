@@ -405,7 +405,7 @@ static void idle_connections_are_closed_and_told_so() {
     options.keep_alive_header = true;
     httpdown::server server(std::move(options));
     client one(server.local_addr());
-    one.send("GET / HTTP/1.1\r\n\r\n");
+    one.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     CHECK_CONTAINS(one.read_all(), "keep-alive: timeout=1\r\n");
     CHECK(server.stop().closed_idle == 1);
 }

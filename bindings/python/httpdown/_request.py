@@ -258,6 +258,8 @@ class Request:
 
         `status` is from 200 to 999. Content-Length and Date are set for you, and for a body that
         is a str (sent as UTF-8) the Content-Type, unless you set it or `status` is 204, 205 or 304.
+        A 204 or 205 has no body: what is given is not sent, nor is a Content-Length (for 205, it
+        is 0).
 
         Raises Gone or Killed if the client cannot get the answer any more, and AlreadyReplied;
         ValueError and TypeError for arguments that make no sense: then the request is as before,
@@ -380,8 +382,8 @@ class Reply:
         """Sends more of the body, as soon as the client takes it; a str as UTF-8. `data` is copied.
 
         Blocks while too much waits already (256 KiB): a slow client slows the writer. Raises Gone,
-        Killed, AlreadyReplied (also if the answer has no body: it is to HEAD, or a 204 or 304), and
-        InvalidArgument if it exceeds the Content-Length.
+        Killed, AlreadyReplied (also if the answer has no body: it is to HEAD, or a 204, 205 or
+        304), and InvalidArgument if it exceeds the Content-Length.
         """
         data = _arguments.data(data)
         with self.request._lock:

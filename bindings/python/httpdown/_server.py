@@ -165,8 +165,9 @@ class Server:
     `lame_duck_quiet` ends the lame duck early, once no request has come for so long (those for
     `ready_path` do not count); default 0, never early. `lame_duck_min`: how long the lame duck
     takes at least, however quiet it is; default 0. `header_timeout`: how long a request's head may
-    take; default 30. `idle_grace`: how long a stop leaves a connection between two requests open,
-    once the client has the last answer, so that a request that is on its way is served; default 1.
+    take, before the client gets a 408; default 30. `idle_grace`: how long a stop leaves a
+    connection between two requests open, once the client has the last answer, so that a request
+    that is on its way is served; default 1.
     `quiesce_timeout`: how long a stop goes on accepting connections whose handshake had
     begun; default 4. `linger_timeout`: how long a connection that the server has closed waits for
     the client to close its side; default 2. `idle_timeout`: how long, about, a connection may be

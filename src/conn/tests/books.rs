@@ -16,7 +16,7 @@ use crate::ledger::Report;
 use crate::lifecycle::{Phase, enter_here as enter};
 use crate::server::{Server, Shared};
 
-const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const REQUESTS: usize = 20;
 
 fn take(queue: &RequestQueue) -> Exchange {

@@ -22,7 +22,7 @@ use crate::events::Event;
 use crate::lifecycle::Phase;
 use crate::server::Server;
 
-const GET: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 /// In ticks.
 const SECOND: u32 = 20;
 const ANSWER: &str = "hello";
@@ -172,7 +172,7 @@ fn a_handler_that_has_answered_gets_the_rest_of_the_body() {
     bench.runtime.block_on(async {
         let (service, mut pieces) = Slow::new();
         let mut run = Run::start(&bench, &Plain(service.clone()));
-        run.send(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        run.send(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
             .await;
         run.send(b"1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n").await;
         run.ticks(5 * 5 * PARK).await;
@@ -310,7 +310,7 @@ fn a_connection_is_not_idle_while_its_client_still_receives() {
     bench.runtime.block_on(async {
         let mut run = with_timeout(&bench).await;
         run.peer.is_reading = false;
-        assert!(run.send(b"GET /big HTTP/1.1\r\n\r\n").await);
+        assert!(run.send(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await);
         assert_eq!(run.shared.report().served, 1);
         run.ticks(10 * IDLE).await;
         run.catch_up().await;
@@ -331,7 +331,7 @@ fn a_connection_that_was_answered_before_its_body_came_is_closed_when_its_time_i
     bench.runtime.block_on(async {
         let mut run = with_timeout(&bench).await;
         assert!(
-            run.send(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\n")
+            run.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n")
                 .await
         );
         assert_eq!(run.answers(), 1);

@@ -73,7 +73,7 @@ enum Item {
 impl Item {
     fn bytes(self, index: usize) -> Vec<u8> {
         let head = |method: &str, version: &str, fields: &str| {
-            format!("{method} /{index} HTTP/1.{version}\r\n{fields}\r\n").into_bytes()
+            format!("{method} /{index} HTTP/1.{version}\r\nhost: a\r\n{fields}\r\n").into_bytes()
         };
         match self {
             Self::Echo { len, chunked } | Self::Early { len, chunked, .. } if chunked => {
@@ -102,7 +102,7 @@ impl Item {
             Self::BadHead => head("GET", "1", "no field\r\n"),
             Self::EmptyLine { bare: true } => b"\n".into(),
             Self::EmptyLine { bare: false } => b"\r\n".into(),
-            _ => head("GET", "1", "host: a\r\n"),
+            _ => head("GET", "1", ""),
         }
     }
 
@@ -648,12 +648,15 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
         })
         .collect();
     let undisturbed = outcome.kill.is_none() && !outcome.left;
+    let report = run.shared.report();
 
     // Responses are the right ones, in order.
     prop_assert!(answers.len() <= requests.len(), "an answer to nothing");
     for (answer, (index, item, _, end)) in answers.iter().zip(&requests) {
         let (status, body) = item.answer(*index);
-        if *end <= sent && *item != Item::BadChunk {
+        if answer.status == 408 {
+            prop_assert!(report.conns_timed_out == 1, "of {}: too late?", index);
+        } else if *end <= sent && *item != Item::BadChunk {
             prop_assert_eq!(answer.status, status, "to {}", index);
             prop_assert!(body.starts_with(&answer.body), "of {}", index);
             prop_assert!(!answer.is_whole || answer.body == body, "cut, to {}", index);
@@ -731,7 +734,6 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
     if let Some(kill) = outcome.kill {
         prop_assert!(run.gone.unwrap() <= kill, "alive after the kill");
     }
-    let report = run.shared.report();
     let ends_by_stop = !answers
         .iter()
         .zip(&requests)
@@ -797,11 +799,11 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
     if outcome.kill.is_none() {
         prop_assert_eq!(report.killed + report.conns_killed, 0, "{:?}", report);
     }
-    // hyper's own refusals are no requests.
+    // Refusals, hyper's and ours, are no requests.
     let refused = answers
         .iter()
         .zip(&requests)
-        .filter(|(_, r)| r.1 == Item::BadHead)
+        .filter(|(answer, r)| r.1 == Item::BadHead || answer.status == 408)
         .count();
     // What was upgraded does not wait until the client has it.
     let upgraded = answers.last().is_some_and(|answer| answer.status == 101);

@@ -1,0 +1,180 @@
+//! What a request must be by RFC 9112, and hyper does not look at. Only what can be seen in the request as hyper gives
+//! it: what hyper takes away before is seen in [`super::framing`].
+
+use std::net::Ipv6Addr;
+
+use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, Request, StatusCode, Uri, Version};
+use memchr::memchr;
+
+/// What the fields of a request's head say of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wishes {
+    /// The client wants the connection to go on behind this request (RFC 9112, 9.3).
+    pub(super) keep_alive: bool,
+}
+
+/// Whether it is a request that may be answered; else the status to refuse it with. The host of a target that is
+/// absolute takes the place of `Host` (RFC 9112, 3.2.2).
+#[inline]
+pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode> {
+    let is_http11 = request.version() >= Version::HTTP_11;
+    let mut has_host = false;
+    let mut codings = 0;
+    let (mut says_close, mut says_keep_alive) = (false, false);
+    // Looking at each is quicker than looking three up.
+    for (name, value) in request.headers() {
+        if name == HOST {
+            if has_host || !is_host(value.as_bytes()) {
+                return Err(StatusCode::BAD_REQUEST);
+            }
+            has_host = true;
+        } else if name == CONNECTION {
+            says_close |= has_option(value, "close");
+            says_keep_alive |= has_option(value, "keep-alive");
+        } else if name == TRANSFER_ENCODING {
+            codings += 1;
+            // hyper has found that the last one is `chunked`, and takes away no other.
+            if codings > 1 || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
+                return Err(StatusCode::NOT_IMPLEMENTED);
+            }
+        }
+    }
+    if is_http11 && !has_host {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    if !is_path(request.uri()) || *request.method() == Method::CONNECT {
+        unusual_target(request)?;
+    }
+    Ok(Wishes {
+        keep_alive: !says_close && (is_http11 || says_keep_alive),
+    })
+}
+
+/// Whether the field names this option. As hyper sees it: both must agree on how long the connection lasts.
+pub(super) fn has_option(field: &HeaderValue, option: &str) -> bool {
+    let options = field.to_str().unwrap_or_default().split(',');
+    options
+        .map(str::trim)
+        .any(|it| it.eq_ignore_ascii_case(option))
+}
+
+/// Whether the target is a path, as it mostly is.
+fn is_path(target: &Uri) -> bool {
+    target.authority().is_none() && target.path().starts_with('/')
+}
+
+/// The other forms of a target (RFC 9112, 3.2).
+#[cold]
+fn unusual_target<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
+    let is_connect = *request.method() == Method::CONNECT;
+    let target = request.uri();
+    let authority = target
+        .authority()
+        .map(|authority| authority.as_str().as_bytes());
+    let is_absolute = target.scheme().is_some();
+    let is_allowed = match authority {
+        // `*`, or a path.
+        None => *request.method() == Method::OPTIONS,
+        // Of whom it wants something it must say, and, for a tunnel, at which port (RFC 9110, 4.2.1 and 9.3.6).
+        Some(authority) => {
+            let is_whole = !matches!(authority, [] | [b':', ..]) && is_host(authority);
+            let has_port = matches!(authority, [.., b'0'..=b'9']) && target.port().is_some();
+            is_whole && is_connect != is_absolute && (is_absolute || has_port)
+        }
+    };
+    if !is_allowed {
+        return Err(StatusCode::BAD_REQUEST);
+    }
+    if let (true, Some(authority)) = (is_absolute, authority) {
+        let host = HeaderValue::from_bytes(authority).map_err(|_| StatusCode::BAD_REQUEST)?;
+        request.headers_mut().insert(HOST, host);
+    }
+    Ok(())
+}
+
+/// Whether that is what `Host` may say: a host, perhaps with a port, or nothing.
+#[inline]
+fn is_host(bytes: &[u8]) -> bool {
+    // Mostly a name without escapes, or an IPv4 address.
+    match name_end(bytes) {
+        None => true,
+        Some(end) if bytes[end] == b':' => is_port(&bytes[end + 1..]),
+        Some(_) => is_unusual_host(bytes),
+    }
+}
+
+/// As [`is_host`], for what is no simple name.
+#[cold]
+fn is_unusual_host(host: &[u8]) -> bool {
+    if let [b'[', inner @ ..] = host {
+        let end = memchr(b']', inner);
+        return end.is_some_and(|end| {
+            is_address(&inner[..end])
+                && match &inner[end + 1..] {
+                    [] => true,
+                    [b':', port @ ..] => is_port(port),
+                    _ => false,
+                }
+        });
+    }
+    let mut rest = host;
+    while let Some(end) = name_end(rest) {
+        rest = match &rest[end..] {
+            [b':', port @ ..] => return is_port(port),
+            [b'%', high, low, rest @ ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                rest
+            }
+            _ => return false,
+        };
+    }
+    true
+}
+
+/// Whether it may stand in brackets: an IPv6 address, or one of the future (RFC 3986, 3.2.2).
+fn is_address(bytes: &[u8]) -> bool {
+    if let [b'v' | b'V', rest @ ..] = bytes {
+        let Some(dot) = memchr(b'.', rest) else {
+            return false;
+        };
+        let (version, address) = (&rest[..dot], &rest[dot + 1..]);
+        let is_foreign = |byte: &u8| !is_in_name(*byte) && *byte != b':';
+        return dot > 0
+            && version.iter().all(u8::is_ascii_hexdigit)
+            && !address.is_empty()
+            && !address.iter().any(is_foreign);
+    }
+    str::from_utf8(bytes).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
+}
+
+/// Whether it is a number of a port, or nothing.
+fn is_port(bytes: &[u8]) -> bool {
+    let digits = bytes.iter().all(u8::is_ascii_digit);
+    let number = bytes.iter().fold(0_u32, |number, digit| {
+        let digit = u32::from(digit.wrapping_sub(b'0'));
+        number.saturating_mul(10).saturating_add(digit)
+    });
+    digits && number <= u16::MAX.into()
+}
+
+/// Where the name that they begin with ends, if not with them.
+fn name_end(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| !is_in_name(*byte))
+}
+
+fn is_in_name(byte: u8) -> bool {
+    IN_NAME[usize::from(byte)]
+}
+
+/// What a name consists of, apart from escapes (RFC 3986, 3.2.2). A comma may stand in one, too; but where there is one,
+/// somebody has made a list of several names.
+static IN_NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let bytes = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+;=";
+    let mut at = 0;
+    while at < bytes.len() {
+        table[bytes[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
