@@ -231,7 +231,8 @@ typedef void (*httpdown_conn_state_fn)(const httpdown_server *server,
 
 // The server has entered a phase (a httpdown_phase_code), from SERVING, the first event of all, to STOPPED, the last.
 // Called on the events thread. `server` may be used, on any thread, until the callback for STOPPED has returned (or, if
-// it is also yours, until you free it).
+// it is also yours, until you free it). In that for STOPPED, httpdown_wait returns how the server has ended; those who
+// wait elsewhere are told afterwards, or when a second has passed.
 typedef void (*httpdown_phase_fn)(const httpdown_server *server, int phase, void *user_data);
 
 // Something that a person should know. `level` is a httpdown_log_level; `text` is borrowed until the callback
@@ -487,7 +488,8 @@ int httpdown_run(const httpdown_options *options,
 
 // Stops the server: no new connections, what is there is finished, and then the result. Blocks, at most for
 // lame_duck_ms + stop_timeout_ms + kill_timeout_ms. Whoever calls later, or meanwhile, waits for the same end and
-// gets the same result.
+// gets the same result. Before that the callbacks for events have been called, to the last, on_phase with
+// HTTPDOWN_PHASE_STOPPED; but for callbacks that block no stop waits longer than a second.
 //
 // Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
 // to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has

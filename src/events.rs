@@ -138,6 +138,8 @@ pub(crate) struct Events {
 struct Queue {
     events: VecDeque<Event>,
     closed: bool,
+    /// There is a thread that has not delivered all of them.
+    delivers: bool,
     dropped: u64,
 }
 
@@ -237,11 +239,31 @@ impl Events {
         }
     }
 
+    /// There will be an events thread.
+    pub(crate) fn will_deliver(&self) {
+        self.lock().delivers = true;
+    }
+
     /// The life of the events thread.
     pub(crate) fn deliver_all(&self, mut observers: Observers) {
         while let Ok(event) = self.next(None) {
             // A host's callback that panics costs that event, not the ones behind it.
             contain(|| observers.deliver(event));
+        }
+        self.lock().delivers = false;
+        self.changed.notify_all();
+    }
+
+    /// Waits until the events thread, if there is one, has delivered what came before the close; at the deadline no more.
+    pub(crate) fn wait_delivered(&self, deadline: Instant) {
+        let mut queue = self.lock();
+        while queue.delivers {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = self.changed.wait_timeout(queue, left);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -227,15 +227,20 @@ impl Control {
             result => result,
         };
         settling.0.settle(result);
+        // A callback that blocks is no reason to keep those who wait.
+        let deadline = runtime::deadline(END_GRACE);
+        self.shared.events.wait_delivered(deadline);
+        drop(settling);
     }
 }
 
-/// Dropped, it tells those who wait that the control thread has failed, if they have not been told before.
+/// Dropped, it tells those who wait how the server has ended; if that is not settled, that the control thread has failed.
 struct Settling(Arc<Shared>);
 
 impl Drop for Settling {
     fn drop(&mut self) {
         self.0.settle(Err(Error::Panicked));
+        self.0.outcome.tell();
     }
 }
 

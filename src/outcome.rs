@@ -1,4 +1,4 @@
-//! How a server has ended: settled once, and told to all who wait.
+//! How a server has ended: settled once, and then told to all who wait.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -19,19 +19,26 @@ pub(crate) struct Outcome {
 #[derive(Default)]
 struct State {
     result: Option<Result<()>>,
+    told: bool,
     next: u64,
     waiting: Vec<(u64, Waker)>,
 }
 
 impl Outcome {
+    /// What it is, also before those who wait are told.
     pub(crate) fn get(&self) -> Option<Result<()>> {
         self.lock().result.clone()
     }
 
     /// The first time counts.
     pub(crate) fn settle(&self, result: Result<()>) {
+        self.lock().result.get_or_insert(result);
+    }
+
+    /// Lets go those who wait.
+    pub(crate) fn tell(&self) {
         let mut state = self.lock();
-        state.result.get_or_insert(result);
+        state.told = true;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         self.settled.notify_all();
@@ -49,7 +56,7 @@ impl Outcome {
             // Not within the lock, which who settles needs: to clone and to drop a waker is the host's code.
             let waker = cx.waker().clone();
             let mut state = self.lock();
-            if let Some(result) = state.result.clone() {
+            if let Some(result) = state.told() {
                 drop(state);
                 return Poll::Ready(result);
             }
@@ -75,8 +82,8 @@ impl Outcome {
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
         let mut state = self.lock();
         loop {
-            if let Some(result) = &state.result {
-                return Some(result.clone());
+            if let Some(result) = state.told() {
+                return Some(result);
             }
             state = match deadline {
                 None => self
@@ -97,6 +104,12 @@ impl Outcome {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn told(&self) -> Option<Result<()>> {
+        self.result.clone().filter(|_| self.told)
     }
 }
 

@@ -211,7 +211,7 @@ impl Shared {
         }
     }
 
-    /// Tells everybody who waits. The first time counts.
+    /// How it has ended. The first time counts. Those who wait are not told yet.
     pub(crate) fn settle(&self, outcome: Result<()>) {
         // A report asks the clock, which is the host's.
         if let Some(report) = contain(|| self.report()) {
@@ -426,7 +426,8 @@ impl Builder {
         self
     }
 
-    /// Called on the events thread whenever the server enters a phase, [`Phase::Serving`] included.
+    /// Called on the events thread whenever the server enters a phase, from [`Phase::Serving`] to [`Phase::Stopped`]:
+    /// there [`Server::outcome`] and [`Server::wait`] say how it has ended, and those who wait are told afterwards.
     pub fn on_phase(mut self, callback: impl FnMut(Phase) + Send + 'static) -> Self {
         self.observers.phases = Some(Box::new(callback));
         self
@@ -625,6 +626,7 @@ impl Builder {
         let started = if self.pulled.is_none() && interest.any() {
             let shared = Arc::clone(&server.shared);
             let observers = self.observers;
+            shared.events.will_deliver();
             start(
                 "httpdown-events",
                 Some(mask),
@@ -713,7 +715,8 @@ impl Server {
     }
 
     /// Stops: no new connections, what is there is finished, and then the answer. Whoever calls later, or meanwhile,
-    /// waits for the same end and gets the same answer.
+    /// waits for the same end and gets the same answer. Before that the callbacks for events have been called, to the
+    /// last, [`Phase::Stopped`]; but for callbacks that block no stop waits longer than a second.
     ///
     /// # Errors
     /// [`Error::Killed`] if requests were cut; [`Error::TimedOut`] if handlers had to be abandoned; [`Error::Io`] if
@@ -738,8 +741,11 @@ impl Server {
     /// # Errors
     /// As [`Server::stop`].
     pub async fn wait(&self) -> Result<Report> {
-        self.check_can_wait()?;
-        self.shared.outcome.wait().await.map(|()| self.report())
+        let ended = match self.cannot_wait() {
+            Some(ended) => ended,
+            None => self.shared.outcome.wait().await,
+        };
+        ended.map(|()| self.report())
     }
 
     /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
@@ -747,19 +753,18 @@ impl Server {
     /// # Errors
     /// As [`Server::stop`]; [`Error::WouldBlock`] if the deadline passes before.
     pub fn wait_blocking(&self, deadline: Option<Instant>) -> Result<Report> {
-        self.check_can_wait()?;
-        let result = self.shared.outcome.wait_until(deadline);
-        result
+        let waits = || self.shared.outcome.wait_until(deadline);
+        let ended = self.cannot_wait().or_else(waits);
+        ended
             .unwrap_or(Err(Error::WouldBlock))
             .map(|()| self.report())
     }
 
-    /// Nobody has to wait when it has ended.
-    fn check_can_wait(&self) -> Result<()> {
-        match self.shared.outcome.get() {
-            None => self.shared.check_can_wait(),
-            Some(_) => Ok(()),
-        }
+    /// What is said where nobody may wait for the end: how it was, if that is known; the callbacks for the last events are
+    /// told, too.
+    fn cannot_wait(&self) -> Option<Result<()>> {
+        let error = self.shared.check_can_wait().err()?;
+        Some(self.shared.outcome.get().unwrap_or(Err(error)))
     }
 
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the

@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,8 +30,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tokio::runtime::Runtime;
 
 use common::{
-    Client, Deaf, Gate, Journal, LONG, addr, assert_balanced, builder, hello, listener, reply,
-    wait, wait_for_phase, wait_for_report,
+    Client, Deaf, Gate, Journal, LONG, addr, assert_balanced, builder, hello, into_journal,
+    listener, reply, wait, wait_for_phase, wait_for_report,
 };
 
 /// What a hook of the host's does.
@@ -264,6 +264,63 @@ fn callbacks_for_events_that_block_or_panic_do_not_hold_the_stop() {
             .on_conn_state(move |_| conns.run());
         hello(builder, listener())
     });
+}
+
+#[test]
+fn who_waits_for_the_end_is_told_when_the_callbacks_have_been() {
+    for kill in [false, true] {
+        for round in 0..50 {
+            let phases = Journal::new();
+            let server = hello(builder().on_phase(into_journal(&phases)), listener());
+            if kill {
+                server.kill_begin();
+            } else {
+                server.stop_begin();
+            }
+            let waited = if round % 2 == 0 {
+                wait(&server)
+            } else {
+                hosts_runtime().block_on(server.wait())
+            };
+            assert_eq!(phases.all().last(), Some(&Phase::Stopped), "{waited:?}");
+        }
+    }
+}
+
+#[test]
+fn the_callback_for_the_end_knows_how_it_went() {
+    let ends = Journal::new();
+    let (begun, told) = (Gate::new(), ends.clone());
+    let begins = begun.clone();
+    let slot = Arc::new(OnceLock::<Server>::new());
+    let inside = Arc::clone(&slot);
+    let server = builder()
+        .stop_timeout(Duration::ZERO)
+        .on_phase(move |phase| {
+            if phase == Phase::Stopped {
+                let server = inside.wait();
+                told.write((server.outcome(), server.stop_blocking()));
+            }
+        })
+        .handle(
+            listener(),
+            Dispatch::default(),
+            move |exchange: Exchange| {
+                begins.open();
+                let _ = exchange.cancellation().wait_until(None);
+            },
+        )
+        .unwrap();
+    let _ = slot.set(server.clone());
+    let _client = Client::get(addr(&server), "/");
+    begun.pass();
+    let result = common::stop(&server);
+    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    let ends = ends.all();
+    assert!(
+        matches!(ends[..], [(Some(Err(Error::Killed)), Err(Error::Killed))]),
+        "{ends:?}"
+    );
 }
 
 #[test]

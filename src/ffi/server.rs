@@ -133,7 +133,8 @@ fn explained(
 
 /// Stops the server: no new connections, what is there is finished, and then the result. Blocks, at most for
 /// lame_duck_ms + stop_timeout_ms + kill_timeout_ms. Whoever calls later, or meanwhile, waits for the same end and
-/// gets the same result.
+/// gets the same result. Before that the callbacks for events have been called, to the last, on_phase with
+/// HTTPDOWN_PHASE_STOPPED; but for callbacks that block no stop waits longer than a second.
 ///
 /// Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
 /// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has
@@ -199,7 +200,8 @@ pub unsafe extern "C" fn httpdown_wait(
         // SAFETY: the header's preface: NULL or a report.
         unsafe { check_report(report)? };
         let result = server.wait_blocking(deadline(timeout_ms));
-        if server.outcome().is_some() {
+        let is_told = !matches!(result, Err(Error::WouldBlock));
+        if is_told && server.outcome().is_some() {
             // SAFETY: as above.
             unsafe { give_report(report, server)? };
         }

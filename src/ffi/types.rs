@@ -186,7 +186,8 @@ pub type httpdown_conn_state_fn = Option<
 
 /// The server has entered a phase (a httpdown_phase_code), from SERVING, the first event of all, to STOPPED, the last.
 /// Called on the events thread. `server` may be used, on any thread, until the callback for STOPPED has returned (or, if
-/// it is also yours, until you free it).
+/// it is also yours, until you free it). In that for STOPPED, httpdown_wait returns how the server has ended; those who
+/// wait elsewhere are told afterwards, or when a second has passed.
 pub type httpdown_phase_fn = Option<
     unsafe extern "C" fn(server: *const httpdown_server, phase: c_int, user_data: *mut c_void),
 >;

@@ -300,6 +300,21 @@ static void nothing_is_told_before_serving(void) {
     free_fixture(f);
 }
 
+/* Who is told of the end may end the program: nothing that was to be told is missing then. */
+static void a_stop_returns_when_all_has_been_told(void) {
+    for (int i = 0, count = scaled(30); i < count; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        record_all(&options);
+        httpdown_server *server = start(&options);
+        EQUAL(httpdown_stop(server), 0);
+        EQUAL(gate_value(&f->phase[HTTPDOWN_PHASE_STOPPED]), 1);
+        EQUAL(times_stat(f, HTTPDOWN_STAT_TIME, "stop.time"), 1);
+        end_server(f, 0);
+        free_fixture(f);
+    }
+}
+
 /* ---- destroy ---- */
 
 static void two_servers_destroy_twice(void) {
@@ -696,6 +711,7 @@ int main(int argc, char **argv) {
     RUN(a_lame_duck_still_serves);
     RUN(connections_tell_their_states_in_order);
     RUN(nothing_is_told_before_serving);
+    RUN(a_stop_returns_when_all_has_been_told);
     RUN(two_servers_destroy_twice);
     RUN(destroyed_once_if_serve_fails);
     RUN(destroyed_at_the_end_without_callbacks);
