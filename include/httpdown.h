@@ -476,7 +476,9 @@ int httpdown_serve(const httpdown_options *options,
 // would have done without us. What the signals did before is restored at the end; only one run can be under way in a
 // process. In a child, be it of fork or of vfork, they do what they would have done without us, and do not stop the
 // parent. A daemon forks first, and then runs: a child that is forked meanwhile can have no server (FORKED). To learn
-// when the server listens, and where, set the option `on_phase`. `report` (may be NULL; set its struct_size) is written
+// when the server listens, and where, set the option `on_phase`. The calling thread takes the signals meanwhile, also if
+// it blocks them: one that was blocked and came before stops the server, too. A SIGINT that is ignored stays so, as where
+// a shell that is not interactive starts a program in the background; SIGTERM always stops. `report` (may be NULL; set its struct_size) is written
 // if the server has run, however it ended. `error` as for httpdown_serve. Blocks.
 //
 // Returns as httpdown_serve and, when the server has run, as httpdown_stop.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 
-use crate::sys::{self, Bell, EventFd, Signal};
+use crate::sys::{self, Bell, EventFd, Signal, SignalMask};
 
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 static WATCHING: AtomicBool = AtomicBool::new(false);
@@ -93,7 +93,9 @@ extern "C" fn on_signal(number: libc::c_int) {
     }
 }
 
-/// SIGTERM and SIGINT are caught while this lives; dropped, it puts back what was there before.
+/// SIGTERM and SIGINT are caught while this lives; dropped, it puts back what was there before. A SIGINT that is ignored
+/// stays so: a shell that is not interactive has that done for what it starts in the background, which an interrupt of
+/// the foreground must not end. Nobody ignores SIGTERM for others.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     caught: Vec<&'static Signal>,
@@ -117,10 +119,29 @@ impl StopSignals {
         LAST_AT.store(0, Ordering::Relaxed);
         CATCHER.store(std::process::id(), Ordering::Relaxed);
         for signal in &STOP_SIGNALS {
+            if signal.number() == libc::SIGINT && signal.is_ignored()? {
+                continue;
+            }
             signal.catch(on_signal)?;
             signals.caught.push(signal);
         }
         Ok(Some(signals))
+    }
+
+    /// Has the calling thread take them, also if it blocked them.
+    pub(crate) fn hear_here(&self) -> Hearing {
+        let caught = self.caught.iter().map(|signal| signal.number());
+        Hearing(SignalMask::only(caught).unblock())
+    }
+}
+
+/// Dropped, on the thread that has made it, it has that block again what it blocked before.
+#[derive(Debug)]
+pub(crate) struct Hearing(SignalMask);
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        self.0.set();
     }
 }
 

@@ -770,7 +770,9 @@ impl Server {
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
     /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What
     /// the signals did before is restored at the end. A signal that comes before this call is not caught: see
-    /// [`Signals`].
+    /// [`Signals`]. The calling thread takes the signals meanwhile, also if it blocks them: one that was blocked and came
+    /// before stops the server, too. A SIGINT that is ignored stays so, as where a shell that is not interactive starts a
+    /// program in the background; SIGTERM always stops.
     ///
     /// # Errors
     /// As [`Server::stop`]; [`Error::Unsupported`] if another run is under way in this process.
@@ -920,6 +922,12 @@ impl Signals {
     pub fn run(self, server: &Server) -> Result<Report> {
         server.shared.check_can_wait()?;
         let Self(signals) = self;
+        let hearing = signals.hear_here();
+        let kept = Arc::new(Mutex::new(Some(signals)));
+        let caught = Arc::clone(&kept);
+        let let_go = |caught: &Mutex<Option<StopSignals>>| {
+            drop(caught.lock().unwrap_or_else(PoisonError::into_inner).take());
+        };
         let watched = server.clone();
         let pause = server.shared.config.second_signal;
         let watch = async move {
@@ -930,11 +938,15 @@ impl Signals {
             watched.kill_begin();
             // What tells the second again is not the third.
             tokio::time::sleep(pause).await;
-            drop(signals);
+            let_go(&caught);
             Ok::<_, io::Error>(())
         };
-        // The task, and with it what it has caught, goes with the control thread's runtime: before the wait ends.
+        // The task goes with the control thread's runtime: before the wait ends.
         server.shared.runtime.spawn(watch);
-        server.wait_blocking(None)
+        let result = server.wait_blocking(None);
+        // First: a signal that was blocked must not do now what it would have done if it had not been.
+        drop(hearing);
+        let_go(&kept);
+        result
     }
 }

@@ -164,6 +164,11 @@ impl SignalMask {
         self.change(libc::SIG_BLOCK)
     }
 
+    /// Has the calling thread block these no more. Returns what it blocked before.
+    pub(crate) fn unblock(self) -> Self {
+        self.change(libc::SIG_UNBLOCK)
+    }
+
     fn change(self, how: libc::c_int) -> Self {
         let mut old = self.0;
         // SAFETY: both sets are initialised.
@@ -416,17 +421,18 @@ impl Signal {
         self.number
     }
 
+    /// Whether nothing happens when it comes.
+    pub(crate) fn is_ignored(&self) -> io::Result<bool> {
+        Ok(self.action()?.sa_sigaction == libc::SIG_IGN)
+    }
+
     /// Installs `handler`, which may do only what is async-signal-safe. System calls of the host go on (`SA_RESTART`),
     /// and it runs on the stack for signals, where a thread has one (`SA_ONSTACK`): some hosts' threads (Go's) have no
     /// room for a handler on their own.
     pub(crate) fn catch(&self, handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
-        let (mut old, mut new) = (no_action(), no_action());
-        // SAFETY: the kernel writes a whole struct there.
-        if unsafe { libc::sigaction(self.number, std::ptr::null(), &raw mut old) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
         // Kept before the handler can run, also in a child that is forked meanwhile.
-        self.keep(&old);
+        self.keep(&self.action()?);
+        let mut new = no_action();
         new.sa_sigaction = handler as *const () as libc::sighandler_t;
         new.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
         self.install(&new)
@@ -451,6 +457,15 @@ impl Signal {
     pub(crate) fn send_to_self(&self) {
         // SAFETY: neither takes a pointer.
         unsafe { libc::kill(libc::getpid(), self.number) };
+    }
+
+    fn action(&self) -> io::Result<libc::sigaction> {
+        let mut action = no_action();
+        // SAFETY: the kernel writes a whole struct there.
+        match unsafe { libc::sigaction(self.number, std::ptr::null(), &raw mut action) } {
+            0 => Ok(action),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     fn keep(&self, old: &libc::sigaction) {

@@ -680,6 +680,79 @@ static void a_handlers_children_hear_signals(void) {
     }
 }
 
+static void block(int how, int first, int second) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, first);
+    sigaddset(&set, second);
+    CHECK(pthread_sigmask(how, &set, NULL) == 0);
+}
+
+static void signals_itself(const httpdown_server *server, int phase, void *user_data) {
+    if (phase != HTTPDOWN_PHASE_SERVING) return;
+    get(server, 200, "Hello, World!");
+    kill(getpid(), ((fixture *)user_data)->extra_count);
+}
+
+/* A shell, or whoever starts the program, may have left them blocked. */
+static void a_signal_that_was_blocked_stops_the_run(void) {
+    static const int numbers[] = {SIGTERM, SIGINT};
+    block(SIG_BLOCK, SIGTERM, SIGINT);
+    for (int i = 0; i < 4; i++) {
+        bool comes_before = i >= 2;
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        f->extra_count = numbers[i % 2];
+        if (comes_before) raise(numbers[i % 2]);
+        else options.on_phase = signals_itself;
+        EQUAL(httpdown_run(&options, NULL, NULL, 0), 0);
+        sigset_t after = mask_of_this_thread(), pending;
+        CHECK(sigismember(&after, SIGTERM) == 1 && sigismember(&after, SIGINT) == 1);
+        CHECK(sigpending(&pending) == 0 && sigismember(&pending, SIGTERM) == 0 && sigismember(&pending, SIGINT) == 0);
+        CHECK(action_of(SIGTERM).sa_handler == SIG_DFL && action_of(SIGINT).sa_handler == SIG_DFL);
+        free_fixture(f);
+    }
+}
+
+/* Signals that come again and again, while the run ends: none does what a blocked one must not do. */
+static void a_signal_that_was_blocked_before_is_blocked_afterwards(void) {
+    block(SIG_BLOCK, SIGTERM, SIGINT);
+    for (int i = 0, count = scaled(20); i < count; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        options.second_signal_ms = HTTPDOWN_FOREVER;
+        pid_t process = getpid(), sender = fork();
+        if (sender == 0) {
+            for (;;) kill(process, SIGTERM);
+        }
+        EQUAL(httpdown_run(&options, NULL, NULL, 0), 0);
+        CHECK(kill(sender, SIGKILL) == 0 && waitpid(sender, NULL, 0) == sender);
+        free_fixture(f);
+    }
+}
+
+static void interrupts_first(const httpdown_server *server, int phase, void *user_data) {
+    (void)user_data;
+    if (phase != HTTPDOWN_PHASE_SERVING) return;
+    CHECK(action_of(SIGINT).sa_handler == SIG_IGN);
+    kill(getpid(), SIGINT);
+    get(server, 200, "Hello, World!");
+    kill(getpid(), SIGTERM);
+}
+
+/* A shell that is not interactive has SIGINT ignored where it starts something in the background. */
+static void an_interrupt_that_was_ignored_is_ignored(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    options.on_phase = interrupts_first;
+    httpdown_stop_report report = {.struct_size = sizeof report};
+    signal(SIGINT, SIG_IGN);
+    EQUAL(httpdown_run(&options, &report, NULL, 0), 0);
+    EQUAL(report.served, 1);
+    CHECK(action_of(SIGINT).sa_handler == SIG_IGN && action_of(SIGTERM).sa_handler == SIG_DFL);
+    free_fixture(f);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
@@ -700,5 +773,8 @@ int main(int argc, char **argv) {
     RUN(a_handler_may_end_a_run);
     RUN(our_threads_block_signals);
     RUN(a_handlers_children_hear_signals);
+    RUN(a_signal_that_was_blocked_stops_the_run);
+    RUN(a_signal_that_was_blocked_before_is_blocked_afterwards);
+    RUN(an_interrupt_that_was_ignored_is_ignored);
     return test_end(argv[0]);
 }

@@ -515,7 +515,9 @@ class Server:
         first; a third does what it would have done without us. What the signals did before is
         restored at the end. In a forked child they do what they would have done without us, and do
         not stop the parent. `started` is called when the signals are caught: the moment to tell
-        others of the server. Only in the main thread.
+        others of the server. The thread takes the signals meanwhile, also if it blocks them. A
+        SIGINT that is ignored stays so, as where a shell that is not interactive starts a program
+        in the background; SIGTERM always stops. Only in the main thread.
 
         Returns and raises as `stop`; raises Stopped if the server has been stopped, and that has
         been waited for, and ValueError in another thread.
@@ -592,10 +594,15 @@ class _StopSignals:
         # When the next signal counts, and does not tell again what the last has told.
         self._counts_from = -math.inf
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._blocked: set[int] = set()
 
     def __enter__(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._old[number] = signal.signal(number, self._on_signal)
+        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)
+        self._blocked = before & set(self._old)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._server._is_in_child():
@@ -625,6 +632,8 @@ class _StopSignals:
             signal.signal(number, signal.SIG_DFL if action is None else action)
 
     def __exit__(self, *_: object) -> None:
+        # First: one that was blocked must not do now what it would have done if it had not been.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._restore()
 
 

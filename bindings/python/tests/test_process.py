@@ -98,6 +98,46 @@ def test_a_stop_that_is_told_twice_cuts_nothing(program: Run) -> None:
     assert started.end() == (0, "1 0\n", "")
 
 
+@pytest.mark.parametrize("comes_before", [False, True])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_signal_that_was_blocked_stops_the_run(
+    program: Run, number: str, comes_before: bool
+) -> None:
+    started = program(
+        f"""
+numbers = {{signal.SIGTERM, signal.SIGINT}}
+signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+comes_before = {comes_before}
+server = httpdown.Server(lambda request: "hello", "127.0.0.1:0")
+if comes_before:
+    os.kill(os.getpid(), signal.{number})
+server.run(lambda server: None if comes_before else os.kill(os.getpid(), signal.{number}))
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= numbers
+assert not signal.sigpending()
+print("ended", flush=True)
+"""
+    )
+    assert started.end() == (0, "ended\n", "")
+
+
+def test_an_interrupt_that_was_ignored_is_ignored(program: Run) -> None:
+    started = program(
+        """
+def interrupts_first(server):
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    os.kill(os.getpid(), signal.SIGINT)
+    assert server.ready
+    os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+httpdown.Server(lambda request: "hello", "127.0.0.1:0").run(interrupts_first)
+assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+print("ended", flush=True)
+"""
+    )
+    assert started.end() == (0, "ended\n", "")
+
+
 def test_exit_with_a_server_that_serves(program: Run) -> None:
     started = program(
         """
