@@ -635,7 +635,8 @@ int httpdown_request_headers(const httpdown_request *request,
                              size_t capacity,
                              size_t *count);
 
-// The client's address: "127.0.0.1:50000". Borrowed as long as the request lives. Never blocks.
+// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6. Borrowed as long as the
+// request lives. Never blocks.
 httpdown_bytes httpdown_request_peer_addr(const httpdown_request *request);
 
 // The server's address that the client connected to. Borrowed as long as the request lives. Never blocks.

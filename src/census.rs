@@ -90,10 +90,9 @@ struct Place {
 
 impl Place {
     fn of(listener: &Listener) -> Self {
-        let addr = listener.local_addr();
         Self {
-            ipv6: addr.is_ipv6(),
-            port: addr.port(),
+            ipv6: listener.is_ipv6(),
+            port: listener.local_addr().port(),
         }
     }
 }

@@ -225,7 +225,7 @@ impl Probe {
     }
 
     fn is(&self, peer: SocketAddr) -> bool {
-        (peer.ip().to_canonical(), peer.port()) == (self.from.ip(), self.from.port())
+        (peer.ip(), peer.port()) == (self.from.ip(), self.from.port())
     }
 }
 

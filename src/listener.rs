@@ -28,7 +28,10 @@ const SO_BINDTOIFINDEX: i32 = 62;
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
+    /// As [`plain`] has it.
     local: SocketAddr,
+    /// As the kernel sees it: also of an address of IPv4 that is mapped.
+    ipv6: bool,
     /// What the kernel calls it in its lists of sockets.
     inode: u64,
     shared: bool,
@@ -116,7 +119,7 @@ impl Listener {
         self
     }
 
-    /// The address that it listens on.
+    /// The address that it listens on; one of IPv4 is shown as such, also where the socket is of IPv6.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local
@@ -130,7 +133,7 @@ impl Listener {
         if !listens {
             return Err(wrong("is not a listening socket"));
         }
-        let local = socket
+        let bound = socket
             .local_addr()
             .ok()
             .and_then(|addr| addr.as_socket())
@@ -142,7 +145,8 @@ impl Listener {
             .ino();
         Ok(Self {
             socket: Socket::from(OwnedFd::from(file)),
-            local,
+            local: plain(bound),
+            ipv6: bound.is_ipv6(),
             inode,
             shared: false,
             refuses: AtomicBool::new(false),
@@ -175,12 +179,17 @@ impl Listener {
         }
         let stream = TcpStream::from(socket);
         let local = if self.local.ip().is_unspecified() {
-            stream.local_addr().unwrap_or(self.local)
+            stream.local_addr().map_or(self.local, plain)
         } else {
             self.local
         };
         let peer = peer.as_socket().ok_or(NotAccepted::Gone)?;
-        Ok((stream, peer, local))
+        Ok((stream, plain(peer), local))
+    }
+
+    /// Whether the kernel counts it, and all its clients, to IPv6.
+    pub(crate) fn is_ipv6(&self) -> bool {
+        self.ipv6
     }
 
     /// Whether it takes no client of IPv4.
@@ -412,6 +421,13 @@ fn listen(addr: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// An address of IPv4 as such, where the kernel has it mapped into IPv6 (`::ffff:127.0.0.1`), as it does for clients of a
+/// socket that takes both.
+fn plain(mut addr: SocketAddr) -> SocketAddr {
+    addr.set_ip(addr.ip().to_canonical());
+    addr
+}
+
 /// The addresses to try, in order.
 fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
@@ -435,6 +451,7 @@ fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     let mut found: Vec<_> = addr
         .to_socket_addrs()
         .map_err(|error| wrong(&error.to_string()))?
+        .map(plain)
         .collect();
     found.sort_by_key(SocketAddr::is_ipv6);
     found.truncate(1);

@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -329,6 +329,30 @@ fn ipv6_and_dual_stack_handshakes_are_finished() {
         let server = hello(patient(), listener);
         let addr = SocketAddr::new(host.parse().unwrap(), addr(&server).port());
         let client = Deaf::connect(addr);
+        assert_served_at_the_stop(&server, client);
+    }
+}
+
+#[test]
+fn a_listener_of_a_mapped_address_is_one_of_ipv4() {
+    let mapped = "[::ffff:127.0.0.1]:0";
+    let socket = Socket::new(Domain::IPV6, Type::STREAM, None).and_then(|socket| {
+        socket.set_only_v6(false)?;
+        let addr: SocketAddr = mapped.parse().unwrap();
+        socket.bind(&addr.into())?;
+        socket.listen(128)?;
+        Ok(socket)
+    });
+    let Ok(socket) = socket else {
+        eprintln!("skipped: no IPv6");
+        return;
+    };
+    let given = Listener::from_fd(socket.into()).unwrap();
+    for listener in [given, Listener::bind(mapped).unwrap()] {
+        let server = hello(patient(), listener);
+        assert_eq!(addr(&server).ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
+        // The kernel lists its handshakes as those of IPv6.
+        let client = Deaf::connect(addr(&server));
         assert_served_at_the_stop(&server, client);
     }
 }

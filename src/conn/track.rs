@@ -103,9 +103,9 @@ enum Asking {
 pub struct ConnInfo {
     /// The connection's number, unique within its server.
     pub id: u64,
-    /// The client's address.
+    /// The client's address; one of IPv4 as such, also where it came by a socket of IPv6 that takes both.
     pub peer: SocketAddr,
-    /// The server's address that the client connected to.
+    /// The server's address that the client connected to, in the same way.
     pub local: SocketAddr,
 }
 

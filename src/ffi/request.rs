@@ -379,7 +379,8 @@ pub unsafe extern "C" fn httpdown_request_headers(
     })
 }
 
-/// The client's address: "127.0.0.1:50000". Borrowed as long as the request lives. Never blocks.
+/// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6. Borrowed as long as the
+/// request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_addr(
     request: *const httpdown_request,

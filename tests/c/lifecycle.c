@@ -300,6 +300,44 @@ static void nothing_is_told_before_serving(void) {
     free_fixture(f);
 }
 
+static void says_addresses(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    httpdown_bytes peer = httpdown_request_peer_addr(request), local = httpdown_request_local_addr(request);
+    char text[200];
+    int len = snprintf(text, sizeof text, "%.*s to %.*s", (int)peer.len, (const char *)peer.data, (int)local.len,
+                       (const char *)local.data);
+    httpdown_reply(request, 200, NULL, 0, text, (size_t)len);
+}
+
+/* To the kernel, they are addresses of IPv6 where the socket takes both. */
+static void addresses_of_ipv4_are_shown_as_such(void) {
+    static const char *const bound[] = {":0", "[::]:0", "127.0.0.1:0", "[::ffff:127.0.0.1]:0"};
+    for (size_t i = 0; i < sizeof bound / sizeof *bound; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, says_addresses);
+        options.addr = bound[i];
+        record_all(&options);
+        httpdown_server *server = start(&options);
+        int fd = dial(server);
+        struct sockaddr_in from;
+        socklen_t len = sizeof from;
+        CHECK(getsockname(fd, (struct sockaddr *)&from, &len) == 0);
+        char peer[64], expected[128], own[64];
+        snprintf(peer, sizeof peer, "127.0.0.1:%d", ntohs(from.sin_port));
+        snprintf(expected, sizeof expected, "%s to 127.0.0.1:%d", peer, port_of(server));
+        put(fd, GET("/"));
+        expect(fd, 200, expected);
+        wait_told(f, HTTPDOWN_EVENT_CONN, HTTPDOWN_CONN_NEW, peer, 1);
+        EQUAL(times_told(f, HTTPDOWN_EVENT_CONN, -1, "ffff"), 0);
+        EQUAL(httpdown_local_addr(server, 0, own, sizeof own), 0);
+        CHECK(strstr(own, "ffff") == NULL);
+        if (i >= 2) CHECK(strncmp(own, "127.0.0.1:", 10) == 0);
+        close(fd);
+        end_server(f, 0);
+        free_fixture(f);
+    }
+}
+
 /* Who is told of the end may end the program: nothing that was to be told is missing then. */
 static void a_stop_returns_when_all_has_been_told(void) {
     for (int i = 0, count = scaled(30); i < count; i++) {
@@ -712,6 +750,7 @@ int main(int argc, char **argv) {
     RUN(connections_tell_their_states_in_order);
     RUN(nothing_is_told_before_serving);
     RUN(a_stop_returns_when_all_has_been_told);
+    RUN(addresses_of_ipv4_are_shown_as_such);
     RUN(two_servers_destroy_twice);
     RUN(destroyed_once_if_serve_fails);
     RUN(destroyed_at_the_end_without_callbacks);
