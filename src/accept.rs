@@ -158,6 +158,26 @@ impl Entrance {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Accepting has failed, and pauses. It may do so for as long as somebody waits, many times a second.
+    fn fails(&self, why: &NotAccepted) {
+        let Shared {
+            events,
+            clock,
+            accept_failures,
+            ..
+        } = &*self.shared;
+        events.sum("accept.error", 1.0);
+        let level = LogLevel::Warning;
+        events.log_rarely(accept_failures, clock.now(), level, "accepting pauses", why);
+    }
+
+    fn works(&self) {
+        if let Some(times) = self.shared.accept_failures.works() {
+            let text = format!("accepting goes on (it has failed {times} more times)");
+            self.shared.events.log(LogLevel::Info, text);
+        }
+    }
+
     fn warn(&self, why: String) {
         self.shared.events.log(LogLevel::Warning, why);
     }
@@ -324,9 +344,7 @@ impl<'a> Acceptor<'a> {
                     return Poll::Ready(Error::io("accepting a connection", error));
                 }
                 Poll::Ready(Err(why)) => {
-                    let events = &self.entrance.shared.events;
-                    events.sum("accept.error", 1.0);
-                    events.log(LogLevel::Warning, format!("accepting pauses: {why}"));
+                    self.entrance.fails(&why);
                     let mut pause = Box::pin(sleep(PAUSE));
                     let _ = pause.as_mut().poll(cx);
                     self.paused = Some(pause);
@@ -347,7 +365,10 @@ impl<'a> Acceptor<'a> {
         for _ in 0..BATCH {
             let mut ready = ready!(watched.poll_read_ready(cx)).map_err(NotAccepted::Failed)?;
             match self.entrance.accept_if_open(listener) {
-                Ok(accepted) => (self.entrance.serve)(accepted),
+                Ok(accepted) => {
+                    self.entrance.works();
+                    (self.entrance.serve)(accepted);
+                }
                 Err(NotAccepted::Gone) => {}
                 Err(NotAccepted::Empty) => ready.clear_ready(),
                 Err(why) => return Poll::Ready(Err(why)),

@@ -12,6 +12,7 @@ use crate::conn::ConnState;
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::lifecycle::Phase;
+use crate::rarely::Rarely;
 use crate::stats::{StatKind, Stats};
 
 /// How many events of connections wait at most. At 100,000 requests a second, two events each, it is 80 ms' worth.
@@ -181,6 +182,27 @@ impl Events {
     pub(crate) fn log(&self, level: LogLevel, text: impl Into<String>) {
         if self.interest.logs {
             self.push(Event::Log(level, text.into()));
+        }
+    }
+
+    /// Logs `what` and why, unless that was done not long ago: what a client or a state of the machine makes fail again and
+    /// again.
+    pub(crate) fn log_rarely(
+        &self,
+        rarely: &Rarely,
+        now: Duration,
+        level: LogLevel,
+        what: &str,
+        why: &dyn fmt::Display,
+    ) {
+        if self.interest.logs
+            && let Some(times) = rarely.fails(now)
+        {
+            let again = match times {
+                1 => String::new(),
+                times => format!(" ({times} times since this was said last)"),
+            };
+            self.log(level, format!("{what}: {why}{again}"));
         }
     }
 

@@ -43,6 +43,7 @@ mod listener;
 mod outcome;
 mod process;
 mod pulse;
+mod rarely;
 mod runtime;
 mod server;
 mod stats;

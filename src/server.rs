@@ -26,6 +26,7 @@ use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::outcome::Outcome;
 use crate::process::{self, SignalWatch, StopSignals};
+use crate::rarely::Rarely;
 use crate::runtime::{self, END_GRACE, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
 use crate::sys::SignalMask;
@@ -151,6 +152,9 @@ pub(crate) struct Shared {
     pub(crate) announcement: Option<HeaderValue>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) events: Events,
+    /// Of accepting, and of driving what was accepted.
+    pub(crate) accept_failures: Rarely,
+    pub(crate) drive_failures: Rarely,
     pub(crate) orders: Orders,
     pub(crate) phases: Phases,
     /// When the last request came that shows that somebody still sends work: known only in the lame duck.
@@ -559,6 +563,8 @@ impl Builder {
             config: self.config.clone(),
             clock: clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
             events: Events::new(self.interest()),
+            accept_failures: Rarely::default(),
+            drive_failures: Rarely::default(),
             orders: Orders::new()?,
             phases: Phases::default(),
             last_request: Latest::default(),

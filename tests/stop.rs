@@ -899,6 +899,51 @@ fn without_descriptors_accepting_pauses_and_goes_on() {
     idle.assert_closed();
 }
 
+#[test]
+fn without_descriptors_the_log_says_so_now_and_then() {
+    if !alone("without_descriptors_the_log_says_so_now_and_then") {
+        return;
+    }
+    let (stats, bumps) = Recorder::new();
+    let (clock, lines) = (MockClock::new(), Journal::new());
+    let written = lines.clone();
+    let builder = builder()
+        .clock(clock.clone())
+        .stats(stats)
+        .on_log(move |_, line| written.write(line.to_owned()));
+    let fixture = Fixture::with(builder);
+    let mut taken = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        taken.push(file);
+    }
+    taken.pop();
+    let mut client = Client::get(addr(&fixture.server), "/");
+    // Each is told before the line about it.
+    let fails_again = || {
+        let failures = |bumps: &[(String, f64)]| {
+            let is_failure = |(key, _): &&(String, f64)| key == "sum accept.error";
+            bumps.iter().filter(is_failure).count()
+        };
+        let so_far = failures(&bumps.all());
+        bumps.wait_until(|bumps| failures(bumps) >= so_far + 4);
+    };
+    fails_again();
+    assert_eq!(lines.all().len(), 1, "{:?}", lines.all());
+    clock.advance(Duration::from_secs(59));
+    fails_again();
+    assert_eq!(lines.all().len(), 1, "{:?}", lines.all());
+    clock.advance(Duration::from_secs(1));
+    fails_again();
+    taken.clear();
+    assert_eq!(client.answer().text(), "hello");
+    lines.wait_for(|line| line.starts_with("accepting goes on (it has failed "));
+    let lines = lines.all();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[1].ends_with(" times since this was said last)"));
+    fixture.server.kill_begin();
+    let _ = wait(&fixture.server);
+}
+
 /// Closes a descriptor that belongs to somebody else. Its number may then be anybody's: only in a process where nobody
 /// opens anything.
 fn close_behind_the_back(fd: RawFd) {

@@ -81,8 +81,11 @@ where
         let wire = match Wire::new(accepted) {
             Ok(wire) => wire,
             Err(error) => {
-                let text = format!("cannot drive a connection: {error}");
-                conn.shared().events.log(LogLevel::Error, text);
+                let shared = conn.shared();
+                let (now, level) = (shared.clock.now(), LogLevel::Error);
+                let what = "cannot drive a connection";
+                let rarely = &shared.drive_failures;
+                shared.events.log_rarely(rarely, now, level, what, &error);
                 return;
             }
         };
