@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import math
@@ -12,15 +11,14 @@ import socket
 import sys
 import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
 from typing import Protocol
 
-from . import _arguments, _ffi, _reports
+from . import _arguments, _exit, _ffi, _reports
 from ._clock import MockClock
-from ._errors import Forked, HttpdownError, InvalidArgument, Status, Stopped
+from ._errors import HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._request import Address, Request
 
@@ -78,8 +76,8 @@ class Report:
     closed_idle: int
     """Connections that the stop, or the idle timeout, closed while they were new or idle."""
     raced: int
-    """Connections that one of them closed, or that ended behind a body that no handler had read, and on
-    which a request crossed that on the wire."""
+    """Connections that one of them closed, or that ended behind a body that no handler had read,
+    and on which a request crossed that on the wire."""
     conns_gone: int
     """Connections whose client left in the middle of a request."""
     conns_timed_out: int
@@ -132,10 +130,13 @@ class Server:
     """A server: serves from its construction until it is stopped, in threads of its own.
 
     As a context manager it stops gracefully at the end of the block. One that is not stopped goes
-    on, whether or not anybody has a reference to it, until the interpreter exits: then it is
-    stopped gracefully, too. Its methods may be called by any thread. In a forked child they raise
-    Forked, and leaving the block does nothing. Such a child can have no server of its own, unless
-    all those of its parent had been closed before the fork.
+    on, whether or not anybody has a reference to it, until the main thread ends: then it is stopped
+    gracefully, too, before `concurrent.futures` takes no more work. One that another thread has
+    started, waits for, or is in the block of, goes on until that thread ends, unless it is a
+    daemon; its handlers find executors shut down once the main thread has ended. The methods may be
+    called by any thread. In a forked child they raise Forked, and leaving the block does nothing.
+    Such a child can have no server of its own, unless all those of its parent had been closed
+    before the fork.
 
     `handler` is called with each Request, in one of `threads` threads; requests beyond that wait.
     If it raises, or returns without an answer, the client gets a 500 (or sees the answer cut, if
@@ -229,6 +230,8 @@ class Server:
         _check_threading()
         self._pid = os.getpid()
         self._final: Report | None = None
+        # The thread that has started it, those that wait for it, and those in its block.
+        self._holders = [threading.current_thread()]
         # When the stop and the kill were asked for, and when C's end was seen first.
         self._stop_begun = self._kill_begun = self._ended = math.inf
         self._handler = _reports.plain("handler", handler)
@@ -307,7 +310,7 @@ class Server:
             )
             for i, target in enumerate(targets)
         ]
-        _stop_at_exit(self)
+        _exit.stop_at_exit(self)
         try:
             for thread in self._threads:
                 thread.start()
@@ -463,8 +466,9 @@ class Server:
         if self._final is None and handle is not None:
             if threading.current_thread() in self._threads:
                 raise _ffi.failure(Status.WOULD_DEADLOCK)
-            final = self._wait(handle, timeout)
-            self._join(final, deadline)
+            with self._held():
+                final = self._wait(handle, timeout)
+                self._join(final, deadline)
             self._final = final
         assert self._final is not None
         if self._final.status != Status.OK:
@@ -560,6 +564,7 @@ class Server:
     def __enter__(self) -> Server:
         """Raises Stopped if the server has been stopped, and that has been waited for; Forked."""
         self._check_serves()
+        self._holders.append(threading.current_thread())
         return self
 
     def __exit__(
@@ -579,7 +584,21 @@ class Server:
             if error is None:
                 raise
         finally:
+            self._let_go()
             self.close()
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        self._holders.append(threading.current_thread())
+        try:
+            yield
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        # Not there if the block was entered by another thread.
+        with contextlib.suppress(ValueError):
+            self._holders.remove(threading.current_thread())
 
     def __repr__(self) -> str:
         return f"<httpdown.Server {self.address} {self.phase.name}>"
@@ -679,22 +698,3 @@ def _addresses(handle: _Handle) -> list[Address]:
             _ffi.httpdown_local_addr(handle.pointer, len(addresses), buffer, ctypes.sizeof(buffer))
             addresses.append(Address.parse(buffer.value.decode()))
     return addresses
-
-
-_serving: weakref.WeakSet[Server] = weakref.WeakSet()
-
-
-def _stop_at_exit(server: Server) -> None:
-    _serving.add(server)
-    # Anew each time: before what was there when the server was started, and may be needed by it.
-    atexit.unregister(_stop_all)
-    atexit.register(_stop_all)
-
-
-def _stop_all() -> None:
-    servers = list(_serving)
-    with contextlib.suppress(Forked):
-        for server in servers:
-            server.stop_begin()
-        for server in servers:
-            server.close()

@@ -6,6 +6,7 @@ import http.client
 import importlib.util
 import re
 import signal
+import sys
 from typing import Callable
 
 import pytest
@@ -153,6 +154,93 @@ begun.wait()
     )
     response = begin(started)
     assert response.read() == b"x" * 50_000
+    assert started.end() == (0, "draining\n", "")
+
+
+@pytest.mark.skipif(
+    (3, 12, 0) <= sys.version_info[:3] <= (3, 12, 1),
+    reason="this Python starts no threads once its main thread has ended",
+)
+@pytest.mark.parametrize(
+    "work",
+    [
+        "threads.submit(str.upper, 'x').result()",
+        "processes.submit(str.upper, 'x').result()",
+        "started_late(str.upper, 'x')",
+    ],
+    ids=["threads", "processes", "a thread"],
+)
+def test_a_handler_needs_others_while_the_interpreter_exits(program: Run, work: str) -> None:
+    """They are imported, and made, when the server serves already."""
+    started = program(
+        f"""
+warnings.simplefilter("ignore", DeprecationWarning)
+
+def started_late(call, argument):
+    got = []
+    thread = threading.Thread(target=lambda: got.append(call(argument)))
+    thread.start()
+    thread.join()
+    return got[0]
+
+def late(request):
+    with request.start() as out:
+        out.write("begin")
+        begun.set()
+        draining.wait()
+        from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+        import multiprocessing
+        threads = ThreadPoolExecutor()
+        processes = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+        out.write({work})
+        out.write({work})
+
+begun = threading.Event()
+server = httpdown.Server(late, "127.0.0.1:0", on_phase=on_phase)
+print(server.address, flush=True)
+begun.wait()
+"""
+    )
+    response = begin(started)
+    assert response.read() == b"XX"
+    assert started.end() == (0, "draining\n", "")
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        "with make() as server: go_on(server)",
+        "server = make(); threading.Thread(target=go_on, args=(server,)).start(); server.wait()",
+        "server = make(); go_on(server)",
+    ],
+    ids=["in a block", "in wait", "at work"],
+)
+def test_a_server_of_another_thread_outlives_the_main_thread(program: Run, serve: str) -> None:
+    started = program(
+        f"""
+def stop(request):
+    request.reply(200, "begin")
+    asked.set()
+
+def make():
+    return httpdown.Server(stop, "127.0.0.1:0", on_phase=on_phase)
+
+def go_on(server):
+    assert exiting.wait(30) and server.ready
+    print(server.address, flush=True)
+    assert asked.wait(30)
+    server.stop_begin()
+
+def thread():
+    {serve}
+
+asked = threading.Event()
+exiting = threading.Event()
+threading._register_atexit(exiting.set)  # Called last.
+threading.Thread(target=thread).start()
+"""
+    )
+    begin(started)
     assert started.end() == (0, "draining\n", "")
 
 
