@@ -36,6 +36,14 @@ def on_request(request: httpdown.Request) -> None:
             out.write(f"slept {text} with pid {os.getpid()}\n")
 
 
+def tell(server: httpdown.Server) -> None:
+    print(f"serving on http://{server.address}/ with pid {os.getpid()}", flush=True)
+
+
+def tell_end(r: httpdown.Report) -> None:
+    print(f"stopped: {r.requests} requests, {r.served} served, {r.killed} killed")
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(allow_abbrev=False)
     flags.add_argument("-addr", "--addr", default="127.0.0.1:8080")
@@ -43,15 +51,12 @@ def main() -> None:
     flags.add_argument("-kill-timeout", "--kill-timeout", type=duration, default=1)
     options = vars(flags.parse_args())
     try:
-        server = httpdown.Server(on_request, options.pop("addr"), **options)
-        line = f"serving on http://{server.address}/ with pid {os.getpid()}"
-        try:
-            server.run(lambda _: print(line, flush=True))
-        finally:
-            r = server.report()
-            print(f"stopped: {r.requests} requests, {r.served} served, {r.killed} killed")
+        report = httpdown.run(on_request, options.pop("addr"), started=tell, **options)
     except httpdown.HttpdownError as error:
+        if error.report is not None:
+            tell_end(error.report)
         sys.exit(f"{sys.argv[0]}: {error}")
+    tell_end(report)
 
 
 if __name__ == "__main__":

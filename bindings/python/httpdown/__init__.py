@@ -5,7 +5,7 @@ import httpdown
 def hello(request):
     request.reply(200, "Hello, World!")
 
-httpdown.Server(hello, "127.0.0.1:8080").run()  # until SIGTERM or SIGINT
+httpdown.run(hello, "127.0.0.1:8080")  # until SIGTERM or SIGINT
 """
 
 from ._clock import MockClock
@@ -32,7 +32,7 @@ from ._errors import (
 from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase
 from ._request import Address, Headers, Reply, Request
-from ._server import Report, Server, Stats
+from ._server import Report, Server, Stats, run
 
 __all__ = [
     "Address",
@@ -65,4 +65,5 @@ __all__ = [
     "Unsupported",
     "WouldDeadlock",
     "__version__",
+    "run",
 ]

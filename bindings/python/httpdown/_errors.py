@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ._server import Report
 
 
 class Code(IntEnum):
@@ -41,13 +45,16 @@ class Status(Code):
 class HttpdownError(Exception):
     """Anything that httpdown reports. `status` is the number, `text` the reason.
 
-    Only a timeout that the caller has set is something else: the built-in `TimeoutError`.
+    `report` is what the server has done, if this is the result of its stop (raised by `stop`,
+    `wait` and `run`), and otherwise None. Only a timeout that the caller has set is something else:
+    the built-in `TimeoutError`.
     """
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(status, text)
         self.status = status
         self.text = text
+        self.report: Report | None = None
 
     def __str__(self) -> str:
         return self.text

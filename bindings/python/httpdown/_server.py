@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from . import _arguments, _exit, _ffi, _reports
 from ._clock import MockClock
@@ -472,7 +472,10 @@ class Server:
             self._final = final
         assert self._final is not None
         if self._final.status != Status.OK:
-            raise _ffi.failure(self._final.status)
+            failure = _ffi.failure(self._final.status)
+            if isinstance(failure, HttpdownError):
+                failure.report = self._final
+            raise failure
         return self._final
 
     def _wait(self, handle: _Handle, timeout: float | None) -> Report:
@@ -523,11 +526,16 @@ class Server:
         SIGINT that is ignored stays so, as where a shell that is not interactive starts a program
         in the background; SIGTERM always stops. Only in the main thread.
 
+        A signal that comes before this call does what it does without us: SIGTERM ends the program,
+        and cuts the requests that the server, which serves since its construction, has by then.
+        `httpdown.run` leaves no such gap.
+
         Returns and raises as `stop`; raises Stopped if the server has been stopped, and that has
         been waited for, and ValueError in another thread.
         """
         self._check_serves()
-        with _StopSignals(self):
+        with _StopSignals() as signals:
+            signals.stop(self)
             if started is not None:
                 started(self)
             return self.wait()
@@ -604,35 +612,79 @@ class Server:
         return f"<httpdown.Server {self.address} {self.phase.name}>"
 
 
-class _StopSignals:
-    """SIGTERM and SIGINT stop a server while this is entered."""
+def run(
+    handler: Callable[[Request], object],
+    bind: str | None = None,
+    *,
+    started: Callable[[Server], object] | None = None,
+    **options: Any,
+) -> Report:
+    """Serves until SIGTERM or SIGINT (Ctrl-C), and stops: all that most programs need.
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    As `Server(handler, bind, **options)` and its `run`, but the signals are caught before the
+    server is there, so that none is lost and none cuts a request: one that comes before the server
+    listens stops it as soon as it does. `started(server)` is called when it serves: the moment to
+    tell others of it. A second signal goes straight to the kill, unless it comes within
+    `second_signal` of the first; a third does what it would have done without us. What the signals
+    did before is restored at the end, and is what they do in a forked child. Only in the main
+    thread.
+
+    Returns what the server has done. Blocks until it has ended. Raises what `Server` raises, and as
+    `Server.stop` Killed, TimedOut and IOFailed, whose `report` tells it; ValueError in another
+    thread. What `started` raises stops the server and comes out.
+    """
+    with _StopSignals() as signals:
+        server = Server(handler, bind, **options)
+        try:
+            signals.stop(server)
+            if started is not None:
+                started(server)
+            return server.wait()
+        finally:
+            server.close()
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT stop a server while this is entered, as soon as there is one."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._server: Server | None = None
         self._seen = 0
-        # When the next signal counts, and does not tell again what the last has told.
-        self._counts_from = -math.inf
+        # When the last one came that counted: one that comes soon after tells the same again.
+        self._last = -math.inf
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._blocked: set[int] = set()
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _StopSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._old[number] = signal.signal(number, self._on_signal)
         before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)
         self._blocked = before & set(self._old)
+        return self
+
+    def stop(self, server: Server) -> None:
+        """From now on this server is meant, also by a signal that has come already."""
+        self._server = server
+        if self._seen > 0:
+            server.stop_begin()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if self._server._is_in_child():
+        if os.getpid() != self._pid:
             # There is nothing to stop here: it does what it did before.
             self._restore()
             os.kill(os.getpid(), number)
             return
         now = time.monotonic()
-        if now < self._counts_from:
+        if self._server is None:
+            # Nothing can be cut yet, however often it is told.
+            self._seen, self._last = 1, now
             return
-        self._counts_from = now + self._server._second_signal
+        if now - self._last < self._server._second_signal:
+            return
+        self._last = now
         self._seen += 1
         if self._seen == 1:
             self._server.stop_begin()

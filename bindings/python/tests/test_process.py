@@ -7,6 +7,7 @@ import importlib.util
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -33,6 +34,21 @@ finally:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 """
 
+RUN_AT_ONCE = """
+def started(server):
+    print(server.address, flush=True)
+
+try:
+    report = httpdown.run({handler}, "127.0.0.1:0", on_phase=on_phase, started=started)
+except httpdown.Killed as killed:
+    report = killed.report
+    raise
+finally:
+    print(report.served, report.killed, flush=True)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
 
 def begin(program: Program) -> http.client.HTTPResponse:
     """A request whose answer has begun."""
@@ -50,8 +66,10 @@ def begin(program: Program) -> http.client.HTTPResponse:
         (IN_A_BLOCK, signal.SIGINT, -signal.SIGINT),
         (RUN, signal.SIGINT, 0),
         (RUN, signal.SIGTERM, 0),
+        (RUN_AT_ONCE, signal.SIGINT, 0),
+        (RUN_AT_ONCE, signal.SIGTERM, 0),
     ],
-    ids=["Ctrl-C in a block", "SIGINT in run", "SIGTERM in run"],
+    ids=["Ctrl-C in a block", "SIGINT in Server.run", "SIGTERM in Server.run", "SIGINT", "SIGTERM"],
 )
 def test_a_signal_loses_no_request(
     program: Run, text: str, number: signal.Signals, status: int
@@ -71,8 +89,9 @@ def test_a_signal_loses_no_request(
     [
         (IN_A_BLOCK, signal.SIGINT, -signal.SIGINT),
         (RUN.replace("on_phase)", "on_phase, second_signal=0)"), signal.SIGTERM, 1),
+        (RUN_AT_ONCE.replace("=started", "=started, second_signal=0"), signal.SIGTERM, 1),
     ],
-    ids=["Ctrl-C in a block", "SIGTERM in run"],
+    ids=["Ctrl-C in a block", "SIGTERM in Server.run", "SIGTERM"],
 )
 def test_a_second_signal_kills(
     program: Run, text: str, number: signal.Signals, status: int
@@ -137,6 +156,62 @@ print("ended", flush=True)
 """
     )
     assert started.end() == (0, "ended\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_that_comes_before_the_server_is_there_stops_it(
+    program: Run, number: signal.Signals
+) -> None:
+    started = program(
+        f"""
+def while_it_is_made():
+    for _ in range(3):
+        os.kill(os.getpid(), {number:d})
+    yield from ()
+
+def started(server):
+    print("started")
+
+report = httpdown.run(slow, "127.0.0.1:0", fds=while_it_is_made(), started=started)
+print(report.phase, report.status)
+"""
+    )
+    assert started.end() == (0, "started\nSTOPPED OK\n", "")
+
+
+def test_a_run_that_cannot_start_leaves_the_signals_as_they_were(program: Run) -> None:
+    started = program(
+        """
+def fails(server):
+    servers.append(server)
+    raise ZeroDivisionError
+
+servers = []
+for bind, error, options in (
+    ("nonsense", httpdown.AddressInvalid, {}),
+    ("127.0.0.1:0", ZeroDivisionError, {"started": fails}),
+    ("127.0.0.1:0", TypeError, {"no_such_option": 1}),
+):
+    try:
+        httpdown.run(slow, bind, **options)
+    except error:
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+assert servers[0].phase == httpdown.Phase.STOPPED
+
+def elsewhere():
+    try:
+        httpdown.run(slow, "127.0.0.1:0", started=fails)
+    except ValueError:
+        print("only in the main thread")
+
+thread = threading.Thread(target=elsewhere)
+thread.start()
+thread.join()
+"""
+    )
+    assert started.end() == (0, "only in the main thread\n", "")
 
 
 def test_exit_with_a_server_that_serves(program: Run) -> None:
@@ -447,7 +522,7 @@ def test_the_demo_that_cannot_listen() -> None:
 
 def test_the_example_of_the_readme() -> None:
     text = (PYTHON / "README.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = re.findall(r"```python\n((?:(?!```).)* as server:.*?)```", text, re.DOTALL)
     use = """
     import urllib.request
     for path, words in ("/", ["Hello,", "127.0.0.1!"]), ("/count", list("0123456789")):
@@ -458,6 +533,35 @@ def test_the_example_of_the_readme() -> None:
     code, out, err = Program("-c", example.replace("    ...  # ", use + "    # ")).end()
     assert (code, err) == (0, "")
     assert out.endswith("2 served, 0 killed\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+@pytest.mark.parametrize("readme", [CHECKOUT / "README.md", PYTHON / "README.md"], ids=str)
+def test_the_programs_of_the_readmes_stop_without_a_loss(
+    program: Run, readme: Path, number: signal.Signals
+) -> None:
+    texts = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    (text,) = (text for text in texts if "httpdown.run(" in text)
+    started_here = text.replace(
+        '"127.0.0.1:8080"',
+        '"127.0.0.1:0", started=lambda s: print(s.address, flush=True), on_phase=on_phase',
+    ).replace("(request):", "(request):\n    begun.set(); draining.wait()")
+    assert started_here.count("started=") == started_here.count("begun.set") == 1
+    started = program(
+        f"""
+def tell():
+    begun.wait()
+    os.kill(os.getpid(), {number:d})
+
+begun = threading.Event()
+threading.Thread(target=tell, daemon=True).start()
+{started_here}"""
+    )
+    connection = started.connect(started.line())
+    connection.request("GET", "/")
+    assert connection.getresponse().read() == b"Hello, World!"
+    code, out, err = started.end()
+    assert (code, err) == (0, "") and out.startswith("draining\n")
 
 
 def test_servers_in_threads_of_their_own(program: Run) -> None:
