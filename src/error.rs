@@ -27,7 +27,7 @@ pub enum Error {
     TimedOut,
     /// The server has stopped: too late for this call.
     Stopped,
-    /// The call would wait for the very thread or request that it is made from.
+    /// The call would wait for the very thread, runtime or request that it is made from.
     WouldDeadlock,
     /// The request has been answered already, or its answer has begun.
     AlreadyReplied,

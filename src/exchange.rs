@@ -1,8 +1,8 @@
 //! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
 
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
@@ -20,6 +20,7 @@ use crate::dispatch::Taken;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::fate::{Cancellation, Fate};
+use crate::lent::LentRuntime;
 use crate::lifecycle::Waiter;
 use crate::runtime;
 use crate::server::Server;
@@ -33,7 +34,8 @@ const ROOM: usize = 4 * PIECE;
 ///
 /// It can be moved to any thread and kept: the client waits. Reading and writing may block, which they never do on a
 /// thread that drives connections ([`Dispatch::Inline`](crate::Dispatch::Inline)): there they fail with
-/// [`Error::WouldBlock`].
+/// [`Error::WouldBlock`]. So they do on a thread without which a [runtime of the host's](crate::Builder::runtime) does
+/// not get on, which takes a second to be found out.
 ///
 /// Dropped without an answer, the client gets a 500; dropped within an answer, the client sees it cut.
 pub struct Exchange(Box<Inner>);
@@ -229,7 +231,8 @@ impl Exchange {
 
     fn receive(&mut self) -> Result<Option<Bytes>> {
         let Inner { body, fate, .. } = &mut *self.0;
-        wait_for(async {
+        let lent = fate.inflight().conn().shared().lent.as_ref();
+        wait_for(lent, async {
             tokio::select! {
                 biased;
                 data = poll_fn(|cx| body.poll_data(fate, cx)) => data,
@@ -359,16 +362,16 @@ impl Exchange {
     /// # Errors
     /// As [`Exchange::write`].
     pub fn write_bytes(&mut self, mut data: Bytes) -> Result<()> {
-        self.may_write(data.len())?;
+        let waits = self.may_write(data.len())?;
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(PIECE));
-            self.send(piece)?;
+            self.send(piece, waits)?;
         }
         Ok(())
     }
 
-    /// Whether so many bytes may be written now, all or none of them.
-    fn may_write(&mut self, len: usize) -> Result<()> {
+    /// Whether so many bytes may be written now, all or none of them; and whether that may wait for room.
+    fn may_write(&mut self, len: usize) -> Result<bool> {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
@@ -385,11 +388,13 @@ impl Exchange {
                 })?),
                 None => None,
             };
-        if runtime::on_io_thread() && !pieces.have_room(len) {
+        let lent = self.0.fate.inflight().conn().shared().lent.as_ref();
+        let waits = pieces.are_too_many(len) && may_wait(lent);
+        if !waits && !pieces.have_room(len) {
             return Err(Error::WouldBlock);
         }
         self.0.owing = owing;
-        Ok(())
+        Ok(waits)
     }
 
     /// Ends an answer that was begun. Does not wait for the client.
@@ -424,11 +429,13 @@ impl Exchange {
         }
     }
 
-    fn send(&mut self, data: Bytes) -> Result<()> {
+    fn send(&mut self, data: Bytes, waits: bool) -> Result<()> {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::AlreadyReplied);
         };
-        pieces.send(data).map_err(|NotTaken| self.not_taken())
+        pieces
+            .send(data, waits)
+            .map_err(|NotTaken| self.not_taken())
     }
 
     /// What it means that the connection takes no more pieces.
@@ -571,9 +578,24 @@ fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {
 }
 
 /// Waits on this thread, unless it is one that drives connections: that would wait for itself.
-fn wait_for<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    let deadline = runtime::on_io_thread().then(Instant::now);
-    runtime::block_on(future, deadline).unwrap_or(Err(Error::WouldBlock))
+fn wait_for<T>(
+    lent: Option<&Arc<LentRuntime>>,
+    future: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let mut future = pin!(future);
+    let looks = runtime::on_io_thread() || lent.is_some();
+    let deadline = looks.then(Instant::now);
+    let mut result = runtime::block_on(future.as_mut(), deadline);
+    if result.is_none() && may_wait(lent) {
+        result = runtime::block_on(future, None);
+    }
+    result.unwrap_or(Err(Error::WouldBlock))
+}
+
+/// Whether this thread may wait for what a connection does. May block for a second, to find out.
+fn may_wait(lent: Option<&Arc<LentRuntime>>) -> bool {
+    let gets_on = |lent: &Arc<LentRuntime>| lent.check_gets_on(pending::<()>(), None).is_ok();
+    !runtime::on_io_thread() && lent.is_none_or(gets_on)
 }
 
 /// Both ends of a body in pieces.
@@ -596,13 +618,18 @@ impl Writing {
         free >= len || free == ROOM || self.queue.is_closed()
     }
 
-    /// Waits for room; on a thread that must not wait, there is some, or as much as there can be.
-    fn send(&self, data: Bytes) -> Result<(), NotTaken> {
+    /// Whether they may have to wait for each other.
+    fn are_too_many(&self, len: usize) -> bool {
+        self.room.available_permits() < len
+    }
+
+    /// Waits for room, if it may; on a thread that must not, there is some, or as much as there can be.
+    fn send(&self, data: Bytes, waits: bool) -> Result<(), NotTaken> {
         let wanted = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let taken = match self.room.try_acquire_many(wanted) {
             Ok(permit) => permit,
             Err(TryAcquireError::Closed) => return Err(NotTaken),
-            Err(TryAcquireError::NoPermits) if runtime::on_io_thread() => {
+            Err(TryAcquireError::NoPermits) if !waits => {
                 let left = u32::try_from(self.room.available_permits()).unwrap_or(0);
                 // Nobody but this takes any.
                 self.room.try_acquire_many(left).map_err(|_| NotTaken)?

@@ -237,6 +237,7 @@ impl Cancellation {
     ///
     /// A handler that is called in place ([`Dispatch::Inline`](crate::Dispatch::Inline)) and waits here holds up the thread
     /// that would see its client leave, and all connections of that thread: it learns only of a kill, and of the deadline.
+    /// So does the only thread of a [runtime of the host's](crate::Builder::runtime).
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
         let lost = runtime::block_on(self.wait_as(Waiter::Thread), deadline)?;

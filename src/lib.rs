@@ -38,6 +38,7 @@ mod group;
 mod helper;
 mod home;
 mod ledger;
+mod lent;
 mod lifecycle;
 mod listener;
 mod outcome;

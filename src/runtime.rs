@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::home::Home;
+use crate::lent::LentRuntime;
 use crate::process::Ours;
 use crate::pulse::Pulse;
 use crate::sys::{self, SignalMask};
@@ -54,9 +55,10 @@ pub(crate) fn on_io_thread() -> bool {
     OWNER.get().is_some_and(|(_, role)| role == Role::Io)
 }
 
-/// Calls a handler in place: whatever thread this is, a runtime's of the host's perhaps, it drives connections meanwhile.
-pub(crate) fn in_place<T>(server: u64, handler: impl FnOnce() -> T) -> T {
-    /// Puts back what was there, also if the handler panics.
+/// Has a connection driven: whatever thread this is, a runtime's of the host's perhaps, it is the server's meanwhile. So
+/// what the host does there, in a handler in place, a service, a body, must not wait for the server.
+pub(crate) fn driving<T>(server: u64, drive: impl FnOnce() -> T) -> T {
+    /// Puts back what was there, also if the host's code panics.
     struct Before(Option<(u64, Role)>);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -64,7 +66,7 @@ pub(crate) fn in_place<T>(server: u64, handler: impl FnOnce() -> T) -> T {
         }
     }
     let _before = Before(OWNER.replace(Some((server, Role::Io))));
-    handler()
+    drive()
 }
 
 /// A thread of a server.
@@ -321,12 +323,14 @@ pub(crate) struct Executor {
 
 impl Executor {
     /// On a runtime of the host's.
-    pub(crate) fn on(runtime: Handle) -> Self {
+    pub(crate) fn on(lent: Arc<LentRuntime>) -> Self {
         let worker = Worker {
-            runtime,
+            runtime: lent.handle().clone(),
             home: None,
             pulse: None,
         };
+        // So that it is known as soon as possible on which threads it runs.
+        drop(worker.runtime.spawn(async move { lent.seen() }));
         Self {
             workers: [Arc::new(worker)].into(),
             is_hosts: true,

@@ -1,11 +1,14 @@
 //! The server as its host sees it: built, started, asked, stopped.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
@@ -22,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
 use crate::helper::Helper;
 use crate::ledger::{Count, Ends, Ledger, Report};
+use crate::lent::LentRuntime;
 use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
 use crate::listener::{Listener, Listeners};
 use crate::outcome::Outcome;
@@ -174,7 +178,10 @@ pub(crate) struct Shared {
     local_addrs: Vec<SocketAddr>,
     queue: Option<RequestQueue>,
     pulls_events: bool,
+    /// The control thread's.
     runtime: tokio::runtime::Handle,
+    /// If connections run on it.
+    pub(crate) lent: Option<Arc<LentRuntime>>,
     threads: Mutex<Vec<Thread>>,
 }
 
@@ -258,6 +265,15 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// As that, for a call that blocks the thread: it may be one that drives connections, be it the host's.
+    fn check_can_block(&self, deadline: Option<Instant>) -> Result<()> {
+        self.check_can_wait()?;
+        match &self.lent {
+            Some(lent) => lent.check_gets_on(self.outcome.wait(), deadline),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Says how a server shall be, and starts it.
@@ -289,7 +305,7 @@ pub struct Builder {
     observers: Observers,
     pulled: Option<Interest>,
     io_threads: Option<NonZeroUsize>,
-    runtime: Option<tokio::runtime::Handle>,
+    runtime: Option<Arc<LentRuntime>>,
     slot: Option<Arc<OnceLock<Server>>>,
 }
 
@@ -474,8 +490,13 @@ impl Builder {
 
     /// Accepts and drives connections on this runtime, whose I/O and time must be enabled, instead of threads of the
     /// server's own. It must outlive the server, which else stops with an error.
+    ///
+    /// On its threads wait by [`Server::stop`] and [`Server::wait`], which are async. A call that blocks there, such as
+    /// [`Server::stop_blocking`] or [`Server::run`], fails with [`Error::WouldDeadlock`] if the runtime does not get on
+    /// meanwhile: on the thread of a current-thread runtime, or on the last worker of another that is not blocked. In
+    /// `spawn_blocking` it may wait.
     pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
-        self.runtime = Some(runtime);
+        self.runtime = Some(Arc::new(LentRuntime::new(runtime)));
         self
     }
 
@@ -534,7 +555,7 @@ impl Builder {
     /// # Errors
     /// As [`Builder::serve`].
     pub fn queue(self, listeners: impl Into<Listeners>) -> Result<Server> {
-        let queue = RequestQueue::new();
+        let queue = RequestQueue::new(self.runtime.clone());
         let dispatcher = Dispatcher::Queue(queue.clone());
         self.start(listeners.into(), Some(queue), |_, _| {
             let backend = dispatcher.backend();
@@ -581,6 +602,7 @@ impl Builder {
             queue,
             pulls_events: self.pulled.is_some(),
             runtime,
+            lent: self.runtime.clone(),
             threads: Mutex::default(),
         })
     }
@@ -619,7 +641,7 @@ impl Builder {
         let shared = Arc::new(self.shared(id, &listeners, queue, runtime)?);
         let (respond, backend) = respond(id, mask);
         let (threads, executor) = match self.runtime {
-            Some(runtime) => (IoThreads::default(), Executor::on(runtime)),
+            Some(lent) => (IoThreads::default(), Executor::on(lent)),
             None => IoThreads::start(id, self.io_threads, backend.hands_over(), mask)?,
         };
         let server = Server { shared };
@@ -727,7 +749,11 @@ impl Server {
     /// # Errors
     /// [`Error::Killed`] if requests were cut; [`Error::TimedOut`] if handlers had to be abandoned; [`Error::Io`] if
     /// serving had failed or a listening socket could not be closed; [`Error::WouldDeadlock`] on a thread of the
-    /// server's own, or one that holds a request from the queue (the stop has begun then); [`Error::Forked`].
+    /// server's own, on one that holds a request from the queue, and in a handler, a service or a response's body, on
+    /// whatever runtime: the stop would wait for that. The stop has begun then. [`Error::Forked`].
+    ///
+    /// What cannot be seen is a task of the host's that a handler waits for, or that holds an upgraded connection: there
+    /// this takes as long as the stop timeout.
     pub async fn stop(&self) -> Result<Report> {
         self.stop_begin();
         self.wait().await
@@ -736,7 +762,8 @@ impl Server {
     /// As [`Server::stop`], for code that is not async: blocks.
     ///
     /// # Errors
-    /// As [`Server::stop`].
+    /// As [`Server::stop`]; [`Error::WouldDeadlock`] also on a thread without which the [runtime](Builder::runtime) that
+    /// drives the connections does not get on. That takes a second to be found out. The stop has begun then.
     pub fn stop_blocking(&self) -> Result<Report> {
         self.stop_begin();
         self.wait_blocking(None)
@@ -747,20 +774,27 @@ impl Server {
     /// # Errors
     /// As [`Server::stop`].
     pub async fn wait(&self) -> Result<Report> {
-        let ended = match self.cannot_wait() {
-            Some(ended) => ended,
-            None => self.shared.outcome.wait().await,
-        };
-        ended.map(|()| self.report())
+        if let Some(ended) = self.cannot_wait() {
+            return ended.map(|()| self.report());
+        }
+        let mut outcome = pin!(self.shared.outcome.wait());
+        let result = poll_fn(|cx| match outcome.as_mut().poll(cx) {
+            // A handler may go on with a wait that was begun elsewhere.
+            Poll::Pending if runtime::on_thread_of(self.shared.id) => {
+                Poll::Ready(Err(Error::WouldDeadlock))
+            }
+            poll => poll,
+        });
+        result.await.map(|()| self.report())
     }
 
     /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
     ///
     /// # Errors
-    /// As [`Server::stop`]; [`Error::WouldBlock`] if the deadline passes before.
+    /// As [`Server::stop_blocking`]; [`Error::WouldBlock`] if the deadline passes before.
     pub fn wait_blocking(&self, deadline: Option<Instant>) -> Result<Report> {
         let waits = || self.shared.outcome.wait_until(deadline);
-        let ended = self.cannot_wait().or_else(waits);
+        let ended = self.cannot_block(deadline).or_else(waits);
         ended
             .unwrap_or(Err(Error::WouldBlock))
             .map(|()| self.report())
@@ -773,6 +807,16 @@ impl Server {
         Some(self.shared.outcome.get().unwrap_or(Err(error)))
     }
 
+    /// As [`Server::cannot_wait`], for a call that blocks.
+    fn cannot_block(&self, deadline: Option<Instant>) -> Option<Result<()>> {
+        let check = match self.shared.outcome.get() {
+            None => self.shared.check_can_block(deadline),
+            Some(_) => self.shared.check_can_wait(),
+        };
+        let error = check.err()?;
+        Some(self.shared.outcome.get().unwrap_or(Err(error)))
+    }
+
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
     /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What
     /// the signals did before is restored at the end. A signal that comes before this call is not caught: see
@@ -781,7 +825,8 @@ impl Server {
     /// program in the background; SIGTERM always stops.
     ///
     /// # Errors
-    /// As [`Server::stop`]; [`Error::Unsupported`] if another run is under way in this process.
+    /// As [`Server::stop_blocking`], but that no stop has begun where it would wait for itself;
+    /// [`Error::Unsupported`] if another run is under way in this process.
     pub fn run(&self) -> Result<Report> {
         Signals::catch()?.run(self)
     }
@@ -792,7 +837,7 @@ impl Server {
     /// returns at once and the rest follows elsewhere.
     pub fn close(self) {
         self.stop_begin();
-        match self.shared.check_can_wait() {
+        match self.shared.check_can_block(None) {
             Err(Error::Forked) => {}
             Err(_) => {
                 // Should no thread be had, the server still ends; only its threads are then not joined.
@@ -924,9 +969,11 @@ impl Signals {
     /// As [`Server::run`].
     ///
     /// # Errors
-    /// As [`Server::stop`].
+    /// As [`Server::run`].
     pub fn run(self, server: &Server) -> Result<Report> {
-        server.shared.check_can_wait()?;
+        if let Some(Err(error)) = server.cannot_block(None) {
+            return Err(error);
+        }
         let Self(signals) = self;
         let hearing = signals.hear_here();
         let kept = Arc::new(Mutex::new(Some(signals)));

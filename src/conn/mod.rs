@@ -34,7 +34,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
-use crate::runtime::Spawn;
+use crate::runtime::{self, Spawn};
 
 pub(crate) use service::{BoxError, Outcome, Plain, Respond};
 pub(crate) use track::{Accepted, Conn, Inflight, Registry};
@@ -182,7 +182,8 @@ async fn unless_it_panics<T>(
         let Some(active) = &mut unfinished.active else {
             return Poll::Ready(None);
         };
-        match contain(|| active.as_mut().poll(cx)) {
+        let poll = || runtime::driving(conn.shared().id, || active.as_mut().poll(cx));
+        match contain(poll) {
             Some(poll) => poll.map(Some),
             None => Poll::Ready(None),
         }

@@ -22,7 +22,6 @@ use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::exchange::{Exchange, ReplyBody};
 use crate::fate::{Fate, Reply};
-use crate::runtime;
 use crate::sys::SignalMask;
 use pool::Pool;
 
@@ -149,7 +148,7 @@ impl Respond for Dispatcher {
                     exchange: Some(exchange),
                 });
             }
-            Self::Inline(handler) => call_in_place(&**handler, exchange, fate),
+            Self::Inline(handler) => call(&**handler, exchange, fate),
             Self::Pool(pool) => pool.push(exchange),
             Self::Queue(queue) => queue.push(exchange),
         }
@@ -174,7 +173,7 @@ impl Call {
 
     pub(crate) fn make(mut self, fate: &Fate) {
         if let Some(exchange) = self.exchange.take() {
-            call_in_place(&*self.handler, exchange, fate);
+            call(&*self.handler, exchange, fate);
         }
     }
 }
@@ -192,11 +191,6 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Call").field(&self.exchange).finish()
     }
-}
-
-fn call_in_place(handler: &dyn Handler, exchange: Exchange, fate: &Fate) {
-    let server = fate.inflight().conn().shared().id;
-    runtime::in_place(server, || call(handler, exchange, fate));
 }
 
 /// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500. Whoever calls this

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::future::pending;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -11,12 +12,17 @@ use super::line::{Call, Line};
 use crate::error::{Error, Result};
 use crate::exchange::Exchange;
 use crate::home::{TurnEnd, at_turn_end};
+use crate::lent::LentRuntime;
 
 /// Requests waiting to be taken. Clones are the same queue; any thread may use it.
 ///
 /// Requests can be taken until a kill; what nobody has taken by then is answered with 503.
 #[derive(Clone)]
-pub struct RequestQueue(Arc<Line>);
+pub struct RequestQueue {
+    line: Arc<Line>,
+    /// If requests come by way of it.
+    lent: Option<Arc<LentRuntime>>,
+}
 
 /// How many unfinished requests a thread has taken.
 type Held = Arc<AtomicUsize>;
@@ -31,32 +37,37 @@ thread_local! {
 pub(crate) struct Taken(Held);
 
 impl RequestQueue {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Line::new(0)))
+    pub(crate) fn new(lent: Option<Arc<LentRuntime>>) -> Self {
+        let line = Arc::new(Line::new(0));
+        Self { line, lent }
     }
 
     pub(crate) fn push(&self, exchange: Exchange) {
-        if self.0.push(exchange) {
-            at_turn_end(&self.0);
+        if self.line.push(exchange) {
+            at_turn_end(&self.line);
         }
     }
 
     /// Takes up to `limit` requests, and waits until `deadline` for the first (`None`: as long as the server lives).
     ///
     /// The calling thread counts as their holder until each is finished: a blocking stop or wait on it would wait for
-    /// itself, and fails. A thread of a host's runtime that drives connections is to wait here only briefly, if at all:
-    /// the requests that it waits for may have to come from it.
+    /// itself, and fails.
     ///
     /// # Errors
-    /// [`Error::Stopped`] when no request can come any more, [`Error::WouldBlock`] when the deadline has passed.
+    /// [`Error::Stopped`] when no request can come any more, [`Error::WouldBlock`] when the deadline has passed,
+    /// [`Error::WouldDeadlock`] on the only thread of the [runtime](crate::Builder::runtime) that is to bring the
+    /// requests: wait on another (`spawn_blocking`), or for the [descriptor](RequestQueue::descriptor). That takes a
+    /// second to be found out. [`Error::InvalidArgument`] if `limit` is 0.
     pub fn take(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<Exchange>> {
         if limit == 0 {
             return Err(Error::InvalidArgument("room for no request".into()));
         }
-        let (mut exchanges, next): (Vec<_>, _) = self.0.take(deadline, |requests| {
-            requests.drain(..limit.min(requests.len())).collect()
-        })?;
-        wake(next);
+        let mut taken = self.take_by(limit, self.deadline_to_look(deadline));
+        if let (Err(Error::WouldBlock), Some(lent)) = (&taken, &self.lent) {
+            lent.check_gets_on(pending::<()>(), deadline)?;
+            taken = self.take_by(limit, deadline);
+        }
+        let mut exchanges = taken?;
         let held = self.held_here();
         held.fetch_add(exchanges.len(), Ordering::Relaxed);
         for exchange in &mut exchanges {
@@ -65,12 +76,28 @@ impl RequestQueue {
         Ok(exchanges)
     }
 
+    /// On a runtime of the host's that is to bring them, it is first looked whether there are any.
+    fn deadline_to_look(&self, deadline: Option<Instant>) -> Option<Instant> {
+        match self.lent {
+            Some(_) => Some(Instant::now()),
+            None => deadline,
+        }
+    }
+
+    fn take_by(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<Exchange>> {
+        let (exchanges, next) = self.line.take(deadline, |requests| {
+            requests.drain(..limit.min(requests.len())).collect()
+        })?;
+        wake(next);
+        Ok(exchanges)
+    }
+
     /// A descriptor for an event loop: readable while requests wait, and after the end. It belongs to the queue.
     ///
     /// # Errors
     /// If no descriptor can be had.
     pub fn descriptor(&self) -> Result<BorrowedFd<'_>> {
-        let descriptor = self.0.descriptor();
+        let descriptor = self.line.descriptor();
         descriptor.map_err(|error| Error::io("making the queue's descriptor", error))
     }
 
@@ -87,7 +114,7 @@ impl RequestQueue {
             self.find(&held).unwrap_or_else(|| {
                 held.retain(|(line, _): &(Weak<Line>, _)| line.strong_count() > 0);
                 let count = Held::default();
-                held.push((Arc::downgrade(&self.0), Arc::clone(&count)));
+                held.push((Arc::downgrade(&self.line), Arc::clone(&count)));
                 count
             })
         };
@@ -96,14 +123,14 @@ impl RequestQueue {
     }
 
     fn find(&self, held: &[(Weak<Line>, Held)]) -> Option<Held> {
-        let is_this = |line: &Weak<Line>| line.as_ptr() == Arc::as_ptr(&self.0);
+        let is_this = |line: &Weak<Line>| line.as_ptr() == Arc::as_ptr(&self.line);
         let (_, count) = held.iter().find(|(line, _)| is_this(line))?;
         Some(Arc::clone(count))
     }
 
     /// No more requests will come; returns those that nobody has taken.
     pub(crate) fn end(&self) -> impl Iterator<Item = Exchange> + use<> {
-        self.0.end().into_iter()
+        self.line.end().into_iter()
     }
 }
 
@@ -129,7 +156,7 @@ impl Drop for Taken {
 impl fmt::Debug for RequestQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestQueue")
-            .field("waiting", &self.0.len())
+            .field("waiting", &self.line.len())
             .finish_non_exhaustive()
     }
 }

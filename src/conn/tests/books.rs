@@ -40,7 +40,7 @@ fn columns(report: &Report) -> [u64; 5] {
 
 /// A queue, and a connection whose requests go there.
 fn queued(bench: &Bench) -> (RequestQueue, Run) {
-    let queue = RequestQueue::new();
+    let queue = RequestQueue::new(None);
     let run = Run::start(bench, &Dispatcher::Queue(queue.clone()));
     (queue, run)
 }
