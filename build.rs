@@ -24,6 +24,7 @@ mod header {
         "src/ffi/options.rs",
         "src/ffi/server.rs",
         "src/ffi/request.rs",
+        "src/ffi/query.rs",
         "src/ffi/clock.rs",
     ];
     const HEADER: &str = "include/httpdown.h";

@@ -20,7 +20,7 @@ static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
     } units[] = {{"ns", 1e-6}, {"us", 1e-3}, {"ms", 1}, {"s", 1e3}, {"m", 60e3}, {"h", 3600e3}};
     const size_t unit_count = sizeof units / sizeof *units;
     char copy[64];
-    if (len == 0 || len >= sizeof copy) return false;
+    if (len == 0 || len >= sizeof copy || memchr(text, '\0', len) != NULL) return false;
     memcpy(copy, text, len);
     copy[len] = '\0';
     if (strcmp(copy, "0") == 0) return *ms = 0, true;

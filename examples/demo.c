@@ -8,21 +8,19 @@
 
 #include "cli.h"
 
-static void say(httpdown_request *request, const char *what, httpdown_bytes duration) {
+static void say(httpdown_request *request, const char *what, const char *duration) {
     char line[128];
-    int len = snprintf(line, sizeof line, "%s %.*s with pid %d\n", what, (int)duration.len, duration.data, getpid());
+    int len = snprintf(line, sizeof line, "%s %s with pid %d\n", what, duration, getpid());
     if (httpdown_reply_write(request, line, (size_t)len) != 0) return; /* gone, or killed: the end will tell */
 }
 
 static void on_request(httpdown_request *request, void *user_data) {
     (void)user_data;
-    httpdown_bytes query = httpdown_request_query(request), duration = {"0", 1};
-    if (query.len >= 9 && memcmp(query.data, "duration=", 9) == 0) {
-        duration.data = query.data + 9;
-        duration.len = query.len - 9;
-    }
+    char duration[64] = "0";
+    size_t len = 1;
+    int status = httpdown_query_value(httpdown_request_query(request), "duration", duration, sizeof duration, &len);
     uint32_t ms;
-    if (!cli_duration(duration.data, duration.len, &ms)) {
+    if ((status != 0 && status != HTTPDOWN_STATUS_NOT_FOUND) || !cli_duration(duration, len, &ms)) {
         httpdown_reply_text(request, 400, "bad duration; write 300ms, 1.5s or 1m\n");
         return;
     }

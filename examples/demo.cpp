@@ -9,16 +9,14 @@
 using httpdown::milliseconds;
 
 static void on_request(httpdown::request request) {
-    std::string_view duration = request.query(), key = "duration=";
-    if (duration.substr(0, key.size()) == key) duration.remove_prefix(key.size());
-    else duration = "0";
+    const std::string duration = request.query_value("duration").value_or("0");
     std::uint32_t ms;
     if (!cli_duration(duration.data(), duration.size(), &ms)) {
         request.reply_text(400, "bad duration; write 300ms, 1.5s or 1m\n");
         return;
     }
     auto say = [&](const char *what) {
-        return request.write(what + std::string(duration) + " with pid " + std::to_string(getpid()) + "\n");
+        return request.write(what + duration + " with pid " + std::to_string(getpid()) + "\n");
     };
     if (!request.start(200, {{"content-type", "text/plain; charset=utf-8"}})) return;
     if (!say("going to sleep ")) return;

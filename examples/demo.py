@@ -8,7 +8,6 @@ import argparse
 import os
 import re
 import sys
-from urllib.parse import parse_qs
 
 import httpdown
 
@@ -25,7 +24,7 @@ def duration(text: str) -> float:
 
 
 def on_request(request: httpdown.Request) -> None:
-    text = parse_qs(request.query, keep_blank_values=True).get("duration", ["0"])[0]
+    text = request.query.get("duration", "0")
     try:
         seconds = duration(text)
     except ValueError as error:

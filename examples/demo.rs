@@ -12,8 +12,8 @@ use http::{Response, StatusCode};
 use httpdown::{Dispatch, Exchange, Listener, Result, Server, Signals};
 
 fn answer(mut exchange: Exchange) -> Result<()> {
-    let query = exchange.uri().query().unwrap_or_default();
-    let text = query.strip_prefix("duration=").unwrap_or("0").to_owned();
+    let text = exchange.query().get("duration");
+    let text = text.unwrap_or("0".into()).into_owned();
     let pid = std::process::id();
     let Some(duration) = parse_duration(&text) else {
         let mut response = Response::new("bad duration; write 300ms, 1.5s or 1m\n".into());

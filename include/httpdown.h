@@ -91,8 +91,10 @@ typedef enum {
     // child that was forked while there was a server that had not been freed, a httpdown_run, or a thread that one of
     // them had left behind; and in that child's own children. An exec ends it.
     HTTPDOWN_STATUS_FORKED = 15,
-    // A body is longer than the limit that was given.
+    // A body is longer than the limit that was given, or a text than the buffer.
     HTTPDOWN_STATUS_TOO_LARGE = 16,
+    // What was asked for is not there.
+    HTTPDOWN_STATUS_NOT_FOUND = 17,
     // A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 } httpdown_status;
@@ -785,6 +787,57 @@ httpdown_bytes httpdown_str(const char *text);
 
 // Whether bytes are just this NUL-terminated text. Never blocks.
 bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
+
+// The decoded value of the first pair of that name (NUL-terminated) in a query, "name=value&other=value":
+//
+//   char text[32];
+//   size_t len;
+//   if (httpdown_query_value(httpdown_request_query(request), "duration", text, sizeof text, &len) == 0) ...
+//
+// Writes it into `buffer`, NUL-terminated, and its length without the NUL into `*len`. It may have NULs within (%00),
+// where C takes it to end, and it need not be UTF-8: `len` tells all of it. The format is that of forms, whose bodies
+// can be read by this, too: %20 and + are a space, names are compared decoded, a name without '=' has an empty value,
+// and a '%' without two hexadecimal digits stands for itself. `buffer` must not overlap the query. Never blocks.
+//
+// Returns OK; NOT_FOUND; TOO_LARGE if it needs more than `size` bytes (then `buffer` has an empty text, and `*len` is
+// the length all the same: make room for one more; `buffer` may be NULL if `size` is 0); INVALID_ARGUMENT.
+HTTPDOWN_MUST_USE
+int httpdown_query_value(httpdown_bytes query,
+                         const char *name,
+                         char *buffer,
+                         size_t size,
+                         size_t *len);
+
+// Takes the next pair from the beginning of a query: name and value, neither decoded (httpdown_query_decode does),
+// borrowed from it. `*rest` is then what follows. Never blocks:
+//
+//   httpdown_bytes rest = httpdown_request_query(request);
+//   httpdown_header pair;
+//   while (httpdown_query_next(&rest, &pair)) ...
+//
+// Returns false, and writes no pair, when there is none left, or an argument is NULL.
+HTTPDOWN_MUST_USE
+bool httpdown_query_next(httpdown_bytes *rest,
+                         httpdown_header *pair);
+
+// Decodes a name or a value of a query: %20 and + are a space. Everything else as httpdown_query_value.
+//
+// Returns OK, TOO_LARGE, INVALID_ARGUMENT.
+HTTPDOWN_MUST_USE
+int httpdown_query_decode(httpdown_bytes encoded,
+                          char *buffer,
+                          size_t size,
+                          size_t *len);
+
+// Decodes a part of a path: %20 is a space, + is a plus. Split a path at its slashes first: a decoded one (%2F) is
+// none. Everything else as httpdown_query_value.
+//
+// Returns OK, TOO_LARGE, INVALID_ARGUMENT.
+HTTPDOWN_MUST_USE
+int httpdown_percent_decode(httpdown_bytes encoded,
+                            char *buffer,
+                            size_t size,
+                            size_t *len);
 
 // Makes a clock that stands at zero, for the option `clock` of one server or several.
 //

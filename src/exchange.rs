@@ -22,6 +22,7 @@ use crate::events::LogLevel;
 use crate::fate::{Cancellation, Fate};
 use crate::lent::LentRuntime;
 use crate::lifecycle::Waiter;
+use crate::query::Query;
 use crate::runtime;
 use crate::server::Server;
 
@@ -128,6 +129,12 @@ impl Exchange {
     #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.0.head.uri
+    }
+
+    /// What the query of the target says: none is an empty one.
+    #[must_use]
+    pub fn query(&self) -> Query<'_> {
+        Query::new(self.uri().query().unwrap_or_default())
     }
 
     /// The request's version of HTTP.

@@ -113,6 +113,18 @@ class Demo:
                 self.assertEqual(demo.get(f"/?duration={bad}")[0], 400, bad)
 
 
+    def test_the_duration_may_stand_anywhere_in_the_query(self):
+        with Program(self.command) as demo:
+            for query in ("duration=1ms&id=7", "a=b&duration=1ms", "&x&dur%61tion=1%6ds&duration=2ms#end"):
+                status, body = demo.get(f"/?{query}")
+                self.assertEqual(status, 200, query)
+                self.assertIn("slept 1ms ", body.decode())
+            for none in ("", "?", "?id=7", "?durations=1ms"):
+                self.assertIn(b"slept 0 ", demo.get(f"/{none}")[1])
+            for bad in ("duration", "duration=1ms%00", "duration=1%"):
+                self.assertEqual(demo.get(f"/?{bad}")[0], 400, bad)
+
+
 class DemoInC(Demo, unittest.TestCase):
     command = [os.path.join(BUILD, "demo")]
 

@@ -78,6 +78,13 @@ struct header {
     std::string_view value;
 };
 
+/// All pairs of a query, or of the body of a form (application/x-www-form-urlencoded): names and values, decoded, in
+/// their order. Never blocks.
+std::vector<std::pair<std::string, std::string>> query_pairs(std::string_view query);
+
+/// Decodes a part of a path: %20 is a space, + is a plus. Split a path at its slashes first. Never blocks.
+std::string percent_decode(std::string_view encoded);
+
 class server_ref;
 
 /// A request, and the duty to answer it once. It can be moved to any thread and kept: the client waits. Destroyed
@@ -111,6 +118,14 @@ public:
 
     /// What follows the question mark, not decoded: "c=d"; `data()` is nullptr if there is no question mark.
     std::string_view query() const noexcept { return view(httpdown_request_query(get())); }
+
+    /// The decoded value of the first pair of that name in the query, "name=value&other=value"; nothing if there is
+    /// none. %20 and + are a space. It may have NULs within, and need not be UTF-8. Throws error: INVALID_ARGUMENT if
+    /// the name is nullptr.
+    std::optional<std::string> query_value(const char *name) const;
+
+    /// All pairs of the query, names and values, decoded, in their order.
+    std::vector<std::pair<std::string, std::string>> query_pairs() const;
 
     /// How it came: "http".
     std::string_view scheme() const noexcept { return view(httpdown_request_scheme(get())); }
@@ -424,6 +439,15 @@ inline stop_report empty_report() noexcept {
     return report;
 }
 
+/// What one of the decoders makes of it.
+inline std::string decoded(int (*decode)(httpdown_bytes, char *, std::size_t, std::size_t *), httpdown_bytes encoded) {
+    std::string text(encoded.len + 1, '\0');
+    std::size_t len = 0;
+    check(decode(encoded, text.data(), text.size(), &len));
+    text.resize(len);
+    return text;
+}
+
 inline std::vector<httpdown_header> to_c(const std::vector<header> &headers) {
     std::vector<httpdown_header> all;
     all.reserve(headers.size());
@@ -555,6 +579,37 @@ inline std::vector<header> request::headers() const {
     all.reserve(count);
     for (std::size_t i = 0; i < count; i++) all.push_back({view(raw[i].name), view(raw[i].value)});
     return all;
+}
+
+inline std::optional<std::string> request::query_value(const char *name) const {
+    const auto encoded = query();
+    // What is decoded is not longer.
+    std::string value(encoded.size() + 1, '\0');
+    std::size_t len = 0;
+    const int status =
+        httpdown_query_value({encoded.data(), encoded.size()}, name, value.data(), value.size(), &len);
+    if (status == HTTPDOWN_STATUS_NOT_FOUND) return std::nullopt;
+    detail::check(status);
+    value.resize(len);
+    return value;
+}
+
+inline std::vector<std::pair<std::string, std::string>> request::query_pairs() const {
+    return httpdown::query_pairs(query());
+}
+
+inline std::vector<std::pair<std::string, std::string>> query_pairs(std::string_view query) {
+    std::vector<std::pair<std::string, std::string>> all;
+    httpdown_bytes rest{query.data(), query.size()};
+    httpdown_header pair{};
+    while (httpdown_query_next(&rest, &pair))
+        all.emplace_back(detail::decoded(httpdown_query_decode, pair.name),
+                         detail::decoded(httpdown_query_decode, pair.value));
+    return all;
+}
+
+inline std::string percent_decode(std::string_view encoded) {
+    return detail::decoded(httpdown_percent_decode, {encoded.data(), encoded.size()});
 }
 
 inline server_ref request::server() const noexcept { return server_ref(httpdown_request_server(get())); }

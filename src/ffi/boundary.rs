@@ -21,10 +21,12 @@ pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
 
 /// As `status`, for what has something to tidy up even in a forked child.
 pub(super) fn status_in_child_too(body: impl FnOnce() -> Result<()>) -> c_int {
-    let status = contain(|| match body() {
-        Ok(()) => HTTPDOWN_STATUS_OK,
-        Err(error) => status_of(&error),
-    });
+    status_anywhere(|| body().map(|()| HTTPDOWN_STATUS_OK))
+}
+
+/// For what can be done in a forked child as anywhere else, and where there are several ways to succeed.
+pub(super) fn status_anywhere(body: impl FnOnce() -> Result<httpdown_status>) -> c_int {
+    let status = contain(|| body().unwrap_or_else(|error| status_of(&error)));
     status.unwrap_or(HTTPDOWN_STATUS_PANIC) as c_int
 }
 
@@ -33,6 +35,11 @@ pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T
     if process::forked() {
         return fallback;
     }
+    value_anywhere(fallback, body)
+}
+
+/// As `value`, for what can be done in a forked child as anywhere else.
+pub(super) fn value_anywhere<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
     contain(|| body().unwrap_or(fallback)).unwrap_or(fallback)
 }
 
@@ -79,7 +86,8 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
         13 => c"the client has left",
         14 => c"killed: requests were cut",
         15 => c"the server lives in the parent of this forked process",
-        16 => c"the body is longer than the limit",
+        16 => c"longer than the limit",
+        17 => c"not found",
         99 => c"a bug in httpdown",
         _ => c"unknown status",
     }
@@ -197,6 +205,21 @@ pub(super) fn write_text(buffer: &mut [MaybeUninit<c_char>], text: &str) {
         to.write(c_char::from_ne_bytes([*from]));
     }
     buffer[end].write(0);
+}
+
+/// Writes bytes into a caller's buffer, all of them and a NUL, or just the NUL; and how many there are into `len`.
+pub(super) fn write_bytes(
+    buffer: &mut [MaybeUninit<c_char>],
+    len: &mut MaybeUninit<usize>,
+    bytes: &[u8],
+) -> Result<()> {
+    len.write(bytes.len());
+    let fits = bytes.len() < buffer.len();
+    let bytes = if fits { bytes } else { &[] };
+    for (to, from) in buffer.iter_mut().zip(bytes.iter().chain(&[0])) {
+        to.write(c_char::from_ne_bytes([*from]));
+    }
+    if fits { Ok(()) } else { Err(Error::TooLarge) }
 }
 
 /// A text in an array of a struct: as [`write_text`].

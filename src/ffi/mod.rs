@@ -29,6 +29,7 @@ mod boundary;
 mod callbacks;
 mod clock;
 mod options;
+mod query;
 mod request;
 mod server;
 mod table;

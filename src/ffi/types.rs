@@ -44,8 +44,10 @@ pub enum httpdown_status {
     /// child that was forked while there was a server that had not been freed, a httpdown_run, or a thread that one of
     /// them had left behind; and in that child's own children. An exec ends it.
     HTTPDOWN_STATUS_FORKED = 15,
-    /// A body is longer than the limit that was given.
+    /// A body is longer than the limit that was given, or a text than the buffer.
     HTTPDOWN_STATUS_TOO_LARGE = 16,
+    /// What was asked for is not there.
+    HTTPDOWN_STATUS_NOT_FOUND = 17,
     /// A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 }

@@ -116,6 +116,7 @@ VALUE(HTTPDOWN_STATUS_GONE, 13);
 VALUE(HTTPDOWN_STATUS_KILLED, 14);
 VALUE(HTTPDOWN_STATUS_FORKED, 15);
 VALUE(HTTPDOWN_STATUS_TOO_LARGE, 16);
+VALUE(HTTPDOWN_STATUS_NOT_FOUND, 17);
 VALUE(HTTPDOWN_STATUS_PANIC, 99);
 
 // httpdown_phase_code
@@ -172,7 +173,7 @@ static int failed(const char *what) {
 }
 
 int main(void) {
-    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 99};
+    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 99};
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
         if (strcmp(httpdown_status_string(statuses[i]), httpdown_status_string(-1)) == 0)
             return failed("a status has no text");

@@ -116,6 +116,18 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_reply_finish(NULL), INVALID);
     EQUAL(httpdown_reply_abort(NULL), INVALID);
 
+    httpdown_bytes query = {"a=b", 3};
+    EQUAL(httpdown_query_value(query, NULL, text, sizeof text, &count), INVALID);
+    EQUAL(httpdown_query_value(query, "a", NULL, 2, &count), INVALID);
+    EQUAL(httpdown_query_value(query, "a", text, sizeof text, NULL), INVALID);
+    EQUAL(httpdown_query_value((httpdown_bytes){NULL, 3}, "a", text, sizeof text, &count), INVALID);
+    EQUAL(httpdown_query_decode((httpdown_bytes){NULL, 3}, text, sizeof text, &count), INVALID);
+    EQUAL(httpdown_query_decode(query, text, sizeof text, NULL), INVALID);
+    EQUAL(httpdown_percent_decode(query, NULL, 9, &count), INVALID);
+    EQUAL(httpdown_percent_decode(query, text, sizeof text, NULL), INVALID);
+    CHECK(!httpdown_query_next(NULL, &(httpdown_header){0}) && !httpdown_query_next(&query, NULL));
+    CHECK(!httpdown_query_next(&(httpdown_bytes){NULL, 3}, &(httpdown_header){0}));
+
     EQUAL(httpdown_clock_new_mock(NULL), INVALID);
     EQUAL(httpdown_clock_advance(NULL, 1), INVALID);
     EQUAL(httpdown_clock_wait_for_timers(NULL, 0, 0), INVALID);

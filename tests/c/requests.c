@@ -156,6 +156,74 @@ static void targets_come_as_they_were_sent(void) {
     end(f);
 }
 
+/* ---- queries ---- */
+
+static void queries_are_decoded(void) {
+    httpdown_bytes query = httpdown_str("a=1+2%2B3&%61=again&&=empty&flag&pct=%2&nul=x%00y&bad=%FF&x=y=z");
+    const struct {
+        const char *name, *value;
+        size_t len;
+    } expected[] = {{"a", "1 2+3", 5}, {"", "empty", 5},    {"flag", "", 0},  {"pct", "%2", 2},
+                    {"nul", "x\0y", 3}, {"bad", "\xff", 1}, {"x", "y=z", 3}};
+    char text[16];
+    size_t len;
+    for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) {
+        len = 99;
+        memset(text, '#', sizeof text);
+        EQUAL(httpdown_query_value(query, expected[i].name, text, sizeof text, &len), 0);
+        EQUAL(len, expected[i].len);
+        CHECK(memcmp(text, expected[i].value, len + 1) == 0 && text[len + 1] == '#');
+    }
+    len = 99;
+    EQUAL(httpdown_query_value(query, "b", text, sizeof text, &len), HTTPDOWN_STATUS_NOT_FOUND);
+    EQUAL(httpdown_query_value((httpdown_bytes){0}, "", text, sizeof text, &len), HTTPDOWN_STATUS_NOT_FOUND);
+    EQUAL(len, 99);
+
+    /* Just enough room, one byte too few, none at all. */
+    EQUAL(httpdown_query_value(query, "a", text, 6, &len), 0);
+    EQUAL(httpdown_query_value(query, "a", text, 5, &len), HTTPDOWN_STATUS_TOO_LARGE);
+    CHECK(len == 5 && text[0] == '\0');
+    len = 99;
+    EQUAL(httpdown_query_value(query, "a", NULL, 0, &len), HTTPDOWN_STATUS_TOO_LARGE);
+    EQUAL(len, 5);
+    EQUAL(httpdown_query_value(query, "flag", NULL, 0, &len), HTTPDOWN_STATUS_TOO_LARGE);
+    EQUAL(len, 0);
+
+    EQUAL(httpdown_query_decode(httpdown_str("a+b%20c"), text, sizeof text, &len), 0);
+    CHECK(len == 5 && strcmp(text, "a b c") == 0);
+    EQUAL(httpdown_percent_decode(httpdown_str("a+b%20c"), text, sizeof text, &len), 0);
+    CHECK(len == 5 && strcmp(text, "a+b c") == 0);
+    EQUAL(httpdown_percent_decode((httpdown_bytes){0}, text, sizeof text, &len), 0);
+    EQUAL(len, 0);
+}
+
+static void pairs_of_a_query_come_in_their_order(void) {
+    httpdown_bytes rest = httpdown_str("&a=b=c&&d&=e&");
+    httpdown_header pair = {{"kept", 4}, {"kept", 4}};
+    CHECK(httpdown_query_next(&rest, &pair) && is(pair.name, "a") && is(pair.value, "b=c"));
+    CHECK(httpdown_query_next(&rest, &pair) && is(pair.name, "d") && is(pair.value, ""));
+    CHECK(httpdown_query_next(&rest, &pair) && is(pair.name, "") && is(pair.value, "e"));
+    CHECK(!httpdown_query_next(&rest, &pair) && !httpdown_query_next(&rest, &pair) && is(pair.value, "e"));
+}
+
+static void tells_the_duration(httpdown_request *request, fixture *f) {
+    (void)f;
+    char text[16] = "none";
+    size_t len;
+    int status = httpdown_query_value(httpdown_request_query(request), "duration", text, sizeof text, &len);
+    CHECK(status == 0 || status == HTTPDOWN_STATUS_NOT_FOUND);
+    httpdown_reply_text(request, 200, text);
+}
+
+static void a_request_has_its_query(void) {
+    fixture *f = begin(tells_the_duration);
+    check_target(f->server, "GET /?a=b&duration=5%6ds&id=7 HTTP/1.1", "5ms");
+    check_target(f->server, "GET /?duration=5ms#duration=6 HTTP/1.0", "5ms");
+    check_target(f->server, "GET /duration=1? HTTP/1.1", "none");
+    check_target(f->server, "GET / HTTP/1.1", "none");
+    end(f);
+}
+
 /* ---- bodies ---- */
 
 static void whole_body(httpdown_request *request, fixture *f) {
@@ -1268,6 +1336,9 @@ int main(int argc, char **argv) {
     tests_chosen = argv + 1;
     RUN(every_accessor_tells);
     RUN(targets_come_as_they_were_sent);
+    RUN(queries_are_decoded);
+    RUN(pairs_of_a_query_come_in_their_order);
+    RUN(a_request_has_its_query);
     RUN(bodies_come_whole);
     RUN(bodies_come_in_pieces);
     RUN(a_body_over_the_limit_is_not_lost);

@@ -54,6 +54,25 @@ static void it_reads_what_was_sent() {
     CHECK(ends_with(answer, "host=test;connection=close;content-length=4;"));
 }
 
+static void it_decodes_the_query() {
+    using pairs = std::vector<std::pair<std::string, std::string>>;
+    httpdown::server server(serving([](request request) {
+        CHECK(request.query_value("a") == "1 2+3");
+        CHECK(request.query_value("name") == "Ü" && request.query_value("flag") == "");
+        CHECK(request.query_value("nul") == std::string("\0x", 2));
+        CHECK(!request.query_value("none") && !request.query_value("b"));
+        CHECK(status_of([&] { request.query_value(nullptr); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+        const auto all = request.query_pairs();
+        CHECK(all.size() == 5 && all[4] == pairs::value_type("a", "again"));
+        hello(std::move(request));
+        CHECK(!request.query_value("a") && request.query_pairs().empty());
+    }));
+    CHECK(starts_with(ask(server.local_addr(), "/?a=1+2%2B3&name=%C3%9C&flag&&nul=%00x&%61=again"), "HTTP/1.1 200 "));
+    CHECK((httpdown::query_pairs("x=1&y") == pairs{{"x", "1"}, {"y", ""}}));
+    CHECK(httpdown::query_pairs({}).empty() && httpdown::query_pairs("&&").empty());
+    CHECK(httpdown::percent_decode("a%20b+c%2") == "a b+c%2" && httpdown::percent_decode({}).empty());
+}
+
 static void what_is_borrowed_may_be_the_answer() {
     httpdown::server server(serving([](request request) {
         const auto method = request.method(), agent = request.header("host");
@@ -632,6 +651,7 @@ int main() {
     } tests[] = {
         TEST(it_says_hello),
         TEST(it_reads_what_was_sent),
+        TEST(it_decodes_the_query),
         TEST(what_is_borrowed_may_be_the_answer),
         TEST(it_echoes),
         TEST(an_exception_is_a_500_and_a_line),

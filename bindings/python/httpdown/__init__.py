@@ -31,7 +31,7 @@ from ._errors import (
 )
 from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase
-from ._request import Address, Headers, Reply, Request
+from ._request import Address, Headers, Query, Reply, Request
 from ._server import Report, Server, Stats, run
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "OutOfResources",
     "PermissionDenied",
     "Phase",
+    "Query",
     "Reply",
     "Report",
     "Request",

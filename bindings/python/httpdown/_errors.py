@@ -39,6 +39,7 @@ class Status(Code):
     KILLED = 14
     FORKED = 15
     TOO_LARGE = 16
+    NOT_FOUND = 17
     PANIC = 99
 
 

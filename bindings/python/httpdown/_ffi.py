@@ -462,6 +462,39 @@ httpdown_str = _plain("httpdown_str", Bytes, c_char_p)
 # bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 httpdown_bytes_equal = _plain("httpdown_bytes_equal", c_bool, Bytes, c_char_p)
 
+# int httpdown_query_value(httpdown_bytes query, const char *name, char *buffer, size_t size,
+#     size_t *len);
+httpdown_query_value = _plain(
+    "httpdown_query_value",
+    c_int,
+    Bytes,
+    c_char_p,
+    c_char_p,
+    c_size_t,
+    POINTER(c_size_t),
+)
+
+# bool httpdown_query_next(httpdown_bytes *rest, httpdown_header *pair);
+httpdown_query_next = _plain("httpdown_query_next", c_bool, POINTER(Bytes), POINTER(Header))
+
+# int httpdown_query_decode(httpdown_bytes encoded, char *buffer, size_t size, size_t *len);
+httpdown_query_decode = _status(
+    "httpdown_query_decode",
+    Bytes,
+    c_char_p,
+    c_size_t,
+    POINTER(c_size_t),
+)
+
+# int httpdown_percent_decode(httpdown_bytes encoded, char *buffer, size_t size, size_t *len);
+httpdown_percent_decode = _status(
+    "httpdown_percent_decode",
+    Bytes,
+    c_char_p,
+    c_size_t,
+    POINTER(c_size_t),
+)
+
 # int httpdown_clock_new_mock(httpdown_clock **clock);
 httpdown_clock_new_mock = _status("httpdown_clock_new_mock", POINTER(c_void_p))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -75,6 +76,40 @@ class Headers(Mapping[str, str]):
         return f"Headers({self.pairs!r})"
 
 
+class Query(Mapping[str, str]):
+    """The query of a request: pairs of name and value, decoded as forms are, by urllib.
+
+    `query[name]` is the value of the first pair of that name, `get_all` gives all of them; `pairs`
+    has every pair, in the order in which they came. `raw` is what came, not decoded: "c=d"; mostly
+    nothing: "". A name without a "=" has the value "". What is not UTF-8 is replaced by U+FFFD.
+    """
+
+    def __init__(self, raw: str) -> None:
+        self.raw = raw
+        text = raw.encode("latin-1").decode("utf-8", "replace")
+        self.pairs = urllib.parse.parse_qsl(text, keep_blank_values=True)
+        self._first = dict(reversed(self.pairs))
+
+    def get_all(self, name: str) -> list[str]:
+        """The values of all pairs of that name."""
+        return [value for key, value in self.pairs if key == name]
+
+    def __getitem__(self, name: str) -> str:
+        return self._first[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict(self.pairs))
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __str__(self) -> str:
+        return self.raw
+
+    def __repr__(self) -> str:
+        return f"Query({self.raw!r})"
+
+
 class _Lock:
     """Held during a call of C. Remembers whether one has said that the client is gone."""
 
@@ -141,9 +176,10 @@ class Request:
         return self._text("path", _ffi.httpdown_request_path)
 
     @property
-    def query(self) -> str:
-        """What follows the question mark in the target, not decoded: "c=d"; mostly nothing: ""."""
-        return self._text("query", _ffi.httpdown_request_query)
+    def query(self) -> Query:
+        """What follows the question mark in the target: `request.query.get("name")`."""
+        query: Query = self._field("query", _read_query)
+        return query
 
     @property
     def version(self) -> int:
@@ -432,6 +468,10 @@ def _read_headers(pointer: int) -> Headers:
         for field in fields[: count.value]:
             pairs.append((_decode(field.name), _decode(field.value)))
     return Headers(pairs)
+
+
+def _read_query(pointer: int) -> Query:
+    return Query(_decode(_ffi.httpdown_request_query(pointer)))
 
 
 def _decode(borrowed: _ffi.Bytes) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import Any
@@ -167,13 +169,35 @@ def test_sizes_and_offsets(tmp_path: Path) -> None:
     assert [int(line) for line in printed.stdout.split()] == wanted
 
 
+def test_queries_mean_what_they_mean_to_urllib() -> None:
+    pick = random.Random(7)
+    parts = ["a", "b", "=", "&", "+", "%", "%2", "%41", "%00", "%ff", "%C3%BC", "%zz", ";", "?"]
+    for _ in range(2000):
+        text = "".join(pick.choices(parts, k=pick.randrange(12)))
+        query = text.encode()
+        rest = _ffi.Bytes(ctypes.cast(ctypes.c_char_p(query), ctypes.c_void_p), len(query))
+        pair = _ffi.Header()
+        found = []
+        while _ffi.httpdown_query_next(ctypes.byref(rest), ctypes.byref(pair)):
+            found.append((decoded(pair.name), decoded(pair.value)))
+        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, encoding="latin-1")
+        assert found == [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
+
+
+def decoded(encoded: _ffi.Bytes) -> bytes:
+    buffer = ctypes.create_string_buffer(100)
+    length = ctypes.c_size_t()
+    _ffi.httpdown_query_decode(encoded, buffer, len(buffer), ctypes.byref(length))
+    return buffer.raw[: length.value]
+
+
 def test_the_report_has_every_field() -> None:
     raw = [field[0] for field in _ffi.StopReport._fields_[1:]]
     assert [field.replace("_ms", "") for field in raw] == list(Report.__annotations__)
 
 
-def test_every_status_but_two_has_an_exception() -> None:
-    others = {Status.OK, Status.WOULD_BLOCK, Status.PANIC}
+def test_every_status_that_is_raised_has_an_exception() -> None:
+    others = {Status.OK, Status.WOULD_BLOCK, Status.NOT_FOUND, Status.PANIC}
     assert set(_errors.CLASSES) == set(Status) - others
     for status in Status:
         error = _ffi.failure(status)

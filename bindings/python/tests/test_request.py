@@ -58,7 +58,7 @@ def test_what_a_request_says(half: int) -> None:
         connection.getresponse().read()
     assert (seen["peer"], seen["local"]) == (peer, local)
     assert (seen["method"], seen["target"]) == ("PATCH", "/a%20b?c=d%26&e")
-    assert (seen["path"], seen["query"], seen["version"]) == ("/a%20b", "c=d%26&e", 11)
+    assert (seen["path"], str(seen["query"]), seen["version"]) == ("/a%20b", "c=d%26&e", 11)
     headers = seen["headers"]
     assert headers["X-LATIN"] == "caf\xe9"
     assert headers["x-many"] == "one"
@@ -66,6 +66,32 @@ def test_what_a_request_says(half: int) -> None:
     assert ("x-many", "two") in headers.pairs
     assert "HOST" in headers and "cookie" not in headers and headers.get("Cookie") is None
     assert sorted(headers) == ["host", "x-latin", "x-many"] and len(headers) == 3
+
+
+def test_a_query() -> None:
+    seen: list[httpdown.Query] = []
+
+    def handler(request: Request) -> None:
+        seen.append(request.query)
+        assert request.query is seen[-1]
+        request.reply(200)
+
+    with serving(handler) as server:
+        rich = "?a=1&b=%20+%2B&&a=2&c&=x&d=%&n=%00"
+        for query in ("", "?", rich, "?%61=b#e=f", "?u=%C3%BC&v=%FF"):
+            fetch(server, "/" + query)
+    none, empty, query, fragment, utf8 = seen
+    for nothing in (none, empty):
+        assert not nothing and "a" not in nothing and nothing.get("a") is None
+        assert (nothing.raw, nothing.pairs, nothing.get_all("a")) == ("", [], [])
+    assert dict(query) == {"a": "1", "b": "  +", "c": "", "": "x", "d": "%", "n": "\0"}
+    assert query.get_all("a") == ["1", "2"] and len(query) == 6 and len(query.pairs) == 7
+    assert list(query) == ["a", "b", "c", "", "d", "n"]
+    assert repr(query) == "Query('a=1&b=%20+%2B&&a=2&c&=x&d=%&n=%00')"
+    with pytest.raises(KeyError):
+        query["z"]
+    assert dict(fragment) == {"a": "b"}
+    assert dict(utf8) == {"u": "\xfc", "v": "\ufffd"}
 
 
 def test_many_headers() -> None:
