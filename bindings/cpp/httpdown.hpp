@@ -9,14 +9,17 @@
 ///
 /// How to read this header. It is a thin layer: httpdown.h says more about each thing, and its names are the same.
 ///
-///  1. What a client can cause is a return value: `false`, or nothing in the optional, when it has left or was cut. A
-///     mistake of the program's, or a lack of resources, is a httpdown::error.
+///  1. What a client can cause is a return value: `false`, or nothing in the optional, when it has left or was cut; and
+///     `request::status` says which. A mistake of the program's, or a lack of resources, is a httpdown::error.
 ///  2. A std::string_view that a request gives is borrowed until the request is destroyed or assigned to; ending it or
 ///     moving it does not matter. What you give is copied.
 ///  3. The const functions may be called by any thread, several at once; of the others, one at a time for each object.
 ///  4. Callbacks may throw: a handler's exception becomes a 500 (or a cut answer, if it had begun) and a line for
 ///     `on_log`, any other callback's just the line.
-///  5. Durations are rounded to what the library can count, milliseconds up to 49 days; more is without limit.
+///  5. Without exceptions (-fno-exceptions) nothing is thrown, and nothing aborts: what would have thrown returns
+///     `false`, nothing, an empty text, -1, or a report; `request::status` and `stop_report::status` say why. A server
+///     is then started by `server::start`, or by `run` with a status.
+///  6. Durations are rounded to what the library can count, milliseconds up to 49 days; more is without limit.
 #ifndef HTTPDOWN_HPP
 #define HTTPDOWN_HPP
 
@@ -33,10 +36,19 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+// Programs may have files with exceptions and files without: their functions must not be taken for the same.
+#ifdef __cpp_exceptions
+#define HTTPDOWN_FLAVOUR with_exceptions
+#else
+#define HTTPDOWN_FLAVOUR without_exceptions
+#endif
+
 namespace httpdown {
+inline namespace HTTPDOWN_FLAVOUR {
 
 using std::chrono::milliseconds;
 
@@ -76,6 +88,43 @@ private:
 struct header {
     std::string_view name;
     std::string_view value;
+};
+
+/// Something to be called: as a std::function, but what can only be moved is welcome, too, like a lambda that has
+/// captured a std::unique_ptr. Copies have a copy of what is called, or share it if it cannot be copied. Empty (false)
+/// by default.
+template <typename... Arguments>
+class callback {
+public:
+    callback() noexcept = default;
+    callback(std::nullptr_t) noexcept {}
+
+    /// Anything that can be called with these arguments.
+    template <typename Callable,
+              typename = std::enable_if_t<std::is_invocable_v<std::decay_t<Callable> &, Arguments...> &&
+                                          !std::is_same_v<std::decay_t<Callable>, callback>>>
+    callback(Callable &&callable) : call_(copyable(std::forward<Callable>(callable))) {}
+
+    /// Whether there is something to call.
+    explicit operator bool() const noexcept { return static_cast<bool>(call_); }
+
+    /// Calls it; it must not be empty.
+    void operator()(Arguments... arguments) const { call_(std::forward<Arguments>(arguments)...); }
+
+private:
+    template <typename Callable>
+    static auto copyable(Callable &&callable) {
+        using plain = std::decay_t<Callable>;
+        if constexpr (std::is_copy_constructible_v<plain>) {
+            return plain(std::forward<Callable>(callable));
+        } else {
+            return [shared = std::make_shared<plain>(std::forward<Callable>(callable))](Arguments... arguments) {
+                (*shared)(std::forward<Arguments>(arguments)...);
+            };
+        }
+    }
+
+    std::function<void(Arguments...)> call_{};
 };
 
 /// All pairs of a query, or of the body of a form (application/x-www-form-urlencoded): names and values, decoded, in
@@ -154,13 +203,18 @@ public:
     server_ref server() const noexcept;
 
     /// Reads the next bytes of the body into `buffer`; blocks until there are some. Returns how many, 0 at the end;
-    /// nothing if the client has left, broke the protocol, or was cut. Throws error: WOULD_BLOCK with INLINE dispatch
-    /// if nothing is there yet, INVALID_ARGUMENT if `size` is 0.
+    /// nothing if the client has left or broke the protocol (`status` is GONE then), or was cut (KILLED). Throws error:
+    /// WOULD_BLOCK with INLINE dispatch if nothing is there yet, INVALID_ARGUMENT if `size` is 0.
     std::optional<std::size_t> read(void *buffer, std::size_t size);
 
-    /// The whole body, if it has at most `limit` bytes; blocks until all of it is there. Nothing if it is longer (413
-    /// is a good answer then), or as for `read`. Throws error: WOULD_BLOCK as `read`.
+    /// The whole body, if it has at most `limit` bytes; blocks until all of it is there. Nothing if it is longer
+    /// (`status` is TOO_LARGE then, and 413 is a good answer), or as for `read`. Throws error: WOULD_BLOCK as `read`.
     std::optional<std::string_view> body(std::size_t limit);
+
+    /// What the last call on this request came to that reads the body, or answers: a httpdown_status. It says why there
+    /// was `false`, or nothing: GONE, KILLED, TOO_LARGE; without exceptions also what would have been thrown. OK before
+    /// such a call. Can be asked for when the request has been ended.
+    int status() const noexcept { return status_; }
 
     /// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete
     /// (one that has no body is, soon after `start`). Never blocks. Any thread, also while another uses the request, as
@@ -210,8 +264,9 @@ private:
     };
 
     static std::string_view view(httpdown_bytes bytes) noexcept { return {bytes.data, bytes.len}; }
-    static bool delivered(int status);
-    httpdown_request *unanswered() const;
+    static bool is_delivered(int status);
+    bool delivered(int status);
+    bool unanswered();
 
     /// The request, for the call that ends it; there must be one. From now on it is only to be read.
     httpdown_request *end() noexcept {
@@ -220,9 +275,10 @@ private:
         return handle_.release();
     }
 
-    std::unique_ptr<httpdown_request, aborter> handle_;
+    std::unique_ptr<httpdown_request, aborter> handle_{};
     /// What is left of it: only one of the two is there.
-    std::unique_ptr<httpdown_request, releaser> ended_;
+    std::unique_ptr<httpdown_request, releaser> ended_{};
+    int status_ = HTTPDOWN_STATUS_OK;
 };
 
 /// A server that somebody else keeps: what callbacks get. Cheap to copy. It must not outlive the server.
@@ -312,15 +368,15 @@ private:
         void operator()(httpdown_clock *clock) const noexcept { httpdown_clock_free(clock); }
     };
 
-    std::unique_ptr<httpdown_clock, freer> handle_;
+    std::unique_ptr<httpdown_clock, freer> handle_{};
 };
 
 /// How a server shall be. What is left as it is means the default, which httpdown.h tells. Can be used for several
-/// servers; each has its own copy of the callbacks, which is destroyed when its last callback has returned: on any
-/// thread, and at the latest when the server is destroyed (but for a handler that never returns).
+/// servers; each has its own copy of the callbacks (but see `callback`), which is destroyed when its last callback has
+/// returned: on any thread, and at the latest when the server is destroyed (but for a handler that never returns).
 struct options {
     /// Called with the key and the value.
-    using stat = std::function<void(std::string_view, double)>;
+    using stat = callback<std::string_view, double>;
 
     /// Where to listen: HOST:PORT, several separated by commas. ":8080" is every address; port 0 lets the kernel
     /// choose. Empty: ":80", or nothing if there are `fds`.
@@ -332,7 +388,7 @@ struct options {
 
     /// Answers a request, now or, moved elsewhere, later. Called from several threads at once. It may block, unless
     /// dispatch is INLINE. Required, but not with QUEUE dispatch.
-    std::function<void(request)> handler{};
+    callback<request> handler{};
     /// How requests reach the program.
     httpdown_dispatch dispatch = HTTPDOWN_DISPATCH_POOL;
     /// How many threads the pool may have. 0: 512.
@@ -348,12 +404,12 @@ struct options {
     /// one at a time; a slow one delays only the events behind it. (listen.error comes while the server is made.)
     stat bump_avg{}, bump_sum{}, bump_histogram{}, bump_time{};
     /// A connection, by its number, has changed its state. The text is the client's address.
-    std::function<void(server_ref, std::uint64_t, httpdown_conn_state, std::string_view)> on_conn_state{};
+    callback<server_ref, std::uint64_t, httpdown_conn_state, std::string_view> on_conn_state{};
     /// The server has entered a phase, SERVING included.
-    std::function<void(server_ref, httpdown_phase_code)> on_phase{};
+    callback<server_ref, httpdown_phase_code> on_phase{};
     /// Something that a person should know; the library itself prints nothing. Also called on the thread of a
     /// callback that has thrown, but never twice at once. What it throws is lost.
-    std::function<void(httpdown_log_level, std::string_view)> on_log{};
+    callback<httpdown_log_level, std::string_view> on_log{};
     /// Kinds of event (httpdown_event_kind, or-ed) to be taken by `next_event`. Excludes the callbacks above.
     std::uint32_t pull_events = 0;
 
@@ -401,13 +457,21 @@ struct options {
 /// server (FORKED), and the destructor does nothing there; one that is forked afterwards can.
 class server : public server_ref {
 public:
-    /// Starts it. Blocks only while a host name in `addr` is looked up. Throws error, with the reason as text.
+    /// Starts it. Blocks only while a host name in `addr` is looked up. Throws error, with the reason as text. Without
+    /// exceptions, one that could not be started is empty (`get()` is nullptr).
     explicit server(options options);
+
+    /// As the constructor, but throws nothing (except std::bad_alloc): if there is nothing in the optional, `status` is
+    /// the reason, and `what`, if it is not nullptr, the reason as text.
+    static std::optional<server> start(options options, int &status, std::string *what = nullptr);
 
     server(server &&other) noexcept : server_ref(std::exchange(other.handle_, nullptr)) {}
     /// Ends the server that was here before, as the destructor does.
     server &operator=(server &&other) noexcept;
     ~server();
+
+private:
+    explicit server(const httpdown_server *started) noexcept : server_ref(started) {}
 };
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill,
@@ -417,6 +481,10 @@ public:
 ///
 /// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.
 stop_report run(options options);
+
+/// As `run`, but throws nothing (except std::bad_alloc): `status` is what it has come to, OK or the reason, and `what`,
+/// if it is not nullptr, the reason as text.
+stop_report run(options options, int &status, std::string *what = nullptr);
 
 // The rest is how it is done.
 
@@ -429,8 +497,24 @@ inline std::uint32_t to_ms(milliseconds time) noexcept {
 
 inline std::uint32_t to_ms(const std::optional<milliseconds> &time) noexcept { return time ? to_ms(*time) : 0; }
 
+/// Throws, if anything can be thrown; otherwise the caller returns what stands for the failure.
+template <typename Error>
+void raise([[maybe_unused]] const Error &failure) {
+#ifdef __cpp_exceptions
+    throw failure;
+#endif
+}
+
 inline void check(int status) {
-    if (status != HTTPDOWN_STATUS_OK) throw error(status);
+    if (status != HTTPDOWN_STATUS_OK) raise(error(status));
+}
+
+/// A report that says what the call has come to.
+inline stop_report checked(int status, stop_report report) {
+    if (report.status != HTTPDOWN_STATUS_OK) raise(stop_error(report.status, report));
+    check(status);
+    if (report.status == HTTPDOWN_STATUS_OK) report.status = status;
+    return report;
 }
 
 inline stop_report empty_report() noexcept {
@@ -461,16 +545,20 @@ struct host {
     explicit host(options &&from) : of(std::move(from)) {}
 
     void log(int level, const char *text) noexcept {
+#ifdef __cpp_exceptions
         try {
-            const std::lock_guard<std::mutex> one_at_a_time(logging);
-            if (of.on_log) of.on_log(static_cast<httpdown_log_level>(level), text);
+            tell(level, text);
         } catch (...) { // There is nobody left to tell.
         }
+#else
+        tell(level, text);
+#endif
     }
 
     /// Calls a callback. No exception may pass through the library's frames.
     template <typename Callback>
-    void guarded(const char *name, Callback callback) noexcept {
+    void guarded([[maybe_unused]] const char *name, Callback callback) noexcept {
+#ifdef __cpp_exceptions
         try {
             try {
                 callback();
@@ -480,10 +568,18 @@ struct host {
         } catch (...) { // Or there was no memory to describe it.
             log(HTTPDOWN_LOG_ERROR, "a callback has thrown something that is not a std::exception");
         }
+#else
+        callback();
+#endif
+    }
+
+    void tell(int level, const char *text) {
+        const std::lock_guard<std::mutex> one_at_a_time(logging);
+        if (of.on_log) of.on_log(static_cast<httpdown_log_level>(level), text);
     }
 
     options of;
-    std::mutex logging;
+    std::mutex logging{};
 };
 
 /// What `function` of a host's options does, as a callback for statistics.
@@ -590,6 +686,7 @@ inline std::optional<std::string> request::query_value(const char *name) const {
         httpdown_query_value({encoded.data(), encoded.size()}, name, value.data(), value.size(), &len);
     if (status == HTTPDOWN_STATUS_NOT_FOUND) return std::nullopt;
     detail::check(status);
+    if (status != HTTPDOWN_STATUS_OK) return std::nullopt;
     value.resize(len);
     return value;
 }
@@ -616,27 +713,27 @@ inline server_ref request::server() const noexcept { return server_ref(httpdown_
 
 inline std::optional<std::size_t> request::read(void *buffer, std::size_t size) {
     std::size_t count = 0;
-    if (!delivered(httpdown_request_read(unanswered(), buffer, size, &count))) return std::nullopt;
+    if (!unanswered() || !delivered(httpdown_request_read(get(), buffer, size, &count))) return std::nullopt;
     return count;
 }
 
 inline std::optional<std::string_view> request::body(std::size_t limit) {
     httpdown_bytes bytes{};
-    const int status = httpdown_request_body(unanswered(), limit, &bytes);
-    if (status == HTTPDOWN_STATUS_TOO_LARGE) return std::nullopt;
-    if (!delivered(status)) return std::nullopt;
+    if (!unanswered() || !delivered(httpdown_request_body(get(), limit, &bytes))) return std::nullopt;
     return view(bytes);
 }
 
 inline bool request::wait_cancelled(milliseconds timeout) const {
-    const int status = httpdown_request_wait_cancelled(unanswered(), detail::to_ms(timeout));
+    const int status = !*this ? static_cast<int>(HTTPDOWN_STATUS_ALREADY_REPLIED)
+                              : httpdown_request_wait_cancelled(get(), detail::to_ms(timeout));
+    if (!*this) detail::check(status);
     if (status == HTTPDOWN_STATUS_ALREADY_REPLIED) return true;
-    return status != HTTPDOWN_STATUS_WOULD_BLOCK && !delivered(status);
+    return status != HTTPDOWN_STATUS_WOULD_BLOCK && !is_delivered(status);
 }
 
 inline bool request::reply(int status, std::string_view body, const std::vector<httpdown::header> &headers) {
     const auto raw = detail::to_c(headers);
-    unanswered();
+    if (!unanswered()) return false;
     return delivered(httpdown_reply(end(), status, raw.data(), raw.size(), body.data(), body.size()));
 }
 
@@ -646,7 +743,7 @@ inline bool request::reply_text(int status, std::string_view text) {
 
 inline bool request::reply_owned(int status, std::string body, const std::vector<httpdown::header> &headers) {
     const auto raw = detail::to_c(headers);
-    unanswered();
+    if (!unanswered()) return false;
     auto *kept = new std::string(std::move(body));
     return delivered(httpdown_reply_borrowed(
         end(), status, raw.data(), raw.size(), kept->data(), kept->size(),
@@ -655,28 +752,32 @@ inline bool request::reply_owned(int status, std::string body, const std::vector
 
 inline bool request::start(int status, const std::vector<httpdown::header> &headers) {
     const auto raw = detail::to_c(headers);
-    return delivered(httpdown_reply_start(unanswered(), status, raw.data(), raw.size()));
+    return unanswered() && delivered(httpdown_reply_start(get(), status, raw.data(), raw.size()));
 }
 
 inline bool request::write(std::string_view data) {
-    const int status = httpdown_reply_write(unanswered(), data.data(), data.size());
-    return status != HTTPDOWN_STATUS_ALREADY_REPLIED && delivered(status);
+    if (!unanswered()) return false;
+    const int status = httpdown_reply_write(get(), data.data(), data.size());
+    // The answer has no body: nothing that the program could have known before.
+    if (status == HTTPDOWN_STATUS_ALREADY_REPLIED) return status_ = status, false;
+    return delivered(status);
 }
 
-inline bool request::finish() {
-    unanswered();
-    return delivered(httpdown_reply_finish(end()));
+inline bool request::finish() { return unanswered() && delivered(httpdown_reply_finish(end())); }
+
+/// Whether a call has succeeded; false if the client was the reason.
+inline bool request::is_delivered(int status) {
+    if (status != HTTPDOWN_STATUS_GONE && status != HTTPDOWN_STATUS_KILLED && status != HTTPDOWN_STATUS_TOO_LARGE)
+        detail::check(status);
+    return status == HTTPDOWN_STATUS_OK;
 }
 
-inline bool request::delivered(int status) {
-    if (status == HTTPDOWN_STATUS_GONE || status == HTTPDOWN_STATUS_KILLED) return false;
-    detail::check(status);
-    return true;
-}
+inline bool request::delivered(int status) { return is_delivered(status_ = status); }
 
-inline httpdown_request *request::unanswered() const {
-    if (!*this) throw error(HTTPDOWN_STATUS_ALREADY_REPLIED);
-    return get();
+/// Whether it can still be answered.
+inline bool request::unanswered() {
+    if (!*this) detail::check(status_ = HTTPDOWN_STATUS_ALREADY_REPLIED);
+    return static_cast<bool>(*this);
 }
 
 inline stop_report server_ref::stop() const {
@@ -684,25 +785,29 @@ inline stop_report server_ref::stop() const {
     return wait();
 }
 
-inline stop_report server_ref::wait() const { return wait(forever).value(); }
+inline stop_report server_ref::wait() const {
+    stop_report report = detail::empty_report();
+    const int status = httpdown_wait(handle_, HTTPDOWN_FOREVER, &report);
+    return detail::checked(status, report);
+}
 
 inline std::optional<stop_report> server_ref::wait(milliseconds timeout) const {
     stop_report report = detail::empty_report();
     const int status = httpdown_wait(handle_, detail::to_ms(timeout), &report);
     if (status == HTTPDOWN_STATUS_WOULD_BLOCK) return std::nullopt;
-    if (report.status != HTTPDOWN_STATUS_OK) throw stop_error(status, report);
-    detail::check(status);
-    return report;
+    return detail::checked(status, report);
 }
 
 inline stop_report server_ref::report() const {
     stop_report report = detail::empty_report();
-    detail::check(httpdown_report(handle_, &report));
+    const int status = httpdown_report(handle_, &report);
+    detail::check(status);
+    if (status != HTTPDOWN_STATUS_OK) report.status = status;
     return report;
 }
 
 inline std::string server_ref::local_addr(std::size_t index) const {
-    char text[64];
+    char text[64] = "";
     detail::check(httpdown_local_addr(handle_, index, text, sizeof text));
     return text;
 }
@@ -712,7 +817,9 @@ inline std::optional<request> server_ref::next(milliseconds timeout) const {
     std::size_t count = 0;
     const int status = httpdown_next(handle_, detail::to_ms(timeout), &taken, 1, &count);
     if (status == HTTPDOWN_STATUS_STOPPED) return std::nullopt;
-    if (status != HTTPDOWN_STATUS_WOULD_BLOCK) detail::check(status);
+    if (status == HTTPDOWN_STATUS_WOULD_BLOCK) return request();
+    detail::check(status);
+    if (taken == nullptr) return std::nullopt;
     return request(taken);
 }
 
@@ -727,7 +834,9 @@ inline std::optional<httpdown_event> server_ref::next_event(milliseconds timeout
     event.struct_size = sizeof event;
     const int status = httpdown_next_event(handle_, detail::to_ms(timeout), &event);
     if (status == HTTPDOWN_STATUS_STOPPED) return std::nullopt;
-    if (status != HTTPDOWN_STATUS_WOULD_BLOCK) detail::check(status);
+    if (status == HTTPDOWN_STATUS_WOULD_BLOCK) return event;
+    detail::check(status);
+    if (status != HTTPDOWN_STATUS_OK) return std::nullopt;
     return event;
 }
 
@@ -738,7 +847,7 @@ inline mock_clock::mock_clock() {
 }
 
 inline void mock_clock::advance(milliseconds time) const {
-    if (time.count() < 0) throw error(HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    if (time.count() < 0) return detail::check(HTTPDOWN_STATUS_INVALID_ARGUMENT);
     detail::check(httpdown_clock_advance(get(), static_cast<std::uint64_t>(time.count())));
 }
 
@@ -746,16 +855,45 @@ inline bool mock_clock::wait_for_timers(std::size_t count, milliseconds timeout)
     const int status = httpdown_clock_wait_for_timers(get(), count, detail::to_ms(timeout));
     if (status == HTTPDOWN_STATUS_WOULD_BLOCK) return false;
     detail::check(status);
-    return true;
+    return status == HTTPDOWN_STATUS_OK;
 }
 
-inline server::server(options options) {
-    const detail::c_options raw(std::move(options));
+namespace detail {
+
+/// Starts a server; what it returns is nullptr if there is none.
+inline const httpdown_server *serve(options &&from, int &status, std::string &what) {
+    const c_options raw(std::move(from));
     httpdown_server *started = nullptr;
     char why[512] = "";
-    const int status = httpdown_serve(raw.get(), &started, why, sizeof why);
-    if (status != HTTPDOWN_STATUS_OK) throw error(status, why);
-    handle_ = started;
+    status = httpdown_serve(raw.get(), &started, why, sizeof why);
+    what = why;
+    return started;
+}
+
+inline stop_report run(options &&from, int &status, std::string &what) {
+    const c_options raw(std::move(from));
+    stop_report report = empty_report();
+    char why[512] = "";
+    status = httpdown_run(raw.get(), &report, why, sizeof why);
+    what = why;
+    return report;
+}
+
+} // namespace detail
+
+inline server::server(options options) {
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    handle_ = detail::serve(std::move(options), status, what);
+    if (status != HTTPDOWN_STATUS_OK) detail::raise(error(status, what));
+}
+
+inline std::optional<server> server::start(options options, int &status, std::string *what) {
+    std::string why;
+    const httpdown_server *started = detail::serve(std::move(options), status, why);
+    if (what != nullptr) *what = std::move(why);
+    if (status != HTTPDOWN_STATUS_OK) return std::nullopt;
+    return server(started);
 }
 
 inline server &server::operator=(server &&other) noexcept {
@@ -768,15 +906,23 @@ inline server &server::operator=(server &&other) noexcept {
 inline server::~server() { httpdown_free(const_cast<httpdown_server *>(handle_)); }
 
 inline stop_report run(options options) {
-    const detail::c_options raw(std::move(options));
-    stop_report report = detail::empty_report();
-    char why[512] = "";
-    const int status = httpdown_run(raw.get(), &report, why, sizeof why);
-    if (report.status != HTTPDOWN_STATUS_OK) throw stop_error(status, report);
-    if (status != HTTPDOWN_STATUS_OK) throw error(status, why);
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    const auto report = detail::run(std::move(options), status, what);
+    if (report.status == HTTPDOWN_STATUS_OK && status != HTTPDOWN_STATUS_OK) detail::raise(error(status, what));
+    return detail::checked(status, report);
+}
+
+inline stop_report run(options options, int &status, std::string *what) {
+    std::string why;
+    const auto report = detail::run(std::move(options), status, why);
+    if (what != nullptr) *what = std::move(why);
     return report;
 }
 
+} // namespace HTTPDOWN_FLAVOUR
 } // namespace httpdown
+
+#undef HTTPDOWN_FLAVOUR
 
 #endif

@@ -42,7 +42,7 @@ echo '#include <httpdown.hpp>' >"$out/once.cpp"
 printf '#include <httpdown.hpp>\n#include <httpdown.hpp>\n' >"$out/twice.cpp"
 compiles() { # COMPILER STANDARD DIALECT FILE
     # shellcheck disable=SC2086 # several words
-    "$1" -std="$2" $warnings -Iinclude -Ibindings/cpp -fsyntax-only -x "$3" "$4"
+    $1 -std="$2" $warnings -Iinclude -Ibindings/cpp -fsyntax-only -x "$3" "$4"
 }
 also() { command -v "$1" >/dev/null && echo "$1"; }
 for compiler in "$cc" $(also clang); do
@@ -56,8 +56,11 @@ for compiler in "$cxx" $(also clang++); do
     for standard in c++11 c++17 c++20; do
         for file in once twice; do
             check "$compiler -std=$standard: httpdown.h $file" compiles "$compiler" $standard c++ "$out/$file.c"
-            [ $standard = c++11 ] ||
-                check "$compiler -std=$standard: httpdown.hpp $file" compiles "$compiler" $standard c++ "$out/$file.cpp"
+            [ $standard = c++11 ] && continue
+            for flag in -fexceptions -fno-exceptions -fno-rtti -Weffc++; do
+                check "$compiler -std=$standard $flag: httpdown.hpp $file" \
+                    compiles "$compiler $flag" $standard c++ "$out/$file.cpp"
+            done
         done
     done
 done

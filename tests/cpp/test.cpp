@@ -73,6 +73,67 @@ static void it_decodes_the_query() {
     CHECK(httpdown::percent_decode("a%20b+c%2") == "a b+c%2" && httpdown::percent_decode({}).empty());
 }
 
+static void a_handler_may_be_one_that_only_moves() {
+    std::promise<void> destroyed;
+    auto text = std::unique_ptr<std::string, std::function<void(std::string *)>>(
+        new std::string("captured"), [&](std::string *owned) {
+            delete owned;
+            destroyed.set_value();
+        });
+    {
+        httpdown::options options;
+        options.addr = "127.0.0.1:0";
+        options.handler = [text = std::move(text)](request request) { request.reply_text(200, *text); };
+        options.on_phase = [owned = std::make_unique<int>(1)](httpdown::server_ref, httpdown_phase_code) { ++*owned; };
+        const auto copy = options; // shares what it cannot copy
+        httpdown::server one(std::move(options)), two(copy);
+        CHECK(ends_with(ask(one.local_addr(), "/"), "\r\n\r\ncaptured"));
+        one.stop();
+        CHECK(ends_with(ask(two.local_addr(), "/"), "\r\n\r\ncaptured"));
+    }
+    CHECK(destroyed.get_future().wait_for(seconds(30)) == std::future_status::ready);
+
+    std::function<void(request)> none;
+    CHECK(!httpdown::callback<request>(none) && !httpdown::callback<request>(nullptr));
+    CHECK(!httpdown::callback<request>(static_cast<void (*)(request)>(nullptr)));
+}
+
+static void a_body_that_is_too_large_is_not_a_client_that_has_left() {
+    std::promise<int> gone;
+    httpdown::server server(serving([&](request request) {
+        CHECK(request.status() == HTTPDOWN_STATUS_OK);
+        if (request.path() == "/gone") {
+            CHECK(request.start(200) && request.write("begun"));
+            CHECK(!request.body(1000));
+            gone.set_value(request.status());
+            return;
+        }
+        CHECK(!request.body(3));
+        CHECK(request.status() == HTTPDOWN_STATUS_TOO_LARGE);
+        CHECK(request.body(4) == "body" && request.status() == HTTPDOWN_STATUS_OK);
+        request.reply_text(413, "too long");
+    }));
+    CHECK(starts_with(ask(server.local_addr(), "/large", "POST", "body"), "HTTP/1.1 413 "));
+    client one(server.local_addr());
+    one.send("POST /gone HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
+    one.read_until("begun");
+    one.leave();
+    CHECK(gone.get_future().get() == HTTPDOWN_STATUS_GONE);
+}
+
+static void servers_can_be_started_without_throwing() {
+    int status = -1;
+    std::string what;
+    auto server = httpdown::server::start(serving(hello), status, &what);
+    CHECK(server && status == HTTPDOWN_STATUS_OK);
+    auto taken = serving(hello);
+    taken.addr = server->local_addr();
+    CHECK(!httpdown::server::start(taken, status, &what) && status == HTTPDOWN_STATUS_ADDR_IN_USE);
+    CHECK(contains(what, taken.addr));
+    httpdown::run(taken, status);
+    CHECK(status == HTTPDOWN_STATUS_ADDR_IN_USE);
+}
+
 static void what_is_borrowed_may_be_the_answer() {
     httpdown::server server(serving([](request request) {
         const auto method = request.method(), agent = request.header("host");
@@ -652,6 +713,10 @@ int main() {
         TEST(it_says_hello),
         TEST(it_reads_what_was_sent),
         TEST(it_decodes_the_query),
+        TEST(a_handler_may_be_one_that_only_moves),
+        TEST(a_body_that_is_too_large_is_not_a_client_that_has_left),
+        TEST(servers_can_be_started_without_throwing),
+        TEST(without_exceptions),
         TEST(what_is_borrowed_may_be_the_answer),
         TEST(it_echoes),
         TEST(an_exception_is_a_500_and_a_line),

@@ -85,7 +85,7 @@ public:
 private:
     int fd_;
     bool connected_ = false;
-    std::string received_;
+    std::string received_{};
 };
 
 // One request on a connection of its own; the whole answer, with its head.
@@ -107,6 +107,7 @@ inline bool ends_with(std::string_view text, std::string_view end) {
 }
 
 // The status of the error that `call` throws; 0 if it throws none.
+#ifdef __cpp_exceptions
 template <typename Call>
 int status_of(Call call) {
     try {
@@ -117,6 +118,7 @@ int status_of(Call call) {
     }
     return 0;
 }
+#endif
 
 // Lines from other threads, to be waited for.
 class lines {
@@ -145,9 +147,9 @@ public:
     }
 
 private:
-    std::mutex mutex_;
-    std::condition_variable changed_;
-    std::vector<std::string> all_;
+    std::mutex mutex_{};
+    std::condition_variable changed_{};
+    std::vector<std::string> all_{};
 };
 
 // Options for a test: a port that the kernel chooses.
@@ -161,5 +163,8 @@ httpdown::options serving(Handler handler) {
 
 // In the other file: a header whose functions were not inline could not be in both.
 std::string ask_a_server_of_the_other_file();
+
+// In a file without exceptions.
+void without_exceptions();
 
 #endif
