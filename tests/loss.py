@@ -97,11 +97,12 @@ class Alarms(unittest.TestCase):
                 self.assertGreater(row[outcome], 0, output)
                 self.assertEqual(row["requests"], row["ok"] + row[outcome], output)
 
-    def test_connections_that_are_reset_unused_are_lost_and_closed_ones_are_not(self):
-        status, row, output = self.faulty("reset-unused", "--modes", "silent")
-        self.assertEqual((status, row["lost"] > 0, row["lost"]), (1, True, row["reset_unused"]), output)
-        status, row, output = self.faulty("close-unused", "--modes", "silent")
-        self.assertEqual((status, row["lost"], row["closed_unused"] > 0), (0, 0, True), output)
+    def test_new_connections_that_are_reset_or_closed_unused_are_lost(self):
+        for fault, outcome in (("reset-unused", "reset_unused"), ("close-unused", "closed_unused")):
+            with self.subTest(fault):
+                status, row, output = self.faulty(fault, "--modes", "silent")
+                self.assertEqual((status, row["lost"] > 0, row["lost"]), (1, True, row[outcome]), output)
+                self.assertIn(f"\n{outcome}: a new connection, ", output)
 
     def test_a_connection_that_is_closed_while_idle_is_not_used_again(self):
         status, row, output = self.faulty("close-idle", "--modes", "keepalive", "--think", "200ms")
@@ -110,6 +111,21 @@ class Alarms(unittest.TestCase):
     def test_a_connection_is_not_used_again_when_the_server_has_said_so(self):
         status, row, output = self.faulty("announced-close", "--modes", "busy")
         self.assertEqual((status, row["ok"], row["closed_idle"], row["race"]), (0, 20, 0, 0), output)
+
+    def test_the_command_is_any_line_for_the_shell(self):
+        program = os.path.abspath(__file__)
+        for line in (
+            f"A=1 B=2 {sys.executable} {program} wrong-books {{ip}} {{port}}",
+            f"FAULT=wrong-books; {sys.executable} {program} $FAULT {{ip}} {{port}}",
+            f"cd {os.path.dirname(program)} && {sys.executable} loss.py wrong-books {{ip}} {{port}}",
+            f"exec {sys.executable} {program} wrong-books {{ip}} {{port}}",
+        ):
+            with self.subTest(line):
+                few = ("--clients", "2", "--no-stop", "--requests", "20", "--stop-limit", "9s", "--modes", "new")
+                _, rows, output = measure(*few, f"shell={line}")
+                (row,) = rows.values()
+                # Its own books come only from a server that has had the signal itself.
+                self.assertEqual((row["ok"], row["ledgers"], row["never_ended"]), (20, 1, 0), output)
 
     def test_wrong_books_are_noticed(self):
         status, row, output = self.faulty("wrong-books", "--modes", "new")

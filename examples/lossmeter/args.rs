@@ -70,7 +70,8 @@ request what became of it, as the client saw it at its socket. Again and again, 
 USAGE
   lossmeter [OPTIONS] SERVER...
 
-  SERVER is [NAME[:SIGNAL]=]COMMAND, a command line for the shell. {addr} in it becomes the address to listen on
+  SERVER is [NAME[:SIGNAL]=]COMMAND, a command line for the shell; the signal goes to what it runs in the end ('cd x &&
+  VAR=1 ./server {addr}'). {addr} in it becomes the address to listen on
   (127.3.4.5:10001), {ip} and {port} its parts; with {port} alone the server listens on 127.0.0.1 or on everything.
   It must not go into the background, and is ready when it accepts connections. Several servers take turns.
 
@@ -120,6 +121,7 @@ WHAT BECOMES OF A REQUEST
   reset_fresh    connected, sent (all or some of it), and reset, without a byte of an answer
   closed_fresh   the same, but closed (FIN)
   reset_unused   connected, and reset before anything was sent
+  closed_unused  the same, but closed (FIN): a request that was sent then would have been lost
   dropped        the same as the first two, on a connection that was used before, and no race
   truncated      the answer is cut
   pipelined      sent together with a request that was answered or cut, and not answered itself: also behind an answer
@@ -127,7 +129,7 @@ WHAT BECOMES OF A REQUEST
   timed_out, bad (no HTTP, or another answer than the first), refused_early (before the signal)
 
   No request, and no loss: connections refused, or not established in time; closed_idle, a used connection that the
-  client saw closed before it wrote (it takes a new one); closed_unused, the same on a new one, by FIN.
+  client saw closed before it wrote (it takes a new one).
 
 RACE
   A client looks at its connection immediately before it writes. A request on a used connection that was open by that

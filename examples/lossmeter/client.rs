@@ -250,7 +250,7 @@ async fn watch(stream: &TcpStream, pause: Duration) -> Look {
 fn unused(seen: Look, fresh: bool, tally: &mut Tally) {
     match (seen, fresh) {
         (Look::Reset, true) => tally.add(Outcome::ResetUnused, 1),
-        (Look::Fin, true) => tally.closed_unused += 1,
+        (Look::Fin, true) => tally.add(Outcome::ClosedUnused, 1),
         (Look::Fin | Look::Reset, false) => tally.closed_idle += 1,
         (Look::Bytes | Look::Open, _) => tally.add(Outcome::Bad, 1),
     }

@@ -114,7 +114,7 @@ impl Row {
             self.sum.get(Outcome::Race).to_string(),
             self.sum.get(Outcome::ErrorStatus).to_string(),
             self.sum.refused.to_string(),
-            (self.sum.closed_idle + self.sum.closed_unused).to_string(),
+            self.sum.closed_idle.to_string(),
             format!(
                 "{} / {}",
                 time(self.times.get(self.times.len().saturating_sub(1) / 2)),
@@ -189,7 +189,15 @@ fn is_text(column: usize) -> bool {
     matches!(column, 0 | 1 | 5)
 }
 
-/// The table, and notes below it. It is Markdown, too.
+/// What the names in the column of losses mean, of those that are in it.
+fn legend(rows: &[Row]) -> Vec<String> {
+    let seen =
+        |outcome: &Outcome| outcome.is_lost() && rows.iter().any(|row| row.sum.get(*outcome) > 0);
+    let line = |outcome: Outcome| format!("{}: {}", outcome.name(), outcome.meaning());
+    Outcome::ALL.into_iter().filter(seen).map(line).collect()
+}
+
+/// The table, a legend, and notes below it. It is Markdown, too.
 pub(crate) fn table(rows: &[Row]) -> String {
     let there: Vec<_> = rows
         .iter()
@@ -227,7 +235,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     for cells in &there {
         line(std::array::from_fn(|column| &*cells[column]));
     }
-    let mut notes: Vec<_> = rows.iter().flat_map(Row::notes).collect();
+    let mut notes = legend(rows);
+    notes.extend(rows.iter().flat_map(Row::notes));
     notes.extend(statuses(rows));
     if !notes.is_empty() {
         text += "\n";

@@ -1,5 +1,6 @@
 //! A server under test: started, signalled, waited for.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -28,7 +29,7 @@ impl ServerSpec {
         self.command.contains("{addr}") || self.command.contains("{ip}")
     }
 
-    /// The command for a certain address. The shell is gone when the server runs: the signal reaches the server itself.
+    /// The command for a certain address.
     pub(crate) fn command(&self, addr: SocketAddr) -> Command {
         let line = self
             .command
@@ -36,7 +37,7 @@ impl ServerSpec {
             .replace("{ip}", &addr.ip().to_string())
             .replace("{port}", &addr.port().to_string());
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("exec {line}")]);
+        command.args(["-c", &line]);
         command
     }
 }
@@ -100,7 +101,7 @@ impl Server {
 
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let pid = self.group.ok_or(io::ErrorKind::NotFound)?;
-        Ok(kill_process(pid, signal)?)
+        Ok(kill_process(beyond_the_shell(pid).unwrap_or(pid), signal)?)
     }
 
     /// Waits for the end; `None` if it does not come in time. Then the server is to be dropped.
@@ -125,6 +126,23 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The server, if the shell that was given the command line is still there and waits for it. A shell mostly becomes the
+/// command, but not behind a `cd x &&`.
+fn beyond_the_shell(pid: Pid) -> Option<Pid> {
+    let proc = format!("/proc/{}", pid.as_raw_nonzero());
+    let arguments = fs::read(format!("{proc}/cmdline")).ok()?;
+    if !arguments.starts_with(b"/bin/sh\0-c\0") {
+        return None;
+    }
+    let children = fs::read_to_string(format!("{proc}/task/{}/children", pid.as_raw_nonzero()));
+    let children = children.ok()?;
+    let mut children = children.split_whitespace();
+    let (only, None) = (children.next()?, children.next()) else {
+        return None;
+    };
+    Pid::from_raw(only.parse().ok()?)
 }
 
 /// How long output may take to arrive when its process has ended: others may still hold the pipe.

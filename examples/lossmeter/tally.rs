@@ -17,6 +17,8 @@ pub(crate) enum Outcome {
     ClosedFresh,
     /// Reset before anything was sent, on a new connection.
     ResetUnused,
+    /// The same, but closed.
+    ClosedUnused,
     /// Closed or reset without a byte of an answer, on a used connection, when the server must have had the request.
     Dropped,
     /// The answer was cut.
@@ -31,13 +33,37 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    pub(crate) const ALL: [Self; 12] = [
+    /// Of a loss: what has happened, in a line.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Self::Ok => "the answer was whole and right",
+            Self::ErrorStatus => "the answer was whole, and a 5xx",
+            Self::Race => "crossed the server's FIN on a used connection",
+            Self::ResetFresh => "sent on a new connection, and reset without a byte of an answer",
+            Self::ClosedFresh => "sent on a new connection, and closed without a byte of an answer",
+            Self::ResetUnused => "a new connection, reset before anything was sent",
+            Self::ClosedUnused => "a new connection, closed before anything was sent",
+            Self::Dropped => {
+                "received on a used connection, and closed or reset without a byte of an answer"
+            }
+            Self::Truncated => "the answer was cut",
+            Self::Pipelined => {
+                "sent together with a request that was answered, and not answered itself"
+            }
+            Self::TimedOut => "no whole answer in time",
+            Self::Bad => "no HTTP, or another answer than the first one",
+            Self::RefusedEarly => "refused before the signal",
+        }
+    }
+
+    pub(crate) const ALL: [Self; 13] = [
         Self::Ok,
         Self::ErrorStatus,
         Self::Race,
         Self::ResetFresh,
         Self::ClosedFresh,
         Self::ResetUnused,
+        Self::ClosedUnused,
         Self::Dropped,
         Self::Truncated,
         Self::Pipelined,
@@ -58,6 +84,7 @@ impl Outcome {
             Self::ResetFresh => "reset_fresh",
             Self::ClosedFresh => "closed_fresh",
             Self::ResetUnused => "reset_unused",
+            Self::ClosedUnused => "closed_unused",
             Self::Dropped => "dropped",
             Self::Truncated => "truncated",
             Self::Pipelined => "pipelined",
@@ -76,8 +103,6 @@ pub(crate) struct Tally {
     pub(crate) refused: u64,
     /// Used connections that the server ended, and the client saw it before it wrote.
     pub(crate) closed_idle: u64,
-    /// The same on new connections (by a FIN; a reset is a loss).
-    pub(crate) closed_unused: u64,
     /// Connections made.
     pub(crate) connections: u64,
     /// Answers that came whole, whatever they said.
@@ -122,7 +147,6 @@ impl Tally {
         }
         self.refused += other.refused;
         self.closed_idle += other.closed_idle;
-        self.closed_unused += other.closed_unused;
         self.connections += other.connections;
         self.complete += other.complete;
         self.crossed += other.crossed;
@@ -142,7 +166,6 @@ impl Tally {
         for (name, count) in [
             ("refused", self.refused),
             ("closed_idle", self.closed_idle),
-            ("closed_unused", self.closed_unused),
             ("connections", self.connections),
             ("local_errors", self.local_errors),
         ] {
