@@ -79,7 +79,7 @@ fn responses_say_when_an_idle_connection_ends() {
             "GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n",
             &close,
         ),
-        ("GET / HTTP/1.0\r\n\r\n", &(None, None)),
+        ("GET / HTTP/1.0\r\n\r\n", &close),
         ("GET /connection/close HTTP/1.1\r\nHost: a\r\n\r\n", &close),
         // The rest of this body does not come: the connection cannot go on.
         (

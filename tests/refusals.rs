@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::{
-    Client, Journal, addr, assert_balanced, builder, each_way, hello, listener, reply, stop,
+    Client, Journal, Unsized, addr, assert_balanced, builder, each_way, hello, listener, reply,
+    stop,
 };
 use http::header::HOST;
 use http::{Request, Response, Version};
@@ -384,21 +385,6 @@ fn answering() -> Vec<Server> {
     let mut servers = Vec::from(each_way(builder, handler));
     servers.push(builder().serve(listener(), service).unwrap());
     servers
-}
-
-/// A body that does not say how long it is.
-struct Unsized(Full<Bytes>);
-
-impl http_body::Body for Unsized {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
-        std::pin::Pin::new(&mut self.0).poll_frame(cx)
-    }
 }
 
 /// The writer of an answer that has no content is told so, as for 204.

@@ -20,7 +20,7 @@ use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
 use super::track::{Conn, Inflight};
-use super::validate::validate;
+use super::validate::{has_option, options, validate};
 use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::lifecycle::Phase;
@@ -128,7 +128,8 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             asks_for: AsksFor::of(request.method()),
             is_upgrade,
             is_http10,
-            announces: self.conn.shared().announcement.is_some() && wishes.keep_alive,
+            keep_alive: wishes.keep_alive,
+            announces: self.conn.shared().announcement.is_some(),
         };
         let shared = self.conn.shared();
         let (future, early);
@@ -152,6 +153,12 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     }
 }
 
+/// Whether the host's own words are that the connection ends. Looking at each is quicker than looking one up.
+fn says_close(headers: &HeaderMap) -> bool {
+    let mut fields = headers.iter().filter(|(name, _)| *name == CONNECTION);
+    fields.any(|(_, field)| has_option(field, b"close"))
+}
+
 /// Whether an answer of this status has no content, and no headers that speak of any (RFC 9110, 15.3.5 and 15.3.6).
 fn is_empty(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
@@ -170,6 +177,8 @@ struct Answering<O: Outcome> {
     /// The request asks for an upgrade, or a tunnel.
     is_upgrade: bool,
     is_http10: bool,
+    /// The client wants the connection to go on.
+    keep_alive: bool,
     /// The response tells of the idle timeout, if the connection goes on behind it.
     announces: bool,
 }
@@ -258,21 +267,6 @@ impl<O: Outcome> Answering<O> {
         let agrees = status == StatusCode::SWITCHING_PROTOCOLS
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
         let upgrades = self.is_upgrade && agrees;
-        let conn = self.conn();
-        if upgrades {
-            conn.upgrade_agreed();
-        } else if conn.shared().phases.get() >= Phase::LameDuck
-            && (!conn.has_request_behind() || conn.shared().is_stop_pressing())
-        {
-            // The client then knows that this connection ends, and sends its next request on another.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(CONNECTION, close);
-            if self.is_http10 {
-                // Else hyper adds `keep-alive`, if the client has asked for that.
-                *response.version_mut() = Version::HTTP_10;
-            }
-            conn.close_announced();
-        }
         if upgrades || status.is_informational() || is_empty(status) {
             // RFC 9110, 8.6 and 15.3.6; RFC 9112, 6.1. For 205, hyper says that it is 0.
             response.headers_mut().remove(CONTENT_LENGTH);
@@ -292,16 +286,61 @@ impl<O: Outcome> Answering<O> {
         } else {
             response.body().size_hint().exact().or_else(declared)
         };
-        if self.is_http10 && remaining.is_none() {
-            // Its end is the connection's: cut, it must not end like that.
-            conn.response_ends_with_connection();
-        }
-        // hyper closes behind a body that is not read, and where only the end of the connection ends the response.
-        let goes_on = conn.has_read_body() && (remaining.is_some() || !self.is_http10);
-        if self.announces && goes_on && !upgrades {
+        let has_own_end = remaining.is_some() || !self.is_http10;
+        if upgrades {
+            self.conn().upgrade_agreed();
+        } else if self.is_last(response.headers(), has_own_end) {
+            self.say_close(response);
+        } else if self.announces {
             self.announce(response.headers_mut());
         }
         remaining
+    }
+
+    /// Whether the connection ends behind this answer.
+    fn is_last(&self, headers: &HeaderMap, has_own_end: bool) -> bool {
+        let conn = self.conn();
+        if !has_own_end {
+            // Its end is the connection's: cut, it must not end like that.
+            conn.response_ends_with_connection();
+        }
+        let stops = conn.shared().phases.get() >= Phase::LameDuck
+            && (!conn.has_request_behind() || conn.shared().is_stop_pressing());
+        if stops {
+            // The client is told, and sends its next request on another.
+            conn.close_announced();
+        }
+        // hyper closes behind a body that is not read.
+        stops || !self.keep_alive || !has_own_end || !conn.has_read_body() || says_close(headers)
+    }
+
+    /// Says that the connection ends. What the host says of it may stay, but not that it goes on.
+    #[cold]
+    fn say_close<S>(&self, response: &mut Response<S>) {
+        let mut others = Vec::new();
+        for field in response.headers().get_all(CONNECTION) {
+            for option in options(field) {
+                let is_one_of = |names: [&str; 3]| {
+                    let mut names = names.iter();
+                    names.any(|name| option.eq_ignore_ascii_case(name.as_bytes()))
+                };
+                if !is_one_of(["", "close", "keep-alive"]) {
+                    others.extend_from_slice(if others.is_empty() { b"" } else { b", " });
+                    others.extend_from_slice(option);
+                }
+            }
+        }
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        // By itself, because hyper does not look for `close` in a field in which it cannot read all.
+        if let (false, Ok(others)) = (others.is_empty(), HeaderValue::from_bytes(&others)) {
+            headers.append(CONNECTION, others);
+        }
+        headers.remove(&KEEP_ALIVE);
+        if self.is_http10 {
+            // Else hyper adds `keep-alive`, if the client has asked for that.
+            *response.version_mut() = Version::HTTP_10;
+        }
     }
 
     /// Says when an idle connection ends, unless the response says something of the kind itself.

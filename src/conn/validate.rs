@@ -30,8 +30,9 @@ pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode
             }
             has_host = true;
         } else if name == CONNECTION {
-            says_close |= has_option(value, "close");
-            says_keep_alive |= has_option(value, "keep-alive");
+            says_close |= has_option(value, b"close");
+            // hyper does not look into a field in which it cannot read all.
+            says_keep_alive |= has_option(value, b"keep-alive") && value.to_str().is_ok();
         } else if name == TRANSFER_ENCODING {
             codings += 1;
             // hyper has found that the last one is `chunked`, and takes away no other.
@@ -51,12 +52,15 @@ pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode
     })
 }
 
-/// Whether the field names this option. As hyper sees it: both must agree on how long the connection lasts.
-pub(super) fn has_option(field: &HeaderValue, option: &str) -> bool {
-    let options = field.to_str().unwrap_or_default().split(',');
-    options
-        .map(str::trim)
-        .any(|it| it.eq_ignore_ascii_case(option))
+/// Whether a `Connection` names this option.
+pub(super) fn has_option(field: &HeaderValue, option: &[u8]) -> bool {
+    options(field).any(|it| it.eq_ignore_ascii_case(option))
+}
+
+/// What a `Connection` names; there may be empty ones.
+pub(super) fn options(field: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    let options = field.as_bytes().split(|byte| *byte == b',');
+    options.map(<[u8]>::trim_ascii)
 }
 
 /// Whether the target is a path, as it mostly is.

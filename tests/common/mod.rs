@@ -6,17 +6,22 @@
     reason = "every test file uses some of it, and a helper that fails fails its test"
 )]
 
+use std::convert::Infallible;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response as HttpResponse;
+use http_body::{Body, Frame};
+use http_body_util::Full;
 use httpdown::{
     Builder, ConnEvent, Dispatch, Event, Exchange, Listener, Listeners, Phase, Report, Result,
     Server, Stats,
@@ -120,6 +125,22 @@ pub(crate) fn each_way(
 /// Answers with 200 and this text.
 pub(crate) fn reply(exchange: Exchange, text: impl Into<Bytes>) -> Result<()> {
     exchange.reply(HttpResponse::new(text.into()))
+}
+
+/// A body that does not say how long it is.
+#[derive(Debug)]
+pub(crate) struct Unsized(pub(crate) Full<Bytes>);
+
+impl Body for Unsized {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<std::result::Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
 }
 
 /// A client's connection.
