@@ -16,8 +16,10 @@
  *     for each object. Both also at exit() (atexit, static destructors), and while a thread ends (the destructors of
  *     its locals): a server may be stopped and freed there, and answers what is under way.
  *  7. Handlers run on httpdown's threads (or take requests on your own: httpdown_next), several at a time. They must
- *     not longjmp out, fork without exec, or let an exception out. Events come on one thread of their own, which serves
- *     nothing: a slow callback delays only later events.
+ *     not longjmp out, call pthread_exit, fork without exec, or let an exception out. Events come on one thread of
+ *     their own, which serves nothing: a slow callback delays only later events. These threads cannot be cancelled. One
+ *     of yours that is cancelled (pthread_cancel) in a call of httpdown goes on until the call has returned, and is
+ *     cancelled at its next cancellation point; but it must not have PTHREAD_CANCEL_ASYNCHRONOUS set.
  *  8. httpdown touches nothing of your process: no signals (but in httpdown_run, which restores them), no output, no
  *     locale. Its threads that run none of your code block all signals but those for faults (SEGV, BUS, FPE, ILL, TRAP,
  *     SYS). Those that do (handlers, callbacks) block what the thread did that started the server, and PIPE, just as if

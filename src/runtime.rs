@@ -121,6 +121,7 @@ pub(crate) fn spawn_thread(
         builder.spawn(move || {
             // To the end: all that is left then are the host's thread-local destructors.
             let _its = its;
+            sys::never_cancel();
             OWNER.set(Some((server, role)));
             if let Some(mask) = runs_hosts_code {
                 mask.set();

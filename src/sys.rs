@@ -186,6 +186,39 @@ impl fmt::Debug for SignalMask {
     }
 }
 
+unsafe extern "C" {
+    /// Not in the crate libc, for Linux.
+    fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
+}
+
+/// Runs `f`, in which the calling thread is not cancelled (`pthread_cancel`): that would unwind it through our frames,
+/// where std aborts. It is when `f` has returned, at the next cancellation point. Async-signal-safe.
+pub(crate) fn without_cancellation<T>(f: impl FnOnce() -> T) -> T {
+    /// Puts back what was there, also if `f` panics.
+    struct Before(libc::c_int);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            set_cancel_state(self.0);
+        }
+    }
+    let _before = Before(set_cancel_state(PTHREAD_CANCEL_DISABLE));
+    f()
+}
+
+/// From now on the calling thread, which is ours, is not cancelled.
+pub(crate) fn never_cancel() {
+    set_cancel_state(PTHREAD_CANCEL_DISABLE);
+}
+
+const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
+
+fn set_cancel_state(state: libc::c_int) -> libc::c_int {
+    let mut old = 0;
+    // SAFETY: an int is written there; it fails only for a state that is none.
+    unsafe { pthread_setcancelstate(state, &raw mut old) };
+    old
+}
+
 /// Runs `f` with every signal blocked but those that report a fault of the thread itself. A thread that `f` starts
 /// inherits this, from its first instruction on.
 ///

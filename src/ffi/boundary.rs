@@ -9,7 +9,7 @@ use super::types::httpdown_status::{self, *};
 use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
 use crate::contain::contain;
 use crate::error::{Error, Result};
-use crate::process;
+use crate::{process, sys};
 
 /// The body of every function that returns a status.
 pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
@@ -26,11 +26,13 @@ pub(super) fn status_in_child_too(body: impl FnOnce() -> Result<()>) -> c_int {
 
 /// For what can be done in a forked child as anywhere else, and where there are several ways to succeed.
 pub(super) fn status_anywhere(body: impl FnOnce() -> Result<httpdown_status>) -> c_int {
-    let status = contain(|| body().unwrap_or_else(|error| status_of(&error)));
+    let call = || body().unwrap_or_else(|error| status_of(&error));
+    let status = sys::without_cancellation(|| contain(call));
     status.unwrap_or(HTTPDOWN_STATUS_PANIC) as c_int
 }
 
-/// The body of every function that returns a value: `fallback` stands for a NULL argument, a fork and a panic.
+/// The body of every function that returns a value: `fallback` stands for a NULL argument, a fork and a panic. What may
+/// come to a cancellation point there does so in [`sys::without_cancellation`].
 pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
     if process::forked() {
         return fallback;

@@ -14,8 +14,8 @@ use super::options::Options;
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
-use crate::process;
 use crate::{Error, Event, Result, Server, Signals};
+use crate::{process, sys};
 
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
 pub struct httpdown_server {
@@ -178,7 +178,7 @@ unsafe fn begin(server: *const httpdown_server, order: fn(&Server)) -> c_int {
     }
     // SAFETY: the header's preface: NULL or a server.
     match unsafe { server.as_ref() } {
-        Some(server) => order(server.get()),
+        Some(server) => sys::without_cancellation(|| order(server.get())),
         None => return httpdown_status::HTTPDOWN_STATUS_INVALID_ARGUMENT as c_int,
     }
     httpdown_status::HTTPDOWN_STATUS_OK as c_int
@@ -293,7 +293,10 @@ pub unsafe extern "C" fn httpdown_free(server: *mut httpdown_server) {
         if !server.is_null() {
             // SAFETY: it came from httpdown_serve, and is freed once.
             let handle = unsafe { Arc::from_raw(server.cast_const()) };
-            handle.get().clone().close();
+            sys::without_cancellation(|| {
+                handle.get().clone().close();
+                drop(handle);
+            });
         }
         Ok(())
     });
