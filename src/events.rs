@@ -4,9 +4,13 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use once_cell::sync::OnceCell;
 
 use crate::conn::ConnState;
 use crate::contain::contain;
@@ -14,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::lifecycle::Phase;
 use crate::rarely::Rarely;
 use crate::stats::{StatKind, Stats};
+use crate::sys::EventFd;
 
 /// How many events of connections wait at most. At 100,000 requests a second, two events each, it is 80 ms' worth.
 const CAPACITY: usize = 16_384;
@@ -133,23 +138,31 @@ pub(crate) struct Events {
     interest: Interest,
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// The host takes them: readable while some wait.
+    pulled: bool,
+    /// Readable also after the end; made when somebody asks for it.
+    readable: OnceCell<EventFd>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     events: VecDeque<Event>,
     closed: bool,
+    /// Those who wait for the end have been told.
+    ended: bool,
     /// There is a thread that has not delivered all of them.
     delivers: bool,
     dropped: u64,
 }
 
 impl Events {
-    pub(crate) fn new(interest: Interest) -> Self {
+    pub(crate) fn new(interest: Interest, pulled: bool) -> Self {
         Self {
             interest,
             queue: Mutex::default(),
             changed: Condvar::new(),
+            pulled,
+            readable: OnceCell::new(),
         }
     }
 
@@ -217,6 +230,9 @@ impl Events {
             return;
         }
         queue.events.push_back(event);
+        if self.pulled && queue.events.len() == 1 {
+            self.signal();
+        }
         drop(queue);
         self.changed.notify_one();
     }
@@ -232,11 +248,44 @@ impl Events {
         self.changed.notify_all();
     }
 
+    /// Those who wait for the end have been told.
+    pub(crate) fn end(&self) {
+        self.lock().ended = true;
+        self.signal();
+    }
+
+    /// Readable while events wait, if the host takes them, and after the end.
+    pub(crate) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
+        let queue = self.lock();
+        let readable = self.readable.get_or_try_init(|| {
+            let readable = EventFd::new()?;
+            if queue.ended || (self.pulled && !queue.events.is_empty()) {
+                readable.set();
+            }
+            Ok(readable)
+        });
+        drop(queue);
+        readable.map(EventFd::as_fd)
+    }
+
+    fn signal(&self) {
+        if let Some(readable) = self.readable.get() {
+            readable.set();
+        }
+    }
+
     /// Takes the oldest event, waiting for one until `deadline` (`None`: without limit).
     pub(crate) fn next(&self, deadline: Option<Instant>) -> Result<Event> {
         let mut queue = self.lock();
         loop {
             if let Some(event) = queue.events.pop_front() {
+                if self.pulled
+                    && queue.events.is_empty()
+                    && !queue.ended
+                    && let Some(readable) = self.readable.get()
+                {
+                    readable.clear();
+                }
                 return Ok(event);
             }
             if queue.closed {

@@ -241,6 +241,8 @@ impl Drop for Settling {
     fn drop(&mut self) {
         self.0.settle(Err(Error::Panicked));
         self.0.outcome.tell();
+        // Behind that: who sees this finds how it has ended.
+        self.0.events.end();
     }
 }
 

@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::os::fd::BorrowedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
@@ -583,7 +584,7 @@ impl Builder {
             announcement: announcement.filter(|_| self.config.keep_alive_header),
             config: self.config.clone(),
             clock: clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
-            events: Events::new(self.interest()),
+            events: Events::new(self.interest(), self.pulled.is_some()),
             accept_failures: Rarely::default(),
             drive_failures: Rarely::default(),
             orders: Orders::new()?,
@@ -923,6 +924,20 @@ impl Server {
             ));
         }
         self.shared.events.next(deadline)
+    }
+
+    /// A descriptor for an event loop: readable (level-triggered) while events wait to be taken by [`Server::next_event`],
+    /// and after the end, when [`Server::wait_blocking`] does not wait any more; the latter also without
+    /// [`Builder::pull_events`]. It belongs to the server. Never blocks.
+    ///
+    /// With it, and that of the [queue](RequestQueue::descriptor), one thread can serve and stop: it begins the stop, and
+    /// goes on taking, answering and looking until it finds the end here.
+    ///
+    /// # Errors
+    /// [`Error::OutOfResources`] or [`Error::Io`] if no descriptor can be had.
+    pub fn event_descriptor(&self) -> Result<BorrowedFd<'_>> {
+        let descriptor = self.shared.events.descriptor();
+        descriptor.map_err(|error| Error::io("making the events' descriptor", error))
     }
 }
 

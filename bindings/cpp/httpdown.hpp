@@ -339,6 +339,12 @@ public:
     /// to the server. Never blocks. Throws error: INVALID_ARGUMENT if there is no queue, OUT_OF_RESOURCES.
     int queue_fd() const;
 
+    /// A descriptor for your own event loop: readable while events wait to be taken by `next_event`, and after the end,
+    /// when `wait` does not wait any more; the latter also without the option `pull_events`. It belongs to the server.
+    /// With it and `queue_fd`, one thread can serve and stop: httpdown.h says how, at httpdown_event_fd. Never blocks.
+    /// Throws error: OUT_OF_RESOURCES.
+    int event_fd() const;
+
     /// Takes the oldest event (the option `pull_events`), waiting for one at most for the timeout. There is none in
     /// the optional when all were taken and the server has ended; its `kind` is 0 at the timeout. Throws error:
     /// INVALID_ARGUMENT without that option.
@@ -826,6 +832,12 @@ inline std::optional<request> server_ref::next(milliseconds timeout) const {
 inline int server_ref::queue_fd() const {
     int fd = -1;
     detail::check(httpdown_queue_fd(handle_, &fd));
+    return fd;
+}
+
+inline int server_ref::event_fd() const {
+    int fd = -1;
+    detail::check(httpdown_event_fd(handle_, &fd));
     return fd;
 }
 

@@ -138,6 +138,9 @@ fn explained(
 /// gets the same result. Before that the callbacks for events have been called, to the last, on_phase with
 /// HTTPDOWN_PHASE_STOPPED; but for callbacks that block no stop waits longer than a second.
 ///
+/// Not for the only thread that takes requests from the queue: those that come while it waits here are answered by nobody
+/// until the kill. It calls httpdown_stop_begin, and goes on: see httpdown_event_fd.
+///
 /// Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
 /// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has
 /// not ended, and this is a thread of its own, or one that holds an unfinished request of the queue: the stop has begun
@@ -346,7 +349,8 @@ pub unsafe extern "C" fn httpdown_next(
 }
 
 /// A descriptor for the program's own event loop: readable (level-triggered) while requests wait in the queue, and
-/// after the end. It belongs to the server; do not read from it or close it. Never blocks.
+/// after the end, when httpdown_next returns STOPPED. It belongs to the server; do not read from it or close it. Never
+/// blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
 #[must_use]
@@ -362,6 +366,33 @@ pub unsafe extern "C" fn httpdown_queue_fd(
         let fd = unsafe { output(fd, "fd")? };
         let queue = server.queue().ok_or_else(no_queue)?;
         fd.write(queue.descriptor()?.as_raw_fd());
+        Ok(())
+    })
+}
+
+/// A descriptor for the program's own event loop: readable (level-triggered) while events wait to be taken by
+/// httpdown_next_event, and after the end, when httpdown_wait does not wait any more; the latter also without the option
+/// `pull_events`. It belongs to the server; do not read from it or close it. Never blocks.
+///
+/// With it, and that of httpdown_queue_fd, a program of one thread stops without blocking and loses nothing. It calls
+/// httpdown_stop_begin, and goes on with its loop: poll both, take and answer requests (httpdown_next with HTTPDOWN_NOW)
+/// until that returns STOPPED, from when on it polls only this one, take events if it has asked for them, and call
+/// httpdown_wait with HTTPDOWN_NOW: as long as that returns WOULD_BLOCK, or WOULD_DEADLOCK because the thread holds a
+/// request, the server has not ended. Then httpdown_free returns at once.
+///
+/// Returns OK, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_event_fd(
+    server: *const httpdown_server,
+    fd: *mut c_int,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or a server.
+        let server = unsafe { borrow(server, "server")? }.get();
+        // SAFETY: the header's preface: NULL or writable.
+        let fd = unsafe { output(fd, "fd")? };
+        fd.write(server.event_descriptor()?.as_raw_fd());
         Ok(())
     })
 }

@@ -77,6 +77,8 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_next(server, HTTPDOWN_NOW, &request, 1, NULL), INVALID);
     EQUAL(httpdown_queue_fd(NULL, &fd), INVALID);
     EQUAL(httpdown_queue_fd(server, NULL), INVALID);
+    EQUAL(httpdown_event_fd(NULL, &fd), INVALID);
+    EQUAL(httpdown_event_fd(server, NULL), INVALID);
     EQUAL(httpdown_next_event(NULL, HTTPDOWN_NOW, &event), INVALID);
     EQUAL(httpdown_next_event(server, HTTPDOWN_NOW, NULL), INVALID);
 

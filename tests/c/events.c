@@ -102,6 +102,62 @@ static void a_pull_can_time_out(void) {
     free_fixture(f);
 }
 
+static bool is_readable(int fd, int timeout_ms) {
+    struct pollfd watched = {.fd = fd, .events = POLLIN};
+    int ready = poll(&watched, 1, timeout_ms);
+    CHECK(ready >= 0 && (watched.revents & ~POLLIN) == 0);
+    return ready == 1;
+}
+
+static void the_descriptor_is_readable_while_events_wait_and_after_the_end(void) {
+    for (int comes_late = 0; comes_late < 2; comes_late++) {
+        fixture *f = new_fixture();
+        httpdown_options options = pulling(f, hello, HTTPDOWN_EVENT_PHASE);
+        httpdown_server *server = start(&options);
+        httpdown_event event;
+        int fd = -1, again = -1;
+        if (comes_late) get(server, 200, NULL);
+        EQUAL(httpdown_event_fd(server, &fd), 0);
+        EQUAL(httpdown_event_fd(server, &again), 0);
+        EQUAL(fd, again);
+        CHECK(fcntl(fd, F_GETFD) & FD_CLOEXEC);
+        CHECK(is_readable(fd, PATIENCE_MS));
+        EQUAL(next(server, HTTPDOWN_NOW, &event), 0);
+        CHECK(!is_readable(fd, 0));
+        EQUAL(httpdown_stop_begin(server), 0);
+        int last = HTTPDOWN_PHASE_SERVING, status;
+        do {
+            CHECK(is_readable(fd, PATIENCE_MS));
+            while (next(server, HTTPDOWN_NOW, &event) == 0) last = event.code;
+            status = httpdown_wait(server, HTTPDOWN_NOW, NULL);
+        } while (status == HTTPDOWN_STATUS_WOULD_BLOCK);
+        EQUAL(status, 0);
+        EQUAL(last, HTTPDOWN_PHASE_STOPPED);
+        CHECK(is_readable(fd, 0));
+        end_server(f, 0);
+        free_fixture(f);
+    }
+}
+
+/* It tells the end, whether there are events to be taken or not. */
+static void the_descriptor_tells_the_end_also_where_callbacks_get_the_events(void) {
+    for (int calls_back = 0; calls_back < 2; calls_back++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, hello);
+        if (calls_back) record_all(&options);
+        httpdown_server *server = start(&options);
+        int fd = -1;
+        EQUAL(httpdown_event_fd(server, &fd), 0);
+        get(server, 200, NULL);
+        CHECK(!is_readable(fd, 0));
+        EQUAL(httpdown_stop_begin(server), 0);
+        CHECK(is_readable(fd, PATIENCE_MS));
+        EQUAL(httpdown_wait(server, HTTPDOWN_NOW, NULL), 0);
+        end_server(f, 0);
+        free_fixture(f);
+    }
+}
+
 static void *pulls(void *argument) {
     httpdown_event event;
     intptr_t count = 0;
@@ -192,6 +248,8 @@ int main(int argc, char **argv) {
     RUN(every_kind_can_be_pulled);
     RUN(only_what_was_asked_for_comes);
     RUN(a_pull_can_time_out);
+    RUN(the_descriptor_is_readable_while_events_wait_and_after_the_end);
+    RUN(the_descriptor_tells_the_end_also_where_callbacks_get_the_events);
     RUN(several_threads_may_pull);
     RUN(what_nobody_takes_is_dropped_and_counted);
     RUN(a_server_without_pulling_has_no_events);

@@ -45,6 +45,7 @@ static void in_child(fixture *f, httpdown_server *server, httpdown_clock *clock)
     EQUAL(httpdown_local_addr(server, 0, text, sizeof text), FORKED);
     EQUAL(httpdown_next(server, HTTPDOWN_FOREVER, &taken, 1, &count), FORKED);
     EQUAL(httpdown_queue_fd(server, &fd), FORKED);
+    EQUAL(httpdown_event_fd(server, &fd), FORKED);
     EQUAL(httpdown_next_event(server, HTTPDOWN_FOREVER, &event), FORKED);
     CHECK(httpdown_request_method(request).data == NULL && httpdown_request_target(request).data == NULL);
     CHECK(httpdown_request_path(request).data == NULL && httpdown_request_query(request).data == NULL);

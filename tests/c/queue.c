@@ -197,6 +197,111 @@ static void requests_are_taken_during_a_stop(void) {
     free_fixture(f);
 }
 
+/* ---- a program of one thread ---- */
+
+typedef struct {
+    const httpdown_server *server;
+    struct pollfd fds[2]; /* the queue, and the events and the end */
+    int answered, phase;
+    httpdown_request *kept; /* the last one, if it is to be answered in the next round */
+} loop;
+
+static void answer_one(httpdown_request *request, loop *l) {
+    EQUAL(httpdown_reply_text(request, 200, "looped"), 0);
+    l->answered++;
+}
+
+static void take_all(loop *l) {
+    httpdown_request *requests[4];
+    size_t count;
+    int status;
+    while ((status = httpdown_next(l->server, HTTPDOWN_NOW, requests, 4, &count)) == 0)
+        for (size_t i = 0; i < count; i++) {
+            if (l->kept != NULL) answer_one(l->kept, l);
+            l->kept = requests[i];
+        }
+    if (status == HTTPDOWN_STATUS_STOPPED) l->fds[0].fd = -1; /* stays readable, and says nothing new */
+    else EQUAL(status, HTTPDOWN_STATUS_WOULD_BLOCK);
+}
+
+static void hear_all(loop *l) {
+    httpdown_event event = {.struct_size = sizeof event};
+    int status;
+    while ((status = httpdown_next_event(l->server, HTTPDOWN_NOW, &event)) == 0) {
+        EQUAL(event.kind, HTTPDOWN_EVENT_PHASE);
+        CHECK(event.code >= l->phase);
+        l->phase = event.code;
+    }
+    CHECK(status == HTTPDOWN_STATUS_WOULD_BLOCK || status == HTTPDOWN_STATUS_STOPPED);
+}
+
+/* One round; the result of the stop, or WOULD_BLOCK. */
+static int go_round(loop *l) {
+    EQUAL(l->kept != NULL || poll(l->fds, 2, PATIENCE_MS) > 0, 1);
+    if (l->kept != NULL) {
+        answer_one(l->kept, l);
+        l->kept = NULL;
+    }
+    take_all(l);
+    hear_all(l);
+    if (l->kept != NULL) return HTTPDOWN_STATUS_WOULD_BLOCK; /* WOULD_DEADLOCK, for this thread holds it */
+    return httpdown_wait(l->server, HTTPDOWN_NOW, NULL);
+}
+
+static void *asks_until_refused(void *argument) {
+    fixture *f = argument;
+    intptr_t answered = 0;
+    int port = port_of(f->server), fd;
+    while ((fd = connect_to(port)) >= 0) {
+        put(fd, GET_CLOSE("/"));
+        expect(fd, 200, "looped");
+        close(fd);
+        if (++answered == 20) gate_add(&f->entered);
+    }
+    EQUAL(errno, ECONNREFUSED);
+    return (void *)answered;
+}
+
+static void a_program_of_one_thread_stops_without_blocking(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, NULL);
+    options.pull_events = HTTPDOWN_EVENT_PHASE;
+    options.idle_grace_ms = PATIENCE_MS;
+    loop l = {.server = start(&options), .fds = {{.events = POLLIN}, {.events = POLLIN}}};
+    EQUAL(httpdown_queue_fd(l.server, &l.fds[0].fd), 0);
+    EQUAL(httpdown_event_fd(l.server, &l.fds[1].fd), 0);
+    /* One that sends another request in the grace of the stop, and some that ask until they are refused. */
+    int idle = dial(l.server);
+    put(idle, GET("/"));
+    pthread_t clients[3];
+    for (int i = 0; i < 3; i++) clients[i] = spawn(asks_until_refused, f);
+    int status;
+    bool stopping = false, asked = false;
+    while ((status = go_round(&l)) == HTTPDOWN_STATUS_WOULD_BLOCK) {
+        if (!stopping && gate_value(&f->entered) == 3) {
+            stopping = true;
+            EQUAL(httpdown_stop_begin(l.server), 0);
+        }
+        if (!asked && l.phase == HTTPDOWN_PHASE_DRAINING) {
+            asked = true;
+            put(idle, GET("/"));
+        }
+    }
+    EQUAL(status, 0);
+    CHECK(asked);
+    EQUAL(l.phase, HTTPDOWN_PHASE_STOPPED);
+    CHECK(is_readable(l.fds[1].fd, 0)); /* after the end, always */
+    for (int i = 0; i < 2; i++) expect(idle, 200, "looped");
+    close(idle);
+    intptr_t answered = 2;
+    for (int i = 0; i < 3; i++) answered += (intptr_t)join(clients[i]);
+    EQUAL(l.answered, answered);
+    httpdown_stop_report report = end_server(f, 0);
+    EQUAL(report.served, (uint64_t)answered);
+    EQUAL(report.requests, (uint64_t)answered);
+    free_fixture(f);
+}
+
 static void a_kill_refuses_what_nobody_took(void) {
     fixture *f = begin(NULL);
     int queued[3], taken = dial(f->server);
@@ -350,6 +455,7 @@ int main(int argc, char **argv) {
     RUN(the_descriptor_may_come_late);
     RUN(several_threads_take);
     RUN(requests_are_taken_during_a_stop);
+    RUN(a_program_of_one_thread_stops_without_blocking);
     RUN(a_kill_refuses_what_nobody_took);
     RUN(a_request_outlives_its_server);
     RUN(a_begun_answer_outlives_its_server);

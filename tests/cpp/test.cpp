@@ -576,6 +576,8 @@ static void requests_can_be_taken_from_the_queue() {
     CHECK(ends_with(first.get(), "taken"));
     CHECK(server.wait().served == 1);
     CHECK(!server.next()); // none can come any more
+    pollfd ended{server.event_fd(), POLLIN, 0};
+    CHECK(poll(&ended, 1, 30000) == 1);
 
     httpdown::server other(serving(hello));
     CHECK(status_of([&] { other.next(); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);

@@ -331,6 +331,9 @@ httpdown_next = _status(
 # int httpdown_queue_fd(const httpdown_server *server, int *fd);
 httpdown_queue_fd = _status("httpdown_queue_fd", c_void_p, POINTER(c_int))
 
+# int httpdown_event_fd(const httpdown_server *server, int *fd);
+httpdown_event_fd = _status("httpdown_event_fd", c_void_p, POINTER(c_int))
+
 # int httpdown_next_event(const httpdown_server *server, uint32_t timeout_ms, httpdown_event
 #     *event);
 httpdown_next_event = _status("httpdown_next_event", c_void_p, c_uint32, POINTER(Event))
