@@ -7,10 +7,12 @@ import functools
 import inspect
 import logging
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
-from ._errors import AlreadyReplied, Gone, Killed, Unanswered
+from ._errors import Unanswered
+from ._ffi import LogLevel
 
 if TYPE_CHECKING:
     from ._request import Request
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 _C = TypeVar("_C", bound=Callable[..., Any])
 
 _log = logging.getLogger("httpdown")
+_last_said = ("", 0.0)
+_LEVELS = {
+    LogLevel.ERROR: logging.ERROR,
+    LogLevel.WARNING: logging.WARNING,
+    LogLevel.INFO: logging.INFO,
+}
 
 
 def plain(name: str, value: _C) -> _C:
@@ -41,15 +49,55 @@ def plain(name: str, value: _C) -> _C:
 
 def unanswered(request: Request, result: object) -> Unanswered:
     """Why there is no answer from a handler that has returned this."""
-    for is_one in (inspect.iscoroutine, inspect.isasyncgen, inspect.isgenerator):
-        if is_one(result):
-            if not inspect.isasyncgen(result):
-                result.close()  # type: ignore[attr-defined]  # Or Python warns of it.
-            kind = type(result).__name__
-            return Unanswered(f"the handler returned a {kind}, which nobody runs, and no answer")
+    kind = type(result).__name__
+    if _discard(result):
+        return Unanswered(f"the handler returned a {kind}, which nobody runs, and no answer")
     if request._begun:
         return Unanswered("the handler returned without finishing its answer")
+    if result is not None:
+        return Unanswered(f"the handler returned a {kind}, and no answer")
     return Unanswered("the handler returned without an answer")
+
+
+def returned(name: str, result: object, request: Request | None = None) -> bool:
+    """Logs, and says, whether what was called returned something that does the work, unrun."""
+    if not _discard(result):
+        return False
+    text = f"{name} returned a {type(result).__name__}, which nobody runs"
+    _write(logging.ERROR, request, text, None)
+    return True
+
+
+def _discard(result: object) -> bool:
+    """Whether it is a coroutine or a generator: nobody will run it."""
+    if result is None:
+        return False
+    if inspect.iscoroutine(result) or inspect.isgenerator(result):
+        # Or Python warns of it. It has not begun, so none of it runs.
+        with contextlib.suppress(BaseException):
+            result.close()
+        return True
+    return inspect.isasyncgen(result)
+
+
+def dropped(request: Request) -> None:
+    """Nobody has a deferred request any more, and so nobody will answer."""
+    what = "finishing its answer" if request._begun else "an answer"
+    text = f"the request was deferred, and dropped without {what}"
+    _write(logging.ERROR, request, text, None)
+
+
+def library_said(level: LogLevel, text: str) -> None:
+    """Logs what C tells a person, but for what handlers do wrong: that is told here, and better.
+
+    What goes on, as accepting that pauses many times a second, is told every ten seconds.
+    """
+    global _last_said
+    last, now = _last_said, time.monotonic()
+    if text.startswith("a handler ") or (text == last[0] and now < last[1] + 10):
+        return
+    _last_said = (text, now)
+    _write(_LEVELS[level], None, text, None)
 
 
 def handler_failed(
@@ -57,19 +105,19 @@ def handler_failed(
     error: BaseException,
     on_error: Callable[[Request, BaseException], object] | None,
 ) -> None:
-    """Tells the program, or logs it.
-
-    That a client has left is no failure, nor that its answer has no body.
-    """
-    if isinstance(error, (Gone, Killed, AlreadyReplied)) and request._is_lost():
+    """Tells the program, or logs it."""
+    if request._is_no_failure(error):
         _write(logging.DEBUG, request, str(error), None)
         return
     if on_error is not None:
         try:
-            on_error(request, error)
+            result = on_error(request, error)
         except BaseException as failure:
             _log_handler(request, error)
             _write(logging.ERROR, request, "on_error failed", failure)
+        else:
+            if returned("on_error", result, request):
+                _log_handler(request, error)
         return
     _log_handler(request, error)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _arguments, _ffi
+from . import _arguments, _ffi, _reports
 from ._errors import (
     AlreadyReplied,
     Gone,
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Of these statuses there is no content, so that no type would be true.
 _WITHOUT_CONTENT = frozenset((204, 205, 304))
+# Their head is all of the answer.
+_WITHOUT_BODY = frozenset((204, 304))
 # No more than this comes of a body at once.
 _PIECE = 64 << 10
 _HEADERS_AT_ONCE = 64
@@ -151,6 +153,9 @@ class Request:
         self._ended: int | None = None
         self._begun = False
         self._deferred = False
+        # Whether the answer that has begun has no body, and whether that has been told a writer.
+        self._bodyless = False
+        self._body_refused = False
         # Of the request's head, what has been asked for.
         self._fields: dict[str, Any] = {}
         self._buffer: ctypes.Array[ctypes.c_char] | None = None
@@ -277,7 +282,8 @@ class Request:
     def defer(self) -> None:
         """Keeps the request beyond the handler's return, to be answered later, by any thread.
 
-        If nobody does, the client gets a 500 when the request is garbage. A thread that has
+        If nobody does, the client gets a 500 when the request is garbage, and the logger "httpdown"
+        gets an error with its method and path; `on_error` is not told. A thread that has
         deferred requests to answer must not wait for the server to stop: the server waits for it.
         """
         with self._lock:
@@ -320,10 +326,11 @@ class Request:
         code = _arguments.status_code(status)
         pairs = _arguments.header_pairs(headers)
         array = _arguments.header_array(pairs)
+        bodyless = code in _WITHOUT_BODY or self.method == "HEAD"
         with self._lock:
             pointer = self._alive()
             _ffi.httpdown_reply_start(pointer, code, array, len(pairs))
-            self._begun = True
+            self._begun, self._bodyless = True, bodyless
         return Reply(self)
 
     def abort(self) -> None:
@@ -361,7 +368,9 @@ class Request:
 
     def _is_owed(self) -> bool:
         """Whether the handler, which has returned, should have answered."""
-        return self._pointer is not None and not self._deferred and not self._is_lost()
+        if self._pointer is None or self._deferred:
+            return False
+        return not self._bodyless and not self._is_lost()
 
     def _leave(self) -> None:
         """The handler has returned."""
@@ -370,8 +379,17 @@ class Request:
             with contextlib.suppress(AlreadyReplied):
                 self.abort()
 
+    def _is_no_failure(self, error: BaseException) -> bool:
+        """Whether it is no wonder that the handler has raised this.
+
+        The client has left, or was cut; or the answer has no body, which the handler wrote to.
+        """
+        if isinstance(error, AlreadyReplied):
+            return self._body_refused
+        return isinstance(error, (Gone, Killed)) and self._is_lost()
+
     def _is_lost(self) -> bool:
-        """Whether it is no wonder that answering has failed."""
+        """Whether the client cannot get an answer, or has got all of it."""
         if self._lock.lost:
             return True
         try:
@@ -396,6 +414,9 @@ class Request:
         # Nobody else has it any more: no lock is needed, and a fork may have left it locked.
         if self._pointer is not None:
             with contextlib.suppress(HttpdownError):
+                cancelled = _ffi.httpdown_request_cancelled(self._pointer)
+                if not (cancelled or self._bodyless or self._lock.lost):
+                    _reports.dropped(self)
                 _ffi.httpdown_reply_abort(self._pointer)
         elif self._ended is not None:
             _ffi.httpdown_request_release(self._ended)
@@ -423,7 +444,12 @@ class Reply:
         """
         data = _arguments.data(data)
         with self.request._lock:
-            _ffi.httpdown_reply_write(self.request._alive(), data, len(data))
+            pointer = self.request._alive()
+            try:
+                _ffi.httpdown_reply_write(pointer, data, len(data))
+            except AlreadyReplied:
+                self.request._body_refused = True
+                raise
 
     def finish(self) -> None:
         """Ends the answer, and the request. Does not wait for the client.

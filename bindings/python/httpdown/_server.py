@@ -141,9 +141,10 @@ class Server:
     `handler` is called with each Request, in one of `threads` threads; requests beyond that wait.
     If it raises, or returns without an answer, the client gets a 500 (or sees the answer cut, if
     one has begun), and the logger "httpdown" gets an error with the request's method and path, and
-    the traceback. That the client has left (Gone), or was cut by a kill (Killed), is no failure: it
-    is logged for debugging, without a traceback. An `async def` or a generator is a TypeError, here
-    and for all other callables: nobody would run it.
+    the traceback. What it returns is ignored, but for a coroutine or a generator, which is an error
+    in the log, too. That the client has left (Gone), or was cut by a kill (Killed), is no failure:
+    it is logged for debugging, without a traceback. An `async def` or a generator is a TypeError,
+    here and for all other callables: nobody would run it.
 
     `on_error(request, exception)` is told of each such failure instead of the logger, in the
     handler's thread, before the client gets its 500: it may answer, if the handler has not. For a
@@ -189,7 +190,9 @@ class Server:
 
     `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)` and
     `on_log(level, text)` are told what happens, one after the other, in one thread, which serves
-    nothing: a slow one delays only later events. What they raise is logged.
+    nothing: a slow one delays only later events. What they raise is logged. Without an `on_log`
+    what the library has to say, that accepting pauses without descriptors, say, goes to the logger
+    "httpdown", too.
 
     `clock` is for tests: a MockClock for the stop, kill and lame-duck timers.
 
@@ -241,7 +244,9 @@ class Server:
             "on_conn_state", _nobody if on_conn_state is None else on_conn_state
         )
         self._on_phase = _reports.plain("on_phase", _nobody if on_phase is None else on_phase)
-        self._on_log = _reports.plain("on_log", _nobody if on_log is None else on_log)
+        self._on_log = _reports.plain(
+            "on_log", _reports.library_said if on_log is None else on_log
+        )
         self._bump: dict[StatKind, Callable[[str, float], object]] = {}
         if stats is not None:
             for kind in StatKind:
@@ -252,7 +257,7 @@ class Server:
             EventKind.STAT: stats,
             EventKind.CONN: on_conn_state,
             EventKind.PHASE: on_phase,
-            EventKind.LOG: on_log,
+            EventKind.LOG: self._on_log,
         }
         events = sum(kind for kind, observer in wanted.items() if observer is not None)
         if clock is not None and not isinstance(clock, MockClock):
@@ -296,8 +301,7 @@ class Server:
             + self._kill_timeout
         )
         count = _arguments.number("threads", threads, 1, 1 << 16)
-        targets = [self._deliver] if events else []
-        targets += [self._serve] * count
+        targets = [self._deliver] + [self._serve] * count
         self._handle: _Handle | None = _start(options)
         self._addresses = _addresses(self._handle)
         for fd in given:
@@ -349,6 +353,8 @@ class Server:
             if request._is_owed():
                 why = _reports.unanswered(request, result)
                 _reports.handler_failed(request, why, self._on_error)
+            else:
+                _reports.returned("the handler", result, request)
         request._leave()
 
     def _deliver(self, handle: _Handle) -> None:
@@ -361,7 +367,7 @@ class Server:
                 return
             told, observer, arguments = self._observer(event)
             try:
-                observer(*arguments)
+                _reports.returned(told, observer(*arguments))
             except BaseException as error:
                 _reports.observer_failed(told, error)
 
@@ -534,6 +540,8 @@ class Server:
         been waited for, and ValueError in another thread.
         """
         self._check_serves()
+        if started is not None:
+            _reports.plain("started", started)
         with _StopSignals() as signals:
             signals.stop(self)
             if started is not None:
@@ -633,6 +641,8 @@ def run(
     `Server.stop` Killed, TimedOut and IOFailed, whose `report` tells it; ValueError in another
     thread. What `started` raises stops the server and comes out.
     """
+    if started is not None:
+        _reports.plain("started", started)
     with _StopSignals() as signals:
         server = Server(handler, bind, **options)
         try:

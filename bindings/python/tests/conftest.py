@@ -83,6 +83,7 @@ class Program:
         env = {**os.environ, "PYTHONPATH": str(PYTHON), **environment}
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", *command],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -367,13 +367,121 @@ def test_plain_callables_of_any_kind_are_handlers() -> None:
             assert fetch(server).status == 200
 
 
-def test_a_coroutine_that_a_handler_returns_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    for result in (coroutine, stream, generator):
-        with Server(lambda request: result(request), "127.0.0.1:0") as server:  # noqa: B023
-            assert fetch(server).status == 500
-    kinds = ["coroutine", "async_generator", "generator"]
-    message = "GET /: the handler returned a {}, which nobody runs, and no answer"
-    assert records(caplog) == [(logging.ERROR, message.format(kind)) for kind in kinds]
+NEVER_RUN_RESULTS = {
+    "coroutine": coroutine,
+    "async_generator": stream,
+    "generator": generator,
+}
+
+
+@pytest.mark.parametrize("kind", NEVER_RUN_RESULTS)
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_coroutine_that_a_handler_returns_is_named(
+    kind: str, answers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(request: Request) -> Any:
+        if answers:
+            request.reply(200)
+        return NEVER_RUN_RESULTS[kind](request)
+
+    with Server(handler, "127.0.0.1:0") as server:
+        assert fetch(server).status == (200 if answers else 500)
+    message = f"GET /: the handler returned a {kind}, which nobody runs"
+    assert records(caplog) == [(logging.ERROR, message + ("" if answers else ", and no answer"))]
+
+
+def test_what_a_handler_returns_in_the_place_of_an_answer_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Response: ...
+
+    for result in ("Hello", Response(), 404):
+        with Server(lambda request: result, "127.0.0.1:0") as server:  # noqa: B023
+            assert fetch(server, "/place", "PUT").status == 500
+    assert records(caplog) == [
+        (logging.ERROR, f"PUT /place: the handler returned a {kind}, and no answer")
+        for kind in ("str", "Response", "int")
+    ]
+
+
+def test_a_coroutine_that_an_observer_returns_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    with Server(
+        raises,
+        "127.0.0.1:0",
+        on_error=lambda request, error: coroutine(),
+        on_phase=lambda server, phase: coroutine() if phase == httpdown.Phase.SERVING else None,
+    ) as server:
+        assert fetch(server).status == 500
+    assert sorted(records(caplog)) == [
+        (logging.ERROR, "GET /: on_error returned a coroutine, which nobody runs"),
+        (logging.ERROR, "GET /: the handler failed"),
+        (logging.ERROR, "on_phase returned a coroutine, which nobody runs"),
+    ]
+
+
+def test_a_deferred_request_that_is_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def handler(request: Request) -> None:
+        request.defer()
+        if request.path == "/begun":
+            request.start(200, {"content-length": "3"})
+
+    with Server(handler, "127.0.0.1:0") as server:
+        assert fetch(server, "/place", "PUT").status == 500
+        with contextlib.suppress(Exception):
+            fetch(server, "/begun")
+    text = "the request was deferred, and dropped without"
+    assert records(caplog) == [
+        (logging.ERROR, f"PUT /place: {text} an answer"),
+        (logging.ERROR, f"GET /begun: {text} finishing its answer"),
+    ]
+
+
+def test_a_deferred_request_whose_client_has_left_is_dropped_silently(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept: list[Request] = []
+    begun = Gate()
+
+    def handler(request: Request) -> None:
+        request.defer()
+        kept.append(request)
+        begun.open()
+
+    with Server(handler, "127.0.0.1:0") as server:
+        with socket.create_connection(server.address, LONG) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            begun.wait()
+            reset_on_close(client)
+        assert kept[0].wait_cancelled(LONG)
+        kept.clear()
+    assert records(caplog) == []
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("status", [200, 204])
+def test_an_answer_without_a_body_may_be_written_to_but_not_given_twice(
+    method: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def handler(request: Request) -> None:
+        out = request.start(status)
+        if request.path == "/unfinished":
+            return
+        if request.path == "/writes":
+            with out:
+                out.write("body")
+            return
+        request.reply(200)
+
+    is_bodyless = method == "HEAD" or status == 204
+    with Server(handler, "127.0.0.1:0") as server:
+        for _ in range(50 if is_bodyless else 1):
+            assert fetch(server, "/writes", method).status == status
+            if is_bodyless:
+                assert fetch(server, "/unfinished", method).status == status
+        assert records(caplog) == []
+        with contextlib.suppress(Exception):
+            fetch(server, "/twice", method)
+    assert records(caplog) == [(logging.ERROR, f"{method} /twice: the handler failed")]
 
 
 def test_nothing_goes_to_the_unraisable_hook(
@@ -387,5 +495,41 @@ def test_nothing_goes_to_the_unraisable_hook(
         with Server(handler, "127.0.0.1:0") as server:
             assert fetch(server).status == 500
     assert unraisable == []
-    assert len(caplog.records) == 4
+    assert records(caplog) == [(logging.ERROR, "GET /: the handler failed")] * 4
     assert sys.exc_info() == (None, None, None)
+
+
+def test_what_the_library_says_goes_to_the_log(program: Callable[[str], Program]) -> None:
+    started = program(
+        """
+import logging, resource
+
+class Mend(logging.Handler):
+    def emit(self, record):
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        print(record.levelname, record.getMessage(), flush=True)
+
+logging.getLogger("httpdown").addHandler(Mend())
+limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+with httpdown.Server(lambda request: request.reply(200), "127.0.0.1:0") as server:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit[1]))
+    print(server.address, flush=True)
+    sys.stdin.read()
+"""
+    )
+    connection = started.connect(started.line())
+    connection.request("GET", "/")
+    assert started.line().startswith("WARNING accepting pauses: ")
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert started.end() == (0, "", "")
+
+
+def test_on_log_is_told_instead_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[tuple[httpdown.LogLevel, str]] = []
+    with Server(forgets, "127.0.0.1:0", on_log=lambda *said: told.append(said)) as server:
+        fetch(server, "/place")
+    assert records(caplog) == [
+        (logging.ERROR, "GET /place: the handler returned without an answer")
+    ]
+    assert told and "/place" in told[0][1]
