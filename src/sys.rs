@@ -193,6 +193,7 @@ unsafe extern "C" {
 
 /// Runs `f`, in which the calling thread is not cancelled (`pthread_cancel`): that would unwind it through our frames,
 /// where std aborts. It is when `f` has returned, at the next cancellation point. Async-signal-safe.
+#[cfg(feature = "capi")]
 pub(crate) fn without_cancellation<T>(f: impl FnOnce() -> T) -> T {
     /// Puts back what was there, also if `f` panics.
     struct Before(libc::c_int);
