@@ -74,9 +74,24 @@ impl Listener {
     /// [`Error::Address`] if it cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
     /// permission, not an address of this machine).
     pub fn bind(addr: &str) -> Result<Self> {
+        Self::bind_as(addr, false)
+    }
+
+    /// As [`Listener::bind`], with `SO_REUSEPORT`: several processes of the same user can each listen on the address,
+    /// with a socket of its own, if all of them bind so; the kernel spreads new clients over them. A stop has it send
+    /// them to the others before it closes the socket, so that workers can be restarted one by one, and none is lost.
+    /// Nobody is told any more that the address is in use.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`]; in use if somebody listens there who has bound otherwise, or is another user.
+    pub fn bind_reuse_port(addr: &str) -> Result<Self> {
+        Self::bind_as(addr, true)
+    }
+
+    fn bind_as(addr: &str, reuse_port: bool) -> Result<Self> {
         let mut refused = None;
         for candidate in resolve(addr)? {
-            let error = match listen(candidate) {
+            let error = match listen(candidate, reuse_port) {
                 Ok(socket) => {
                     let number = socket.as_raw_fd();
                     return Self::new(socket, number);
@@ -111,8 +126,10 @@ impl Listener {
         Self::new(Socket::from(copy), given)
     }
 
-    /// Declares that somebody else accepts from this socket too, now or later: another process that has a copy, or
-    /// systemd, which keeps one. A stop then closes our copy and leaves the connections that wait in it to the others.
+    /// Declares that the socket outlives this server (systemd, or workers restarted one by one). Whoever keeps it must
+    /// go on accepting, or waiting clients are reset. A stop then closes our copy and leaves the connections that wait
+    /// in it to the others. Where all may stop together, let each have a socket of its own:
+    /// [`Listener::bind_reuse_port`].
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.shared = true;
@@ -405,7 +422,7 @@ fn drop_new_handshakes() -> [SockFilter; 5] {
     ]
 }
 
-fn listen(addr: SocketAddr) -> io::Result<Socket> {
+fn listen(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(addr),
         Type::STREAM.nonblocking().cloexec(),
@@ -413,6 +430,9 @@ fn listen(addr: SocketAddr) -> io::Result<Socket> {
     )?;
     // A restart must not wait for connections of the last run to leave TIME_WAIT.
     socket.set_reuse_address(true)?;
+    if reuse_port {
+        socket.set_reuse_port(true)?;
+    }
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }

@@ -307,6 +307,7 @@ pub struct Builder {
     pulled: Option<Interest>,
     io_threads: Option<NonZeroUsize>,
     runtime: Option<Arc<LentRuntime>>,
+    reuse_port: bool,
     slot: Option<Arc<OnceLock<Server>>>,
 }
 
@@ -501,13 +502,24 @@ impl Builder {
         self
     }
 
+    /// [`Builder::listen`] binds as [`Listener::bind_reuse_port`]. Default: no.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.reuse_port = reuse;
+        self
+    }
+
     /// As [`Listener::bind`], and counts a failure: `listen.error` is told to the [`Stats`] set so far, on this thread,
     /// because there is no events thread yet.
     ///
     /// # Errors
     /// As [`Listener::bind`].
     pub fn listen(&mut self, addr: &str) -> Result<Listener> {
-        Listener::bind(addr).inspect_err(|_| {
+        let bound = if self.reuse_port {
+            Listener::bind_reuse_port(addr)
+        } else {
+            Listener::bind(addr)
+        };
+        bound.inspect_err(|_| {
             if let Some(stats) = &mut self.observers.stats {
                 stats.bump_sum("listen.error", 1.0);
             }

@@ -210,6 +210,23 @@ fn a_port_is_free_after_the_stop_although_a_child_has_a_copy_of_the_listener() {
 }
 
 #[test]
+fn sockets_with_reuse_port_share_an_address_and_others_do_not() {
+    let mut reusing = builder().reuse_port(true);
+    let first = reusing.listen("127.0.0.1:0").unwrap();
+    let at = first.local_addr().to_string();
+    assert!(Listener::bind(&at).is_err());
+    let one = hello(reusing, first);
+    let two = hello(builder(), Listener::bind_reuse_port(&at).unwrap());
+    assert!(Listener::bind(&at).is_err());
+    stop(&one).unwrap();
+    for _ in 0..20 {
+        assert_eq!(Client::get(addr(&two), "/").answer().text(), "hello");
+    }
+    stop(&two).unwrap();
+    assert!(Listener::bind(&at).is_ok());
+}
+
+#[test]
 fn a_shared_listener_is_left_to_its_other_holder() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Listener::try_from(other.try_clone().unwrap()).unwrap();

@@ -389,8 +389,13 @@ struct options {
     std::string addr{};
     /// Descriptors that listen already, TCP: the server's once it has started, otherwise still yours.
     std::vector<int> fds{};
-    /// Whether somebody else accepts from the `fds` too: a stop then leaves what waits in their queues to the others.
+    /// The socket outlives this server (systemd, or workers restarted one by one). Whoever keeps it must go on
+    /// accepting, or waiting clients are reset. A stop leaves what waits in the queues of the `fds` to the others.
     bool fds_shared = false;
+    /// The sockets of `addr` have SO_REUSEPORT: several processes of the same user can each listen there with a socket
+    /// of its own, if all of them set this. A stop has the kernel send new clients to the others, so that workers can
+    /// be restarted one by one, and none is lost. Nobody is told any more that the address is in use.
+    bool reuse_port = false;
 
     /// Answers a request, now or, moved elsewhere, later. Called from several threads at once. It may block, unless
     /// dispatch is INLINE. Required, but not with QUEUE dispatch.
@@ -606,6 +611,7 @@ public:
         raw_.fds = fds_.data();
         raw_.fd_count = fds_.size();
         raw_.fds_shared = from.fds_shared;
+        raw_.reuse_port = from.reuse_port;
         raw_.dispatch = from.dispatch;
         raw_.pool_threads = from.pool_threads;
         raw_.io_threads = from.io_threads;

@@ -132,11 +132,8 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
         ))
         .idle_timeout(duration_or(raw.idle_timeout_ms, defaults.idle_timeout))
         .keep_alive_header(raw.keep_alive_header != 0)
-        .second_signal(duration_or(raw.second_signal_ms, defaults.second_signal));
-    if raw.reserved != 0 {
-        let why = "options.reserved is not 0: this version of httpdown does not know it".into();
-        return Err(Error::Unsupported(why));
-    }
+        .second_signal(duration_or(raw.second_signal_ms, defaults.second_signal))
+        .reuse_port(raw.reuse_port != 0);
     // SAFETY: the header's preface: NULL or NUL-terminated.
     if let Some(path) = unsafe { text(raw.ready_path, "options.ready_path")? } {
         builder = builder.ready_path(path);

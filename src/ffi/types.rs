@@ -276,8 +276,9 @@ pub struct httpdown_options {
     pub pool_threads: u32,
     /// How many threads drive connections. Default: one for each processor that the process may use.
     pub io_threads: u32,
-    /// Not 0: somebody else accepts from the `fds` too, now or later (another process has a copy, or systemd). A stop
-    /// then closes our copy and leaves what waits in its queue to the others.
+    /// Not 0: the socket outlives this server (systemd, or workers restarted one by one). Whoever keeps it must go on
+    /// accepting, or waiting clients are reset. A stop closes our copy of the `fds` and leaves what waits in their
+    /// queues to the others. Where all processes may stop together, let each have a socket of its own: `reuse_port`.
     pub fds_shared: c_int,
     /// Kinds of event (httpdown_event_kind, or-ed) that the program takes itself with httpdown_next_event: there is no
     /// events thread then, and no callback but the handler may be set.
@@ -323,8 +324,11 @@ pub struct httpdown_options {
     /// the whole group, and a wrapper in it forwards what it gets. HTTPDOWN_NOW: at once; HTTPDOWN_FOREVER: never.
     /// Default: 500. In real time, whatever the clock.
     pub second_signal_ms: u32,
-    /// Must be 0. It is there so that the struct has no padding.
-    pub reserved: u32,
+    /// Not 0: the sockets of `addr` have SO_REUSEPORT, so that several processes of the same user can each listen there
+    /// with a socket of its own; the kernel spreads new clients over them. A stop has it send them to the others before
+    /// it closes its own, so that workers can be restarted one by one, and none is lost. All who listen there must set
+    /// this, and nobody is told any more that the address is in use. For `fds` it is theirs who made them. Default: 0.
+    pub reuse_port: c_int,
 }
 
 /// What a server has done, and what its stop has cost. Set `struct_size` before the call.

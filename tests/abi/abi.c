@@ -51,7 +51,7 @@ AT(httpdown_options, lame_duck_quiet_ms, 180);
 AT(httpdown_options, idle_timeout_ms, 184);
 AT(httpdown_options, keep_alive_header, 188);
 AT(httpdown_options, second_signal_ms, 192);
-AT(httpdown_options, reserved, 196);
+AT(httpdown_options, reuse_port, 196);
 
 SIZE(httpdown_stop_report, 200);
 AT(httpdown_stop_report, struct_size, 0);

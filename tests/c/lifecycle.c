@@ -735,6 +735,26 @@ static void a_shared_descriptor_goes_on(void) {
     free_fixture(f);
 }
 
+static void two_servers_can_have_one_port(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, hello);
+    options.reuse_port = 1;
+    httpdown_server *one = start(&options), *two;
+    char addr[64];
+    EQUAL(httpdown_local_addr(one, 0, addr, sizeof addr), 0);
+    options.addr = addr;
+    options.destroy = NULL; /* once is enough */
+    EQUAL(httpdown_serve(&options, &two, NULL, 0), 0);
+    options.reuse_port = 0;
+    httpdown_server *three;
+    EQUAL(httpdown_serve(&options, &three, NULL, 0), HTTPDOWN_STATUS_ADDR_IN_USE);
+    EQUAL(httpdown_stop(two), 0);
+    for (int i = 0; i < 20; i++) get(one, 200, NULL);
+    httpdown_free(two);
+    httpdown_free(one);
+    free_fixture(f);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
@@ -763,5 +783,6 @@ int main(int argc, char **argv) {
     RUN(no_thread_is_left);
     RUN(descriptors_that_listen_are_taken_over);
     RUN(a_shared_descriptor_goes_on);
+    RUN(two_servers_can_have_one_port);
     return test_end(argv[0]);
 }

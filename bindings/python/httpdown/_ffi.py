@@ -177,7 +177,7 @@ class Options(ctypes.Structure):
         ("idle_timeout_ms", c_uint32),
         ("keep_alive_header", c_int),
         ("second_signal_ms", c_uint32),
-        ("reserved", c_uint32),
+        ("reuse_port", c_int),
     ]
 
 

@@ -156,8 +156,14 @@ class Server:
     nothing if there are `fds`.
 
     `fds` are descriptors, or sockets, that listen already: the server's from now on, unless the
-    constructor raises. `fds_shared`: somebody else accepts from them too, now or later. A stop
-    then leaves what waits in their queue to the others.
+    constructor raises. `fds_shared`: the socket outlives this server (systemd, or workers restarted
+    one by one). Whoever keeps it must go on accepting, or waiting clients are reset. A stop leaves
+    what waits in their queue to the others.
+
+    `reuse_port`: what `bind` names is listened on with SO_REUSEPORT, so that several processes of
+    the same user can each have a socket of its own there, if all of them set this. A stop has the
+    kernel send new clients to the others, so that workers can be restarted one by one, and none is
+    lost. Nobody is told any more that the address is in use.
 
     Durations are in seconds; 0 is none at all, `math.inf` no limit.
     `stop_timeout`: how long a stop waits for what is there to finish, before it kills; default 60.
@@ -208,6 +214,7 @@ class Server:
         *,
         fds: Iterable[int | socket.socket] = (),
         fds_shared: bool = False,
+        reuse_port: bool = False,
         threads: int = 32,
         stop_timeout: float | None = None,
         kill_timeout: float | None = None,
@@ -274,6 +281,7 @@ class Server:
             ),
             fd_count=len(given),
             fds_shared=bool(fds_shared),
+            reuse_port=bool(reuse_port),
             clock=None if clock is None else clock._pointer,
             stop_timeout_ms=_arguments.milliseconds("stop_timeout", stop_timeout),
             kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),

@@ -6,12 +6,15 @@ import http.client
 import importlib.util
 import re
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Callable
 
 import pytest
-from conftest import CHECKOUT, PYTHON, Program
+from conftest import CHECKOUT, LONG, PYTHON, Program
 
 Run = Callable[[str], Program]
 
@@ -617,3 +620,94 @@ def test_patched_threads_are_refused(
         pytest.skip(f"{library} is not installed (make tools)")
     code, out, err = program(PATCHED.replace("{patch}", patch)).end()
     assert (code, out[: len(said)]) == (0, said), err
+
+
+WORKER = """
+def hello(request):
+    request.reply(200, "hello")
+
+server = httpdown.Server(hello, "{address}", reuse_port=True, stop_timeout=20)
+server.run(lambda server: print(server.address, flush=True))
+"""
+
+
+class Load:
+    """Clients that make a connection for each request, and count what became of it."""
+
+    def __init__(self, address: str, clients: int) -> None:
+        host, port = address.split(":")
+        self.at = (host, int(port))
+        self.answered = self.refused = 0
+        self.lost: list[str] = []
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            what = self._ask()
+            with self._lock:
+                self.answered += what == "answered"
+                self.refused += what == "refused"
+                if what not in ("answered", "refused"):
+                    self.lost.append(what)
+
+    def _ask(self) -> str:
+        try:
+            connection = socket.create_connection(self.at, timeout=LONG)
+        except ConnectionRefusedError:
+            return "refused"
+        except OSError as error:
+            return f"not connected: {error!r}"
+        try:
+            with connection:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = b""
+                while piece := connection.recv(4096):
+                    answer += piece
+        except OSError as error:
+            return f"no answer: {error!r}"
+        return "answered" if answer.endswith(b"\r\n\r\nhello") else f"cut: {answer!r}"
+
+    def until_answered(self, more: int) -> None:
+        """Until so many more have been answered."""
+        wanted = self.answered + more
+        deadline = time.monotonic() + LONG
+        while self.answered < wanted:
+            assert time.monotonic() < deadline, "they are not answered any more"
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(LONG)
+
+
+def test_workers_with_a_socket_each_lose_nothing(program: Run) -> None:
+    workers = [program(WORKER.format(address="127.0.0.1:0"))]
+    address = workers[0].line()
+
+    def start() -> None:
+        workers.append(program(WORKER.format(address=address)))
+        assert workers[-1].line() == address
+
+    start()
+    load = Load(address, 8)
+    try:
+        for _ in range(4):  # One after the other is replaced.
+            load.until_answered(100)
+            start()
+            workers[0].signal(signal.SIGTERM)
+            assert workers.pop(0).end() == (0, "", "")
+        load.until_answered(100)
+        assert (load.refused, load.lost) == (0, [])
+        for worker in workers:  # And then all stop.
+            worker.signal(signal.SIGTERM)
+        for worker in workers:
+            assert worker.end() == (0, "", "")
+    finally:
+        load.end()
+    assert load.lost == []
+    assert load.refused > 0
