@@ -3,13 +3,19 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        // The number goes up when programs linked against the last version would break.
-        let soname = concat!("libhttpdown.so.", env!("CARGO_PKG_VERSION_MAJOR"));
-        println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
-        // Our threads may still run when the host unloads us: stay.
-        println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    let target = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+    if target != "linux" {
+        // Here, and not by `compile_error!`, which comes along with an error for each system call that is not there.
+        println!(
+            "cargo::error=httpdown runs on Linux only, because its stop asks the kernel there; this is {target}"
+        );
+        return;
     }
+    // The number goes up when programs linked against the last version would break.
+    let soname = concat!("libhttpdown.so.", env!("CARGO_PKG_VERSION_MAJOR"));
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-soname,{soname}");
+    // Our threads may still run when the host unloads us: stay.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
     #[cfg(feature = "capi")]
     header::check();
 }
