@@ -77,7 +77,7 @@ fn main() -> ExitCode {
     let Err(error) = serve() else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("demo: {error}");
+    eprintln!("demo: {error:#}");
     ExitCode::FAILURE
 }
 

@@ -4,10 +4,15 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use crate::ledger::Report;
+
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed. Cheap to clone: every waiter of a stop gets the same one.
+///
+/// As text it says what failed, and its [source](std::error::Error::source) why, if that is known: an [`io::Error`]. Both
+/// in one, for who prints it: `{error:#}`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,14 +22,15 @@ pub enum Error {
     Unsupported(String),
     /// An address could not be parsed or resolved.
     Address(String),
-    /// The operating system refused; the text says what was tried.
+    /// The operating system refused; the text says what was tried, and the source why that failed.
     Io(String, Arc<io::Error>),
-    /// A thread or a descriptor could not be had.
+    /// A thread or a descriptor could not be had; as [`Error::Io`].
     OutOfResources(String, Arc<io::Error>),
-    /// The stop timeout passed, or a kill was asked for, and requests were cut.
-    Killed,
-    /// The kill timeout passed and handlers were still running: they were abandoned.
-    TimedOut,
+    /// The stop timeout passed, or a kill was asked for, and requests were cut. As the answer of a stop it has the
+    /// [report](Error::report); where it says why one request cannot be answered any more, there is none.
+    Killed(Option<Box<Report>>),
+    /// The kill timeout passed and handlers were still running: they were abandoned. With the [report](Error::report).
+    TimedOut(Option<Box<Report>>),
     /// The server has stopped: too late for this call.
     Stopped,
     /// The call would wait for the very thread, runtime or request that it is made from.
@@ -47,6 +53,42 @@ pub enum Error {
 }
 
 impl Error {
+    /// What has become of everything, if this is the answer of a stop that had to cut something. Whatever the answer,
+    /// [`Server::report`](crate::Server::report) has it, too.
+    ///
+    /// ```
+    /// # fn main() -> httpdown::Result<()> {
+    /// # use httpdown::{Dispatch, Exchange, Listener, Server};
+    /// # let handler = |exchange: Exchange| drop(exchange);
+    /// # let listener = Listener::bind("127.0.0.1:0")?;
+    /// # let server = Server::builder().handle(listener, Dispatch::default(), handler)?;
+    /// match server.stop_blocking() {
+    ///     Ok(report) => println!("{} requests, all finished", report.requests),
+    ///     Err(error) => match error.report() {
+    ///         Some(report) => println!("{error}: {} of {}", report.killed, report.requests),
+    ///         None => return Err(error),
+    ///     },
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn report(&self) -> Option<&Report> {
+        match self {
+            Self::Killed(report) | Self::TimedOut(report) => report.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// As the answer of a stop.
+    pub(crate) fn with(self, report: Report) -> Self {
+        match self {
+            Self::Killed(_) => Self::Killed(Some(Box::new(report))),
+            Self::TimedOut(_) => Self::TimedOut(Some(Box::new(report))),
+            other => other,
+        }
+    }
+
     pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();
         match error.raw_os_error() {
@@ -65,12 +107,17 @@ impl fmt::Display for Error {
                 f.write_str(text)
             }
             Self::Io(what, error) | Self::OutOfResources(what, error) => {
-                write!(f, "{what}: {error}")
+                f.write_str(what)?;
+                // Who goes through the sources has the reason from there.
+                if f.alternate() {
+                    write!(f, ": {error}")?;
+                }
+                Ok(())
             }
-            Self::Killed => f.write_str(
+            Self::Killed(_) => f.write_str(
                 "requests were cut, because the stop timeout had passed or a kill was asked for",
             ),
-            Self::TimedOut => {
+            Self::TimedOut(_) => {
                 f.write_str("handlers were still running when the kill timeout had passed")
             }
             Self::Stopped => f.write_str("the server has stopped"),
@@ -88,7 +135,7 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Io(_, error) | Self::OutOfResources(_, error) => Some(error),
+            Self::Io(_, error) | Self::OutOfResources(_, error) => Some(&**error),
             _ => None,
         }
     }

@@ -48,6 +48,7 @@ pub enum Event {
 
 /// A change of a connection's state.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct ConnEvent {
     /// The connection's number, unique within its server.
     pub id: u64,
@@ -59,6 +60,7 @@ pub struct ConnEvent {
 
 /// How much a log line matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogLevel {
     /// Something failed.
     Error,

@@ -229,7 +229,7 @@ impl Exchange {
             return Err(why.clone());
         }
         let result = self.receive();
-        if let Err(why @ (Error::Gone | Error::Killed)) = &result {
+        if let Err(why @ (Error::Gone | Error::Killed(_))) = &result {
             self.0.body.failed = Some(why.clone());
             self.0.body.rest = Bytes::new();
         }

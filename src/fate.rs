@@ -163,7 +163,7 @@ impl fmt::Debug for Fate {
 fn lost(state: &AtomicU8, shared: &Shared) -> Option<Error> {
     match state.load(Ordering::Acquire) {
         COMPLETE => None,
-        _ if shared.phases.get() >= Phase::Killing => Some(Error::Killed),
+        _ if shared.phases.get() >= Phase::Killing => Some(Error::Killed(None)),
         LOST => Some(Error::Gone),
         _ => None,
     }

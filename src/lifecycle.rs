@@ -33,6 +33,7 @@ const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How far a server has come. A phase only moves forward.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum Phase {
     /// Accepting and answering.
@@ -223,7 +224,7 @@ impl Control {
         self.shared.events.close();
         // What of the host's is still running then has been abandoned.
         let result = match end.result {
-            Ok(()) | Err(Error::Killed) if !ended => Err(Error::TimedOut),
+            Ok(()) | Err(Error::Killed(_)) if !ended => Err(Error::TimedOut(None)),
             result => result,
         };
         settling.0.settle(result);
@@ -319,7 +320,7 @@ async fn live(
     let stop_began = clock.now();
     shared.stop_began(stop_began);
     if let Some(error) = &serve_error {
-        events.log(LogLevel::Error, format!("serving failed: {error}"));
+        events.log(LogLevel::Error, format!("serving failed: {error:#}"));
     } else {
         events.sum("stop", 1.0);
         let open = shared.report().conns_open;
@@ -394,7 +395,7 @@ fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
         // What has not ended by now is the host's, and its time is over.
         Some(Cut { ended: false, .. }) => {
             return End {
-                result: Err(Error::TimedOut),
+                result: Err(Error::TimedOut(None)),
                 patience: Duration::ZERO,
             };
         }
@@ -404,7 +405,7 @@ fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
     let is_cut = report.killed + report.conns_killed + report.unaccepted > 0;
     End {
         result: match error {
-            _ if is_cut => Err(Error::Killed),
+            _ if is_cut => Err(Error::Killed(None)),
             Some(error) => Err(error),
             None => Ok(()),
         },

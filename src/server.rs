@@ -315,7 +315,7 @@ impl Builder {
     /// How long a stop waits for what is there to finish, before it kills; counted from the end of the lame duck. Once half
     /// of it has passed, or 30 seconds, responses say `Connection: close` also to a client that has sent more requests
     /// behind, because one that never ceases to pipeline would else never come to its end. Default: 1 minute.
-    /// [`Duration::MAX`]: no limit.
+    /// [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.config.stop_timeout = timeout;
         self
@@ -323,14 +323,14 @@ impl Builder {
 
     /// How long a kill waits for handlers that were cut to return, before it abandons them; and the end of the server for
     /// what else of the host's runs on its threads (the handler's `Drop`, thread-local destructors), there at least a
-    /// second. Default: 1 minute.
+    /// second, and in real time. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.config.kill_timeout = timeout;
         self
     }
 
     /// How long a stop goes on accepting, while [`Server::is_ready`] says no and responses say `Connection: close`, so
-    /// that load balancers and clients go elsewhere. Default: 0.
+    /// that load balancers and clients go elsewhere. Default: 0. On the server's [clock](Builder::clock).
     pub fn lame_duck(mut self, duration: Duration) -> Self {
         self.config.lame_duck = duration;
         self
@@ -338,14 +338,15 @@ impl Builder {
 
     /// Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for the
     /// [ready path](Builder::ready_path) do not count, nor do connections without a request. At most the lame duck's
-    /// time. Default: 0, which is never early.
+    /// time. Default: 0, which is never early. On the server's [clock](Builder::clock).
     pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
         self.config.lame_duck_quiet = silence;
         self
     }
 
     /// How long the lame duck takes at least, however quiet it is: as long as a load balancer needs to notice (its
-    /// checks' interval, times the failures that it wants to see). At most the lame duck's time. Default: 0.
+    /// checks' interval, times the failures that it wants to see). At most the lame duck's time. Default: 0. On the
+    /// server's [clock](Builder::clock).
     pub fn lame_duck_min(mut self, duration: Duration) -> Self {
         self.config.lame_duck_min = duration;
         self
@@ -368,7 +369,7 @@ impl Builder {
     }
 
     /// How long a request's head may take from its first byte to its last; then the client gets a 408, and the
-    /// connection is closed. Default: 30 seconds.
+    /// connection is closed. Default: 30 seconds. [`Duration::MAX`]: no limit. In real time, whatever the clock.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.config.header_timeout = timeout;
         self
@@ -406,7 +407,8 @@ impl Builder {
     /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served
     /// and answered with `Connection: close`. More than the round trip to the clients. It is counted from when the
     /// client's kernel has the last answer, and a new connection whose handshake needed repetition gets 4.5 seconds
-    /// more for each: so late would its client repeat a request that was lost. Default: 1 second.
+    /// more for each: so late would its client repeat a request that was lost. Default: 1 second. In real time, whatever
+    /// the clock.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.config.idle_grace = grace;
         self
@@ -414,7 +416,7 @@ impl Builder {
 
     /// How long a connection that we have closed waits for the client to close its side, so that what was sent last is
     /// not destroyed by a reset. A stop waits longer where a client has not acknowledged all that it was sent, up to the
-    /// stop timeout. Default: 2 seconds.
+    /// stop timeout. Default: 2 seconds. In real time, whatever the clock.
     pub fn linger_timeout(mut self, timeout: Duration) -> Self {
         self.config.linger_timeout = timeout;
         self
@@ -429,8 +431,9 @@ impl Builder {
         self
     }
 
-    /// The clock for the stop, kill and lame-duck timers. Default: [`SystemClock`]. For tests: a
-    /// [`MockClock`](crate::MockClock).
+    /// The clock for the timers of the stop, the kill and the lame duck, for [`Report::stop_duration`], and for the
+    /// minute between two counts of connections. All else is in real time. Default: [`SystemClock`]. For tests: a
+    /// [`MockClock`](crate::MockClock), with an [idle grace](Builder::idle_grace) of some milliseconds.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Arc::new(clock));
         self
@@ -788,7 +791,7 @@ impl Server {
     /// As [`Server::stop`].
     pub async fn wait(&self) -> Result<Report> {
         if let Some(ended) = self.cannot_wait() {
-            return ended.map(|()| self.report());
+            return self.ended(ended);
         }
         let mut outcome = pin!(self.shared.outcome.wait());
         let result = poll_fn(|cx| match outcome.as_mut().poll(cx) {
@@ -798,7 +801,7 @@ impl Server {
             }
             poll => poll,
         });
-        result.await.map(|()| self.report())
+        self.ended(result.await)
     }
 
     /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
@@ -807,10 +810,16 @@ impl Server {
     /// As [`Server::stop_blocking`]; [`Error::WouldBlock`] if the deadline passes before.
     pub fn wait_blocking(&self, deadline: Option<Instant>) -> Result<Report> {
         let waits = || self.shared.outcome.wait_until(deadline);
-        let ended = self.cannot_block(deadline).or_else(waits);
-        ended
-            .unwrap_or(Err(Error::WouldBlock))
-            .map(|()| self.report())
+        let outcome = self.cannot_block(deadline).or_else(waits);
+        self.ended(outcome.unwrap_or(Err(Error::WouldBlock)))
+    }
+
+    /// The answer to who has waited for the end.
+    fn ended(&self, outcome: Result<()>) -> Result<Report> {
+        match outcome {
+            Ok(()) => Ok(self.report()),
+            Err(error) => Err(error.with(self.report())),
+        }
     }
 
     /// What is said where nobody may wait for the end: how it was, if that is known; the callbacks for the last events are
@@ -890,7 +899,8 @@ impl Server {
     #[must_use]
     #[allow(clippy::missing_errors_doc, reason = "it hands one on")]
     pub fn outcome(&self) -> Option<Result<()>> {
-        self.shared.outcome.get()
+        let outcome = self.shared.outcome.get()?;
+        Some(outcome.map_err(|error| error.with(self.report())))
     }
 
     /// How far the server has come.

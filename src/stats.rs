@@ -50,6 +50,7 @@ pub trait Stats: Send + 'static {
 
 /// Which method of [`Stats`] a value is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StatKind {
     /// [`Stats::bump_avg`]
     Avg,

@@ -572,7 +572,7 @@ fn serve_waiter(dispatch: Dispatch) -> (Server, Journal<()>, Journal<String>) {
         assert!(exchange.cancelled().is_some());
         let result = reply(exchange, "too late");
         assert!(
-            matches!(result, Err(Error::Gone | Error::Killed)),
+            matches!(result, Err(Error::Gone | Error::Killed(_))),
             "{result:?}"
         );
     });
@@ -626,8 +626,8 @@ fn a_waiting_handler_learns_of_the_kill() {
     ];
     begun.wait_for_count(2);
     server.kill_begin();
-    assert!(matches!(wait(&server), Err(Error::Killed)));
-    assert_eq!(results.all(), ["Some(Killed)", "Some(Killed)"]);
+    assert!(matches!(wait(&server), Err(Error::Killed(_))));
+    assert_eq!(results.all(), ["Some(Killed(None))", "Some(Killed(None))"]);
     clients.into_iter().for_each(Client::assert_ended);
     let report = server.report();
     assert_balanced(&report);
@@ -1000,10 +1000,10 @@ fn a_kill_refuses_what_waits_for_the_pool() {
     let mut waiting: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
     wait_for_report(&server, |report| report.requests == 6);
     server.kill_begin();
-    assert!(matches!(wait(&server), Err(Error::Killed)));
+    assert!(matches!(wait(&server), Err(Error::Killed(_))));
     running.assert_ended();
     assert_refused(&mut waiting, &server.report());
-    assert_eq!(results.all(), ["Some(Killed)"]);
+    assert_eq!(results.all(), ["Some(Killed(None))"]);
 }
 
 #[test]
@@ -1023,8 +1023,8 @@ fn a_kill_refuses_what_waits_in_the_queue() {
     running.assert_ended();
     let ended = queue.take(1, Some(Instant::now() + LONG));
     assert!(matches!(ended, Err(Error::Stopped)), "{ended:?}");
-    assert!(matches!(reply(exchange, "too late"), Err(Error::Killed)));
-    assert!(matches!(wait(&server), Err(Error::Killed)));
+    assert!(matches!(reply(exchange, "too late"), Err(Error::Killed(_))));
+    assert!(matches!(wait(&server), Err(Error::Killed(_))));
     assert_refused(&mut waiting, &server.report());
 }
 
@@ -1489,7 +1489,7 @@ fn a_kill_that_cuts_an_upgraded_connection_is_told() {
     server.kill_begin();
     client.assert_ended();
     let result = wait(&server);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
 }
 
 #[test]

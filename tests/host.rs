@@ -176,7 +176,7 @@ fn each_way(asks: bool, abandons: bool, serve: impl Fn(Builder, Hook) -> Server)
             let result = ended(&server, kill);
             assert!(began.elapsed() < LONG / 4, "{:?}", began.elapsed());
             match result {
-                Err(Error::TimedOut) => assert!(blocks && abandons, "kill: {kill}"),
+                Err(Error::TimedOut(_)) => assert!(blocks && abandons, "kill: {kill}"),
                 result => {
                     assert!(!(blocks && abandons), "kill: {kill}");
                     assert_balanced(&result.unwrap());
@@ -236,7 +236,7 @@ fn a_thread_local_value_that_blocks_when_it_is_dropped_does_not_hold_the_stop() 
         let server = hasty().handle(listener(), dispatch, handler).unwrap();
         Client::get(addr(&server), "/").answer();
         let result = ended(&server, kill);
-        assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+        assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}");
         assert_eq!(server.report().served, 1);
     }
 }
@@ -391,7 +391,7 @@ fn a_service_that_blocks_when_it_is_cloned_does_not_hold_the_stop() {
     let server = cloned(hasty(), Some(0), Hook::Blocks(gate.clone()));
     let _client = Client::get(addr(&server), "/");
     let result = ended(&server, false);
-    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+    assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}");
 }
 
 /// A task's waker that blocks or panics.
@@ -610,8 +610,8 @@ fn late_each_way(phase: Phase, name: &str, host: Host, holds: bool) {
                 builder = builder.runtime(runtime.handle().clone());
             }
             match late(builder, phase, host, hook, kill, abandons) {
-                Err(Error::TimedOut) => assert!(abandons, "{case}"),
-                Err(Error::Killed) => assert!(is_cut && !abandons, "{case}"),
+                Err(Error::TimedOut(_)) => assert!(abandons, "{case}"),
+                Err(Error::Killed(_)) => assert!(is_cut && !abandons, "{case}"),
                 Err(error) => panic!("{case}: {error:?}"),
                 Ok(report) => {
                     assert!(!is_cut && !abandons, "{case}");
@@ -688,12 +688,12 @@ fn a_task_whose_waker_blocks_or_panics_does_not_keep_phases_from_others() {
         idle.assert_closed();
         server.kill_begin();
         let told = told.join().unwrap();
-        assert!(matches!(told, Some(Error::Killed)), "{told:?}");
+        assert!(matches!(told, Some(Error::Killed(_))), "{told:?}");
         drop(exchange);
         let result = wait(&server);
         match hook {
-            Hook::Panics => assert!(matches!(result, Err(Error::Killed)), "{result:?}"),
-            _ => assert!(matches!(result, Err(Error::TimedOut)), "{result:?}"),
+            Hook::Panics => assert!(matches!(result, Err(Error::Killed(_))), "{result:?}"),
+            _ => assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}"),
         }
     }
 }
@@ -704,13 +704,13 @@ type Taker = fn(Exchange, &Hook);
 const TAKERS: [(&str, Taker); 3] = [
     ("holds it", |exchange, hook| {
         hook.run();
-        assert!(matches!(reply(exchange, "late"), Err(Error::Killed)));
+        assert!(matches!(reply(exchange, "late"), Err(Error::Killed(_))));
     }),
     ("has begun", |mut exchange, hook| {
         exchange.start(Response::new(())).unwrap();
         exchange.write(b"begun").unwrap();
         hook.run();
-        assert!(matches!(exchange.finish(), Err(Error::Killed)));
+        assert!(matches!(exchange.finish(), Err(Error::Killed(_))));
     }),
     ("waits for the kill", |exchange, hook| {
         let _ = exchange.cancellation().wait_until(None);
@@ -745,7 +745,10 @@ fn a_thread_that_has_taken_a_request_and_blocks_does_not_hold_the_stop() {
             let mut left = Client::get(addr(&server), "/");
             wait_for_report(&server, |report| report.requests == 2);
             let result = ended(&server, kill);
-            assert!(matches!(result, Err(Error::TimedOut)), "{case}: {result:?}");
+            assert!(
+                matches!(result, Err(Error::TimedOut(_))),
+                "{case}: {result:?}"
+            );
             let report = server.report();
             assert_eq!((report.killed, report.abandoned), (2, 1), "{case}");
             assert_eq!(left.answer().status, 503, "{case}");
@@ -767,7 +770,10 @@ fn a_thread_that_has_taken_a_request_and_panics_costs_no_more_than_that() {
             let thread = taken(&server, taker, Hook::Panics);
             if waits {
                 let result = ended(&server, kill);
-                assert!(matches!(result, Err(Error::Killed)), "{case}: {result:?}");
+                assert!(
+                    matches!(result, Err(Error::Killed(_))),
+                    "{case}: {result:?}"
+                );
                 assert_eq!(server.report().killed, 1, "{case}");
                 assert!(client.try_answer().is_err(), "{case}");
             } else {
@@ -832,7 +838,7 @@ fn a_thread_that_has_an_upgraded_connection_and_blocks_or_panics_does_not_hold_t
             assert_balanced(&report);
             assert_eq!((report.served, report.hijacked_killed), (1, blocks.into()));
             match result {
-                Err(Error::TimedOut) => assert!(blocks, "kill: {kill}"),
+                Err(Error::TimedOut(_)) => assert!(blocks, "kill: {kill}"),
                 result => assert!(!blocks && result.is_ok(), "kill: {kill}, {result:?}"),
             }
         }
@@ -865,7 +871,7 @@ fn requests_that_nobody_takes_end_with_the_stop_timeout() {
     let mut client = Client::get(addr(&server), "/");
     wait_for_report(&server, |report| report.requests == 1);
     let result = ended(&server, false);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
     assert_eq!(client.answer().status, 503);
     assert_balanced(&server.report());
 }
@@ -1070,7 +1076,7 @@ fn without_descriptors_the_queue_is_kept_until_the_stop_timeout() {
         let _client = Client::connect(addr(&server));
         let began = Instant::now();
         let result = ended(&server, false);
-        assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+        assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
         assert!(began.elapsed() >= Duration::from_millis(500));
         assert_eq!(server.report().unaccepted, 1);
     })

@@ -368,7 +368,7 @@ fn idle_connections_on_a_thread_that_a_handler_blocks_are_closed_by_a_kill_and_l
     let client = Client::get(addr(&server), "/block");
     begun.pass();
     let result = stop(&server);
-    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+    assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}");
     client.assert_ended();
     idle.assert_ended();
     silent.assert_ended();

@@ -378,7 +378,7 @@ fn run(seed: u64, ending: Ending) -> usize {
     let cut = report.killed + report.unaccepted;
     match (&result, ending) {
         (Ok(_), _) => assert_eq!(cut, 0, "{run}: {report:?}"),
-        (Err(Error::Killed), Ending::Hurried | Ending::Killed) => {
+        (Err(Error::Killed(_)), Ending::Hurried | Ending::Killed) => {
             assert!(cut > 0, "{run}: {report:?}");
         }
         _ => panic!("{run}: {result:?}, {report:?}"),

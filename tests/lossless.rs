@@ -206,7 +206,7 @@ fn a_response_that_a_kill_leaves_in_the_kernel_is_not_counted_as_served() {
     let server = large(builder().stop_timeout(Duration::from_millis(100)), 100_000);
     let client = unwilling_reader(&server, "/");
     wait_for_report(&server, |report| report.served == 1);
-    assert!(matches!(stop(&server), Err(Error::Killed)));
+    assert!(matches!(stop(&server), Err(Error::Killed(_))));
     let report = server.report();
     assert_balanced(&report);
     assert_eq!(

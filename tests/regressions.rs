@@ -514,7 +514,7 @@ fn upgraded_connections_and_tunnels_are_killed_with_the_rest() {
     wait_for_report(&server, |report| report.conns_hijacked == 2);
     server.kill_begin();
     clients.into_iter().for_each(Client::assert_ended);
-    assert!(matches!(wait(&server), Err(Error::Killed)));
+    assert!(matches!(wait(&server), Err(Error::Killed(_))));
     let report = server.report();
     assert_balanced(&report);
     assert_eq!((report.conns_killed, report.hijacked_killed), (2, 2));

@@ -141,7 +141,7 @@ fn the_full_kill_path_is_told_in_order() {
     fixture.wait_for_timers(2);
     fixture.clock.advance(MINUTE);
     let result = wait(&fixture.server);
-    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+    assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}");
     let (averages, others): (Vec<_>, Vec<_>) = fixture
         .close()
         .into_iter()
@@ -171,7 +171,7 @@ fn a_kill_that_is_in_time_is_told_without_its_timeout() {
     fixture.clock.advance(MINUTE);
     client.assert_ended();
     fixture.gate.open();
-    assert!(matches!(wait(&fixture.server), Err(Error::Killed)));
+    assert!(matches!(wait(&fixture.server), Err(Error::Killed(_))));
     let mut bumps = fixture.close();
     bumps.retain(|(key, _)| !key.starts_with("avg "));
     let expected = [

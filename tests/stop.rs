@@ -553,8 +553,8 @@ fn the_stop_timeout_cuts_what_is_left() {
                     .cancellation()
                     .wait_until(Some(Instant::now() + LONG));
                 tells.write(format!("{why:?}"));
-                assert!(matches!(exchange.write(b"more"), Err(Error::Killed)));
-                assert!(matches!(exchange.finish(), Err(Error::Killed)));
+                assert!(matches!(exchange.write(b"more"), Err(Error::Killed(_))));
+                assert!(matches!(exchange.finish(), Err(Error::Killed(_))));
             },
         )
         .unwrap();
@@ -569,8 +569,8 @@ fn the_stop_timeout_cuts_what_is_left() {
     let cut = client.until_end().unwrap_err();
     assert_eq!(cut.kind(), ErrorKind::ConnectionReset);
     let result = stopping.join().unwrap();
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
-    assert_eq!(told.all(), ["Some(Killed)"]);
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
+    assert_eq!(told.all(), ["Some(Killed(None))"]);
     let report = server.report();
     assert_balanced(&report);
     assert_eq!((report.killed, report.abandoned), (1, 0));
@@ -590,7 +590,7 @@ fn a_kill_waits_for_handlers_until_the_kill_timeout() {
     fixture.assert_runs();
     fixture.gate.open();
     let result = wait(&fixture.server);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
     let report = fixture.server.report();
     assert_balanced(&report);
     assert_eq!((report.killed, report.abandoned), (1, 0));
@@ -621,7 +621,7 @@ fn never_returning_handler_is_abandoned(dispatch: Dispatch) {
     client.assert_ended();
     clock.advance(MINUTE);
     let result = wait(&server);
-    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+    assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}");
     let report = server.report();
     assert_eq!(report.phase, Phase::Stopped);
     assert_eq!((report.requests, report.abandoned), (1, 1));
@@ -650,7 +650,7 @@ fn an_abandoned_request_is_among_the_killed() {
     client.assert_ended();
     clock.advance(MINUTE);
     let result = wait(&fixture.server);
-    assert!(matches!(result, Err(Error::TimedOut)), "{result:?}");
+    assert!(matches!(result, Err(Error::TimedOut(_))), "{result:?}");
     let report = fixture.server.report();
     assert_balanced(&report);
     assert_eq!((report.killed, report.abandoned), (1, 1));
@@ -684,8 +684,8 @@ fn a_second_stop_of_a_killed_server_gets_the_same_error() {
     let first = stop_elsewhere(&fixture.server);
     client.assert_ended();
     fixture.gate.open();
-    assert!(matches!(first.join().unwrap(), Err(Error::Killed)));
-    assert!(matches!(stop(&fixture.server), Err(Error::Killed)));
+    assert!(matches!(first.join().unwrap(), Err(Error::Killed(_))));
+    assert!(matches!(stop(&fixture.server), Err(Error::Killed(_))));
 }
 
 #[test]
@@ -699,7 +699,7 @@ fn a_kill_may_come_without_a_stop() {
     idle.assert_ended();
     fixture.gate.open();
     let result = wait(&fixture.server);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
     let report = fixture.server.report();
     assert_balanced(&report);
     assert_eq!((report.served, report.killed), (1, 1));
@@ -718,7 +718,7 @@ fn a_kill_during_the_drain_cuts_what_is_left() {
     client.assert_ended();
     fixture.gate.open();
     let result = wait(&fixture.server);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
 }
 
 #[test]
@@ -730,7 +730,7 @@ fn a_partly_received_head_that_a_kill_cuts_is_a_killed_request() {
     fixture.server.kill_begin();
     client.assert_ended();
     let result = wait(&fixture.server);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
     let report = fixture.server.report();
     assert_balanced(&report);
     assert_eq!((report.requests, report.killed), (1, 1));
@@ -1156,7 +1156,7 @@ fn a_server_whose_runtime_goes_away_ends_and_says_so() {
     let idle = fixture.idle_client();
     runtime.shutdown_timeout(LONG);
     let error = wait(&fixture.server).unwrap_err();
-    assert!(error.to_string().contains("runtime"), "{error}");
+    assert!(format!("{error:#}").contains("runtime"), "{error:#}");
     assert_balanced(&fixture.server.report());
     idle.assert_ended();
 }

@@ -424,7 +424,8 @@ struct options {
     /// Kinds of event (httpdown_event_kind, or-ed) to be taken by `next_event`. Excludes the callbacks above.
     std::uint32_t pull_events = 0;
 
-    /// For tests: the clock for the stop, kill and lame-duck timers. Needed only until the server has started.
+    /// For tests: the clock for the stop, kill and lame-duck timers. All other durations are in real time, `idle_grace`
+    /// included. Needed only until the server has started.
     const mock_clock *clock = nullptr;
     /// How long a stop waits for what is there to finish, before it kills. 0 is not at all. By default a minute.
     std::optional<milliseconds> stop_timeout{};

@@ -27,6 +27,7 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// Where a connection is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 #[repr(u8)]
 pub enum ConnState {
     /// Accepted; no byte has come yet.

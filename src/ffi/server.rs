@@ -117,7 +117,7 @@ fn explained(
     let mut why = None;
     let code = status_in_child_too(|| {
         let result = body();
-        why = result.as_ref().err().map(ToString::to_string);
+        why = result.as_ref().err().map(|error| format!("{error:#}"));
         result
     });
     if let Ok(buffer) = buffer {

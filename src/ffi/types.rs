@@ -258,7 +258,8 @@ pub struct httpdown_options {
     pub on_phase: httpdown_phase_fn,
     /// Called with what a person should know. The library itself prints nothing.
     pub on_log: httpdown_log_fn,
-    /// For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. May be freed at once.
+    /// For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. All other durations are in
+    /// real time, `idle_grace_ms` included. May be freed at once.
     pub clock: *const httpdown_clock,
     /// How long a stop waits for what is there to finish, before it kills. Default: 60,000.
     pub stop_timeout_ms: u32,

@@ -200,7 +200,8 @@ class Server:
     what the library has to say, that accepting pauses without descriptors, say, goes to the logger
     "httpdown", too.
 
-    `clock` is for tests: a MockClock for the stop, kill and lame-duck timers.
+    `clock` is for tests: a MockClock for the stop, kill and lame-duck timers. All other durations
+    are in real time, `idle_grace` included.
 
     Raises AddressInUse, AddressInvalid, PermissionDenied, IOFailed, OutOfResources, Forked;
     ValueError (InvalidArgument too) and TypeError; RuntimeError where gevent or eventlet has
