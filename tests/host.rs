@@ -315,10 +315,10 @@ fn the_callback_for_the_end_knows_how_it_went() {
     let _client = Client::get(addr(&server), "/");
     begun.pass();
     let result = common::stop(&server);
-    assert!(matches!(result, Err(Error::Killed)), "{result:?}");
+    assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
     let ends = ends.all();
     assert!(
-        matches!(ends[..], [(Some(Err(Error::Killed)), Err(Error::Killed))]),
+        matches!(ends[..], [(Some(Err(Error::Killed(_))), Err(Error::Killed(_)))]),
         "{ends:?}"
     );
 }
@@ -782,7 +782,7 @@ fn a_thread_that_has_taken_a_request_and_panics_costs_no_more_than_that() {
                 assert_balanced(&report);
                 let has_begun = name == "has begun";
                 assert_eq!(answer, (!has_begun).then_some(500), "{case}");
-                assert_eq!(report.failed, has_begun.into(), "{case}");
+                assert_eq!(report.failed, u64::from(has_begun), "{case}");
             }
             discard(thread.join().unwrap_err());
         }
@@ -831,7 +831,7 @@ fn a_thread_that_has_an_upgraded_connection_and_blocks_or_panics_does_not_hold_t
             assert_eq!(client.try_head().unwrap().status, 101);
             let blocks = matches!(hook, Hook::Blocks(_));
             wait_for_report(&server, |report| {
-                report.conns_hijacked == blocks.into() && report.conns_active == 0
+                report.conns_hijacked == u64::from(blocks) && report.conns_active == 0
             });
             let result = ended(&server, kill);
             let report = server.report();
