@@ -97,6 +97,8 @@ typedef enum {
     HTTPDOWN_STATUS_TOO_LARGE = 16,
     // What was asked for is not there.
     HTTPDOWN_STATUS_NOT_FOUND = 17,
+    // The client has broken the protocol within the body of its request.
+    HTTPDOWN_STATUS_BAD_BODY = 18,
     // A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 } httpdown_status;
@@ -682,7 +684,8 @@ const httpdown_server *httpdown_request_server(const httpdown_request *request);
 // until there are some. A client that waits to be asked for its body (Expect: 100-continue) is asked by the first read,
 // or by httpdown_reply_start.
 //
-// Returns OK, GONE (the client has left, or its body is malformed), KILLED, WOULD_BLOCK (on a thread that drives
+// Returns OK, GONE (the client has left), BAD_BODY (it has broken the protocol; if the request is then ended without an
+// answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives
 // connections, if nothing is there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_request_read(httpdown_request *request,

@@ -41,6 +41,8 @@ pub enum Error {
     WouldBlock,
     /// The client has left.
     Gone,
+    /// The client has broken the protocol within the body of its request.
+    BadBody,
     /// A bug in this library, or a panic in a `Clock` of the host's.
     Panicked,
     /// A body is longer than the limit that the caller has set.
@@ -125,6 +127,7 @@ impl fmt::Display for Error {
             Self::AlreadyReplied => f.write_str("the request has been answered already"),
             Self::WouldBlock => f.write_str("the call would have to wait"),
             Self::Gone => f.write_str("the client has left"),
+            Self::BadBody => f.write_str("the body of the request is malformed"),
             Self::TooLarge => f.write_str("the body is longer than the limit"),
             Self::Panicked => f.write_str("the control thread panicked"),
             Self::Forked => f.write_str("the server lives in the parent of this forked process"),

@@ -1,10 +1,13 @@
 //! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
 
+use std::error::Error as _;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
+use std::thread;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -15,10 +18,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
-use crate::conn::ConnInfo;
+use crate::conn::{BodyFault, ConnInfo};
 use crate::dispatch::Taken;
 use crate::error::{Error, Result};
-use crate::events::LogLevel;
 use crate::fate::{Cancellation, Fate};
 use crate::lent::LentRuntime;
 use crate::lifecycle::Waiter;
@@ -38,7 +40,8 @@ const ROOM: usize = 4 * PIECE;
 /// [`Error::WouldBlock`]. So they do on a thread without which a [runtime of the host's](crate::Builder::runtime) does
 /// not get on, which takes a second to be found out.
 ///
-/// Dropped without an answer, the client gets a 500; dropped within an answer, the client sees it cut.
+/// Dropped without an answer, the client gets a 500, or, if its body was found to be malformed, a 400; dropped within an
+/// answer, the client sees it cut.
 pub struct Exchange(Box<Inner>);
 
 /// In a box because an exchange is passed on from hand to hand.
@@ -52,6 +55,8 @@ struct Inner {
     owing: Option<u64>,
     /// The thread that took it from the queue holds it.
     taken: Option<Taken>,
+    /// Why the last attempt to answer has failed.
+    refused: Option<Error>,
     fate: Arc<Fate>,
 }
 
@@ -97,6 +102,7 @@ impl Exchange {
             answer: Answer::Owed,
             owing: None,
             taken: None,
+            refused: None,
             fate,
         }))
     }
@@ -182,8 +188,8 @@ impl Exchange {
     /// waits to be asked for its body (`Expect: 100-continue`) is asked by the first read, or by [`Exchange::start`].
     ///
     /// # Errors
-    /// [`Error::Gone`] if the client left or broke the protocol within its body, [`Error::Killed`] after a kill,
-    /// [`Error::WouldBlock`] on an I/O thread if nothing is there.
+    /// [`Error::Gone`] if the client has left, [`Error::BadBody`] if it broke the protocol within the body,
+    /// [`Error::Killed`] after a kill, [`Error::WouldBlock`] on an I/O thread if nothing is there.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         let data = self.read_bytes(buf.len())?;
         buf[..data.len()].copy_from_slice(&data);
@@ -229,7 +235,7 @@ impl Exchange {
             return Err(why.clone());
         }
         let result = self.receive();
-        if let Err(why @ (Error::Gone | Error::Killed(_))) = &result {
+        if let Err(why @ (Error::Gone | Error::BadBody | Error::Killed(_))) = &result {
             self.0.body.failed = Some(why.clone());
             self.0.body.rest = Bytes::new();
         }
@@ -290,11 +296,21 @@ impl Exchange {
     /// gets a 500); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more;
     /// [`Error::AlreadyReplied`] if an answer has begun, which is cut by this.
     pub fn reply(mut self, response: Response<Bytes>) -> Result<()> {
-        self.reply_by_ref(response)
+        self.answer_by(|exchange| exchange.try_reply(response))
+    }
+
+    /// An attempt to answer. If it fails, and none succeeds, the log will say why.
+    pub(crate) fn answer_by(
+        &mut self,
+        attempt: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let result = attempt(self);
+        self.0.refused = result.as_ref().err().cloned();
+        result
     }
 
     /// As [`Exchange::reply`]; to be dropped then.
-    pub(crate) fn reply_by_ref(&mut self, response: Response<Bytes>) -> Result<()> {
+    pub(crate) fn try_reply(&mut self, response: Response<Bytes>) -> Result<()> {
         let length = response.body().len() as u64;
         let declared = declared_length(&response)?;
         if !self.0.bodyless && declared.is_some_and(|declared| declared != length) {
@@ -316,6 +332,10 @@ impl Exchange {
     /// (nothing was sent: answer otherwise); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any
     /// more; [`Error::AlreadyReplied`].
     pub fn start(&mut self, response: Response<()>) -> Result<()> {
+        self.answer_by(|exchange| exchange.try_start(response))
+    }
+
+    fn try_start(&mut self, response: Response<()>) -> Result<()> {
         let declared = declared_length(&response)?;
         self.ask_for_body();
         let (pieces, body) = pieces();
@@ -411,11 +431,11 @@ impl Exchange {
     /// before [`Exchange::start`] (the client gets a 500), or if less was written than the Content-Length says (the
     /// client sees the answer cut).
     pub fn finish(mut self) -> Result<()> {
-        self.finish_by_ref()
+        self.answer_by(Self::try_finish)
     }
 
     /// As [`Exchange::finish`]; to be dropped then.
-    pub(crate) fn finish_by_ref(&mut self) -> Result<()> {
+    pub(crate) fn try_finish(&mut self) -> Result<()> {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         }
@@ -471,9 +491,49 @@ impl Exchange {
         }
     }
 
-    fn log(&self, text: String) {
-        let shared = self.0.fate.inflight().conn().shared();
-        shared.events.log(LogLevel::Error, text);
+    /// It ends without an answer, and the client can still get one.
+    fn unanswered(&self) {
+        let Inner { head, fate, .. } = &*self.0;
+        let uri = &head.uri;
+        match (&self.0.body.failed, &self.0.refused) {
+            // The client's fault, and no matter for the log.
+            (Some(Error::BadBody), _) => {
+                fate.give(bad_request());
+                return;
+            }
+            // It may still read: it has left only the request.
+            (Some(Error::Gone), _) => {
+                fate.inflight().conn().gave_up();
+                fate.give(bad_request());
+                return;
+            }
+            _ if thread::panicking() => fate.tell(format!("a handler panicked: {uri}")),
+            (_, Some(why @ Error::InvalidArgument(_))) => {
+                fate.tell(format!("the answer to {uri} was refused: {why}"));
+            }
+            _ => fate.tell(format!("a handler did not answer {uri}")),
+        }
+        let shared = fate.inflight().conn().shared();
+        shared.events.sum("handler.error", 1.0);
+        let text = "internal server error\n";
+        fate.give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
+    }
+
+    /// It ends within its answer, which the client would still get: its body sees that no end came.
+    fn unfinished(&self) {
+        let Inner { head, fate, .. } = &*self.0;
+        let uri = &head.uri;
+        match (&self.0.body.failed, &self.0.refused) {
+            // The client has left the request, or broken it.
+            (Some(_), _) => {}
+            _ if thread::panicking() => {
+                fate.tell(format!("a handler panicked in its answer: {uri}"));
+            }
+            (_, Some(why @ (Error::InvalidArgument(_) | Error::AlreadyReplied))) => {
+                fate.tell(format!("the answer to {uri} was cut: {why}"));
+            }
+            _ => fate.tell(format!("a handler left its answer to {uri} unfinished")),
+        }
     }
 }
 
@@ -495,7 +555,17 @@ impl RequestBody {
                     Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
                     _ => {}
                 },
-                Some(Err(_)) => return Poll::Ready(Err(fate.lost().unwrap_or(Error::Gone))),
+                Some(Err(why)) => {
+                    let conn = fate.inflight().conn();
+                    if is_malformed(&why) {
+                        conn.body_failed(BodyFault::Malformed);
+                    }
+                    let why = match conn.body_fault() {
+                        Some(BodyFault::Malformed) => Error::BadBody,
+                        _ => Error::Gone,
+                    };
+                    return Poll::Ready(Err(fate.lost().unwrap_or(why)));
+                }
             }
         }
     }
@@ -517,24 +587,24 @@ impl Drop for Exchange {
             Answer::Given => {}
             // The client has all that there is to have, or cannot get it any more: the handler may know.
             Answer::Begun(_) if self.0.bodyless || self.0.fate.over().is_some() => {}
-            // The receiver sees that no end came.
-            Answer::Begun(_) => self.log(format!(
-                "a handler left its answer to {} unfinished",
-                self.0.head.uri
-            )),
+            // Told before its body learns of it.
+            Answer::Begun(_pieces) => self.unfinished(),
             // Nobody would get it; and after a kill nobody may.
             Answer::Owed if self.0.fate.lost().is_some() => {}
-            Answer::Owed => {
-                let shared = self.0.fate.inflight().conn().shared();
-                shared.events.sum("handler.error", 1.0);
-                self.log(format!("a handler did not answer {}", self.0.head.uri));
-                let text = "internal server error\n";
-                self.0
-                    .fate
-                    .give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
-            }
+            Answer::Owed => self.unanswered(),
         }
     }
+}
+
+/// Whether hyper says of a body that the client has made it wrong.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    source.is_some_and(|error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+        )
+    })
 }
 
 impl fmt::Debug for Exchange {
@@ -572,6 +642,16 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
         }
     }
     Ok(declared)
+}
+
+/// For a body that cannot be read to its end: so the connection ends behind it.
+fn bad_request() -> Response<ReplyBody> {
+    let mut response = plain(StatusCode::BAD_REQUEST, "bad request\n");
+    let close = http::HeaderValue::from_static("close");
+    response
+        .headers_mut()
+        .insert(http::header::CONNECTION, close);
+    response
 }
 
 fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Instant;
@@ -16,6 +16,7 @@ use crate::conn::{Inflight, Outcome};
 use crate::contain::contain;
 use crate::dispatch::Call;
 use crate::error::{Error, Result};
+use crate::events::LogLevel;
 use crate::exchange::ReplyBody;
 use crate::lifecycle::{Phase, Waiter};
 use crate::runtime;
@@ -29,6 +30,8 @@ const LOST: u8 = 2;
 pub(crate) struct Fate {
     inflight: Inflight,
     state: AtomicU8,
+    /// The log says why it has failed.
+    is_told: AtomicBool,
     meeting: Mutex<Meeting>,
 }
 
@@ -46,12 +49,21 @@ impl Fate {
         Self {
             inflight,
             state: AtomicU8::new(OPEN),
+            is_told: AtomicBool::new(false),
             meeting: Mutex::default(),
         }
     }
 
     pub(crate) fn inflight(&self) -> &Inflight {
         &self.inflight
+    }
+
+    /// Has a line in the log: one for each request that fails.
+    pub(crate) fn tell(&self, line: impl Into<String>) {
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            let events = &self.inflight.conn().shared().events;
+            events.log(LogLevel::Error, line);
+        }
     }
 
     /// Gives the answer to the connection.

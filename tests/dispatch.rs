@@ -499,8 +499,273 @@ fn a_body_that_is_cut_is_an_error() {
     let mut client = Client::connect(addr(&server));
     client.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n");
     results.wait_for_count(2);
-    assert_eq!(results.all(), ["Err(Gone)", "Err(Gone)"]);
+    assert_eq!(results.all(), ["Err(Gone)", "Err(BadBody)"]);
     assert_balanced(&stop(&server).unwrap());
+}
+
+/// Bodies in chunks, each malformed in its own way.
+fn malformed_chunks() -> Vec<String> {
+    let bodies = [
+        "nonsense\r\n",
+        "fffffffffffffffff\r\n",
+        "1;\x01\r\na\r\n",
+        "1 \r\na\r\n",
+        "1\r\nab\r\n",
+        "1\r\na\r\n0\r\nno trailer\r\n\r\n",
+        "1\r\na\r\n0\r\na: \x01\r\n\r\n",
+    ];
+    let head = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
+    bodies.map(|body| format!("{head}{body}")).to_vec()
+}
+
+/// Requests whose client sends no more in the middle of the body, but still reads.
+fn half_requests() -> [&'static str; 3] {
+    [
+        "POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf",
+        "POST / HTTP/1.0\r\nContent-Length: 10\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhalf",
+    ]
+}
+
+/// A server that tells what it logs, and counts of its handlers' errors.
+fn told(
+    serve: impl FnOnce(Builder) -> Server,
+) -> (Server, Journal<String>, Journal<(String, f64)>) {
+    let (stats, bumps) = Recorder::new();
+    let logs = Journal::new();
+    let writes = logs.clone();
+    let builder = builder().stats(stats);
+    let server = serve(builder.on_log(move |_, text: &str| writes.write(text.to_owned())));
+    (server, logs, bumps)
+}
+
+/// Ends it, and says how many errors its handlers have made.
+fn errors(server: &Server, bumps: &Journal<(String, f64)>) -> usize {
+    server.clone().close();
+    let bumps = bumps.all().into_iter();
+    bumps.filter(|(key, _)| key == "sum handler.error").count()
+}
+
+/// Reads the body elsewhere, and gives up if that fails.
+fn reads(exchange: Exchange, results: &Journal<String>) {
+    let results = results.clone();
+    thread::spawn(move || {
+        let mut exchange = exchange;
+        match exchange.read_to_end(100) {
+            Ok(_) => reply(exchange, "whole").unwrap(),
+            Err(why) => {
+                drop(exchange);
+                results.write(format!("{why:?}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_malformed_body_is_the_clients_fault() {
+    for dispatch in [Dispatch::default(), Dispatch::Inline] {
+        let results = Journal::new();
+        let writes = results.clone();
+        let (server, logs, bumps) = told(|builder| {
+            let handler = move |exchange: Exchange| reads(exchange, &writes);
+            builder.handle(listener(), dispatch, handler).unwrap()
+        });
+        let requests = malformed_chunks();
+        for request in &requests {
+            let mut client = Client::connect(addr(&server));
+            client.send(request);
+            assert_eq!(client.answer().status, 400, "{request:?}");
+        }
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!(report.served, requests.len() as u64, "{report:?}");
+        assert_eq!(results.all(), vec!["BadBody"; requests.len()]);
+        assert_eq!((errors(&server, &bumps), logs.all()), (0, vec![]));
+    }
+}
+
+#[test]
+fn a_service_that_fails_at_a_malformed_body_gets_a_400() {
+    let service = service_fn(|request: Request<Incoming>| async move {
+        let body = request.into_body().collect().await?;
+        Ok::<_, hyper::Error>(Response::new(Full::new(body.to_bytes())))
+    });
+    let (server, logs, bumps) = told(|builder| builder.serve(listener(), service).unwrap());
+    for request in malformed_chunks() {
+        let mut client = Client::connect(addr(&server));
+        client.send(&request);
+        assert_eq!(client.answer().status, 400, "{request:?}");
+    }
+    for request in half_requests() {
+        let mut client = Client::connect(addr(&server));
+        client.send(request);
+        client.half_close();
+        assert_eq!(client.answer().status, 400, "{request:?}");
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.gone), (7, 3), "{report:?}");
+    assert_eq!((errors(&server, &bumps), logs.all()), (0, vec![]));
+}
+
+#[test]
+fn a_client_that_leaves_within_its_body_is_gone_and_nobody_is_blamed() {
+    let results = Journal::new();
+    let writes = results.clone();
+    let (server, logs, bumps) = told(|builder| {
+        let handler = move |exchange: Exchange| reads(exchange, &writes);
+        builder.handle(listener(), pool(4), handler).unwrap()
+    });
+    for request in half_requests() {
+        let mut client = Client::connect(addr(&server));
+        client.send(request);
+        client.half_close();
+        // It may still want to know.
+        assert_eq!(client.answer().status, 400, "{request:?}");
+    }
+    for request in half_requests() {
+        drop({
+            let mut client = Client::connect(addr(&server));
+            client.send(request);
+            client
+        });
+    }
+    results.wait_for_count(6);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.gone, report.conns_gone), (6, 6), "{report:?}");
+    assert_eq!(results.all(), vec!["Gone"; 6]);
+    assert_eq!((errors(&server, &bumps), logs.all()), (0, vec![]));
+}
+
+#[test]
+fn an_answer_that_follows_half_a_request_may_stay_unfinished() {
+    let (server, logs, bumps) = told(|builder| {
+        let handler = |mut exchange: Exchange| {
+            exchange.start(Response::new(())).unwrap();
+            exchange.write(b"begun").unwrap();
+            exchange.read_to_end(100).unwrap_err();
+        };
+        builder.handle(listener(), pool(1), handler).unwrap()
+    });
+    for request in half_requests() {
+        let mut client = Client::connect(addr(&server));
+        client.send(request);
+        client.half_close();
+        client.try_answer().unwrap_err();
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.gone, report.failed), (3, 0), "{report:?}");
+    assert_eq!((errors(&server, &bumps), logs.all()), (0, vec![]));
+}
+
+/// One line for one mistake, which says what it was.
+#[test]
+fn the_log_says_once_why_a_request_has_failed() {
+    let bad = |value: &str| Response::builder().header("content-length", value);
+    let (server, logs, bumps) = told(|builder| {
+        let handler = move |mut exchange: Exchange| match exchange.uri().path() {
+            "/forgotten" => drop(exchange),
+            "/refused" => {
+                let wrong = bad("5").body(Bytes::from("four")).unwrap();
+                exchange.reply(wrong).unwrap_err();
+            }
+            "/not-begun" => exchange.finish().unwrap_err().to_string().clear(),
+            "/refused-start" => {
+                exchange.start(bad("x").body(()).unwrap()).unwrap_err();
+            }
+            "/panic" => panic!("that is what the test wants"),
+            "/panic-behind" => {
+                reply(exchange, "fine").unwrap();
+                panic!("that is what the test wants");
+            }
+            "/short" => {
+                exchange.start(bad("5").body(()).unwrap()).unwrap();
+                exchange.finish().unwrap_err();
+            }
+            "/twice" => {
+                exchange.start(Response::new(())).unwrap();
+                reply(exchange, "again").unwrap_err();
+            }
+            "/panic-within" => {
+                exchange.start(Response::new(())).unwrap();
+                panic!("that is what the test wants");
+            }
+            _ => {
+                exchange.start(Response::new(())).unwrap();
+            }
+        };
+        builder.handle(listener(), pool(1), handler).unwrap()
+    });
+    let cases = [
+        ("/forgotten", "a handler did not answer /forgotten"),
+        (
+            "/refused",
+            "the answer to /refused was refused: Content-Length is not the length of the body",
+        ),
+        (
+            "/not-begun",
+            "the answer to /not-begun was refused: no answer has begun",
+        ),
+        (
+            "/refused-start",
+            "the answer to /refused-start was refused: Content-Length is not one number",
+        ),
+        ("/panic", "a handler panicked: /panic"),
+        ("/panic-behind", "a handler panicked"),
+        (
+            "/short",
+            "the answer to /short was cut: less than the Content-Length",
+        ),
+        (
+            "/twice",
+            "the answer to /twice was cut: the request has been answered already",
+        ),
+        (
+            "/panic-within",
+            "a handler panicked in its answer: /panic-within",
+        ),
+        ("/left", "a handler left its answer to /left unfinished"),
+    ];
+    for (path, _) in cases {
+        let mut client = Client::get(addr(&server), path);
+        match client.try_answer() {
+            Ok(answer) => assert_eq!(
+                answer.status,
+                if path == "/panic-behind" { 200 } else { 500 }
+            ),
+            Err(_) => assert!(["/short", "/twice", "/panic-within", "/left"].contains(&path)),
+        }
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.failed), (6, 4));
+    assert_eq!(errors(&server, &bumps), 9);
+    assert_eq!(logs.all(), cases.map(|(_, line)| line.to_owned()));
+}
+
+#[test]
+fn a_kill_and_a_client_that_has_left_blame_no_handler() {
+    let begun = Journal::new();
+    let begins = begun.clone();
+    let (server, logs, bumps) = told(|builder| {
+        let handler = move |mut exchange: Exchange| {
+            exchange.start(Response::new(())).unwrap();
+            begins.write(());
+            let why = exchange.cancellation().wait_until(None);
+            assert!(matches!(why, Some(Error::Gone | Error::Killed(_))));
+            exchange.finish().unwrap_err();
+        };
+        builder.handle(listener(), pool(20), handler).unwrap()
+    });
+    let clients: Vec<_> = (0..20).map(|_| Client::get(addr(&server), "/")).collect();
+    begun.wait_for_count(20);
+    server.kill_begin();
+    let _ = wait(&server);
+    drop(clients);
+    assert_eq!(server.report().killed, 20);
+    assert_eq!((errors(&server, &bumps), logs.all()), (0, vec![]));
 }
 
 #[test]

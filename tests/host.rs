@@ -318,7 +318,10 @@ fn the_callback_for_the_end_knows_how_it_went() {
     assert!(matches!(result, Err(Error::Killed(_))), "{result:?}");
     let ends = ends.all();
     assert!(
-        matches!(ends[..], [(Some(Err(Error::Killed(_))), Err(Error::Killed(_)))]),
+        matches!(
+            ends[..],
+            [(Some(Err(Error::Killed(_))), Err(Error::Killed(_)))]
+        ),
         "{ends:?}"
     );
 }

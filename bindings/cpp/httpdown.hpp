@@ -203,8 +203,9 @@ public:
     server_ref server() const noexcept;
 
     /// Reads the next bytes of the body into `buffer`; blocks until there are some. Returns how many, 0 at the end;
-    /// nothing if the client has left or broke the protocol (`status` is GONE then), or was cut (KILLED). Throws error:
-    /// WOULD_BLOCK with INLINE dispatch if nothing is there yet, INVALID_ARGUMENT if `size` is 0.
+    /// nothing if the client has left (`status` is GONE then), broke the protocol (BAD_BODY; without an answer it gets a
+    /// 400), or was cut (KILLED). Throws error: WOULD_BLOCK with INLINE dispatch if nothing is there yet, INVALID_ARGUMENT
+    /// if `size` is 0.
     std::optional<std::size_t> read(void *buffer, std::size_t size);
 
     /// The whole body, if it has at most `limit` bytes; blocks until all of it is there. Nothing if it is longer
@@ -212,7 +213,7 @@ public:
     std::optional<std::string_view> body(std::size_t limit);
 
     /// What the last call on this request came to that reads the body, or answers: a httpdown_status. It says why there
-    /// was `false`, or nothing: GONE, KILLED, TOO_LARGE; without exceptions also what would have been thrown. OK before
+    /// was `false`, or nothing: GONE, BAD_BODY, KILLED, TOO_LARGE; without exceptions also what would have been thrown. OK before
     /// such a call. Can be asked for when the request has been ended.
     int status() const noexcept { return status_; }
 
@@ -780,8 +781,13 @@ inline bool request::finish() { return unanswered() && delivered(httpdown_reply_
 
 /// Whether a call has succeeded; false if the client was the reason.
 inline bool request::is_delivered(int status) {
-    if (status != HTTPDOWN_STATUS_GONE && status != HTTPDOWN_STATUS_KILLED && status != HTTPDOWN_STATUS_TOO_LARGE)
-        detail::check(status);
+    switch (status) {
+    case HTTPDOWN_STATUS_GONE:
+    case HTTPDOWN_STATUS_BAD_BODY:
+    case HTTPDOWN_STATUS_KILLED:
+    case HTTPDOWN_STATUS_TOO_LARGE: break;
+    default: detail::check(status);
+    }
     return status == HTTPDOWN_STATUS_OK;
 }
 

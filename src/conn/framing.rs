@@ -257,7 +257,9 @@ pub(super) enum Chunks {
     DataEndLf,
     /// A line of the trailers.
     Trailer,
-    /// More of it.
+    /// More of its name.
+    TrailerName,
+    /// More of its value.
     TrailerText,
     /// Its line feed.
     TrailerLf,
@@ -320,7 +322,10 @@ impl Chunks {
             (Self::DataEndLf, b'\n') => Self::SIZE,
             (Self::Trailer, b'\r') => Self::End,
             (Self::TrailerText, b'\r') => Self::TrailerLf,
-            (Self::Trailer | Self::TrailerText, b) if b != b'\n' => Self::TrailerText,
+            (Self::Trailer | Self::TrailerName, b) if is_of_name(b) => Self::TrailerName,
+            (Self::TrailerName, b':') | (Self::TrailerText, b'\t' | b' '..=b'~' | 0x80..) => {
+                Self::TrailerText
+            }
             _ => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -329,6 +334,11 @@ impl Chunks {
             }
         })
     }
+}
+
+/// Whether it may stand in a field's name (RFC 9110, 5.6.2).
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 fn at_most(len: usize, left: u64) -> usize {
@@ -419,6 +429,9 @@ mod tests {
             "1 a\r\n",
             "0\r\na: b\n\r\n",
             "0\r\n\n",
+            "0\r\nno colon\r\n",
+            "0\r\n: no name\r\n",
+            "0\r\na: \x01\r\n",
             "0\r\n\rx",
             "1\r\r\n",
         ] {

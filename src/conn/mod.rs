@@ -37,7 +37,7 @@ use crate::lifecycle::Phase;
 use crate::runtime::{self, Spawn};
 
 pub(crate) use service::{BoxError, Outcome, Plain, Respond};
-pub(crate) use track::{Accepted, Conn, Inflight, Registry};
+pub(crate) use track::{Accepted, BodyFault, Conn, Inflight, Registry};
 pub use track::{ConnInfo, ConnState};
 
 use park::Resume;

@@ -19,7 +19,7 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
-use super::track::{Conn, Inflight};
+use super::track::{BodyFault, Conn, Inflight};
 use super::validate::{has_option, options, validate};
 use crate::contain::contain;
 use crate::events::LogLevel;
@@ -212,8 +212,18 @@ impl<O: Outcome> Answering<O> {
         self.conn().response_written();
     }
 
-    /// What becomes of a service's failure: a line in the log, and a 500.
+    /// What becomes of a service's failure: a line in the log, and a 500. Where the client has not sent a whole request,
+    /// a 400, whatever the service makes of that.
     fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B, O>> {
+        if let Some(fault) = self.conn().body_fault().filter(|_| why != PANICKED) {
+            if fault == BodyFault::CutShort {
+                self.conn().gave_up();
+            }
+            let mut answer = own_answer(StatusCode::BAD_REQUEST, "bad request\n");
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(CONNECTION, close);
+            return self.answered(answer, |body| body);
+        }
         let events = &self.conn().shared().events;
         events.log(LogLevel::Error, format!("a handler failed: {why}"));
         events.sum("handler.error", 1.0);

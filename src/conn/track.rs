@@ -97,6 +97,16 @@ enum Asking {
     Owed = 2,
 }
 
+/// Why the body of a request does not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum BodyFault {
+    /// The client has broken the protocol.
+    Malformed = 1,
+    /// The client has sent no more.
+    CutShort = 2,
+}
+
 /// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
 /// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,10 +154,12 @@ impl Registry {
             in_service: Count::default(),
             unflushed: Count::default(),
             refused: Count::default(),
+            given_up: Count::default(),
             let_go: Count::default(),
             settled: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
             body_left: AtomicU64::new(0),
+            body_fault: AtomicU8::new(0),
             ahead: AtomicU32::new(0),
             ahead_is_request: AtomicBool::new(false),
             answered_alone: AtomicBool::new(false),
@@ -250,12 +262,16 @@ pub(crate) struct Conn {
     unflushed: Count,
     /// How many of those were answered 503 by a kill. Any thread counts.
     refused: Count,
+    /// How many were answered though the client had left them half-way. Any thread counts.
+    given_up: Count,
     /// Requests that nothing holds any more. Any thread counts.
     let_go: Count,
     /// The last response has agreed to an upgrade: what comes now is not ours to understand.
     upgraded: AtomicBool,
     /// How much of the body of the last request has not been given to hyper; [`UNKNOWN`] if only its end will tell.
     body_left: AtomicU64,
+    /// What is wrong with that body: a [`BodyFault`], or 0. No other request comes behind it.
+    body_fault: AtomicU8,
     /// How many bytes have been read from the kernel that hyper has not got.
     ahead: AtomicU32,
     /// If the last request is complete: those bytes are more than empty lines.
@@ -436,14 +452,37 @@ impl Conn {
         self.ledger.requests.get() - let_go
     }
 
-    /// The service failed when the response had begun: hyper will cut it. After a kill that is what was asked of it.
+    /// The service failed when the response had begun: hyper will cut it. After a kill that is what was asked of it, and
+    /// behind half a request there may be no other way.
     pub(super) fn response_failed(&self) {
         if self.is_killed() {
             self.in_service.move_to(&self.ledger.killed);
+        } else if self.body_fault().is_some() {
+            self.in_service.move_to(&self.ledger.gone);
+            self.undelivered.store(true, Ordering::Relaxed);
         } else {
             self.in_service.move_to(&self.ledger.failed);
             self.shared.events.sum("handler.error", 1.0);
         }
+    }
+
+    /// The body of the last request will not come to its end.
+    pub(crate) fn body_failed(&self, fault: BodyFault) {
+        self.body_fault.store(fault as u8, Ordering::Relaxed);
+    }
+
+    pub(crate) fn body_fault(&self) -> Option<BodyFault> {
+        match self.body_fault.load(Ordering::Relaxed) {
+            0 => None,
+            1 => Some(BodyFault::Malformed),
+            _ => Some(BodyFault::CutShort),
+        }
+    }
+
+    /// The last request is answered only in case that its client, which has left it half-way, still reads: it counts as
+    /// gone, not as served.
+    pub(crate) fn gave_up(&self) {
+        self.given_up.add(1);
     }
 
     /// Whatever is under way on it will not be finished, and not by its client's doing.
@@ -486,12 +525,20 @@ impl Conn {
             self.refused.sub(killed);
             self.ledger.killed.raise(killed);
         }
-        self.ledger.served.raise(flushed - killed);
+        // Nor does anything come behind half a request.
+        let gone = self.given_up.get().saturating_sub(behind);
+        let gone = gone.min(flushed - killed);
+        if gone > 0 {
+            self.given_up.sub(gone);
+            self.ledger.gone.raise(gone);
+            self.undelivered.store(true, Ordering::Relaxed);
+        }
+        self.ledger.served.raise(flushed - killed - gone);
         let is_idle = behind == 0 && !self.is_reading_head();
         if is_idle && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
-        flushed - killed
+        flushed - killed - gone
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -671,7 +718,7 @@ impl Conn {
         };
         ledger.served.lower(responses);
         lost.raise(responses);
-        self.undelivered.store(responses > 0, Ordering::Relaxed);
+        self.undelivered.fetch_or(responses > 0, Ordering::Relaxed);
     }
 
     /// There is nothing left of it but the socket.

@@ -17,7 +17,7 @@ use crate::home::Hold;
 use crate::sys;
 
 use super::framing::{Framing, Scan, heads_end, is_request};
-use super::track::{Accepted, Conn, Socket};
+use super::track::{Accepted, BodyFault, Conn, Socket};
 
 /// As many responses to pipelined requests leave in one write, if they are short: as many requests as hyper serves
 /// before it lets other connections have their turn. So none waits for longer than a turn.
@@ -136,13 +136,13 @@ impl Wire {
                 ready!(self.poll_read_stream(cx, buf))?;
                 let read = &buf.filled()[start..];
                 if read.is_empty() {
+                    if matches!(self.framing, Framing::Body(_) | Framing::Chunked(_)) {
+                        self.conn().body_failed(BodyFault::CutShort);
+                    }
                     return Poll::Ready(Ok(())); // the end
                 }
-                let scan = self.framing.scan(read)?;
-                let Scan { skip, take, .. } = scan;
-                if scan.is_foreign {
-                    self.conn().target_is_foreign();
-                }
+                let scan = self.framing.scan(read);
+                let Scan { skip, take, .. } = self.followed(scan)?;
                 let end = skip + take;
                 if end < read.len() {
                     self.ahead.extend_from_slice(&read[end..]);
@@ -155,11 +155,8 @@ impl Wire {
                 buf.set_filled(start + take);
             } else {
                 let len = self.ahead.len().min(buf.remaining());
-                let scan = self.framing.scan(&self.ahead[..len])?;
-                let Scan { skip, take, .. } = scan;
-                if scan.is_foreign {
-                    self.conn().target_is_foreign();
-                }
+                let scan = self.framing.scan(&self.ahead[..len]);
+                let Scan { skip, take, .. } = self.followed(scan)?;
                 buf.put_slice(&self.ahead[skip..skip + take]);
                 self.advance(skip + take);
                 if !self.ahead.is_empty() && take == 0 {
@@ -179,6 +176,16 @@ impl Wire {
         }
         self.publish();
         Poll::Ready(Ok(()))
+    }
+
+    /// Of a body that is malformed, the connection knows so.
+    fn followed(&self, scan: io::Result<Scan>) -> io::Result<Scan> {
+        match &scan {
+            Ok(scan) if scan.is_foreign => self.conn().target_is_foreign(),
+            Ok(_) => {}
+            Err(_) => self.conn().body_failed(BodyFault::Malformed),
+        }
+        scan
     }
 
     /// So much of what was ahead is behind now.

@@ -19,7 +19,6 @@ pub(crate) use queue::Taken;
 
 use crate::conn::{Inflight, Respond};
 use crate::contain::contain;
-use crate::events::LogLevel;
 use crate::exchange::{Exchange, ReplyBody};
 use crate::fate::{Fate, Reply};
 use crate::sys::SignalMask;
@@ -198,7 +197,6 @@ impl fmt::Debug for Call {
 fn call(handler: &dyn Handler, exchange: Exchange, fate: &Fate) {
     let panicked = contain(|| handler.handle(exchange)).is_none();
     if panicked {
-        let events = &fate.inflight().conn().shared().events;
-        events.log(LogLevel::Error, "a handler panicked");
+        fate.tell("a handler panicked");
     }
 }

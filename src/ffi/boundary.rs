@@ -64,6 +64,7 @@ pub(super) fn status_of(error: &Error) -> httpdown_status {
         Error::WouldBlock => HTTPDOWN_STATUS_WOULD_BLOCK,
         Error::Gone => HTTPDOWN_STATUS_GONE,
         Error::TooLarge => HTTPDOWN_STATUS_TOO_LARGE,
+        Error::BadBody => HTTPDOWN_STATUS_BAD_BODY,
         Error::Panicked => HTTPDOWN_STATUS_PANIC,
         Error::Forked => HTTPDOWN_STATUS_FORKED,
     }
@@ -90,6 +91,7 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
         15 => c"the server lives in the parent of this forked process",
         16 => c"longer than the limit",
         17 => c"not found",
+        18 => c"the body of the request is malformed",
         99 => c"a bug in httpdown",
         _ => c"unknown status",
     }

@@ -190,7 +190,7 @@ fn end_as(entry: Entry, answer: impl FnOnce(Entry, &mut Exchange) -> Result<()>)
     let request = unsafe { entry.request() }.ok_or(Error::AlreadyReplied)?;
     // SAFETY: nobody else can have set that, and the header says that others are done.
     let mut exchange = unsafe { request.take() }.ok_or(Error::AlreadyReplied)?;
-    let result = answer(entry, &mut exchange);
+    let result = exchange.answer_by(|exchange| answer(entry, exchange));
     exchange.name_if_unanswered(&request.head.uri);
     result
 }
@@ -441,7 +441,8 @@ pub unsafe extern "C" fn httpdown_request_server(
 /// until there are some. A client that waits to be asked for its body (Expect: 100-continue) is asked by the first read,
 /// or by httpdown_reply_start.
 ///
-/// Returns OK, GONE (the client has left, or its body is malformed), KILLED, WOULD_BLOCK (on a thread that drives
+/// Returns OK, GONE (the client has left), BAD_BODY (it has broken the protocol; if the request is then ended without an
+/// answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives
 /// connections, if nothing is there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
@@ -601,7 +602,7 @@ pub unsafe extern "C" fn httpdown_reply(
         end(request, |_, exchange| {
             let body = Bytes::copy_from_slice(slice(body.cast::<u8>(), body_len, "body")?);
             let head = response(status_code, headers, header_count)?;
-            exchange.reply_by_ref(head.map(|()| body))
+            exchange.try_reply(head.map(|()| body))
         })
     }
 }
@@ -628,7 +629,7 @@ pub unsafe extern "C" fn httpdown_reply_text(
                 http::header::CONTENT_TYPE,
                 HeaderValue::from_static("text/plain; charset=utf-8"),
             );
-            exchange.reply_by_ref(head.map(|()| body))
+            exchange.try_reply(head.map(|()| body))
         })
     }
 }
@@ -662,7 +663,7 @@ pub unsafe extern "C" fn httpdown_reply_borrowed(
                 _owner: owner,
             });
             let head = response(status_code, headers, header_count)?;
-            exchange.reply_by_ref(head.map(|()| body))
+            exchange.try_reply(head.map(|()| body))
         })
     }
 }
@@ -695,11 +696,13 @@ pub unsafe extern "C" fn httpdown_reply_start(
     header_count: usize,
 ) -> c_int {
     status(|| {
-        // SAFETY: the header's preface: an array of that length.
-        let head = unsafe { response(status_code, headers, header_count)? };
+        let begin = |exchange: &mut Exchange| {
+            // SAFETY: the header's preface: an array of that length.
+            exchange.start(unsafe { response(status_code, headers, header_count)? })
+        };
         // SAFETY: the header's preface.
         unsafe {
-            with(request, |_, exchange| exchange.start(head))?;
+            with(request, |_, exchange| exchange.answer_by(begin))?;
             let (entry, request) = see(request)?;
             keep(entry, request.server);
         }
@@ -737,7 +740,7 @@ pub unsafe extern "C" fn httpdown_reply_write(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -> c_int {
     // SAFETY: the same promise.
-    unsafe { end(request, |_, exchange| exchange.finish_by_ref()) }
+    unsafe { end(request, |_, exchange| exchange.try_finish()) }
 }
 
 /// Ends a request without an answer: the client gets a 500 or, if an answer has begun, sees it cut. Never blocks.

@@ -48,6 +48,8 @@ pub enum httpdown_status {
     HTTPDOWN_STATUS_TOO_LARGE = 16,
     /// What was asked for is not there.
     HTTPDOWN_STATUS_NOT_FOUND = 17,
+    /// The client has broken the protocol within the body of its request.
+    HTTPDOWN_STATUS_BAD_BODY = 18,
     /// A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 }

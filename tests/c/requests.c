@@ -407,28 +407,37 @@ static void a_part_that_would_block_is_not_lost(void) {
 
 static void malformed_body(httpdown_request *request, fixture *f) {
     httpdown_bytes body;
-    EQUAL(httpdown_request_body(request, 1000, &body), HTTPDOWN_STATUS_GONE);
+    bool is_bad = httpdown_request_header(request, "transfer-encoding").data != NULL;
+    int expected = is_bad ? HTTPDOWN_STATUS_BAD_BODY : HTTPDOWN_STATUS_GONE;
+    EQUAL(httpdown_request_body(request, 1000, &body), expected);
     /* And it stays so: an end that comes after the error would make the body look whole. */
     char buffer[8];
     size_t count = 99;
-    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, &count), HTTPDOWN_STATUS_GONE);
-    EQUAL(httpdown_request_body(request, 1000, &body), HTTPDOWN_STATUS_GONE);
+    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, &count), expected);
+    EQUAL(httpdown_request_body(request, 1000, &body), expected);
     gate_add(&f->entered);
-    httpdown_reply_text(request, 400, "what?");
+    /* Not answered: a client that is not gone gets a 400. */
+    if (httpdown_bytes_equal(httpdown_request_path(request), "/answered")) httpdown_reply_text(request, 422, "what?");
 }
 
-static void a_malformed_body_is_gone(void) {
+static void a_malformed_body_is_bad_and_one_that_is_cut_is_gone(void) {
     fixture *f = begin(malformed_body);
     int fd = dial(f->server);
     put(fd, "POST / HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n");
-    gate_wait(&f->entered, 1);
+    expect(fd, 400, NULL);
+    close(fd);
+    fd = dial(f->server);
+    put(fd, "POST /answered HTTP/1.1\r\nhost: test\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n");
+    expect(fd, 422, "what?");
     close(fd);
     fd = dial(f->server);
     put(fd, "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\nabc");
     shutdown(fd, SHUT_WR);
-    gate_wait(&f->entered, 2);
+    gate_wait(&f->entered, 3);
     close(fd);
-    end(f);
+    httpdown_stop_report report = end(f);
+    EQUAL(report.served, 2);
+    EQUAL(report.gone, 1);
 }
 
 static void unread(httpdown_request *request, fixture *f) {
@@ -1345,7 +1354,7 @@ int main(int argc, char **argv) {
     RUN(what_was_read_is_missing_from_the_body);
     RUN(a_body_that_would_block_is_not_lost);
     RUN(a_part_that_would_block_is_not_lost);
-    RUN(a_malformed_body_is_gone);
+    RUN(a_malformed_body_is_bad_and_one_that_is_cut_is_gone);
     RUN(a_body_may_be_left_unread);
     RUN(a_reply_has_what_it_was_given);
     RUN(a_reply_may_be_made_of_the_request);

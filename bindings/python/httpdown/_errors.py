@@ -40,6 +40,7 @@ class Status(Code):
     FORKED = 15
     TOO_LARGE = 16
     NOT_FOUND = 17
+    BAD_BODY = 18
     PANIC = 99
 
 
@@ -125,6 +126,10 @@ class TooLarge(HttpdownError):
     """A body is longer than the limit that was given."""
 
 
+class BadBody(HttpdownError):
+    """The client has broken the protocol within the body of its request."""
+
+
 class Unanswered(RuntimeError):
     """A handler returned, and its request has no answer, or one that is not finished.
 
@@ -148,6 +153,7 @@ CLASSES: dict[int, type[HttpdownError]] = {
     Status.KILLED: Killed,
     Status.FORKED: Forked,
     Status.TOO_LARGE: TooLarge,
+    Status.BAD_BODY: BadBody,
 }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _arguments, _ffi, _reports
 from ._errors import (
     AlreadyReplied,
+    BadBody,
     Gone,
     HttpdownError,
     Killed,
@@ -113,7 +114,7 @@ class Query(Mapping[str, str]):
 
 
 class _Lock:
-    """Held during a call of C. Remembers whether one has said that the client is gone."""
+    """Held during a call of C. Remembers whether one has said that the client is gone, or wrong."""
 
     __slots__ = ("_lock", "lost")
 
@@ -125,7 +126,7 @@ class _Lock:
         self._lock.acquire()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is Gone or kind is Killed:
+        if kind in (Gone, BadBody, Killed):
             self.lost = True
         self._lock.release()
 
@@ -218,8 +219,8 @@ class Request:
         """The whole body, if it has at most `limit` bytes. Blocks until all of it is there.
 
         Asked again, it gives the same; what `read` took before is missing. Raises TooLarge (nothing
-        is lost: ask again, or read it in pieces), Gone (the client has left, or its body is
-        malformed), Killed.
+        is lost: ask again, or read it in pieces), Gone (the client has left), BadBody (it has
+        broken the protocol; without an answer it gets a 400), Killed.
         """
         _arguments.number("limit", limit, 0, 2**63 - 1)
         body = _ffi.Bytes()
@@ -230,7 +231,7 @@ class Request:
     def read(self, n: int = _PIECE) -> bytes:
         """The next bytes of the body, at most `n`; b"" at its end. Blocks until there are some.
 
-        Raises Gone (the client has left, or its body is malformed), Killed.
+        Raises Gone (the client has left), BadBody (as `body`), Killed.
         """
         capacity = min(_arguments.number("n", n, 1, 2**63 - 1), _PIECE)
         count = ctypes.c_size_t()
@@ -382,11 +383,12 @@ class Request:
     def _is_no_failure(self, error: BaseException) -> bool:
         """Whether it is no wonder that the handler has raised this.
 
-        The client has left, or was cut; or the answer has no body, which the handler wrote to.
+        The client has left, sent nonsense, or was cut; or the answer has no body, which the handler
+        wrote to.
         """
         if isinstance(error, AlreadyReplied):
             return self._body_refused
-        return isinstance(error, (Gone, Killed)) and self._is_lost()
+        return isinstance(error, (Gone, BadBody, Killed)) and self._is_lost()
 
     def _is_lost(self) -> bool:
         """Whether the client cannot get an answer, or has got all of it."""

@@ -458,6 +458,26 @@ def test_nothing_is_waited_for_when_the_answer_is_complete() -> None:
     assert answer(handler).body == b"four"
 
 
+def test_a_malformed_body_is_a_400(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[bool] = []
+
+    def handler(request: Request) -> None:
+        try:
+            request.body()
+        except httpdown.BadBody as error:
+            seen.append(error.status == httpdown.Status.BAD_BODY)
+            raise
+
+    with (
+        serving(handler) as server,
+        socket.create_connection(server.address, LONG) as client,
+    ):
+        client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nno\r\n")
+        assert client.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
+    assert seen == [True]
+    assert not caplog.records  # It is not the handler's fault.
+
+
 def test_a_client_that_leaves_within_its_body() -> None:
     begun, noticed = Gate(), Gate()
 
