@@ -14,10 +14,11 @@ if [ -n "$missing" ]; then
         echo "missing, and not installed without root and apt-get:$missing"
     fi
 fi
-if ! build/venv/bin/python -c 'import pytest, mypy, gevent, eventlet' 2>/dev/null; then
+if ! build/venv/bin/python -c 'import pytest, mypy, hatchling, gevent, eventlet' 2>/dev/null; then
     "${PYTHON:-python3}" -m venv build/venv &&
-        build/venv/bin/pip install --quiet --disable-pip-version-check 'pytest>=8,<9' 'mypy>=1.10,<2' ||
-        echo "no virtualenv with pytest and mypy in build/venv"
+        build/venv/bin/pip install --quiet --disable-pip-version-check 'pytest>=8,<9' 'mypy>=1.10,<2' \
+            'hatchling>=1.24,<2' ||
+        echo "no virtualenv with pytest, mypy and hatchling in build/venv"
     # Not everywhere can these be had; few tests need them.
     build/venv/bin/pip install --quiet --disable-pip-version-check gevent eventlet ||
         echo "no gevent and eventlet in build/venv"
