@@ -2,18 +2,18 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use http::Response;
 use tokio::sync::Notify;
 
 use crate::conn::{Inflight, Outcome};
-use crate::contain::contain;
+use crate::contain::for_tasks;
 use crate::dispatch::Call;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
@@ -258,13 +258,8 @@ impl Cancellation {
 
     /// Waits until there is no more use in answering, and says why, as [`Cancellation::cancelled`].
     pub async fn wait(&self) -> Error {
-        let mut waits = pin!(self.wait_as(Waiter::Task));
-        poll_fn(|cx| {
-            let waker = Waker::from(Arc::new(Contained(cx.waker().clone())));
-            waits.as_mut().poll(&mut Context::from_waker(&waker))
-        })
-        .await
-        .unwrap_or(Error::AlreadyReplied)
+        let lost = for_tasks(self.wait_as(Waiter::Task)).await;
+        lost.unwrap_or(Error::AlreadyReplied)
     }
 
     /// Why the client cannot get the answer any more; `None` if it is complete.
@@ -287,14 +282,5 @@ impl Cancellation {
                 () = shared.phases.killing(waiter) => {}
             }
         }
-    }
-}
-
-/// A waker of the host's, whose panic would keep what it is told of from those who are told next.
-struct Contained(Waker);
-
-impl Wake for Contained {
-    fn wake(self: Arc<Self>) {
-        contain(|| self.0.wake_by_ref());
     }
 }

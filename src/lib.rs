@@ -16,8 +16,9 @@
 //! # }
 //! ```
 //!
-//! [`Builder::serve`] takes any hyper service instead. The server runs on threads of its own; nothing here needs a
-//! runtime of the host's. What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
+//! [`Builder::serve`] takes any hyper service instead, [`Builder::serve_tower`] any tower service, such as an axum
+//! `Router`. The server runs on threads of its own; nothing here needs a runtime of the host's, but it can have one
+//! ([`Builder::runtime`]). What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
 mod accept;
@@ -59,6 +60,7 @@ pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};
 pub use exchange::Exchange;
 pub use fate::Cancellation;
+pub use hyper_util::service::TowerToHyperService;
 pub use ledger::Report;
 pub use lifecycle::Phase;
 pub use listener::{Listener, Listeners};

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::accept::{self, Accepting, Serve};
 use crate::census::Census;
@@ -64,12 +65,14 @@ impl Phase {
     }
 }
 
-/// The phase, to be looked at by every connection; and the kill, to be waited for.
+/// The phase, to be looked at by every connection; and the stop and the kill, to be waited for.
 #[derive(Debug, Default)]
 pub(crate) struct Phases {
     current: AtomicU8,
     killing: Notify,
     killing_for_tasks: Notify,
+    /// For tasks, too.
+    stopping: Notify,
 }
 
 /// Who waits: whose waker is to be called.
@@ -88,6 +91,11 @@ impl Phases {
 
     fn set(&self, phase: Phase) {
         self.current.store(phase as u8, Ordering::Release);
+    }
+
+    /// Waits until the stop begins, if it has not before this call.
+    pub(crate) fn stopping(&self) -> Notified<'_> {
+        self.stopping.notified()
     }
 
     /// Waits until the server kills.
@@ -214,7 +222,15 @@ impl Control {
         let serve = self.serve;
         drop(helper.run(move || drop(serve)));
         let mut ended = self.backend.end_threads(deadline);
-        ended &= self.threads.stop(deadline);
+        let (threads_ended, left) = self.threads.stop(deadline);
+        ended &= threads_ended;
+        if left > 0 {
+            let text = format!(
+                "{left} tasks that a service had spawned on the server's threads were dropped; on a runtime of your \
+                 own (Builder::runtime) they go on"
+            );
+            self.shared.events.log(LogLevel::Warning, text);
+        }
         let backend = self.backend;
         drop(helper.run(move || drop(backend)));
         helper.end();
@@ -273,6 +289,7 @@ fn announce(shared: &Shared, phase: Phase) {
     if kills {
         shared.phases.killing_for_tasks.notify_waiters();
     }
+    shared.phases.stopping.notify_waiters();
 }
 
 /// As [`enter`], done when it returns.

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, JoinHandle};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::timeout;
 
 use crate::contain::contain;
@@ -55,8 +56,8 @@ pub(crate) fn on_io_thread() -> bool {
     OWNER.get().is_some_and(|(_, role)| role == Role::Io)
 }
 
-/// Has a connection driven: whatever thread this is, a runtime's of the host's perhaps, it is the server's meanwhile. So
-/// what the host does there, in a handler in place, a service, a body, must not wait for the server.
+/// Has a connection driven: whatever thread this is, a runtime's of the host's perhaps, it is the server's meanwhile.
+/// So what the host does there, in a handler in place, a service, a body, must not wait for the server.
 pub(crate) fn driving<T>(server: u64, drive: impl FnOnce() -> T) -> T {
     /// Puts back what was there, also if the host's code panics.
     struct Before(Option<(u64, Role)>);
@@ -365,7 +366,11 @@ impl Executor {
 
 /// The I/O threads, for whoever ends them. None, if connections run on a runtime of the host's.
 #[derive(Debug, Default)]
-pub(crate) struct IoThreads(Vec<IoThread>);
+pub(crate) struct IoThreads {
+    threads: Vec<IoThread>,
+    /// Tasks that their runtimes still had at the end.
+    left: Arc<AtomicUsize>,
+}
 
 #[derive(Debug)]
 struct IoThread {
@@ -391,8 +396,9 @@ impl IoThreads {
             let home = hands_over.then(Arc::default);
             let pulse = (count > 1).then(Arc::default);
             let mask = (!hands_over).then_some(mask);
-            let (thread, worker) = IoThread::start(server, index, mask, home, pulse)?;
-            threads.0.push(thread);
+            let left = Arc::clone(&threads.left);
+            let (thread, worker) = IoThread::start(server, index, mask, home, pulse, left)?;
+            threads.threads.push(thread);
             workers.push(worker);
         }
         let executor = Executor {
@@ -402,15 +408,17 @@ impl IoThreads {
         Ok((threads, executor))
     }
 
-    /// Ends them; those that a handler still holds at the deadline are left to themselves. Says whether all have ended.
+    /// Ends them; those that a handler still holds at the deadline are left to themselves. Says whether all have ended,
+    /// and how many tasks were left on those that have.
     #[must_use]
-    pub(crate) fn stop(mut self, deadline: Instant) -> bool {
-        self.end(deadline)
+    pub(crate) fn stop(mut self, deadline: Instant) -> (bool, usize) {
+        let left = Arc::clone(&self.left);
+        (self.end(deadline), left.load(Ordering::Acquire))
     }
 
     fn end(&mut self, deadline: Instant) -> bool {
         let threads = self
-            .0
+            .threads
             .drain(..)
             .map(|thread| {
                 let _ = thread.stop.send(());
@@ -435,6 +443,7 @@ impl IoThread {
         mask: Option<SignalMask>,
         home: Option<Arc<Home>>,
         pulse: Option<Arc<Pulse>>,
+        left: Arc<AtomicUsize>,
     ) -> Result<(Self, Arc<Worker>)> {
         let mut builder = runtime_builder();
         if home.is_some() || pulse.is_some() {
@@ -468,8 +477,13 @@ impl IoThread {
         let thread = spawn_thread(&name, server, Role::Io, mask, move || {
             match home {
                 Some(home) => runtime.block_on(home.live(stopped)),
-                None => drop(runtime.block_on(stopped)),
+                None => runtime.block_on(async {
+                    let _ = stopped.await;
+                    // What is ready to end does so.
+                    yield_now().await;
+                }),
             }
+            left.fetch_add(runtime.metrics().num_alive_tasks(), Ordering::Release);
             // Here, on a thread of its own and outside of it, which is the only safe place to drop a runtime; and
             // without waiting for what a service may have given to spawn_blocking.
             runtime.shutdown_background();

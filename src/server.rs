@@ -17,10 +17,12 @@ use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, SystemClock};
-use crate::conn::{self, BoxError, Plain, Registry, Respond};
-use crate::contain::contain;
+use crate::conn::{self, BoxError, Conn, ConnInfo, Plain, Registry, Respond};
+use crate::contain::{contain, for_tasks};
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
@@ -216,6 +218,18 @@ impl Shared {
         self.phases.get() == Phase::Serving && !self.orders.given(Order::Stop)
     }
 
+    /// Waits until the stop begins; or, should that have failed, the end.
+    async fn stopping(&self) {
+        let told = self.phases.stopping();
+        if self.is_ready() && !process::forked() {
+            tokio::select! {
+                biased;
+                () = told => {}
+                _ = self.outcome.wait() => {}
+            }
+        }
+    }
+
     /// A request has come, and not one that only asks whether the server is ready.
     pub(crate) fn request_came(&self) {
         if self.phases.get() == Phase::LameDuck {
@@ -321,9 +335,10 @@ impl Builder {
         self
     }
 
-    /// How long a kill waits for handlers that were cut to return, before it abandons them; and the end of the server for
-    /// what else of the host's runs on its threads (the handler's `Drop`, thread-local destructors), there at least a
-    /// second, and in real time. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
+    /// How long a kill waits for handlers that were cut to return, before it abandons them; and the end of the server
+    /// for what else of the host's runs on its threads (the handler's `Drop`, thread-local destructors), there at
+    /// least a second, and in real time. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's
+    /// [clock](Builder::clock).
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.config.kill_timeout = timeout;
         self
@@ -407,8 +422,8 @@ impl Builder {
     /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served
     /// and answered with `Connection: close`. More than the round trip to the clients. It is counted from when the
     /// client's kernel has the last answer, and a new connection whose handshake needed repetition gets 4.5 seconds
-    /// more for each: so late would its client repeat a request that was lost. Default: 1 second. In real time, whatever
-    /// the clock.
+    /// more for each: so late would its client repeat a request that was lost. Default: 1 second. In real time,
+    /// whatever the clock.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.config.idle_grace = grace;
         self
@@ -494,7 +509,10 @@ impl Builder {
     }
 
     /// Accepts and drives connections on this runtime, whose I/O and time must be enabled, instead of threads of the
-    /// server's own. It must outlive the server, which else stops with an error.
+    /// server's own. It must outlive the server, which else stops with an error. Not the one that this is called on,
+    /// unless you say so: a server on its own threads stops on time whatever happens on the host's.
+    ///
+    /// What a service spawns is the host's then, and goes on behind the stop.
     ///
     /// On its threads wait by [`Server::stop`] and [`Server::wait`], which are async. A call that blocks there, such as
     /// [`Server::stop_blocking`] or [`Server::run`], fails with [`Error::WouldDeadlock`] if the runtime does not get on
@@ -529,10 +547,30 @@ impl Builder {
         })
     }
 
-    /// Serves a hyper service (a tower service by way of `hyper_util::service::TowerToHyperService`). Returns at once;
-    /// the server runs on threads of its own.
+    /// Serves a hyper service: a clone of it for each connection. Returns at once.
+    ///
+    /// The service is called on threads of the server's own, each of which has a current-thread runtime of tokio's,
+    /// whose timers and sockets it can use. Tasks that it spawns there (`tokio::spawn`) go on as long as the server
+    /// does: at the end of the stop they are dropped, which the [log](Builder::on_log) tells. `block_in_place` panics
+    /// there. A service for which that is not enough is to get a runtime of its own: [`Builder::runtime`].
     ///
     /// A service that fails or panics is answered for with a 500.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+    /// # use httpdown::{Listener, Server};
+    /// # fn main() -> httpdown::Result<()> {
+    /// let hello = service_fn(|_: Request<Incoming>| async {
+    ///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello, World!"))))
+    /// });
+    /// let server = Server::builder().serve(Listener::bind("127.0.0.1:0")?, hello)?;
+    /// server.stop_blocking()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if a
@@ -545,11 +583,90 @@ impl Builder {
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         self.start(listeners.into(), None, |_, _| {
-            (Plain(service), Backend::Direct)
+            (conn::clones(Plain(service)), Backend::Direct)
         })
     }
 
-    /// Serves a handler, on the threads that `dispatch` says. Returns at once.
+    /// Serves a tower service, an axum `Router` for instance: as [`Builder::serve`], a clone of it for each request.
+    ///
+    /// axum spawns a task for each upgrade, and applications spawn others: give it their [runtime](Builder::runtime). A
+    /// handler has the client's address by [`Builder::conn_info`] and `Extension<ConnInfo>`. `examples/axum.rs` is a
+    /// whole program, with streams of events and web sockets that end when a stop begins.
+    ///
+    /// ```
+    /// # use httpdown::{Listener, Server};
+    /// use axum::{Router, routing::get};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> httpdown::Result<()> {
+    /// let app = Router::new().route("/", get(async || "Hello, World!"));
+    /// let server = Server::builder()
+    ///     .runtime(tokio::runtime::Handle::current())
+    ///     .serve_tower(Listener::bind("127.0.0.1:0")?, app)?;
+    /// server.stop().await?; // or: server.run_async().await? until SIGTERM or SIGINT
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn serve_tower<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
+    where
+        S: tower_service::Service<Request<Incoming>, Response = Response<B>>,
+        S: Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.serve(listeners, TowerToHyperService::new(service))
+    }
+
+    /// Serves each connection by a service of its own, which `make` makes for it: as [`Builder::serve`]. `make` is
+    /// called on the thread that drives the connection, for one connection at a time. A tower service goes through
+    /// [`TowerToHyperService`].
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+    /// # use httpdown::{Listener, Server};
+    /// # fn main() -> httpdown::Result<()> {
+    /// let listener = Listener::bind("127.0.0.1:0")?;
+    /// let server = Server::builder().serve_connections(listener, |server, conn| {
+    ///     let server = server.clone();
+    ///     service_fn(move |_: Request<Incoming>| {
+    ///         let text = format!("{}, connection {} of {server:?}", conn.peer, conn.id);
+    ///         async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }
+    ///     })
+    /// })?;
+    /// server.stop_blocking()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn serve_connections<S, B>(
+        self,
+        listeners: impl Into<Listeners>,
+        mut make: impl FnMut(&Server, ConnInfo) -> S + Send + 'static,
+    ) -> Result<Server>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let make = move |conn: &Arc<Conn>| {
+            let server = Server::of(Arc::clone(conn.shared()));
+            Plain(make(&server, conn.info()))
+        };
+        self.start(listeners.into(), None, |_, _| (make, Backend::Direct))
+    }
+
+    /// Serves a handler, on the threads that `dispatch` says. Returns at once. See [`Exchange`](crate::Exchange) for
+    /// what a handler does.
     ///
     /// # Errors
     /// As [`Builder::serve`].
@@ -562,7 +679,7 @@ impl Builder {
         self.start(listeners.into(), None, move |id, mask| {
             let dispatcher = Dispatcher::new(dispatch, handler, id, mask);
             let backend = dispatcher.backend();
-            (dispatcher, backend)
+            (conn::clones(dispatcher), backend)
         })
     }
 
@@ -575,7 +692,7 @@ impl Builder {
         let dispatcher = Dispatcher::Queue(queue.clone());
         self.start(listeners.into(), Some(queue), |_, _| {
             let backend = dispatcher.backend();
-            (dispatcher, backend)
+            (conn::clones(dispatcher), backend)
         })
     }
 
@@ -623,11 +740,12 @@ impl Builder {
         })
     }
 
-    fn start<R: Respond + Clone>(
+    /// `respond`: has what makes for each connection what answers its requests.
+    fn start<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Listeners,
         queue: Option<RequestQueue>,
-        respond: impl FnOnce(u64, SignalMask) -> (R, Backend) + Send + 'static,
+        respond: impl FnOnce(u64, SignalMask) -> (M, Backend) + Send + 'static,
     ) -> Result<Server> {
         if process::forked() {
             return Err(Error::Forked);
@@ -642,12 +760,12 @@ impl Builder {
     }
 
     /// On a thread that has its locals. `mask`: what threads block on which the host's code runs.
-    fn start_here<R: Respond + Clone>(
+    fn start_here<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Vec<Listener>,
         queue: Option<RequestQueue>,
         mask: SignalMask,
-        respond: impl FnOnce(u64, SignalMask) -> (R, Backend),
+        respond: impl FnOnce(u64, SignalMask) -> (M, Backend),
     ) -> Result<Server> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
@@ -655,7 +773,7 @@ impl Builder {
         let interest = self.interest();
         let runtime = control_runtime.handle().clone();
         let shared = Arc::new(self.shared(id, &listeners, queue, runtime)?);
-        let (respond, backend) = respond(id, mask);
+        let (make, backend) = respond(id, mask);
         let (threads, executor) = match self.runtime {
             Some(lent) => (IoThreads::default(), Executor::on(lent)),
             None => IoThreads::start(id, self.io_threads, backend.hands_over(), mask)?,
@@ -687,15 +805,15 @@ impl Builder {
         });
         let started = started.and_then(|helper| {
             let workers = executor.clone();
-            // One for all, to be cloned on the threads that serve: whatever the host does there.
-            let respond = Arc::new(Mutex::new(respond));
+            // One for all, to be called on the threads that serve: whatever the host does there.
+            let make = Arc::new(Mutex::new(make));
             let control = Control {
                 shared: Arc::clone(&server.shared),
                 listeners,
                 executor,
                 threads,
                 backend,
-                serve: Arc::new(move |accepted| conn::serve(accepted, &respond, workers.worker())),
+                serve: Arc::new(move |accepted| conn::serve(accepted, &make, workers.worker())),
             };
             let (hand_over, handed_over) = mpsc::channel();
             let body = move || {
@@ -726,6 +844,33 @@ impl Builder {
 }
 
 /// A running server. Clones are the same server; any thread may use them. Dropping them does not stop it.
+///
+/// | | in async code | blocking |
+/// | --- | --- | --- |
+/// | serve until a signal | [`run_async`](Server::run_async) | [`run`](Server::run) |
+/// | stop, and wait | [`stop`](Server::stop) | [`stop_blocking`](Server::stop_blocking) |
+/// | wait for a stop of others | [`wait`](Server::wait) | [`wait_blocking`](Server::wait_blocking) |
+///
+/// ```
+/// use httpdown::{Dispatch, Exchange, Listener, Phase, Server};
+///
+/// # fn main() -> httpdown::Result<()> {
+/// let hello = |exchange: Exchange| {
+///     let _ = exchange.reply(http::Response::new("Hello, World!".into()));
+/// };
+/// let listener = Listener::bind("127.0.0.1:0")?;
+/// let server = Server::builder().handle(listener, Dispatch::default(), hello)?;
+/// assert!(server.is_ready());
+///
+/// // Any thread may ask for the stop, and any number may wait for it.
+/// let stops = server.clone();
+/// std::thread::spawn(move || stops.stop_begin());
+/// let report = server.wait_blocking(None)?;
+/// assert_eq!(report.phase, Phase::Stopped);
+/// server.close();
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
@@ -762,14 +907,27 @@ impl Server {
     /// waits for the same end and gets the same answer. Before that the callbacks for events have been called, to the
     /// last, [`Phase::Stopped`]; but for callbacks that block no stop waits longer than a second.
     ///
+    /// ```
+    /// # use httpdown::{Dispatch, Exchange, Listener, Server};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> httpdown::Result<()> {
+    /// # let handler = |exchange: Exchange| drop(exchange);
+    /// # let listener = Listener::bind("127.0.0.1:0")?;
+    /// # let server = Server::builder().handle(listener, Dispatch::default(), handler)?;
+    /// let report = server.stop().await?;
+    /// assert_eq!(report.killed, 0); // or it would have been an error
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Killed`] if requests were cut; [`Error::TimedOut`] if handlers had to be abandoned; [`Error::Io`] if
     /// serving had failed or a listening socket could not be closed; [`Error::WouldDeadlock`] on a thread of the
     /// server's own, on one that holds a request from the queue, and in a handler, a service or a response's body, on
     /// whatever runtime: the stop would wait for that. The stop has begun then. [`Error::Forked`].
     ///
-    /// What cannot be seen is a task of the host's that a handler waits for, or that holds an upgraded connection: there
-    /// this takes as long as the stop timeout.
+    /// What cannot be seen is a task of the host's that a handler waits for, or that holds an upgraded connection:
+    /// there this takes as long as the stop timeout.
     pub async fn stop(&self) -> Result<Report> {
         self.stop_begin();
         self.wait().await
@@ -778,8 +936,8 @@ impl Server {
     /// As [`Server::stop`], for code that is not async: blocks.
     ///
     /// # Errors
-    /// As [`Server::stop`]; [`Error::WouldDeadlock`] also on a thread without which the [runtime](Builder::runtime) that
-    /// drives the connections does not get on. That takes a second to be found out. The stop has begun then.
+    /// As [`Server::stop`]; [`Error::WouldDeadlock`] also on a thread without which the [runtime](Builder::runtime)
+    /// that drives the connections does not get on. That takes a second to be found out. The stop has begun then.
     pub fn stop_blocking(&self) -> Result<Report> {
         self.stop_begin();
         self.wait_blocking(None)
@@ -802,6 +960,38 @@ impl Server {
             poll => poll,
         });
         self.ended(result.await)
+    }
+
+    /// Waits until a stop begins, whoever begins it: ready at once if one has begun. For what would go on for ever: a
+    /// stream of events ends, a task takes no more work, so that the stop needs not wait for the stop timeout. With a
+    /// [lame duck](Builder::lame_duck) it is ready at the beginning of that, while clients that come again still come
+    /// here; [`Builder::on_phase`] tells of [`Phase::Quiescing`], when they no longer can.
+    ///
+    /// Does not keep the server from ending. Any task may wait, on whatever runtime, within a handler too
+    /// ([`Exchange::server`](crate::Exchange::server)). In a forked child it is ready at once.
+    ///
+    /// ```
+    /// # use httpdown::{Dispatch, Exchange, Listener, Server};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> httpdown::Result<()> {
+    /// # let handler = |exchange: Exchange| drop(exchange);
+    /// # let listener = Listener::bind("127.0.0.1:0")?;
+    /// let server = Server::builder().handle(listener, Dispatch::default(), handler)?;
+    /// let cleaning = tokio::spawn({
+    ///     let stopping = server.stopping();
+    ///     async move {
+    ///         stopping.await;
+    ///         "no more of that"
+    ///     }
+    /// });
+    /// server.stop().await?;
+    /// assert_eq!(cleaning.await.unwrap(), "no more of that");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        for_tasks(async move { shared.stopping().await })
     }
 
     /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
@@ -851,6 +1041,16 @@ impl Server {
     /// [`Error::Unsupported`] if another run is under way in this process.
     pub fn run(&self) -> Result<Report> {
         Signals::catch()?.run(self)
+    }
+
+    /// As [`Server::run`], for async code: waits without blocking, on whatever runtime. Dropped before its end, it
+    /// restores what the signals did before, and the server goes on.
+    ///
+    /// # Errors
+    /// As [`Server::stop`], but that no stop has begun where it would wait for itself; [`Error::Unsupported`] if
+    /// another run is under way in this process.
+    pub async fn run_async(&self) -> Result<Report> {
+        Signals::catch()?.run_async(self).await
     }
 
     /// Ends the server and frees its threads: stops it if nobody has, and returns when its threads have ended, those
@@ -1011,13 +1211,32 @@ impl Signals {
         if let Some(Err(error)) = server.cannot_block(None) {
             return Err(error);
         }
+        let hearing = self.0.hear_here();
+        let watching = self.watch(server);
+        let result = server.wait_blocking(None);
+        // First: a signal that was blocked must not do now what it would have done if it had not been.
+        drop(hearing);
+        drop(watching);
+        result
+    }
+
+    /// As [`Server::run_async`].
+    ///
+    /// # Errors
+    /// As [`Server::run_async`].
+    pub async fn run_async(self, server: &Server) -> Result<Report> {
+        if let Some(Err(error)) = server.cannot_wait() {
+            return Err(error);
+        }
+        let _watching = self.watch(server);
+        server.wait().await
+    }
+
+    /// Has the signals stop the server.
+    fn watch(self, server: &Server) -> Watching {
         let Self(signals) = self;
-        let hearing = signals.hear_here();
         let kept = Arc::new(Mutex::new(Some(signals)));
         let caught = Arc::clone(&kept);
-        let let_go = |caught: &Mutex<Option<StopSignals>>| {
-            drop(caught.lock().unwrap_or_else(PoisonError::into_inner).take());
-        };
         let watched = server.clone();
         let pause = server.shared.config.second_signal;
         let watch = async move {
@@ -1031,12 +1250,25 @@ impl Signals {
             let_go(&caught);
             Ok::<_, io::Error>(())
         };
-        // The task goes with the control thread's runtime: before the wait ends.
-        server.shared.runtime.spawn(watch);
-        let result = server.wait_blocking(None);
-        // First: a signal that was blocked must not do now what it would have done if it had not been.
-        drop(hearing);
-        let_go(&kept);
-        result
+        let task = server.shared.runtime.spawn(watch);
+        Watching { task, caught: kept }
+    }
+}
+
+/// Signals are watched until it is dropped, or the server has ended.
+struct Watching {
+    task: JoinHandle<io::Result<()>>,
+    caught: Arc<Mutex<Option<StopSignals>>>,
+}
+
+/// Has signals do again what they did before.
+fn let_go(caught: &Mutex<Option<StopSignals>>) {
+    drop(caught.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+        let_go(&self.caught);
     }
 }

@@ -36,7 +36,7 @@ use crate::events::LogLevel;
 use crate::lifecycle::Phase;
 use crate::runtime::{self, Spawn};
 
-pub(crate) use service::{BoxError, Outcome, Plain, Respond};
+pub(crate) use service::{BoxError, Outcome, Plain, Respond, clones};
 pub(crate) use track::{Accepted, BodyFault, Conn, Inflight, Registry};
 pub use track::{ConnInfo, ConnState};
 
@@ -56,25 +56,25 @@ const MAX_PAUSE: u32 = 1_000;
 /// the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
 
-/// Serves one connection to its end, with a clone of what answers requests.
-pub(crate) fn serve<R, S>(accepted: Accepted, respond: &Arc<Mutex<R>>, worker: Arc<S>)
+/// Serves one connection to its end. `make`: has what answers its requests.
+pub(crate) fn serve<M, R, S>(accepted: Accepted, make: &Arc<Mutex<M>>, worker: Arc<S>)
 where
+    M: FnMut(&Arc<Conn>) -> R + Send + 'static,
     R: Respond + Clone,
     S: Spawn,
 {
     let runs = Arc::clone(&worker);
-    let respond = Arc::clone(respond);
+    let make = Arc::clone(make);
     runs.spawn(async move {
         // Here, because the thread that accepts must survive what the host does there.
-        let clone = || {
-            respond
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
-        };
-        let Some(respond) = contain(clone) else {
+        let service = contain(|| {
+            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
+            make(accepted.conn())
+        });
+        let Some(respond) = service else {
             let events = &accepted.conn().shared().events;
-            events.log(LogLevel::Error, "a service panicked when it was cloned");
+            let text = "a service panicked when it was made, or cloned, for a connection";
+            events.log(LogLevel::Error, text);
             return;
         };
         let conn = Arc::clone(accepted.conn());

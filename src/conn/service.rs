@@ -77,6 +77,11 @@ where
     }
 }
 
+/// Has what answers requests cloned for each connection.
+pub(crate) fn clones<R: Respond + Clone>(respond: R) -> impl FnMut(&Arc<Conn>) -> R + Send {
+    move |_| respond.clone()
+}
+
 /// A service learns of it when its future or its body is dropped.
 impl Outcome for Inflight {
     fn inflight(&self) -> &Inflight {

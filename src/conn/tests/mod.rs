@@ -137,8 +137,9 @@ impl Run {
             polls: Arc::default(),
             ambush: Arc::default(),
         });
-        let respond = Arc::new(Mutex::new(respond.clone()));
-        serve(accepted, &respond, Arc::clone(&worker));
+        let respond = respond.clone();
+        let make = Arc::new(Mutex::new(move |_: &Arc<super::Conn>| respond.clone()));
+        serve(accepted, &make, Arc::clone(&worker));
         Self {
             shared,
             worker,
