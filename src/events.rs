@@ -200,8 +200,8 @@ impl Events {
         }
     }
 
-    /// Logs `what` and why, unless that was done not long ago: what a client or a state of the machine makes fail again and
-    /// again.
+    /// Logs `what` and why, unless that was done not long ago: what a client or a state of the machine makes fail again
+    /// and again.
     pub(crate) fn log_rarely(
         &self,
         rarely: &Rarely,
@@ -327,7 +327,8 @@ impl Events {
         self.changed.notify_all();
     }
 
-    /// Waits until the events thread, if there is one, has delivered what came before the close; at the deadline no more.
+    /// Waits until the events thread, if there is one, has delivered what came before the close; at the deadline no
+    /// more.
     pub(crate) fn wait_delivered(&self, deadline: Instant) {
         let mut queue = self.lock();
         while queue.delivers {

@@ -251,7 +251,8 @@ impl Control {
     }
 }
 
-/// Dropped, it tells those who wait how the server has ended; if that is not settled, that the control thread has failed.
+/// Dropped, it tells those who wait how the server has ended; if that is not settled, that the control thread has
+/// failed.
 struct Settling(Arc<Shared>);
 
 impl Drop for Settling {

@@ -441,8 +441,8 @@ fn listen(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// An address of IPv4 as such, where the kernel has it mapped into IPv6 (`::ffff:127.0.0.1`), as it does for clients of a
-/// socket that takes both.
+/// An address of IPv4 as such, where the kernel has it mapped into IPv6 (`::ffff:127.0.0.1`), as it does for clients of
+/// a socket that takes both.
 fn plain(mut addr: SocketAddr) -> SocketAddr {
     addr.set_ip(addr.ip().to_canonical());
     addr

@@ -93,9 +93,9 @@ extern "C" fn on_signal(number: libc::c_int) {
     }
 }
 
-/// SIGTERM and SIGINT are caught while this lives; dropped, it puts back what was there before. A SIGINT that is ignored
-/// stays so: a shell that is not interactive has that done for what it starts in the background, which an interrupt of
-/// the foreground must not end. Nobody ignores SIGTERM for others.
+/// SIGTERM and SIGINT are caught while this lives; dropped, it puts back what was there before. A SIGINT that is
+/// ignored stays so: a shell that is not interactive has that done for what it starts in the background, which an
+/// interrupt of the foreground must not end. Nobody ignores SIGTERM for others.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     caught: Vec<&'static Signal>,

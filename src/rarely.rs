@@ -22,8 +22,8 @@ struct State {
 }
 
 impl Rarely {
-    /// It has failed, at this time of the server's clock. If that is to be told: how often it has since it was told last,
-    /// this time included.
+    /// It has failed, at this time of the server's clock. If that is to be told: how often it has since it was told
+    /// last, this time included.
     pub(crate) fn fails(&self, now: Duration) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.since += 1;
@@ -38,8 +38,8 @@ impl Rarely {
         Some(std::mem::take(&mut state.since))
     }
 
-    /// It works. If that is to be told: how often it has failed since it was told that it does. What comes and goes many
-    /// times is told as often as what lasts.
+    /// It works. If that is to be told: how often it has failed since it was told that it does. What comes and goes
+    /// many times is told as often as what lasts.
     pub(crate) fn works(&self) -> Option<u64> {
         // Mostly it has worked before, too.
         if !self.lasts.load(Ordering::Relaxed) || !self.lasts.swap(false, Ordering::Relaxed) {

@@ -1012,8 +1012,8 @@ impl Server {
         }
     }
 
-    /// What is said where nobody may wait for the end: how it was, if that is known; the callbacks for the last events are
-    /// told, too.
+    /// What is said where nobody may wait for the end: how it was, if that is known; the callbacks for the last events
+    /// are told, too.
     fn cannot_wait(&self) -> Option<Result<()>> {
         let error = self.shared.check_can_wait().err()?;
         Some(self.shared.outcome.get().unwrap_or(Err(error)))
@@ -1032,9 +1032,9 @@ impl Server {
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
     /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What
     /// the signals did before is restored at the end. A signal that comes before this call is not caught: see
-    /// [`Signals`]. The calling thread takes the signals meanwhile, also if it blocks them: one that was blocked and came
-    /// before stops the server, too. A SIGINT that is ignored stays so, as where a shell that is not interactive starts a
-    /// program in the background; SIGTERM always stops.
+    /// [`Signals`]. The calling thread takes the signals meanwhile, also if it blocks them: one that was blocked and
+    /// came before stops the server, too. A SIGINT that is ignored stays so, as where a shell that is not interactive
+    /// starts a program in the background; SIGTERM always stops.
     ///
     /// # Errors
     /// As [`Server::stop_blocking`], but that no stop has begun where it would wait for itself;
@@ -1148,12 +1148,12 @@ impl Server {
         self.shared.events.next(deadline)
     }
 
-    /// A descriptor for an event loop: readable (level-triggered) while events wait to be taken by [`Server::next_event`],
-    /// and after the end, when [`Server::wait_blocking`] does not wait any more; the latter also without
-    /// [`Builder::pull_events`]. It belongs to the server. Never blocks.
+    /// A descriptor for an event loop: readable (level-triggered) while events wait to be taken by
+    /// [`Server::next_event`], and after the end, when [`Server::wait_blocking`] does not wait any more; the latter
+    /// also without [`Builder::pull_events`]. It belongs to the server. Never blocks.
     ///
-    /// With it, and that of the [queue](RequestQueue::descriptor), one thread can serve and stop: it begins the stop, and
-    /// goes on taking, answering and looking until it finds the end here.
+    /// With it, and that of the [queue](RequestQueue::descriptor), one thread can serve and stop: it begins the stop,
+    /// and goes on taking, answering and looking until it finds the end here.
     ///
     /// # Errors
     /// [`Error::OutOfResources`] or [`Error::Io`] if no descriptor can be had.

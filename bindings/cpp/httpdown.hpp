@@ -489,8 +489,9 @@ private:
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill,
 /// unless it comes too soon (`second_signal`). In a forked child they do what they would have done without us, and do
-/// not stop the parent. To learn when the server listens, and where, set `on_phase`. The calling thread takes the signals
-/// meanwhile, also if it blocks them. A SIGINT that is ignored stays so (a shell's background job); SIGTERM always stops.
+/// not stop the parent. To learn when the server listens, and where, set `on_phase`. The calling thread takes the
+/// signals meanwhile, also if it blocks them. A SIGINT that is ignored stays so (a shell's background job); SIGTERM
+/// always stops.
 ///
 /// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.
 stop_report run(options options);

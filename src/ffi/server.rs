@@ -64,14 +64,15 @@ pub unsafe extern "C" fn httpdown_serve(
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
 ///
-/// A second signal goes straight to the kill, unless it comes within second_signal_ms of the first; a third does what it
-/// would have done without us. What the signals did before is restored at the end; only one run can be under way in a
-/// process. In a child, be it of fork or of vfork, they do what they would have done without us, and do not stop the
+/// A second signal goes straight to the kill, unless it comes within second_signal_ms of the first; a third does what
+/// it would have done without us. What the signals did before is restored at the end; only one run can be under way in
+/// a process. In a child, be it of fork or of vfork, they do what they would have done without us, and do not stop the
 /// parent. A daemon forks first, and then runs: a child that is forked meanwhile can have no server (FORKED). To learn
-/// when the server listens, and where, set the option `on_phase`. The calling thread takes the signals meanwhile, also if
-/// it blocks them: one that was blocked and came before stops the server, too. A SIGINT that is ignored stays so, as where
-/// a shell that is not interactive starts a program in the background; SIGTERM always stops. `report` (may be NULL; set its struct_size) is written
-/// if the server has run, however it ended. `error` as for httpdown_serve. Blocks.
+/// when the server listens, and where, set the option `on_phase`. The calling thread takes the signals meanwhile, also
+/// if it blocks them: one that was blocked and came before stops the server, too. A SIGINT that is ignored stays so, as
+/// where a shell that is not interactive starts a program in the background; SIGTERM always stops. `report` (may be
+/// NULL; set its struct_size) is written if the server has run, however it ended. `error` as for httpdown_serve.
+/// Blocks.
 ///
 /// Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 #[must_use]
@@ -138,8 +139,8 @@ fn explained(
 /// gets the same result. Before that the callbacks for events have been called, to the last, on_phase with
 /// HTTPDOWN_PHASE_STOPPED; but for callbacks that block no stop waits longer than a second.
 ///
-/// Not for the only thread that takes requests from the queue: those that come while it waits here are answered by nobody
-/// until the kill. It calls httpdown_stop_begin, and goes on: see httpdown_event_fd.
+/// Not for the only thread that takes requests from the queue: those that come while it waits here are answered by
+/// nobody until the kill. It calls httpdown_stop_begin, and goes on: see httpdown_event_fd.
 ///
 /// Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
 /// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has
@@ -371,14 +372,14 @@ pub unsafe extern "C" fn httpdown_queue_fd(
 }
 
 /// A descriptor for the program's own event loop: readable (level-triggered) while events wait to be taken by
-/// httpdown_next_event, and after the end, when httpdown_wait does not wait any more; the latter also without the option
-/// `pull_events`. It belongs to the server; do not read from it or close it. Never blocks.
+/// httpdown_next_event, and after the end, when httpdown_wait does not wait any more; the latter also without the
+/// option `pull_events`. It belongs to the server; do not read from it or close it. Never blocks.
 ///
 /// With it, and that of httpdown_queue_fd, a program of one thread stops without blocking and loses nothing. It calls
-/// httpdown_stop_begin, and goes on with its loop: poll both, take and answer requests (httpdown_next with HTTPDOWN_NOW)
-/// until that returns STOPPED, from when on it polls only this one, take events if it has asked for them, and call
-/// httpdown_wait with HTTPDOWN_NOW: as long as that returns WOULD_BLOCK, or WOULD_DEADLOCK because the thread holds a
-/// request, the server has not ended. Then httpdown_free returns at once.
+/// httpdown_stop_begin, and goes on with its loop: poll both, take and answer requests (httpdown_next with
+/// HTTPDOWN_NOW) until that returns STOPPED, from when on it polls only this one, take events if it has asked for them,
+/// and call httpdown_wait with HTTPDOWN_NOW: as long as that returns WOULD_BLOCK, or WOULD_DEADLOCK because the thread
+/// holds a request, the server has not ended. Then httpdown_free returns at once.
 ///
 /// Returns OK, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
 #[must_use]
