@@ -19,8 +19,14 @@ SONAME  := libhttpdown.so.$(firstword $(subst ., ,$(VERSION)))
 # The programs in build/ find the library beside them.
 LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 
-BENCH := target/release/examples/bench target/release/examples/hello
-EXAMPLES := build/demo build/hello build/demo-cpp target/release/examples/demo target/release/examples/lossmeter $(BENCH)
+# The programs in Rust are in a folder of their own: some have the names of those in C.
+BENCH := build/rust/bench build/rust/hello
+EXAMPLES := build/demo build/hello build/demo-cpp build/rust/demo build/rust/lossmeter $(BENCH)
+
+# Where cargo builds, as its environment (CARGO_TARGET_DIR) and configuration say: asked once, by what needs it. What
+# is built there is copied into build/, so that nothing else has to know.
+TARGET_DIR = $(eval TARGET_DIR := $$(shell $(CARGO) metadata --no-deps --format-version 1 | \
+    sed 's/.*"target_directory":"\([^"]*\)".*/\1/'))$(TARGET_DIR)
 
 .DEFAULT_GOAL := build
 .PHONY: FORCE build lib header demo lossmeter lossmeter-compare bench bench-gate test check fmt lint doc tools install uninstall clean help
@@ -35,10 +41,11 @@ build/$(SONAME): FORCE
 	@# Not with the Rust library in one go: that would be without link-time optimization.
 	@$(CARGO) rustc --release --quiet --lib --crate-type cdylib --crate-type staticlib
 	@# By way of mv: a program that runs meanwhile keeps the file that it has mapped.
-	@cmp -s target/release/libhttpdown.so $@ || { cp target/release/libhttpdown.so $@.new && mv $@.new $@; }
+	@cmp -s "$(TARGET_DIR)/release/libhttpdown.so" $@ || \
+	    { cp "$(TARGET_DIR)/release/libhttpdown.so" $@.new && mv $@.new $@; }
 	@# Link-time optimization leaves a name in it that any other Rust library may have, too. A compiler may do without
 	@# objcopy; then it stays there.
-	@cp target/release/libhttpdown.a build/libhttpdown.a.new
+	@cp "$(TARGET_DIR)/release/libhttpdown.a" build/libhttpdown.a.new
 	@! command -v $(OBJCOPY) >/dev/null || $(OBJCOPY) --localize-symbol=rust_eh_personality build/libhttpdown.a.new
 	@mv build/libhttpdown.a.new build/libhttpdown.a
 	@ln -sf $(SONAME) build/libhttpdown.so
@@ -54,13 +61,16 @@ build/%: examples/%.c examples/cli.h include/httpdown.h build/$(SONAME)
 build/demo-cpp: examples/demo.cpp examples/cli.h bindings/cpp/httpdown.hpp include/httpdown.h build/$(SONAME)
 	$(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) -Iinclude -Ibindings/cpp $< -o $@ $(LINK)
 
-target/release/examples/%: FORCE
+build/rust/%: FORCE
+	@mkdir -p build/rust
 	@$(CARGO) build --release --quiet --example $*
+	@cmp -s "$(TARGET_DIR)/release/examples/$*" $@ || \
+	    { cp "$(TARGET_DIR)/release/examples/$*" $@.new && mv $@.new $@; }
 
 demo: build/demo ## the graceful stop, shown in seconds
 	@$(PYTHON) examples/story.py build/demo
 
-LOSSMETER := target/release/examples/lossmeter
+LOSSMETER := build/rust/lossmeter
 SERVERS := 'hello=build/hello -addr {addr}' 'demo=build/demo -addr {addr}' --path '/?duration=5ms'
 
 lossmeter: build $(LOSSMETER) ## looks for requests that a stop loses, some minutes long; OPTIONS="--modes new ..."
@@ -78,7 +88,7 @@ bench: build $(BENCH) ## what a request costs, here and in others, some 10 minut
 bench-gate: build $(BENCH) ## whether a request takes more instructions than examples/bench/gate.json; OPTIONS=--update
 	@$(firstword $(BENCH)) --gate examples/bench/gate.json $(OPTIONS)
 
-test: lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
+test: build/tools.stamp lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
 
 check: tools fmt lint doc test ## what CI runs; the header is compared by every build
@@ -93,12 +103,19 @@ lint: # clippy, warnings as errors
 doc: # the Rust reference, warnings as errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps
 
-tools: ## what the tests need beyond Rust, C and Python, as far as it can be installed
-	@mkdir -p build
-	@PYTHON="$(PYTHON)" tests/tools.sh
+TOOLS := mkdir -p build && PYTHON="$(PYTHON)" timeout 1200 tests/tools.sh && touch build/tools.stamp
 
-install: lib ## library, headers, pkg-config file: PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
-	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(INCLUDEDIR)
+tools: ## what the tests need beyond Rust, C and Python, as far as it can be installed
+	@$(TOOLS)
+
+# For `test`: when the list has changed. What could not be had then is tried again by `tools`, not by every test.
+build/tools.stamp: tests/tools.sh
+	@$(TOOLS)
+
+# Without cargo, which root may not have, if `make` has built them.
+install: $(if $(and $(wildcard build/$(SONAME)),$(wildcard build/libhttpdown.a)),,lib)
+install: ## what `make` has built, with pkg-config file and CMake package: PREFIX, LIBDIR, INCLUDEDIR, DESTDIR
+	install -d $(DESTDIR)$(LIBDIR)/pkgconfig $(DESTDIR)$(LIBDIR)/cmake/httpdown $(DESTDIR)$(INCLUDEDIR)
 	install -m 755 build/$(SONAME) $(DESTDIR)$(LIBDIR)/libhttpdown.so.$(VERSION)
 	ln -sf libhttpdown.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libhttpdown.so
@@ -106,9 +123,15 @@ install: lib ## library, headers, pkg-config file: PREFIX, LIBDIR, INCLUDEDIR, D
 	install -m 644 include/httpdown.h bindings/cpp/httpdown.hpp $(DESTDIR)$(INCLUDEDIR)/
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 	    -e 's|@VERSION@|$(VERSION)|' httpdown.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/httpdown.pc
+	for file in httpdownConfig.cmake httpdownConfigVersion.cmake; do \
+	    sed -e 's|@INCLUDEDIR_FROM_LIBDIR@|'"$$(realpath -m --relative-to="$(LIBDIR)" "$(INCLUDEDIR)")"'|' \
+	        -e 's|@VERSION@|$(VERSION)|' -e 's|@SONAME@|$(SONAME)|' cmake/$$file.in \
+	        > $(DESTDIR)$(LIBDIR)/cmake/httpdown/$$file || exit 1; \
+	done
 
 uninstall: ## removes what install has put there
 	rm -f $(DESTDIR)$(LIBDIR)/libhttpdown.* $(DESTDIR)$(LIBDIR)/pkgconfig/httpdown.pc \
+	    $(DESTDIR)$(LIBDIR)/cmake/httpdown/httpdownConfig*.cmake \
 	    $(DESTDIR)$(INCLUDEDIR)/httpdown.h $(DESTDIR)$(INCLUDEDIR)/httpdown.hpp
 
 clean: ## removes what was built

@@ -15,7 +15,10 @@ cpp() { tests/cpp/run.sh; }
 abi() { tests/abi/check.sh; }
 install() { tests/install/check.sh; }
 python() {
-    [ -x build/venv/bin/python ] || { echo "skipped: no build/venv (make tools)"; return 77; }
+    build/venv/bin/python -c 'import pytest, mypy' 2>/dev/null || {
+        echo "skipped: no build/venv with pytest and mypy (make tools)"
+        return 77
+    }
     PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider bindings/python/tests &&
         build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
 }
@@ -23,7 +26,7 @@ programs() { "${PYTHON:-python3}" tests/programs.py; }
 loss() { "${PYTHON:-python3}" tests/loss.py; }
 gate() {
     command -v valgrind >/dev/null || { echo "skipped: no valgrind (make tools)"; return 77; }
-    target/release/examples/bench --gate examples/bench/gate.json
+    build/rust/bench --gate examples/bench/gate.json
 }
 
 passed=0 failed=0 skipped=0 summary=

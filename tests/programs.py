@@ -155,7 +155,7 @@ class DemoInPython(Demo, unittest.TestCase):
 
 
 class DemoInRust(Demo, unittest.TestCase):
-    command = [os.path.join(ROOT, "target", "release", "examples", "demo")]
+    command = [os.path.join(BUILD, "rust", "demo")]
 
 
 class Hello(unittest.TestCase):
@@ -200,7 +200,7 @@ Server((host, int(port)), Handler).serve_forever()
 
 
 class Bench(unittest.TestCase):
-    PROGRAM = os.path.join(ROOT, "target", "release", "examples", "bench")
+    PROGRAM = os.path.join(BUILD, "rust", "bench")
 
     def bench(self, *args, cwd=ROOT):
         args = [self.PROGRAM, "--rounds", "1", "--scale", "0.01", *args]

@@ -3,7 +3,7 @@
 # virtualenv under build/ as anybody. What cannot be had is named; its tests are then skipped.
 cd "$(dirname "$0")/.." || exit 1
 missing=
-for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils; do
+for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
@@ -14,13 +14,11 @@ if [ -n "$missing" ]; then
         echo "missing, and not installed without root and apt-get:$missing"
     fi
 fi
-if ! build/venv/bin/python -c 'import pytest, mypy, hatchling, gevent, eventlet' 2>/dev/null; then
-    "${PYTHON:-python3}" -m venv build/venv &&
-        build/venv/bin/pip install --quiet --disable-pip-version-check 'pytest>=8,<9' 'mypy>=1.10,<2' \
-            'hatchling>=1.24,<2' ||
-        echo "no virtualenv with pytest, mypy and hatchling in build/venv"
-    # Not everywhere can these be had; few tests need them.
-    build/venv/bin/pip install --quiet --disable-pip-version-check gevent eventlet ||
-        echo "no gevent and eventlet in build/venv"
-fi
+# Quick, if it is all there.
+pip() { build/venv/bin/pip install --quiet --disable-pip-version-check --timeout 20 --retries 2 "$@"; }
+"${PYTHON:-python3}" -m venv build/venv &&
+    pip 'pytest>=8,<9' 'mypy>=1.10,<2' 'hatchling>=1.24,<2' ||
+    echo "no virtualenv with pytest, mypy and hatchling in build/venv"
+# Not everywhere can these be had; few tests need them.
+pip gevent eventlet || echo "no gevent and eventlet in build/venv"
 exit 0

@@ -68,22 +68,22 @@ pub(crate) static SERVERS: &[Spec] = &[
     Spec::new(
         "ours-rust",
         "httpdown from Rust, a hyper service",
-        "target/release/examples/hello httpdown {addr} {threads}",
+        "build/rust/hello httpdown {addr} {threads}",
     ),
     Spec::new(
         "hyper",
         "the same service with hyper alone",
-        "target/release/examples/hello hyper {addr}",
+        "build/rust/hello hyper {addr}",
     ),
     Spec::new(
         "hyper-flush",
         "the same with hyper's pipeline_flush",
-        "target/release/examples/hello hyper-flush {addr}",
+        "build/rust/hello hyper-flush {addr}",
     ),
     Spec::new(
         "hyper-beside",
         "the same with hyper, in a process that has another thread, which sleeps",
-        "target/release/examples/hello hyper-beside {addr}",
+        "build/rust/hello hyper-beside {addr}",
     ),
     Spec::new(
         "epoll",

@@ -63,6 +63,51 @@ programs() {
     check "$1: hello.c serves, and stops, without the shared one" runs_alone
 }
 
+# Not every distribution has a static libc installed.
+can_link_statically() {
+    echo 'int main(void) { return 0; }' >"$out/nothing.c" &&
+        "${CC:-cc}" -static "$out/nothing.c" -o "$out/nothing" 2>/dev/null
+}
+
+# with_cmake TARGET VERSION SOURCE: the hello program in a project of its own, against what is installed in $prefix.
+with_cmake() {
+    rm -rf "$out/empty" && mkdir "$out/empty" && cp "$source/tests/install/$3" "$out/empty/" || return
+    cat >"$out/empty/CMakeLists.txt" <<EOF
+cmake_minimum_required(VERSION 3.13)
+project(hello C CXX)
+set(CMAKE_CXX_STANDARD 17)
+find_package(httpdown $2 REQUIRED)
+add_executable(hello $3)
+target_link_libraries(hello PRIVATE httpdown::$1)
+EOF
+    cmake -S "$out/empty" -B "$out/empty" -DCMAKE_PREFIX_PATH="$prefix" \
+        -DCMAKE_C_COMPILER="${CC:-cc}" -DCMAKE_CXX_COMPILER="${CXX:-c++}" && cmake --build "$out/empty"
+}
+
+# A copy of the sources, and what stands for cargo: it builds nothing, but where the real one would.
+tree=$out/tree
+tree() {
+    mkdir "$tree" || return
+    cp -r Makefile Cargo.toml Cargo.lock build.rs src examples include bindings cmake httpdown.pc.in "$tree" || return
+    cat >"$out/cargo" <<EOF
+#!/bin/sh
+[ "\$1" = metadata ] && exec "${CARGO:-cargo}" "\$@"
+mkdir -p "\$WHERE/release" && cd "\$WHERE/release" && echo a >libhttpdown.a && echo so >libhttpdown.so
+EOF
+    chmod +x "$out/cargo"
+}
+# builds_in FOLDER ENVIRONMENT...: make lib takes what cargo has built in that folder.
+builds_in() {
+    folder=$1
+    shift
+    rm -rf "$tree/build" "$tree/target"
+    env -u CARGO_TARGET_DIR WHERE="$folder" "$@" make -C "$tree" lib CARGO="$out/cargo" OBJCOPY=/nowhere &&
+        [ "$(cat "$tree/build/libhttpdown.so.0" "$tree/build/libhttpdown.a")" = "$(printf 'so\na')" ]
+}
+configured() {
+    mkdir "$tree/.cargo" && printf '[build]\ntarget-dir = "%s"\n' "$1" >"$tree/.cargo/config.toml" && builds_in "$1"
+}
+
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 
 prefix=$out/prefix
@@ -72,6 +117,27 @@ check "PREFIX: the libraries are there" libraries
 check "PREFIX: the headers are there" headers
 export PKG_CONFIG_LIBDIR="$lib/pkgconfig"
 programs PREFIX
+if can_link_statically; then
+    static=$(pkg-config --static --libs httpdown)
+    check "PREFIX: hello.c compiles, -static" build hello.c "$static" "${CC:-cc}" -std=c99 -static
+    check "PREFIX: hello.c serves, and stops, with no library at all" runs_alone
+else
+    echo "skipped: -static, without a static libc"
+fi
+if command -v cmake >/dev/null; then
+    check "PREFIX: CMake builds hello.c" with_cmake httpdown "" hello.c
+    check "PREFIX: hello.c of CMake serves, and stops" runs_alone
+    check "PREFIX: CMake builds hello.cpp with the static library" with_cmake static "${version%.*}" hello.cpp
+    mv "$lib/libhttpdown.so.$version" "$lib/away"
+    check "PREFIX: hello.cpp of CMake serves, and stops, without the shared one" runs_alone
+    mv "$lib/away" "$lib/libhttpdown.so.$version"
+    check "PREFIX: CMake finds no version that is not there" eval '! with_cmake httpdown 99.0 hello.c'
+    mv "$prefix" "$out/moved" && prefix=$out/moved
+    check "PREFIX: CMake builds hello.c where all has been moved to" with_cmake httpdown "$version" hello.c
+    prefix=$out/prefix && mv "$out/moved" "$prefix"
+else
+    echo "skipped: CMake, which is missing (make tools)"
+fi
 check "PREFIX: make uninstall" make uninstall PREFIX="$prefix"
 check "PREFIX: nothing is left" same "$(find "$prefix" ! -type d)" ""
 
@@ -85,6 +151,23 @@ check "DESTDIR: httpdown.pc knows nothing of it" same "$(grep -c "$dest" "$lib/p
 export PKG_CONFIG_LIBDIR="$lib/pkgconfig" PKG_CONFIG_SYSROOT_DIR="$dest"
 export PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1 PKG_CONFIG_ALLOW_SYSTEM_LIBS=1
 programs DESTDIR
+
+unset PKG_CONFIG_SYSROOT_DIR
+check "make: a copy of the sources" tree
+check "make: takes the library from CARGO_TARGET_DIR" builds_in "$out/a folder" CARGO_TARGET_DIR="$out/a folder"
+check "make: takes the library from target/" builds_in "$tree/target"
+check "make: takes the library from where cargo is configured to build" configured "$out/b"
+check "make install: what is built, without cargo" make -C "$tree" install CARGO=/nowhere PREFIX="$out/nocargo"
+check "make install: has installed it" [ "$(cat "$out/nocargo/lib/libhttpdown.so")" = so ]
+printf '#!/bin/sh\necho tools\n' >"$out/tools.sh" && chmod +x "$out/tools.sh"
+mkdir "$tree/tests" && cp "$out/tools.sh" "$tree/tests/tools.sh"
+printf '#!/bin/sh\n' >"$tree/tests/all.sh" && chmod +x "$tree/tests/all.sh"
+test_tools() { make -C "$tree" build/tools.stamp | grep -c '^tools'; }
+check "make test: names its tools" eval 'make -n -C "$tree" test CARGO="$out/cargo" | grep tests/tools.sh'
+check "make test: has its tools made" [ "$(test_tools)" = 1 ]
+check "make test: not twice" [ "$(test_tools)" = 0 ]
+touch -d '+1 minute' "$tree/tests/tools.sh"
+check "make test: but when they have changed" [ "$(test_tools)" = 1 ]
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

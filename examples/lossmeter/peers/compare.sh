@@ -3,7 +3,7 @@
 # named. gunicorn and uvicorn are looked for in build/venv-peers:
 #     python3 -m venv build/venv-peers && build/venv-peers/bin/pip install gunicorn uvicorn
 cd "$(dirname "$0")/../../.." || exit 2
-lossmeter=target/release/examples/lossmeter
+lossmeter=build/rust/lossmeter
 peers=examples/lossmeter/peers
 python=build/venv-peers/bin
 mkdir -p build/peers
