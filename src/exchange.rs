@@ -63,6 +63,8 @@ struct Inner {
 struct RequestBody {
     /// `None` once the whole answer is given.
     incoming: Option<Incoming>,
+    /// The client waits to be asked for it (RFC 9110, 10.1.1): to read is to ask.
+    is_awaited: bool,
     /// What has been received and not yet read.
     rest: Bytes,
     /// Why no more will come: hyper says so once, and then calls it the end.
@@ -91,8 +93,10 @@ pub(crate) enum Piece {
 impl Exchange {
     pub(crate) fn new(request: Request<Incoming>, fate: Arc<Fate>) -> Self {
         let (head, incoming) = request.into_parts();
+        let is_awaited = !incoming.is_end_stream() && head.headers.contains_key(EXPECT);
         Self(Box::new(Inner {
             body: RequestBody {
+                is_awaited,
                 incoming: Some(incoming),
                 rest: Bytes::new(),
                 failed: None,
@@ -245,6 +249,7 @@ impl Exchange {
     fn receive(&mut self) -> Result<Option<Bytes>> {
         let Inner { body, fate, .. } = &mut *self.0;
         let lent = fate.inflight().conn().shared().lent.as_ref();
+        body.is_awaited = false;
         wait_for(lent, async {
             tokio::select! {
                 biased;
@@ -256,9 +261,9 @@ impl Exchange {
 
     /// Whether there is a body that has not come, and is not waited for by its client.
     pub(crate) fn may_have_come(&self) -> bool {
-        let Inner { head, body, .. } = &*self.0;
+        let body = &self.0.body;
         let incoming = body.incoming.as_ref();
-        incoming.is_some_and(|body| !body.is_end_stream()) && !head.headers.contains_key(EXPECT)
+        incoming.is_some_and(|incoming| !incoming.is_end_stream()) && !body.is_awaited
     }
 
     /// Takes what has come of the body, up to some limit, so that it can be read where nobody may wait.
@@ -317,15 +322,15 @@ impl Exchange {
             let why = "Content-Length is not the length of the body";
             return Err(Error::InvalidArgument(why.into()));
         }
-        // Before hyper has the answer, it knows that nobody will read more of the body.
-        self.0.body.incoming = None;
+        self.leave_body();
         self.answer_with(response.map(|body| ReplyBody::Whole(Some(body))))
     }
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
     ///
     /// The body goes out chunked unless the headers have a Content-Length (which is not sent with a 204 or 205). The
-    /// head is sent as soon as the connection can take it.
+    /// head is sent as soon as the connection can take it. If the request's body is not there by then, to its end, it
+    /// says `Connection: close`: it is not known whether all of it will be read.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set
@@ -358,6 +363,7 @@ impl Exchange {
         if !body.rest.is_empty() || body.failed.is_some() {
             return;
         }
+        body.is_awaited = false;
         // Whoever reads it next asks again.
         match body.poll_data(fate, &mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Some(data))) => body.rest = data,
@@ -456,6 +462,17 @@ impl Exchange {
         }
     }
 
+    /// Nobody will read more of the body: known before hyper has the answer, so that it can say what that means for the
+    /// connection.
+    fn leave_body(&mut self) {
+        let Some(incoming) = self.0.body.incoming.take() else {
+            return;
+        };
+        if !incoming.is_end_stream() && !self.0.body.is_awaited {
+            self.0.fate.leave_unread(incoming);
+        }
+    }
+
     fn send(&mut self, data: Bytes, waits: bool) -> Result<()> {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::AlreadyReplied);
@@ -484,6 +501,7 @@ impl Exchange {
     pub(crate) fn refuse(mut self) {
         self.0.fate.inflight().refused();
         if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
+            self.leave_body();
             let text = "the server is stopping\n";
             self.0
                 .fate
@@ -492,7 +510,8 @@ impl Exchange {
     }
 
     /// It ends without an answer, and the client can still get one.
-    fn unanswered(&self) {
+    fn unanswered(&mut self) {
+        self.leave_body();
         let Inner { head, fate, .. } = &*self.0;
         let uri = &head.uri;
         match (&self.0.body.failed, &self.0.refused) {

@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use http::Response;
+use hyper::body::Incoming;
 use tokio::sync::Notify;
 
 use crate::conn::{Inflight, Outcome};
@@ -39,6 +40,8 @@ pub(crate) struct Fate {
 #[derive(Default)]
 struct Meeting {
     answer: Option<Response<ReplyBody>>,
+    /// What is left of the request's body when it is answered.
+    unread: Option<Incoming>,
     /// The connection's.
     task: Option<Waker>,
     watch: Option<Arc<Watch>>,
@@ -96,6 +99,11 @@ impl Fate {
         true
     }
 
+    /// Nobody will read the rest of the request's body. Before the answer.
+    pub(crate) fn leave_unread(&self, body: Incoming) {
+        self.lock().unread = Some(body);
+    }
+
     /// Whether hyper has all of the response.
     pub(crate) fn is_complete(&self) -> bool {
         self.state.load(Ordering::Acquire) == COMPLETE
@@ -135,9 +143,10 @@ impl Fate {
         } else {
             None
         };
+        let unread = meeting.unread.take();
         let watch = meeting.watch.clone();
         drop(meeting);
-        drop(unwanted);
+        drop((unwanted, unread));
         if let Some(watch) = watch {
             watch.state.store(state, Ordering::Release);
             watch.changed.notify_waiters();
@@ -160,6 +169,10 @@ impl Outcome for Arc<Fate> {
 
     fn lose(&self) {
         self.set(LOST);
+    }
+
+    fn take_unread(&self) -> Option<Incoming> {
+        self.lock().unread.take()
     }
 }
 

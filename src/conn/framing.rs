@@ -79,6 +79,7 @@ impl Framing {
     pub(super) fn left(&self) -> Option<u64> {
         match self {
             Self::Body(left) => Some(*left),
+            Self::Chunked(Chunks::End) => Some(1),
             Self::Chunked(_) => None,
             _ => Some(0),
         }
@@ -124,13 +125,13 @@ impl Framing {
                 }
                 take
             }
-            Self::Chunked(chunks) => match chunks.end(bytes)? {
-                Some(end) => {
+            Self::Chunked(chunks) => {
+                let (take, is_end) = chunks.follow(bytes)?;
+                if is_end {
                     *self = Self::Between;
-                    end
                 }
-                None => bytes.len(),
-            },
+                take
+            }
         };
         Ok(Scan {
             skip,
@@ -273,8 +274,9 @@ impl Chunks {
         digits: 0,
     };
 
-    /// The end of the body, if it is among these bytes.
-    fn end(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
+    /// How many of these bytes belong to the body, and whether they end it. Its last byte is taken by itself: hyper asks
+    /// for it only when it has given away all chunks. So it is known whether it holds some that nobody has read.
+    fn follow(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
         let mut at = 0;
         while at < bytes.len() {
             if let Self::Data(left) = self {
@@ -287,13 +289,13 @@ impl Chunks {
                 continue;
             }
             let byte = bytes[at];
-            at += 1;
             if let (Self::End, b'\n') = (*self, byte) {
-                return Ok(Some(at));
+                return Ok((at.max(1), at == 0));
             }
+            at += 1;
             *self = self.after(byte)?;
         }
-        Ok(None)
+        Ok((at, false))
     }
 
     fn after(self, byte: u8) -> io::Result<Self> {

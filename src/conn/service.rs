@@ -46,6 +46,9 @@ pub(crate) trait Outcome: Send + 'static {
     fn inflight(&self) -> &Inflight;
     fn complete(&self);
     fn lose(&self);
+
+    /// What is left of the request's body, if it is known that nobody reads it.
+    fn take_unread(&self) -> Option<Incoming>;
 }
 
 /// A hyper service of the host's.
@@ -91,6 +94,11 @@ impl Outcome for Inflight {
     fn complete(&self) {}
 
     fn lose(&self) {}
+
+    /// It has been dropped.
+    fn take_unread(&self) -> Option<Incoming> {
+        None
+    }
 }
 
 /// Tells the connection of each request, and what became of it.
@@ -153,6 +161,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         TrackedFuture {
             future,
             early,
+            unread: None,
             answering: Some(answering),
         }
     }
@@ -306,7 +315,7 @@ impl<O: Outcome> Answering<O> {
             self.conn().upgrade_agreed();
         } else if self.is_last(response.headers(), has_own_end) {
             self.say_close(response);
-        } else if self.announces {
+        } else if self.announces && self.conn().has_read_body() {
             self.announce(response.headers_mut());
         }
         remaining
@@ -319,14 +328,16 @@ impl<O: Outcome> Answering<O> {
             // Its end is the connection's: cut, it must not end like that.
             conn.response_ends_with_connection();
         }
+        // hyper closes behind a body that is not read to its end. Whether somebody still will, nobody knows; but where a
+        // request is here behind it, that is not given up.
+        let is_unread = !conn.has_read_body() && (self.is_http10 || !conn.has_request_behind());
         let stops = conn.shared().phases.get() >= Phase::LameDuck
-            && (!conn.has_request_behind() || conn.shared().is_stop_pressing());
+            && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
         if stops {
             // The client is told, and sends its next request on another.
             conn.close_announced();
         }
-        // hyper closes behind a body that is not read.
-        stops || !self.keep_alive || !has_own_end || !conn.has_read_body() || says_close(headers)
+        stops || !self.keep_alive || !has_own_end || is_unread || says_close(headers)
     }
 
     /// Says that the connection ends. What the host says of it may stay, but not that it goes on.
@@ -425,6 +436,47 @@ fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Sourc
     response
 }
 
+/// The rest of a body that nobody reads: if it is short, it is read here, so that the connection can go on.
+struct Unread {
+    body: Incoming,
+    /// So many bytes are worth it.
+    left: usize,
+}
+
+impl Unread {
+    const MAX: usize = 64 << 10;
+
+    fn new(body: Incoming) -> Self {
+        let left = Self::MAX;
+        Self { body, left }
+    }
+
+    /// Reads what is there, as long as it is not too much.
+    fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
+        let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left as u64;
+        while !conn.has_read_body() && !is_too_long(&self.body, self.left) {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(left) = self.left.checked_sub(length) else {
+                        break;
+                    };
+                    self.left = left;
+                }
+                Poll::Ready(_) => break,
+                // hyper has not got more either.
+                Poll::Pending if conn.is_waiting_for_bytes() => break,
+                Poll::Pending => {
+                    // It gives the next piece when it is asked again.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
 /// What there is for hyper before it may have it.
 enum Early<B: Body> {
     Answer(Response<Source<B>>),
@@ -441,6 +493,8 @@ pin_project! {
         future: Option<F>,
         // That is rare.
         early: Option<Box<Early<B>>>,
+        // Of the request's body, before that.
+        unread: Option<Box<Unread>>,
         // None for a refusal: nobody has been asked.
         answering: Option<Answering<O>>,
     }
@@ -459,6 +513,7 @@ impl<F, B: Body, O: Outcome> TrackedFuture<F, B, O> {
         Self {
             future: None,
             early: Some(Box::new(Early::Refusal(response))),
+            unread: None,
             answering: None,
         }
     }
@@ -475,6 +530,10 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        if let (Some(unread), Some(answering)) = (&mut *this.unread, &*this.answering) {
+            ready!(unread.poll_drain(answering.conn(), cx));
+            *this.unread = None;
+        }
         let answering = this.answering.take();
         if this.early.is_some()
             && let Some(waiting) = answering.as_ref()
@@ -519,8 +578,12 @@ where
             return Poll::Pending;
         }
         if !answering.conn().has_read_body() {
-            // Before hyper asks again, it looks whether anybody still reads the body. If not, and the rest is not there
-            // yet, it will close the connection; then the head of this answer says so.
+            // Before hyper asks again, it looks whether anybody still reads the body, and whether the rest is there. If
+            // not, the head of this answer will say that the connection ends.
+            *this.unread = answering
+                .outcome
+                .take_unread()
+                .map(|body| Box::new(Unread::new(body)));
             this.future.set(None);
             *this.early = Some(Box::new(match result {
                 Some(Ok(response)) => Early::Answer(response.map(Source::host)),

@@ -553,15 +553,17 @@ impl Conn {
         self.reading_head.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is under way, not even the rest of a request that has been answered: hyper holds nothing.
+    /// Whether nothing is under way, not even the rest of a request that has been answered: hyper holds nothing, but
+    /// perhaps chunks, all of which have come.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.is_between_requests() && self.has_read_body()
+        let has_come = || self.may_have_chunks() && self.body_length() == BodyLength::Known(1);
+        self.is_between_requests() && (self.has_read_body() || has_come())
     }
 
     /// Whether hyper can be done without: it is at rest, and has given all of the last request to its handler, who may
     /// read on when it has answered.
     pub(super) fn is_idle(&self) -> bool {
-        self.is_at_rest() && self.waiting_for_bytes.load(Ordering::Relaxed)
+        self.is_at_rest() && self.is_waiting_for_bytes()
     }
 
     /// Whether somebody may still read the body of the last request, to whom the end of hyper would be an error.
@@ -572,14 +574,18 @@ impl Conn {
     /// Whether hyper may hold chunks of the last request's body that somebody still reads: it gives them away one by one, and
     /// asks for more bytes when it has none left.
     pub(super) fn may_have_chunks(&self) -> bool {
-        self.is_chunked.load(Ordering::Relaxed) && !self.waiting_for_bytes.load(Ordering::Relaxed)
+        self.is_chunked.load(Ordering::Relaxed) && !self.is_waiting_for_bytes()
+    }
+
+    pub(super) fn is_waiting_for_bytes(&self) -> bool {
+        self.waiting_for_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_waiting_for_bytes(&self, waiting: bool) {
         self.waiting_for_bytes.store(waiting, Ordering::Relaxed);
     }
 
-    /// Whether hyper has got all of the last request.
+    /// Whether hyper has got all of the last request, and has given away all of its body, but perhaps the last piece.
     pub(super) fn has_read_body(&self) -> bool {
         self.body_length() == BodyLength::Known(0)
     }
@@ -677,8 +683,8 @@ impl Conn {
     pub(super) fn raced(&self) {
         let is_ours = match self.end() {
             End::Idle | End::Announced => true,
-            // hyper closes behind a body that nobody reads; if the head was sent when somebody still might have, without a
-            // word.
+            // hyper closes behind a body that nobody reads; if a request was behind it when the head was sent, and somebody
+            // still might have read it, without a word.
             End::Closed => self.is_stopping() || !self.has_read_body(),
             End::Raced | End::TimedOut | End::Refused => false,
         };
