@@ -622,6 +622,12 @@ int httpdown_next_event(const httpdown_server *server,
 // What a status means, as English text: static, NUL-terminated, never NULL. May be called anywhere.
 const char *httpdown_status_string(int status);
 
+// Why the calling thread's last failing call has failed, as English text: of the functions that return a status, whatever
+// the status. NUL-terminated, cut to 511 bytes, never NULL: "" if none has failed. It belongs to the library, and is valid
+// until the thread's next failing call, or its end; a call that succeeds leaves it as it is. Never blocks. Any thread,
+// also while it ends; httpdown_stop_begin and httpdown_kill_begin, which signal handlers may call, do not set it.
+const char *httpdown_last_error(void);
+
 // The version of the library that runs, as text: static, NUL-terminated. That of the header is HTTPDOWN_VERSION.
 const char *httpdown_version(void);
 

@@ -660,6 +660,28 @@ fn an_answer_that_follows_half_a_request_may_stay_unfinished() {
     assert_eq!((errors(&server, &bumps), logs.all()), (0, vec![]));
 }
 
+#[test]
+fn a_status_without_a_reason_phrase_has_none() {
+    fn odd() -> http::response::Builder {
+        Response::builder().status(299)
+    }
+    let service = service_fn(|_: Request<Incoming>| async {
+        Ok::<_, Infallible>(odd().body(Full::new(Bytes::new())).unwrap())
+    });
+    let handler = |exchange: Exchange| exchange.reply(odd().body(Bytes::new()).unwrap()).unwrap();
+    for server in [
+        builder().serve(listener(), service).unwrap(),
+        serve(Dispatch::Inline, handler),
+        serve(pool(1), handler),
+    ] {
+        let mut client = Client::connect(addr(&server));
+        client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n");
+        let answer = String::from_utf8(client.until_end().unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 299 \r\n"), "{answer:?}");
+        stop(&server).unwrap();
+    }
+}
+
 /// One line for one mistake, which says what it was.
 #[test]
 fn the_log_says_once_why_a_request_has_failed() {

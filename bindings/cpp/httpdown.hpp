@@ -58,7 +58,7 @@ inline constexpr milliseconds forever = milliseconds::max();
 /// What a server has done, and what its stop has cost: the struct of httpdown.h.
 using stop_report = httpdown_stop_report;
 
-/// A call has failed. `what()` says why in English.
+/// A call has failed. `what()` says why in English: what was wrong with an argument, say.
 class error : public std::runtime_error {
 public:
     explicit error(int status) : error(status, httpdown_status_string(status)) {}
@@ -519,8 +519,9 @@ void raise([[maybe_unused]] const Error &failure) {
 #endif
 }
 
+/// For the status that this thread's last call has returned.
 inline void check(int status) {
-    if (status != HTTPDOWN_STATUS_OK) raise(error(status));
+    if (status != HTTPDOWN_STATUS_OK) raise(error(status, httpdown_last_error()));
 }
 
 /// A report that says what the call has come to.

@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::ext::ReasonPhrase;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
@@ -288,6 +289,13 @@ impl<O: Outcome> Answering<O> {
         // Whatever a service says: of any other, hyper says what is not so, or nothing at all.
         *response.version_mut() = Version::HTTP_11;
         let status = response.status();
+        if status.canonical_reason().is_none()
+            && response.extensions().get::<ReasonPhrase>().is_none()
+        {
+            // Otherwise hyper sends "<none>". It may be empty (RFC 9112, 4).
+            let none = ReasonPhrase::from_static(b"");
+            response.extensions_mut().insert(none);
+        }
         let agrees = status == StatusCode::SWITCHING_PROTOCOLS
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
         let upgrades = self.is_upgrade && agrees;

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::mem::{MaybeUninit, size_of};
 use std::time::{Duration, Instant};
 
+use super::last_error;
 use super::types::httpdown_status::{self, *};
 use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
 use crate::contain::contain;
@@ -14,6 +15,7 @@ use crate::{process, sys};
 /// The body of every function that returns a status.
 pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
     if process::forked() {
+        last_error::set(&Error::Forked);
         return HTTPDOWN_STATUS_FORKED as c_int;
     }
     status_in_child_too(body)
@@ -26,9 +28,17 @@ pub(super) fn status_in_child_too(body: impl FnOnce() -> Result<()>) -> c_int {
 
 /// For what can be done in a forked child as anywhere else, and where there are several ways to succeed.
 pub(super) fn status_anywhere(body: impl FnOnce() -> Result<httpdown_status>) -> c_int {
-    let call = || body().unwrap_or_else(|error| status_of(&error));
-    let status = sys::without_cancellation(|| contain(call));
-    status.unwrap_or(HTTPDOWN_STATUS_PANIC) as c_int
+    let call = || {
+        body().unwrap_or_else(|error| {
+            last_error::set(&error);
+            status_of(&error)
+        })
+    };
+    let status = sys::without_cancellation(|| contain(call)).unwrap_or_else(|| {
+        last_error::set(&"a bug in httpdown");
+        HTTPDOWN_STATUS_PANIC
+    });
+    status as c_int
 }
 
 /// The body of every function that returns a value: `fallback` stands for a NULL argument, a fork and a panic. What may

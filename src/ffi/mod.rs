@@ -28,6 +28,7 @@
 mod boundary;
 mod callbacks;
 mod clock;
+mod last_error;
 mod options;
 mod query;
 mod request;

@@ -786,7 +786,7 @@ unsafe fn response(
     headers: *const httpdown_header,
     header_count: usize,
 ) -> Result<Response<()>> {
-    let wrong = |what: &str| Error::InvalidArgument(what.to_owned());
+    let wrong = Error::InvalidArgument;
     let code = status_of_answer(status_code)?;
     // SAFETY: the caller's promise.
     let headers = unsafe { slice(headers, header_count, "headers")? };
@@ -796,10 +796,17 @@ unsafe fn response(
         let name = unsafe { header.name.as_slice("header name")? };
         // SAFETY: as above.
         let value = unsafe { header.value.as_slice("header value")? };
-        let name = HeaderName::from_bytes(name).map_err(|_| wrong("not a header name"))?;
-        let value = HeaderValue::from_bytes(value).map_err(|_| wrong("not a header value"))?;
+        let quoted = |bytes: &[u8]| bytes.escape_ascii().to_string();
+        let name = HeaderName::from_bytes(name)
+            .map_err(|_| wrong(format!("not a header name: \"{}\"", quoted(name))))?;
+        let value = HeaderValue::from_bytes(value).map_err(|_| {
+            wrong(format!(
+                "not a value for the header {name}: \"{}\"",
+                quoted(value)
+            ))
+        })?;
         map.try_append(name, value)
-            .map_err(|_| wrong("too many headers"))?;
+            .map_err(|_| wrong("too many headers".to_owned()))?;
     }
     let mut response = Response::new(());
     *response.status_mut() = code;
@@ -807,8 +814,8 @@ unsafe fn response(
     Ok(response)
 }
 
-fn status_of_answer(code: c_int) -> Result<StatusCode> {
-    let code = u16::try_from(code).ok();
+fn status_of_answer(number: c_int) -> Result<StatusCode> {
+    let code = u16::try_from(number).ok();
     let code = code.and_then(|code| StatusCode::from_u16(code).ok());
-    code.ok_or_else(|| Error::InvalidArgument("no such status code".into()))
+    code.ok_or_else(|| Error::InvalidArgument(format!("{number} is not a status from 200 to 999")))
 }

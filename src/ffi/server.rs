@@ -516,6 +516,15 @@ pub extern "C" fn httpdown_status_string(status: c_int) -> *const c_char {
     status_text(status).as_ptr()
 }
 
+/// Why the calling thread's last failing call has failed, as English text: of the functions that return a status, whatever
+/// the status. NUL-terminated, cut to 511 bytes, never NULL: "" if none has failed. It belongs to the library, and is valid
+/// until the thread's next failing call, or its end; a call that succeeds leaves it as it is. Never blocks. Any thread,
+/// also while it ends; httpdown_stop_begin and httpdown_kill_begin, which signal handlers may call, do not set it.
+#[unsafe(no_mangle)]
+pub extern "C" fn httpdown_last_error() -> *const c_char {
+    super::last_error::text()
+}
+
 /// The version of the library that runs, as text: static, NUL-terminated. That of the header is HTTPDOWN_VERSION.
 #[unsafe(no_mangle)]
 pub extern "C" fn httpdown_version() -> *const c_char {

@@ -5,6 +5,61 @@
 
 #define INVALID HTTPDOWN_STATUS_INVALID_ARGUMENT
 
+/* ---- why ---- */
+
+#define WHY(call, text)                                                                                              \
+    do {                                                                                                             \
+        EQUAL(call, INVALID);                                                                                        \
+        if (strcmp(httpdown_last_error(), text) != 0) fprintf(stderr, "it says \"%s\"\n", httpdown_last_error());     \
+        CHECK(strcmp(httpdown_last_error(), text) == 0);                                                             \
+    } while (0)
+
+static void says_why(httpdown_request *request, void *user_data) {
+    fixture *f = user_data;
+    httpdown_header lines = {{"x", 1}, {"a\r\nb", 4}}, name = {{"a b", 3}, {"", 0}},
+                    length = {{"content-length", 14}, {"5", 1}};
+    WHY(httpdown_reply_start(request, 99, NULL, 0), "99 is not a status from 200 to 999");
+    WHY(httpdown_reply_start(request, 100, NULL, 0), "100 Continue is not a final status");
+    WHY(httpdown_reply_start(request, 200, NULL, 1), "headers is NULL");
+    WHY(httpdown_reply_start(request, 200, &name, 1), "not a header name: \"a b\"");
+    WHY(httpdown_reply_start(request, 200, &lines, 1), "not a value for the header x: \"a\\r\\nb\"");
+    WHY(httpdown_reply_write(request, "x", 1), "no answer has begun");
+    /* A call that succeeds leaves it. */
+    EQUAL(httpdown_request_headers(request, 0, &name, 1, &(size_t){0}), 0);
+    CHECK(strcmp(httpdown_last_error(), "no answer has begun") == 0);
+    if (httpdown_bytes_equal(httpdown_request_path(request), "/length"))
+        WHY(httpdown_reply(request, 200, &length, 1, "four", 4), "Content-Length is not the length of the body");
+    else WHY(httpdown_reply_text(request, 200, "\xff"), "text is not UTF-8");
+    EQUAL(httpdown_reply_text(request, 200, ""), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    CHECK(strcmp(httpdown_last_error(), "the request has been answered already") == 0);
+    gate_add(&f->left);
+}
+
+static void a_failing_call_says_why(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, says_why);
+    httpdown_server *server = start(&options);
+    CHECK(strcmp(httpdown_last_error(), "") == 0);
+    get(server, 500, NULL);
+    int fd = dial(server);
+    put(fd, GET_CLOSE("/length"));
+    expect(fd, 500, NULL);
+    close(fd);
+    /* Each thread has its own. */
+    CHECK(strcmp(httpdown_last_error(), "") == 0);
+    WHY(httpdown_local_addr(server, 7, (char[64]){0}, 64), "no such listening socket");
+    WHY(httpdown_report(server, NULL), "report is NULL");
+    EQUAL(httpdown_stop_begin(NULL), INVALID);
+    CHECK(strcmp(httpdown_last_error(), "report is NULL") == 0);
+    options.addr = "nonsense";
+    options.destroy = NULL;
+    httpdown_server *none;
+    CHECK(httpdown_serve(&options, &none, NULL, 0) != 0);
+    CHECK(strstr(httpdown_last_error(), "nonsense") != NULL);
+    end_server(f, 0);
+    free_fixture(f);
+}
+
 /* ---- NULL, in every place ---- */
 
 static void null_for_requests(httpdown_request *request, void *user_data) {
@@ -602,6 +657,7 @@ static void errors_are_cut_to_what_fits(void) {
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
+    RUN(a_failing_call_says_why);
     RUN(null_is_never_a_crash);
     RUN(sizes_of_options);
     RUN(options_init_sets_all);

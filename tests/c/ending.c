@@ -35,6 +35,8 @@ static void begin(int dispatch) {
 }
 
 static void stops_and_frees(void) {
+    EQUAL(httpdown_report(NULL, NULL), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(strcmp(httpdown_last_error(), "server is NULL") == 0);
     httpdown_stop_report report = {.struct_size = sizeof report};
     EQUAL(httpdown_stop(ending->server), 0);
     EQUAL(httpdown_wait(ending->server, HTTPDOWN_FOREVER, &report), 0);

@@ -462,7 +462,7 @@ static void replies_with_headers(httpdown_request *request, fixture *f) {
     (void)f;
     httpdown_header headers[] = {field("X-One", "1"), field("set-cookie", "a=b"), field("set-cookie", "c=d"),
                                  field("x-empty", ""), field("content-type", "text/x-test")};
-    EQUAL(httpdown_reply(request, 299, headers, 5, "body", 4), 0);
+    EQUAL(httpdown_reply(request, 299, headers, 5, "body", 4), 0); /* which has no reason phrase */
     EQUAL(httpdown_reply_text(request, 200, "twice"), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply(request, 200, NULL, 0, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);

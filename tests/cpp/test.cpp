@@ -286,6 +286,11 @@ static void mistakes_are_errors() {
         CHECK(status_of([&] { request.write("too early"); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
         CHECK(status_of([&] { request.start(99); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
         CHECK(status_of([&] { request.start(200, {{"two\r\nlines", ""}}); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+        try {
+            request.start(200, {{"x", "two\r\nlines"}});
+        } catch (const httpdown::error &why) {
+            CHECK(std::string_view(why.what()) == "not a value for the header x: \"two\\r\\nlines\"");
+        }
         CHECK(status_of([&] { request.reply(200, "", {{"x", "two\r\nlines"}}); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
         CHECK(!request);
         CHECK(status_of([&] { request.reply(200); }) == HTTPDOWN_STATUS_ALREADY_REPLIED);

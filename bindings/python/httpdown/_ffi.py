@@ -255,7 +255,8 @@ def _status(name: str, *arguments: Any) -> Callable[..., Any]:
 
 def _check(status: int, _function: object, _arguments: object) -> None:
     if status:
-        raise failure(status)
+        # Nothing of this thread's has come between.
+        raise failure(status, httpdown_last_error().decode("utf-8", "replace"))
 
 
 def failure(status: int, text: str = "") -> Exception:
@@ -340,6 +341,9 @@ httpdown_next_event = _status("httpdown_next_event", c_void_p, c_uint32, POINTER
 
 # const char *httpdown_status_string(int status);
 httpdown_status_string = _plain("httpdown_status_string", c_char_p, c_int)
+
+# const char *httpdown_last_error(void);
+httpdown_last_error = _plain("httpdown_last_error", c_char_p)
 
 # httpdown_bytes httpdown_request_method(const httpdown_request *request);
 httpdown_request_method = _plain("httpdown_request_method", Bytes, c_void_p)

@@ -237,6 +237,15 @@ def test_answers_that_make_no_sense(arguments: tuple[Any, ...]) -> None:
     assert answer(handler).body == b"sense"
 
 
+def test_what_the_library_refuses_says_why() -> None:
+    def handler(request: Request) -> None:
+        with pytest.raises(httpdown.InvalidArgument, match="Content-Length is not one number"):
+            request.start(200, {"content-length": "ten"})
+        request.reply(299, b"")
+
+    assert answer(handler).status == 299
+
+
 def test_a_wrong_length_is_a_500() -> None:
     def handler(request: Request) -> None:
         with pytest.raises(httpdown.InvalidArgument):
