@@ -282,8 +282,8 @@ typedef struct {
     httpdown_phase_fn on_phase;
     // Called with what a person should know. The library itself prints nothing.
     httpdown_log_fn on_log;
-    // For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. All other durations are in
-    // real time, `idle_grace_ms` included. May be freed at once.
+    // For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. All other durations are
+    // in real time, `idle_grace_ms` included. May be freed at once.
     const httpdown_clock *clock;
     // How long a stop waits for what is there to finish, before it kills. Default: 60,000.
     uint32_t stop_timeout_ms;

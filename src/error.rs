@@ -11,8 +11,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call failed. Cheap to clone: every waiter of a stop gets the same one.
 ///
-/// As text it says what failed, and its [source](std::error::Error::source) why, if that is known: an [`io::Error`]. Both
-/// in one, for who prints it: `{error:#}`.
+/// As text it says what failed, and its [source](std::error::Error::source) why, if that is known: an [`io::Error`].
+/// Both in one, for who prints it: `{error:#}`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {

@@ -57,6 +57,7 @@ pub enum httpdown_status {
 /// How far a server has come: httpdown_phase. A phase only moves forward.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
 pub enum httpdown_phase_code {
     /// Accepting and answering.
     HTTPDOWN_PHASE_SERVING = 0,
@@ -75,6 +76,7 @@ pub enum httpdown_phase_code {
 /// Where a connection is in its life.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
 pub enum httpdown_conn_state {
     /// Accepted; no byte has come yet.
     HTTPDOWN_CONN_NEW = 0,
@@ -106,6 +108,7 @@ pub enum httpdown_dispatch {
 /// How much a log line matters.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
 pub enum httpdown_log_level {
     /// Something failed.
     HTTPDOWN_LOG_ERROR = 0,
@@ -132,6 +135,7 @@ pub enum httpdown_event_kind {
 /// Which callback of httpdown_stats a value would have gone to.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
 pub enum httpdown_stat_kind {
     /// bump_avg
     HTTPDOWN_STAT_AVG = 0,
@@ -260,8 +264,8 @@ pub struct httpdown_options {
     pub on_phase: httpdown_phase_fn,
     /// Called with what a person should know. The library itself prints nothing.
     pub on_log: httpdown_log_fn,
-    /// For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. All other durations are in
-    /// real time, `idle_grace_ms` included. May be freed at once.
+    /// For tests: a clock of httpdown_clock_new_mock, for the stop, kill and lame-duck timers. All other durations are
+    /// in real time, `idle_grace_ms` included. May be freed at once.
     pub clock: *const httpdown_clock,
     /// How long a stop waits for what is there to finish, before it kills. Default: 60,000.
     pub stop_timeout_ms: u32,
