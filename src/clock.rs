@@ -48,6 +48,27 @@ impl Clock for SystemClock {
 /// A clock that stands still until it is [advanced](MockClock::advance). Clones show the same time.
 ///
 /// All of it may be called from any thread.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use httpdown::{Dispatch, Error, Exchange, Listener, MockClock, Server};
+///
+/// # fn main() -> httpdown::Result<()> {
+/// # let handler = |exchange: Exchange| drop(exchange);
+/// # let listener = Listener::bind("127.0.0.1:0")?;
+/// let clock = MockClock::new();
+/// let server = Server::builder()
+///     .clock(clock.clone())
+///     .lame_duck(Duration::from_secs(60))
+///     .handle(listener, Dispatch::default(), handler)?;
+/// server.stop_begin();
+/// clock.wait_for_timers(1, Duration::from_secs(10))?; // the lame duck's
+/// clock.advance(Duration::from_secs(60));
+/// assert_eq!(server.wait_blocking(None)?.stop_duration.as_secs(), 60);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct MockClock(Arc<Mock>);
 

@@ -42,6 +42,45 @@ const ROOM: usize = 4 * PIECE;
 ///
 /// Dropped without an answer, the client gets a 500, or, if its body was found to be malformed, a 400; dropped within an
 /// answer, the client sees it cut.
+///
+/// ```
+/// use http::{Response, StatusCode};
+/// use httpdown::{Dispatch, Error, Exchange, Listener, Result, Server};
+///
+/// /// Sends back what it is sent: in one piece for POST, in several otherwise.
+/// fn echo(mut exchange: Exchange) -> Result<()> {
+///     if exchange.method() == http::Method::POST {
+///         return match exchange.read_to_end(1 << 20) {
+///             Ok(body) => exchange.reply(Response::new(body)),
+///             Err(Error::TooLarge) => {
+///                 let mut answer = Response::new("at most a megabyte\n".into());
+///                 *answer.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+///                 exchange.reply(answer)
+///             }
+///             Err(error) => Err(error),
+///         };
+///     }
+///     exchange.start(Response::new(()))?;
+///     loop {
+///         let piece = exchange.read_bytes(64 << 10)?;
+///         if piece.is_empty() {
+///             return exchange.finish();
+///         }
+///         exchange.write_bytes(piece)?;
+///     }
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let handler = |exchange: Exchange| {
+///     if let Err(error) = echo(exchange) {
+///         eprintln!("a request was not answered: {error:#}");
+///     }
+/// };
+/// let server = Server::builder().handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+/// server.stop_blocking()?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Exchange(Box<Inner>);
 
 /// In a box because an exchange is passed on from hand to hand.

@@ -10,6 +10,21 @@ use crate::lifecycle::Phase;
 /// Every connection and every request is in exactly one column. Once the server has stopped the sums hold:
 /// `connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed` and
 /// `requests = served + failed + gone + killed`.
+///
+/// ```
+/// # use httpdown::{Dispatch, Exchange, Listener, Server};
+/// # fn main() -> httpdown::Result<()> {
+/// # let handler = |exchange: Exchange| drop(exchange);
+/// # let listener = Listener::bind("127.0.0.1:0")?;
+/// # let server = Server::builder().handle(listener, Dispatch::default(), handler)?;
+/// let now = server.report();
+/// println!("{} connections, {} of them with a request", now.conns_open, now.conns_active);
+///
+/// let stopped = server.stop_blocking()?;
+/// println!("{} requests served, stopped in {:?}", stopped.served, stopped.stop_duration);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {

@@ -70,6 +70,14 @@ impl Listener {
     /// and IPv6. Port 0 lets the kernel choose: see [`Listener::local_addr`]. Of a name with several addresses it
     /// takes the first IPv4 one, or else the first.
     ///
+    /// ```
+    /// # fn main() -> httpdown::Result<()> {
+    /// let listener = httpdown::Listener::bind("127.0.0.1:0")?;
+    /// println!("port {}", listener.local_addr().port());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Address`] if it cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
     /// permission, not an address of this machine).

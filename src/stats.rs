@@ -26,6 +26,23 @@
 /// | `kill.timeout` | sum | the kill timeout passed |
 /// | `kill.time` | time | the kill ended; how long it took |
 /// | `listener.close.error` | sum | a listening socket could not be closed |
+///
+/// # Example
+///
+/// ```
+/// # use std::collections::HashMap;
+/// #[derive(Default)]
+/// struct Sums(HashMap<String, f64>);
+///
+/// impl httpdown::Stats for Sums {
+///     fn bump_sum(&mut self, key: &str, value: f64) {
+///         *self.0.entry(key.to_owned()).or_default() += value;
+///     }
+/// }
+///
+/// let builder = httpdown::Server::builder().stats(Sums::default());
+/// # let _ = builder;
+/// ```
 pub trait Stats: Send + 'static {
     /// An average: the mean of the values over a period is of interest.
     fn bump_avg(&mut self, key: &str, value: f64) {

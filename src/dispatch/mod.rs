@@ -24,7 +24,32 @@ use crate::fate::{Fate, Reply};
 use crate::sys::SignalMask;
 use pool::Pool;
 
-/// Answers requests. Called from several threads at once.
+/// Answers requests. Called from several threads at once. A closure that takes an [`Exchange`] is one.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// use httpdown::{Dispatch, Exchange, Handler, Listener, Server};
+///
+/// #[derive(Default)]
+/// struct Counter(AtomicU64);
+///
+/// impl Handler for Counter {
+///     fn handle(&self, exchange: Exchange) {
+///         let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
+///         let answer = http::Response::new(format!("request {count}\n").into());
+///         // If the client has left, nobody wants the answer.
+///         let _ = exchange.reply(answer);
+///     }
+/// }
+///
+/// # fn main() -> httpdown::Result<()> {
+/// let listener = Listener::bind("127.0.0.1:0")?;
+/// let server = Server::builder().handle(listener, Dispatch::default(), Counter::default())?;
+/// server.stop_blocking()?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait Handler: Send + Sync + 'static {
     /// Answers one request, now or, from whatever thread the exchange is moved to, later.
     ///

@@ -17,6 +17,26 @@ use crate::lent::LentRuntime;
 /// Requests waiting to be taken. Clones are the same queue; any thread may use it.
 ///
 /// Requests can be taken until a kill; what nobody has taken by then is answered with 503.
+///
+/// ```
+/// use httpdown::{Listener, Server};
+///
+/// # fn main() -> httpdown::Result<()> {
+/// let server = Server::builder().queue(Listener::bind("127.0.0.1:0")?)?;
+/// let queue = server.queue().expect("it was started with one").clone();
+/// let worker = std::thread::spawn(move || {
+///     // Until the server stops, and all have been taken.
+///     while let Ok(requests) = queue.take(16, None) {
+///         for exchange in requests {
+///             let _ = exchange.reply(http::Response::new("taken\n".into()));
+///         }
+///     }
+/// });
+/// server.stop_blocking()?;
+/// worker.join().unwrap();
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct RequestQueue {
     line: Arc<Line>,
