@@ -39,6 +39,7 @@ fn who_is_told_that_requests_were_cut_is_told_how_many() {
             listener(),
             Dispatch::default(),
             move |exchange: Exchange| {
+                begins.write(());
                 let killed = exchange.cancellation().wait_until(None);
                 begins.write(());
                 passes.pass();
@@ -47,9 +48,9 @@ fn who_is_told_that_requests_were_cut_is_told_how_many() {
         )
         .unwrap();
     let _client = Client::get(addr(&server), "/");
-    wait_for_report(&server, |report| report.requests == 1);
-    server.kill_begin();
     begun.wait_for_count(1);
+    server.kill_begin();
+    begun.wait_for_count(2);
     gate.open();
     for result in [
         wait(&server),

@@ -229,7 +229,11 @@ fn nobody_is_asked_to_continue_for_nobody() {
             let head = head.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n");
             let mut client = Client::connect(addr(&server));
             client.send(head);
-            let answer = client.answer();
+            let mut answer = client.answer();
+            // Who might still have read it has it asked for.
+            if way != "/drop" && answer.status == 100 {
+                answer = client.answer();
+            }
             assert_eq!((answer.status, answer.closes()), (200, true), "{way}");
         }
         assert_balanced(&stop(&server).unwrap());
