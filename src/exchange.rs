@@ -16,6 +16,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use once_cell::sync::Lazy;
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
 use crate::conn::{BodyFault, ConnInfo};
@@ -83,9 +84,13 @@ const ROOM: usize = 4 * PIECE;
 /// ```
 pub struct Exchange(Box<Inner>);
 
+/// Where the head was taken.
+static NO_HEAD: Lazy<Parts> = Lazy::new(|| Request::new(()).into_parts().0);
+
 /// In a box because an exchange is passed on from hand to hand.
 struct Inner {
-    head: Parts,
+    /// `None` once somebody has taken it.
+    head: Option<Parts>,
     body: RequestBody,
     answer: Answer,
     /// The answer has no body (HEAD, 204, 205, 304): nothing can be written for it.
@@ -141,7 +146,7 @@ impl Exchange {
                 failed: None,
             },
             bodyless: head.method == Method::HEAD,
-            head,
+            head: Some(head),
             answer: Answer::Owed,
             owing: None,
             taken: None,
@@ -150,34 +155,41 @@ impl Exchange {
         }))
     }
 
+    fn head(&self) -> &Parts {
+        self.0.head.as_ref().unwrap_or(&NO_HEAD)
+    }
+
     pub(crate) fn fate(&self) -> &Arc<Fate> {
         &self.0.fate
     }
 
-    /// The head, for who keeps it longer than the exchange. What is left here is that of another request.
+    /// The head, for who keeps it longer than the exchange.
     #[cfg(feature = "capi")]
     pub(crate) fn take_head(&mut self) -> Parts {
-        std::mem::replace(&mut self.0.head, Request::new(()).into_parts().0)
+        let head = self.0.head.take();
+        head.unwrap_or_else(|| Request::new(()).into_parts().0)
     }
 
     /// What a report calls a request whose head was taken, if there will be one.
     #[cfg(feature = "capi")]
     pub(crate) fn name_if_unanswered(&mut self, uri: &Uri) {
         if !matches!(self.0.answer, Answer::Given) {
-            self.0.head.uri = uri.clone();
+            let (mut head, ()) = Request::new(()).into_parts();
+            head.uri = uri.clone();
+            self.0.head = Some(head);
         }
     }
 
     /// The request's method.
     #[must_use]
     pub fn method(&self) -> &Method {
-        &self.0.head.method
+        &self.head().method
     }
 
     /// The request's target, as it came.
     #[must_use]
     pub fn uri(&self) -> &Uri {
-        &self.0.head.uri
+        &self.head().uri
     }
 
     /// What the query of the target says: none is an empty one.
@@ -189,13 +201,13 @@ impl Exchange {
     /// The request's version of HTTP.
     #[must_use]
     pub fn version(&self) -> Version {
-        self.0.head.version
+        self.head().version
     }
 
     /// The request's headers. `Host` is what the target says, where that is absolute (`http://a/b`).
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
-        &self.0.head.headers
+        &self.head().headers
     }
 
     /// The connection that it came on.
@@ -551,8 +563,7 @@ impl Exchange {
     /// It ends without an answer, and the client can still get one.
     fn unanswered(&mut self) {
         self.leave_body();
-        let Inner { head, fate, .. } = &*self.0;
-        let uri = &head.uri;
+        let (fate, uri) = (&self.0.fate, self.uri());
         match (&self.0.body.failed, &self.0.refused) {
             // The client's fault, and no matter for the log.
             (Some(Error::BadBody), _) => {
@@ -579,8 +590,7 @@ impl Exchange {
 
     /// It ends within its answer, which the client would still get: its body sees that no end came.
     fn unfinished(&self) {
-        let Inner { head, fate, .. } = &*self.0;
-        let uri = &head.uri;
+        let (fate, uri) = (&self.0.fate, self.uri());
         match (&self.0.body.failed, &self.0.refused) {
             // The client has left the request, or broken it.
             (Some(_), _) => {}
@@ -668,8 +678,8 @@ fn is_malformed(error: &hyper::Error) -> bool {
 impl fmt::Debug for Exchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Exchange")
-            .field("method", &self.0.head.method)
-            .field("uri", &self.0.head.uri)
+            .field("method", self.method())
+            .field("uri", self.uri())
             .field("conn", &self.conn())
             .finish_non_exhaustive()
     }

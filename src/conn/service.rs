@@ -246,7 +246,11 @@ impl<O: Outcome> Answering<O> {
         self.answered(answer, |body| body)
     }
 
-    #[inline]
+    #[allow(
+        clippy::inline_always,
+        reason = "else the response is copied, for every request"
+    )]
+    #[inline(always)]
     fn answered<S: Body, B: Body>(
         self,
         mut response: Response<S>,

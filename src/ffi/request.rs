@@ -46,6 +46,7 @@ pub struct httpdown_request {
 }
 
 impl httpdown_request {
+    #[inline]
     fn new(mut exchange: Exchange, server: &Arc<httpdown_server>) -> Self {
         Self {
             head: exchange.take_head(),
@@ -60,8 +61,8 @@ impl httpdown_request {
         }
     }
 
-    pub(super) fn into_headers(self) -> HeaderMap {
-        self.head.headers
+    pub(super) fn take_headers(&mut self) -> HeaderMap {
+        std::mem::take(&mut self.head.headers)
     }
 
     /// Takes what answers it, when it is ended.
@@ -134,7 +135,7 @@ pub(super) fn lend(
     server: &Arc<httpdown_server>,
     handler: impl FnOnce(*mut httpdown_request),
 ) {
-    let Some(entry) = insert(httpdown_request::new(exchange, server), LENT | OPEN) else {
+    let Some(entry) = insert(|| httpdown_request::new(exchange, server), LENT | OPEN) else {
         return;
     };
     handler(entry.pointer());
@@ -150,7 +151,7 @@ pub(super) fn own(
     exchange: Exchange,
     server: &Arc<httpdown_server>,
 ) -> Option<*mut httpdown_request> {
-    let entry = insert(httpdown_request::new(exchange, server), OPEN)?;
+    let entry = insert(|| httpdown_request::new(exchange, server), OPEN)?;
     keep(entry, Arc::as_ptr(server));
     Some(entry.pointer())
 }

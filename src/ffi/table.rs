@@ -100,12 +100,18 @@ pub(super) struct Entry {
 }
 
 /// Puts a request into the table. `None` if that is full, of as many requests as no memory could hold.
-pub(super) fn insert(request: httpdown_request, holders: Holders) -> Option<Entry> {
+#[inline]
+pub(super) fn insert(
+    request: impl FnOnce() -> httpdown_request,
+    holders: Holders,
+) -> Option<Entry> {
     let shard = my_shard();
     let number = FREE[shard].pop().or_else(|| make(shard))?;
     let slot = Slot::at(number)?;
     // SAFETY: nobody else has the slot.
-    unsafe { *slot.request.get() = Some(request) };
+    let place = unsafe { &mut *slot.request.get() };
+    // Made where it is to be.
+    *place = Some(request());
     let turn = (slot.state.load(Ordering::Relaxed) >> 32) as u32;
     slot.state.store(
         u64::from(turn) << 32 | u64::from(holders),
@@ -192,15 +198,16 @@ impl Entry {
     fn free(self) {
         let Self { slot, number, .. } = self;
         // SAFETY: the last holder is gone, and until it is among the free ones, nobody else comes to it.
-        let request = unsafe { &mut *slot.request.get() }.take();
+        let request = unsafe { &mut *slot.request.get() };
         if number < SLOTS_WITH_SPARE
-            && let Some(mut headers) = request.map(httpdown_request::into_headers)
+            && let Some(mut headers) = request.as_mut().map(httpdown_request::take_headers)
             && headers.capacity() <= FIELDS_OF_SPARE
         {
             headers.clear();
             // SAFETY: as above.
             unsafe { *slot.spare.get() = headers };
         }
+        *request = None;
         let turn = (slot.state.load(Ordering::Relaxed) >> 32) + 1;
         slot.state.store(turn << 32, Ordering::Release);
         let shard = slot.shard.load(Ordering::Relaxed) as usize;

@@ -218,7 +218,6 @@ static void tells_the_duration(httpdown_request *request, fixture *f) {
 static void a_request_has_its_query(void) {
     fixture *f = begin(tells_the_duration);
     check_target(f->server, "GET /?a=b&duration=5%6ds&id=7 HTTP/1.1", "5ms");
-    check_target(f->server, "GET /?duration=5ms#duration=6 HTTP/1.0", "5ms");
     check_target(f->server, "GET /duration=1? HTTP/1.1", "none");
     check_target(f->server, "GET / HTTP/1.1", "none");
     end(f);

@@ -756,6 +756,7 @@ static void an_interrupt_that_was_ignored_is_ignored(void) {
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
+    signal(SIGINT, SIG_DFL); /* ignored in what a shell starts in the background */
     RUN(a_signal_stops_gracefully);
     RUN(a_second_signal_cuts);
     RUN(a_stop_that_is_told_twice_cuts_nothing);
