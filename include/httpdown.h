@@ -404,7 +404,8 @@ typedef struct {
     uint64_t served;
     // Requests whose handler failed after the response had begun: the client saw it cut.
     uint64_t failed;
-    // Requests whose client left before its response was complete.
+    // Requests whose client left before its response was complete, or before its own body was, or whose body was
+    // malformed when the response had begun.
     uint64_t gone;
     // Requests that a kill cut, or answered with 503 because nobody had begun to work on them.
     uint64_t killed;

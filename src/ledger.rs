@@ -66,7 +66,8 @@ pub struct Report {
     pub served: u64,
     /// Requests whose handler failed after the response had begun: the client saw it cut.
     pub failed: u64,
-    /// Requests whose client left before its response was complete.
+    /// Requests whose client left before its response was complete, or before its own body was, or whose body was
+    /// malformed when the response had begun.
     pub gone: u64,
     /// Requests that a kill cut, or answered with 503 because nobody had taken them from the queue.
     pub killed: u64,
