@@ -11,7 +11,7 @@ mod common;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Command;
@@ -27,11 +27,11 @@ use httpdown::{
 };
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use socket2::SockRef;
+use socket2::{SockRef, Socket};
 
 use common::{
     Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, builder, into_journal, listener,
-    reply, states_of, stop, stop_elsewhere, wait, wait_for_report,
+    reply, states_of, stop, stop_elsewhere, tcp, wait, wait_for_report,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -878,6 +878,29 @@ fn alone(name: &str) -> bool {
     false
 }
 
+/// Takes all descriptors that are left, and then has clients ask: more than may find one that somebody has just let go.
+fn without_descriptors(server: SocketAddr) -> (Vec<File>, Vec<Client>) {
+    let sockets: Vec<_> = (0..5).map(|_| tcp(server)).collect();
+    let mut taken = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        taken.push(file);
+    }
+    let asks = |socket: Socket| {
+        socket.connect(&server.into()).unwrap();
+        let mut client = Client::from(TcpStream::from(socket));
+        client.set_read_timeout(LONG);
+        client.ask("/");
+        client
+    };
+    (taken, sockets.into_iter().map(asks).collect())
+}
+
+fn assert_answered(clients: Vec<Client>) {
+    for mut client in clients {
+        assert_eq!(client.answer().text(), "hello");
+    }
+}
+
 #[test]
 fn without_descriptors_accepting_pauses_and_goes_on() {
     if !alone("without_descriptors_accepting_pauses_and_goes_on") {
@@ -886,15 +909,10 @@ fn without_descriptors_accepting_pauses_and_goes_on() {
     let (stats, bumps) = Recorder::new();
     let fixture = Fixture::with(builder().stats(stats));
     let idle = fixture.idle_client();
-    let mut taken = Vec::new();
-    while let Ok(file) = File::open("/dev/null") {
-        taken.push(file);
-    }
-    taken.pop();
-    let mut client = Client::get(addr(&fixture.server), "/");
+    let (taken, clients) = without_descriptors(addr(&fixture.server));
     bumps.wait_for(|(key, _)| key == "sum accept.error");
-    taken.clear();
-    assert_eq!(client.answer().text(), "hello");
+    drop(taken);
+    assert_answered(clients);
     assert_balanced(&stop(&fixture.server).unwrap());
     idle.assert_closed();
 }
@@ -912,12 +930,7 @@ fn without_descriptors_the_log_says_so_now_and_then() {
         .stats(stats)
         .on_log(move |_, line| written.write(line.to_owned()));
     let fixture = Fixture::with(builder);
-    let mut taken = Vec::new();
-    while let Ok(file) = File::open("/dev/null") {
-        taken.push(file);
-    }
-    taken.pop();
-    let mut client = Client::get(addr(&fixture.server), "/");
+    let (taken, clients) = without_descriptors(addr(&fixture.server));
     // Each is told before the line about it.
     let fails_again = || {
         let failures = |bumps: &[(String, f64)]| {
@@ -934,8 +947,8 @@ fn without_descriptors_the_log_says_so_now_and_then() {
     assert_eq!(lines.all().len(), 1, "{:?}", lines.all());
     clock.advance(Duration::from_secs(1));
     fails_again();
-    taken.clear();
-    assert_eq!(client.answer().text(), "hello");
+    drop(taken);
+    assert_answered(clients);
     lines.wait_for(|line| line.starts_with("accepting goes on (it has failed "));
     let lines = lines.all();
     assert_eq!(lines.len(), 3, "{lines:?}");
