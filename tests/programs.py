@@ -112,10 +112,9 @@ class Demo:
             for bad in ("", "x", "1", "-1s", "1d", "s", "1..5s", "9999999h"):
                 self.assertEqual(demo.get(f"/?duration={bad}")[0], 400, bad)
 
-
     def test_the_duration_may_stand_anywhere_in_the_query(self):
         with Program(self.command) as demo:
-            for query in ("duration=1ms&id=7", "a=b&duration=1ms", "&x&dur%61tion=1%6ds&duration=2ms#end"):
+            for query in ("duration=1ms&id=7", "a=b&duration=1ms", "&x&dur%61tion=1%6ds&duration=2ms"):
                 status, body = demo.get(f"/?{query}")
                 self.assertEqual(status, 200, query)
                 self.assertIn("slept 1ms ", body.decode())
