@@ -6,6 +6,7 @@ mod common;
 
 use std::convert::Infallible;
 use std::io::Write;
+use std::net::Shutdown;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,8 @@ fn pipeline(mut client: Client) -> JoinHandle<bool> {
         while let Ok(answer) = client.try_answer() {
             told |= answer.closes();
         }
-        drop(client);
+        // Whoever still sends ends by that.
+        let _ = client.socket().shutdown(Shutdown::Both);
         sends.join().unwrap();
         told
     })
@@ -66,6 +68,8 @@ fn a_lame_duck_that_ends_early_leaves_its_time_to_nobody_who_pipelines() {
     let builder = builder()
         .lame_duck(Duration::from_secs(3600))
         .lame_duck_quiet(Duration::from_millis(50))
+        // A client that is slow to read must not lose its last answer because it has gone on sending.
+        .linger_timeout(LONG)
         .stop_timeout(Duration::from_secs(4));
     let server = hello(builder, listener());
     let mut client = Client::connect(addr(&server));
