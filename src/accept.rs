@@ -372,7 +372,9 @@ impl<'a> Acceptor<'a> {
                 Err(NotAccepted::Gone) => {}
                 Err(NotAccepted::Empty) => ready.clear_ready(),
                 // The kernel looks for a descriptor first, and then whether anybody waits.
-                Err(NotAccepted::Exhausted(_)) if listener.queued() == 0 => ready.clear_ready(),
+                Err(NotAccepted::Exhausted(_)) if !sys::may_be_readable(listener.as_fd()) => {
+                    ready.clear_ready();
+                }
                 Err(why) => return Poll::Ready(Err(why)),
             }
         }

@@ -310,6 +310,17 @@ pub(crate) fn ensure_nonblocking(fd: BorrowedFd<'_>) {
     }
 }
 
+/// Whether there is something to read, or, of a listening socket, to accept. True also if the kernel does not say.
+pub(crate) fn may_be_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut watched = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which lives as long as the call; it does not wait.
+    unsafe { libc::poll(&raw mut watched, 1, 0) != 0 }
+}
+
 /// How many connections wait in a listening socket's queue to be accepted: of such a socket, `unacked` is that number.
 pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
     tcp_info(listener).tcpi_unacked
