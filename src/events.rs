@@ -323,6 +323,11 @@ impl Events {
             // A host's callback that panics costs that event, not the ones behind it.
             contain(|| observers.deliver(event));
         }
+        self.none_delivers();
+    }
+
+    /// There is no events thread (any more).
+    pub(crate) fn none_delivers(&self) {
         self.lock().delivers = false;
         self.changed.notify_all();
     }

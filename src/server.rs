@@ -794,6 +794,7 @@ impl Builder {
                 Some(mask),
                 Box::new(move || shared.events.deliver_all(observers)),
             )
+            .inspect_err(|_| server.shared.events.none_delivers())
             .map(Some)
         } else {
             Ok(None)
