@@ -28,6 +28,8 @@ const MOST_MEMBERS: usize = 64;
 /// When the kernel has been given the program, another processor may still be at work by the one before; by this look it
 /// is not.
 const SETTLED: u32 = 2;
+/// How often the members are looked for. A group may change between the kernel's list of it and the probes.
+const TRIES: u32 = 5;
 
 /// Takes what waits at a socket; `take` says of each client's address whether it has taken that connection itself.
 pub(crate) type Empty<'a> = dyn Fn(&Listener, &mut dyn FnMut(SocketAddr) -> bool) + 'a;
@@ -42,6 +44,8 @@ pub(crate) struct Leaving {
     /// Since then.
     looks: u32,
     awaited: BTreeSet<Handshake>,
+    /// How often it was tried in vain.
+    failures: u32,
     /// New clients cannot be sent to the others.
     given_up: bool,
 }
@@ -60,8 +64,9 @@ impl Leaving {
         if self.given_up {
             return false;
         }
-        self.turn = self.turn.take().or_else(|| Turn::take(group.at));
         if self.turn.is_none() {
+            self.turn = Turn::take(group.at);
+            // Whoever had it before may have left since the kernel listed the members.
             return true;
         }
         if self
@@ -70,9 +75,17 @@ impl Leaving {
             .is_none_or(|(made_for, _)| made_for != group)
         {
             let is_first = self.steered.is_none();
-            match steer(group, ours, empty) {
-                Ok(true) if is_first => warn("the program of its group was another's, and is gone"),
-                Ok(_) => {}
+            let replaced = || {
+                if is_first {
+                    warn("the program of its group was another's, and is gone");
+                }
+            };
+            match steer(group, ours, empty, &replaced) {
+                Ok(()) => {}
+                Err(_) if self.failures + 1 < TRIES => {
+                    self.failures += 1;
+                    return true;
+                }
                 Err(error) => {
                     self.given_up = true;
                     warn(&format!(
@@ -101,21 +114,28 @@ impl Leaving {
     }
 }
 
-/// Has new clients sent to the others. Says whether the group had a program before.
-fn steer(group: &Group, ours: &[&Listener], empty: &Empty<'_>) -> io::Result<bool> {
-    let [first, ..] = ours else { return Ok(false) };
+/// Has new clients sent to the others. `replaced` is called if the group had a program before.
+fn steer(
+    group: &Group,
+    ours: &[&Listener],
+    empty: &Empty<'_>,
+    replaced: &dyn Fn(),
+) -> io::Result<()> {
+    let [first, ..] = ours else { return Ok(()) };
     let count = group.members.len();
     if count > MOST_MEMBERS {
         return Err(io::Error::other(format!("it has {count} members")));
     }
     // Where that cannot be done at the end, nothing must be begun.
-    let had_program = first.take_group_program_away()?;
+    if first.take_group_program_away()? {
+        replaced();
+    }
     let found = find(count, ours, empty);
     let steered = found.and_then(|numbers| first.steer(&choose_others(count, &numbers)));
     if steered.is_err() {
         first.steer_no_more();
     }
-    steered.map(|()| had_program)
+    steered
 }
 
 /// The numbers that these sockets have in their group.

@@ -15,11 +15,12 @@ use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use once_cell::sync::OnceCell;
 use pin_project_lite::pin_project;
 
 /// How long a turn may be. It ends before, whenever the thread has nothing more to do.
@@ -50,7 +51,7 @@ struct Calls {
 struct HomeWaker {
     home: Arc<Home>,
     /// There when the connection has been driven for the first time.
-    task: OnceLock<Waker>,
+    task: OnceCell<Waker>,
     /// Whom this would wake has ended.
     ended: AtomicBool,
 }
@@ -227,7 +228,7 @@ impl Home {
     pub(crate) fn house<F: Future>(self: Arc<Self>, connection: F) -> Housed<F> {
         let address = Arc::new(HomeWaker {
             home: self,
-            task: OnceLock::new(),
+            task: OnceCell::new(),
             ended: AtomicBool::new(false),
         });
         Housed {

@@ -8,7 +8,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::BorrowedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use once_cell::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use crate::clock::{Clock, SystemClock};
@@ -177,7 +178,7 @@ pub(crate) struct Shared {
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
     /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
-    last_report: OnceLock<Report>,
+    last_report: OnceCell<Report>,
     local_addrs: Vec<SocketAddr>,
     queue: Option<RequestQueue>,
     pulls_events: bool,
@@ -322,7 +323,7 @@ pub struct Builder {
     io_threads: Option<NonZeroUsize>,
     runtime: Option<Arc<LentRuntime>>,
     reuse_port: bool,
-    slot: Option<Arc<OnceLock<Server>>>,
+    slot: Option<Arc<OnceCell<Server>>>,
 }
 
 impl Builder {
@@ -497,7 +498,7 @@ impl Builder {
 
     /// Has the server put there before any of its threads runs, and so before any callback does.
     #[cfg(feature = "capi")]
-    pub(crate) fn slot(mut self, slot: Arc<OnceLock<Server>>) -> Self {
+    pub(crate) fn slot(mut self, slot: Arc<OnceCell<Server>>) -> Self {
         self.slot = Some(slot);
         self
     }
@@ -730,7 +731,7 @@ impl Builder {
             stop: Mutex::default(),
             outcome: Outcome::default(),
             helper: Helper::default(),
-            last_report: OnceLock::new(),
+            last_report: OnceCell::new(),
             local_addrs: listeners.iter().map(Listener::local_addr).collect(),
             queue,
             pulls_events: self.pulled.is_some(),

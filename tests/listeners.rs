@@ -877,6 +877,29 @@ fn several_that_leave_a_group_at_once_lose_nobody() {
 }
 
 #[test]
+fn a_group_that_all_leave_at_once_changes_while_they_look_at_it() {
+    for _ in 0..20 {
+        let first = member("127.3.0.12:0");
+        let place = first.local_addr().to_string();
+        let members = std::iter::once(first).chain((0..3).map(|_| member(&place)));
+        let (servers, warnings): (Vec<_>, Vec<_>) = members
+            .map(|member| {
+                let (builder, warnings) = warnings(patient());
+                (hello(builder, member), warnings)
+            })
+            .unzip();
+        let stopping: Vec<_> = servers.iter().map(stop_elsewhere).collect();
+        for stopping in stopping {
+            stopping.join().unwrap().unwrap();
+        }
+        drop(servers);
+        for warnings in warnings {
+            assert_eq!(warnings.all(), [""; 0]);
+        }
+    }
+}
+
+#[test]
 fn several_sockets_of_a_server_leave_a_group_together() {
     let first = member("127.3.0.7:0");
     let place = first.local_addr();

@@ -3,11 +3,12 @@
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::task::Wake;
 use std::thread;
 
+use once_cell::sync::OnceCell;
 use socket2::SockRef;
 use tokio::sync::Notify;
 
@@ -171,7 +172,7 @@ impl Registry {
             is_to_be_reset: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             undelivered: AtomicBool::new(false),
-            unacked_at_reset: OnceLock::new(),
+            unacked_at_reset: OnceCell::new(),
         });
         registry.conns.insert(conn.info.id, &conn);
         conn.tell(ConnState::New);
@@ -296,7 +297,7 @@ pub(crate) struct Conn {
     /// Responses that had been flushed did not arrive.
     undelivered: AtomicBool,
     /// How many bytes the client had not acknowledged when a kill reset it: the kernel cannot tell any more.
-    unacked_at_reset: OnceLock<u32>,
+    unacked_at_reset: OnceCell<u32>,
 }
 
 impl Conn {

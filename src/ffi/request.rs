@@ -2,11 +2,12 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
+use once_cell::sync::OnceCell;
 
 use super::boundary::{deadline, null, output, room, slice, status, value};
 use super::callbacks::ForeignData;
@@ -39,10 +40,10 @@ pub struct httpdown_request {
     /// that count for every request.
     server: *const httpdown_server,
     /// The whole body, once it has been asked for.
-    body: OnceLock<Bytes>,
-    target: OnceLock<String>,
-    peer: OnceLock<String>,
-    local: OnceLock<String>,
+    body: OnceCell<Bytes>,
+    target: OnceCell<String>,
+    peer: OnceCell<String>,
+    local: OnceCell<String>,
 }
 
 impl httpdown_request {
@@ -54,10 +55,10 @@ impl httpdown_request {
             fate: UnsafeCell::new(Some(Arc::clone(exchange.fate()))),
             exchange: UnsafeCell::new(Some(exchange)),
             server: Arc::as_ptr(server),
-            body: OnceLock::new(),
-            target: OnceLock::new(),
-            peer: OnceLock::new(),
-            local: OnceLock::new(),
+            body: OnceCell::new(),
+            target: OnceCell::new(),
+            peer: OnceCell::new(),
+            local: OnceCell::new(),
         }
     }
 

@@ -3,7 +3,9 @@
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+
+use once_cell::sync::OnceCell;
 
 use super::boundary::{
     borrow, deadline, output, room, size_of_callers, status, status_in_child_too, status_of,
@@ -20,7 +22,7 @@ use crate::{process, sys};
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
 pub struct httpdown_server {
     /// Set before any thread of the server runs, and so before anybody else knows this struct.
-    pub(super) server: Arc<OnceLock<Server>>,
+    pub(super) server: Arc<OnceCell<Server>>,
     /// Kept as long as the server, also where no callback needs it.
     _data: Arc<ForeignData>,
 }

@@ -9,10 +9,10 @@
 )]
 
 use std::cell::{Cell, UnsafeCell};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use http::HeaderMap;
+use once_cell::sync::OnceCell;
 
 use super::request::httpdown_request;
 
@@ -44,7 +44,7 @@ const SHARDS: usize = 16;
 const SLOTS_WITH_SPARE: usize = 4096;
 const FIELDS_OF_SPARE: usize = 32;
 
-static CHUNK: [OnceLock<Box<[Slot]>>; CHUNKS] = [const { OnceLock::new() }; CHUNKS];
+static CHUNK: [OnceCell<Box<[Slot]>>; CHUNKS] = [const { OnceCell::new() }; CHUNKS];
 static MADE: AtomicUsize = AtomicUsize::new(0);
 static FREE: [Free; SHARDS] = [const { Free(AtomicU64::new(0)) }; SHARDS];
 
