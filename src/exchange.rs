@@ -380,8 +380,8 @@ impl Exchange {
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
     ///
     /// The body goes out chunked unless the headers have a Content-Length (which is not sent with a 204 or 205). The
-    /// head is sent as soon as the connection can take it. If the request's body is not there by then, to its end, it
-    /// says `Connection: close`: it is not known whether all of it will be read.
+    /// head is sent as soon as the connection can take it. If more than 64 KiB of the request's body have still to come by
+    /// then, or, of a body in chunks, its end, the head says `Connection: close`: it is not known whether they will be read.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set
@@ -506,6 +506,7 @@ impl Exchange {
         let Answer::Begun(pieces) = std::mem::replace(&mut self.0.answer, Answer::Given) else {
             return Ok(());
         };
+        self.leave_body();
         match pieces.queue.send(Piece::End) {
             Err(_) if !self.0.fate.is_complete() => Err(self.not_taken()),
             // Or it has known before that this is the end.
@@ -513,8 +514,8 @@ impl Exchange {
         }
     }
 
-    /// Nobody will read more of the body: known before hyper has the answer, so that it can say what that means for the
-    /// connection.
+    /// Nobody will read more of the body. To be said before the answer ends: when hyper sees a body dropped, it ends the
+    /// connection, and says so if the head of the answer is not written yet.
     fn leave_body(&mut self) {
         let Some(incoming) = self.0.body.incoming.take() else {
             return;

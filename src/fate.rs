@@ -99,9 +99,12 @@ impl Fate {
         true
     }
 
-    /// Nobody will read the rest of the request's body. Before the answer.
+    /// Nobody will read the rest of the request's body, which stays until the answer is complete.
     pub(crate) fn leave_unread(&self, body: Incoming) {
-        self.lock().unread = Some(body);
+        let mut meeting = self.lock();
+        if self.state.load(Ordering::Relaxed) == OPEN {
+            meeting.unread = Some(body);
+        }
     }
 
     /// Whether hyper has all of the response.
@@ -173,6 +176,10 @@ impl Outcome for Arc<Fate> {
 
     fn take_unread(&self) -> Option<Incoming> {
         self.lock().unread.take()
+    }
+
+    fn keeps_unread(&self) -> bool {
+        true
     }
 }
 

@@ -144,7 +144,7 @@ fn who_waits_for_the_stop_to_begin_is_told_when_it_does() {
     server.stop_begin();
     // It waits for nothing but the beginning: the lame duck has just begun.
     assert_eq!(client.answer().text(), "stops");
-    assert!(stopping.as_mut().poll(&mut cx).is_ready());
+    futures_executor(stopping);
     assert!(pin!(server.stopping()).poll(&mut cx).is_ready());
     server.kill_begin();
     let _ = server.wait_blocking(None);

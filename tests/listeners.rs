@@ -35,6 +35,15 @@ fn patient() -> Builder {
     builder().idle_grace(LONG)
 }
 
+/// As that; whoever holds its stop in the quiescing, holds it for long.
+fn easily_held() -> Builder {
+    patient().quiesce_timeout(LONG)
+}
+
+fn assert_not_held(report: &Report) {
+    assert!(report.stop_duration < LONG / 2, "{report:?}");
+}
+
 /// What is logged at level warning and above.
 fn warnings(builder: Builder) -> (Builder, Journal<String>) {
     let journal = Journal::new();
@@ -642,10 +651,10 @@ fn a_handshake_on_another_address_of_the_port_is_not_waited_for() {
     let ours = listener();
     let port = ours.local_addr().port();
     let other = TcpListener::bind(("127.3.0.1", port)).unwrap();
-    let server = hello(patient(), ours);
+    let server = hello(easily_held(), ours);
     let deaf = Deaf::connect(other.local_addr().unwrap());
     let report = stop(&server).unwrap();
-    assert!(report.stop_duration < Duration::from_secs(1), "{report:?}");
+    assert_not_held(&report);
     drop(deaf);
 }
 
@@ -674,7 +683,7 @@ fn a_successor_in_the_group_keeps_its_clients_and_does_not_hold_the_stop() {
         let old = member("127.3.0.3:0");
         let place = old.local_addr();
         let successor = member(&place.to_string());
-        let server = hello(patient(), old);
+        let server = hello(easily_held(), old);
         let successor = hello(patient(), successor);
         // Of enough handshakes some are the successor's; none of them holds a stop that lasts for so short a time.
         let deaf: Vec<_> = (0..8).map(|_| Deaf::connect(place)).collect();
@@ -690,7 +699,7 @@ fn a_successor_in_the_group_keeps_its_clients_and_does_not_hold_the_stop() {
         }
         assert!(longest < Duration::from_millis(900), "{longest:?}");
         let report = stopping.join().unwrap().unwrap();
-        assert!(report.stop_duration < Duration::from_secs(1), "{report:?}");
+        assert_not_held(&report);
         drop(deaf);
         stop(&successor).unwrap();
     }
@@ -925,7 +934,7 @@ fn who_is_in_the_handshake_with_one_that_leaves_a_group_is_served() {
         let copy = old.as_fd().try_clone_to_owned().unwrap();
         let port = old.local_addr().port();
         let place = SocketAddr::new(old.local_addr().ip(), port);
-        let server = hello(patient(), old);
+        let server = hello(easily_held(), old);
         let (successor, warnings) = warnings(patient());
         let successor = hello(successor, member(&place.to_string()));
         let mut clients: Vec<_> = (0..40).map(|_| Client::connect(place)).collect();
@@ -943,7 +952,7 @@ fn who_is_in_the_handshake_with_one_that_leaves_a_group_is_served() {
         drop(clients);
         let report = stopping.join().unwrap().unwrap();
         assert!(report.served >= at_ours as u64, "{report:?}");
-        assert!(report.stop_duration < Duration::from_secs(1), "{report:?}");
+        assert_not_held(&report);
         stop(&successor).unwrap();
         assert_eq!(warnings.all(), [""; 0]);
     }

@@ -71,10 +71,14 @@ fn a_request_that_crosses_the_close_is_counted_as_a_race() {
 #[test]
 fn a_request_behind_a_body_that_nobody_read_is_counted_as_a_race() {
     let (start, rest) = ("POST / HTTP/1.1\r\nHost: test\r\n", "GET / HTTP/1.1\r\n");
+    let long = 100_000;
     for (body, rest) in [
-        ("Content-Length: 10\r\n\r\n01234", format!("56789{rest}")),
         (
-            "Transfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n",
+            format!("Content-Length: {long}\r\n\r\n"),
+            "1".repeat(long) + rest,
+        ),
+        (
+            "Transfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n".to_owned(),
             format!("0\r\n\r\n{rest}"),
         ),
     ] {
@@ -94,7 +98,7 @@ fn a_request_behind_a_body_that_nobody_read_is_counted_as_a_race() {
             )
             .unwrap();
         let mut client = Client::connect(addr(&server));
-        client.send([start, body].concat());
+        client.send([start, &body].concat());
         let head = client.try_head().unwrap();
         // It says so, because the body is not there, and nobody knows whether it will be read.
         assert!(head.closes());

@@ -98,6 +98,9 @@ fn servers() -> Vec<Server> {
     servers
 }
 
+/// Which of [`servers`] has no handler.
+const SERVICE: usize = 3;
+
 fn chunked(length: usize, size: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     for chunk in vec![b'a'; length].chunks(size) {
@@ -172,6 +175,81 @@ fn no_connection_ends_behind_an_answer_that_did_not_say_so() {
         let report = stop(&server).unwrap();
         assert_balanced(&report);
         assert_eq!(report.raced, 0, "{report:?}");
+    }
+}
+
+/// Also where it is long, and somebody might still have read it: a request behind it is not given up.
+#[test]
+fn a_request_behind_a_body_that_nobody_reads_is_answered() {
+    let (confirm, confirmed) = mpsc::channel();
+    let confirmed = Arc::new(Mutex::new(confirmed));
+    let gate = {
+        let confirmed = Arc::clone(&confirmed);
+        move || confirmed.lock().unwrap().recv().unwrap()
+    };
+    let handler = {
+        let gate = gate.clone();
+        move |exchange: Exchange| {
+            gate();
+            answer(exchange);
+        }
+    };
+    let mut servers = Vec::from(each_way(builder, handler));
+    let service = service_fn(move |request| {
+        gate();
+        serve(request)
+    });
+    servers.push(builder().serve(listener(), service).unwrap());
+    for (number, server) in servers.into_iter().enumerate() {
+        for way in WAYS {
+            for length in [1, 20_000, 90_000] {
+                let text = format!("{number}: {way}, {length}");
+                let (head, body) = request(way, length, None);
+                let mut client = Client::connect(addr(&server));
+                client.send([head.as_bytes(), &body, NEXT.as_bytes()].concat());
+                for _ in 0..2 {
+                    confirm.send(()).unwrap();
+                }
+                let first = client.answer();
+                assert_eq!(first.text(), "hello", "{text}");
+                if number == SERVICE && first.closes() {
+                    // A service cannot be stopped from dropping it, nor hyper from ending the connection then.
+                    confirmed.lock().unwrap().recv().unwrap();
+                    continue;
+                }
+                assert!(!first.closes(), "{text}");
+                assert_eq!(client.answer().text(), "hello", "{text}");
+                client.send(NEXT);
+                confirm.send(()).unwrap();
+                assert_eq!(client.answer().text(), "hello", "{text}");
+            }
+        }
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert!(number == SERVICE || report.raced == 0, "{report:?}");
+    }
+}
+
+/// What is left of a short one may come later: it is no request.
+#[test]
+fn the_rest_of_a_short_body_may_come_behind_the_answer() {
+    for (number, server) in each_way(builder, answer).into_iter().enumerate() {
+        for way in ["/drop", "/begin"] {
+            let text = format!("{number}: {way}");
+            let (head, body) = request(way, 60_000, None);
+            let mut client = Client::connect(addr(&server));
+            client.send(head);
+            let answer = client.answer();
+            assert_eq!((answer.text(), answer.closes()), ("hello", false), "{text}");
+            for piece in body.chunks(7_000) {
+                client.send(piece);
+            }
+            client.send(NEXT);
+            assert_eq!(client.answer().text(), "hello", "{text}");
+        }
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!((report.served, report.raced), (4, 0), "{report:?}");
     }
 }
 

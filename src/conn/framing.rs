@@ -75,6 +75,11 @@ impl Framing {
         };
     }
 
+    /// Whether the body has not come to its end.
+    pub(super) fn is_in_body(&self) -> bool {
+        matches!(self, Self::Body(_) | Self::Chunked(_))
+    }
+
     /// How much of the body is still to come; `None` if only its end will tell.
     pub(super) fn left(&self) -> Option<u64> {
         match self {

@@ -146,10 +146,15 @@ where
         match end {
             // Empty lines are no request.
             End::Parked(_) if conn.requests() == requests => {}
-            End::Parked(since) => {
-                parked.idle_since = since;
-                parked.timers = None;
-                parked.wire.unwatch_reset();
+            End::Parked(since) => parked.rests_since(since),
+            // hyper reads no body to its end that nobody reads.
+            End::Done if conn.goes_on() && !conn.has_read_body() => {
+                let rescue = until_kill(&conn, |cx| parked.wire.poll_rescue(cx));
+                let Some(Ok(())) = rescue.await else {
+                    break false;
+                };
+                parked.wire.flushed();
+                parked.rests_since(Instant::now());
             }
             End::Done => break true,
             End::Failed => break false,
@@ -250,6 +255,12 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
         let conn = Arc::clone(self.wire.conn());
         conn.driver().look();
         self.poll(&mut Context::from_waker(&Waker::from(conn)))
+    }
+
+    fn rests_since(&mut self, since: Instant) {
+        self.idle_since = since;
+        self.timers = None;
+        self.wire.unwatch_reset();
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {

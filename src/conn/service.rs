@@ -50,6 +50,9 @@ pub(crate) trait Outcome: Send + 'static {
 
     /// What is left of the request's body, if it is known that nobody reads it.
     fn take_unread(&self) -> Option<Incoming>;
+
+    /// Whether hyper cannot find it dropped before the answer is complete.
+    fn keeps_unread(&self) -> bool;
 }
 
 /// A hyper service of the host's.
@@ -100,6 +103,10 @@ impl Outcome for Inflight {
     fn take_unread(&self) -> Option<Incoming> {
         None
     }
+
+    fn keeps_unread(&self) -> bool {
+        false
+    }
 }
 
 /// Tells the connection of each request, and what became of it.
@@ -142,6 +149,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             asks_for: AsksFor::of(request.method()),
             is_upgrade,
             is_http10,
+            waits,
             keep_alive: wishes.keep_alive,
             announces: self.conn.shared().announcement.is_some(),
         };
@@ -192,6 +200,8 @@ struct Answering<O: Outcome> {
     /// The request asks for an upgrade, or a tunnel.
     is_upgrade: bool,
     is_http10: bool,
+    /// The client waits to be asked for the body, and may never send it.
+    waits: bool,
     /// The client wants the connection to go on.
     keep_alive: bool,
     /// The response tells of the idle timeout, if the connection goes on behind it.
@@ -327,8 +337,11 @@ impl<O: Outcome> Answering<O> {
             self.conn().upgrade_agreed();
         } else if self.is_last(response.headers(), has_own_end) {
             self.say_close(response);
-        } else if self.announces && self.conn().has_read_body() {
-            self.announce(response.headers_mut());
+        } else {
+            self.conn().set_goes_on(true);
+            if self.announces {
+                self.announce(response.headers_mut());
+            }
         }
         remaining
     }
@@ -340,9 +353,8 @@ impl<O: Outcome> Answering<O> {
             // Its end is the connection's: cut, it must not end like that.
             conn.response_ends_with_connection();
         }
-        // hyper closes behind a body that is not read to its end. Whether somebody still will, nobody knows; but where a
-        // request is here behind it, that is not given up.
-        let is_unread = !conn.has_read_body() && (self.is_http10 || !conn.has_request_behind());
+        // Whether somebody will still read its rest, nobody knows.
+        let is_unread = !conn.has_read_body() && !self.may_be_skipped();
         let stops = conn.shared().phases.get() >= Phase::LameDuck
             && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
         if stops {
@@ -350,6 +362,20 @@ impl<O: Outcome> Answering<O> {
             conn.close_announced();
         }
         stops || !self.keep_alive || !has_own_end || is_unread || says_close(headers)
+    }
+
+    /// Whether the connection can go on behind a body that nobody reads: what is left of it is short and will come, or is
+    /// here already. And hyper does not say that the connection ends.
+    fn may_be_skipped(&self) -> bool {
+        let conn = self.conn();
+        let is_short = || match conn.body_length() {
+            BodyLength::Known(left) => left <= SKIPPED,
+            BodyLength::Chunked => false,
+        };
+        self.outcome.keeps_unread()
+            && !self.is_http10
+            && !self.waits
+            && (is_short() || conn.has_request_behind())
     }
 
     /// Says that the connection ends. What the host says of it may stay, but not that it goes on.
@@ -452,25 +478,26 @@ fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Sourc
 struct Unread {
     body: Incoming,
     /// So many bytes are worth it.
-    left: usize,
+    left: u64,
 }
 
-impl Unread {
-    const MAX: usize = 64 << 10;
+/// So many bytes that nobody reads cost less than another connection.
+const SKIPPED: u64 = 64 << 10;
 
+impl Unread {
     fn new(body: Incoming) -> Self {
-        let left = Self::MAX;
+        let left = SKIPPED;
         Self { body, left }
     }
 
     /// Reads what is there, as long as it is not too much.
     fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
-        let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left as u64;
+        let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left;
         while !conn.has_read_body() && !is_too_long(&self.body, self.left) {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let length = frame.data_ref().map_or(0, Bytes::len);
-                    let Some(left) = self.left.checked_sub(length) else {
+                    let Some(left) = self.left.checked_sub(length as u64) else {
                         break;
                     };
                     self.left = left;

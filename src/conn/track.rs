@@ -165,6 +165,7 @@ impl Registry {
             ahead_is_request: AtomicBool::new(false),
             answered_alone: AtomicBool::new(false),
             answered_early: AtomicBool::new(false),
+            goes_on: AtomicBool::new(false),
             asking: AtomicU8::new(Asking::Settled as u8),
             is_chunked: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
@@ -286,6 +287,8 @@ pub(crate) struct Conn {
     answered_early: AtomicBool,
     /// The body of the last request comes in chunks.
     is_chunked: AtomicBool,
+    /// The head of the last response does not say that the connection ends.
+    goes_on: AtomicBool,
     /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
     /// How it ends: an [`End`].
@@ -361,6 +364,7 @@ impl Conn {
         let is_alone = is_upgrade || is_chunked;
         self.answered_alone.store(is_alone, Ordering::Relaxed);
         self.answered_early.store(false, Ordering::Relaxed);
+        self.set_goes_on(false);
         self.set_body_length(body);
         self.ledger.requests.raise(1);
         self.in_service.raise(1);
@@ -408,6 +412,7 @@ impl Conn {
     /// hyper has refused a request's head, and answered: it is no request.
     pub(super) fn head_refused(&self) {
         self.reading_head.store(false, Ordering::Relaxed);
+        self.set_goes_on(false);
         self.set_end(End::Refused);
     }
 
@@ -426,6 +431,15 @@ impl Conn {
     /// target may have.
     pub(super) fn is_target_foreign(&self) -> bool {
         self.foreign_target.load(Ordering::Relaxed)
+    }
+
+    /// Whether the head of the last response has not said that the connection ends.
+    pub(super) fn goes_on(&self) -> bool {
+        self.goes_on.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_goes_on(&self, goes_on: bool) {
+        self.goes_on.store(goes_on, Ordering::Relaxed);
     }
 
     /// How many requests have come.
@@ -684,9 +698,7 @@ impl Conn {
     pub(super) fn raced(&self) {
         let is_ours = match self.end() {
             End::Idle | End::Announced => true,
-            // hyper closes behind a body that nobody reads; if a request was behind it when the head was sent, and somebody
-            // still might have read it, without a word.
-            End::Closed => self.is_stopping() || !self.has_read_body(),
+            End::Closed => self.is_stopping(),
             End::Raced | End::TimedOut | End::Refused => false,
         };
         if is_ours {

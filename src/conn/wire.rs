@@ -103,6 +103,9 @@ impl Wire {
 
     /// Waits until there is something to read, and says whether that is bytes: else the client has left.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if !ready!(self.poll_skip_body(cx)) {
+            return Poll::Ready(false);
+        }
         if is_request(&self.ahead) {
             return Poll::Ready(true);
         }
@@ -122,6 +125,26 @@ impl Wire {
         Poll::Ready(false)
     }
 
+    /// Reads and discards what nobody has read of the last request's body. Says whether that has come to its end.
+    fn poll_skip_body(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.follow_head();
+        if !self.framing.is_in_body() {
+            return Poll::Ready(true);
+        }
+        while self.framing.is_in_body() {
+            if self.ahead.is_empty() && (ready!(self.poll_read_ahead(cx)).is_err() || self.finished)
+            {
+                return Poll::Ready(false);
+            }
+            match self.framing.scan(&self.ahead) {
+                Ok(Scan { skip, take, .. }) => self.advance(skip + take),
+                Err(_) => return Poll::Ready(false),
+            }
+        }
+        self.publish();
+        Poll::Ready(true)
+    }
+
     /// Reads into `buf` what belongs to the present request, or begins the next.
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.conn().is_upgraded() {
@@ -136,7 +159,7 @@ impl Wire {
                 ready!(self.poll_read_stream(cx, buf))?;
                 let read = &buf.filled()[start..];
                 if read.is_empty() {
-                    if matches!(self.framing, Framing::Body(_) | Framing::Chunked(_)) {
+                    if self.framing.is_in_body() {
                         self.conn().body_failed(BodyFault::CutShort);
                     }
                     return Poll::Ready(Ok(())); // the end

@@ -687,8 +687,8 @@ impl AsRef<[u8]> for Lent {
 /// blocks.
 ///
 /// The body goes out chunked, unless there is a Content-Length among the headers (which is not sent with a 204 or 205).
-/// If the request's body is not there by then, to its end, the head says Connection: close: it is not known whether all
-/// of it will be read.
+/// If more than 64 KiB of the request's body have still to come when the head is sent, or, of a body in chunks, its end,
+/// the head says Connection: close: it is not known whether they will be read.
 ///
 /// Returns as httpdown_reply.
 #[must_use]
