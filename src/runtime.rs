@@ -219,22 +219,13 @@ pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Optio
     }
 }
 
-/// Runs `f` on a thread that has all its locals, without which tokio makes no runtime: on this one, unless it is ending.
-pub(crate) fn with_locals<T: Send + 'static>(
+/// Runs `f` on a thread of its own, because tokio needs locals of the thread to make a runtime: they may be gone on one
+/// that ends, and what they keep looks like a leak on the main thread of a C program.
+pub(crate) fn elsewhere<T: Send + 'static>(
     f: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    /// Gone when the others are.
-    struct Locals;
-    impl Drop for Locals {
-        fn drop(&mut self) {}
-    }
-    thread_local! {
-        static LOCALS: Locals = const { Locals };
-    }
-    if LOCALS.try_with(|_| ()).is_ok() {
-        return f();
-    }
-    let spawned = sys::with_signals_blocked(|| thread::Builder::new().spawn(f));
+    let builder = thread::Builder::new().stack_size(STACK_SIZE);
+    let spawned = sys::with_signals_blocked(|| builder.spawn(f));
     let joined = spawned
         .map_err(|error| Error::io("starting a thread", error))?
         .join();

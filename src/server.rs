@@ -757,10 +757,10 @@ impl Builder {
         }
         self.config.check()?;
         let mask = SignalMask::here().and_pipe();
-        runtime::with_locals(move || self.start_here(listeners, queue, mask, respond))
+        runtime::elsewhere(move || self.start_here(listeners, queue, mask, respond))
     }
 
-    /// On a thread that has its locals. `mask`: what threads block on which the host's code runs.
+    /// On a thread of its own. `mask`: what threads block on which the host's code runs.
     fn start_here<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Vec<Listener>,

@@ -133,7 +133,7 @@ static void the_descriptor_is_readable_while_events_wait_and_after_the_end(void)
         } while (status == HTTPDOWN_STATUS_WOULD_BLOCK);
         EQUAL(status, 0);
         EQUAL(last, HTTPDOWN_PHASE_STOPPED);
-        CHECK(is_readable(fd, 0));
+        CHECK(is_readable(fd, PATIENCE_MS));
         end_server(f, 0);
         free_fixture(f);
     }

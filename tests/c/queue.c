@@ -290,7 +290,7 @@ static void a_program_of_one_thread_stops_without_blocking(void) {
     EQUAL(status, 0);
     CHECK(asked);
     EQUAL(l.phase, HTTPDOWN_PHASE_STOPPED);
-    CHECK(is_readable(l.fds[1].fd, 0)); /* after the end, always */
+    CHECK(is_readable(l.fds[1].fd, PATIENCE_MS)); /* after the end, always */
     for (int i = 0; i < 2; i++) expect(idle, 200, "looped");
     close(idle);
     intptr_t answered = 2;

@@ -49,8 +49,7 @@ run_program() {
         # The children of the tests fork, and so are under valgrind too. Fair scheduling, because the library's threads
         # hand work to each other.
         HTTPDOWN_TEST_SCALE=${HTTPDOWN_TEST_SCALE:-10} valgrind -q --error-exitcode=9 --leak-check=full \
-            --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible --fair-sched=yes \
-            --suppressions=tests/c/valgrind.supp "$out/$1"
+            --show-leak-kinds=definite,possible --errors-for-leak-kinds=definite,possible --fair-sched=yes "$out/$1"
     else
         "$out/$1"
     fi

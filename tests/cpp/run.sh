@@ -21,8 +21,7 @@ done
 
 if command -v valgrind >/dev/null; then
     echo "# under valgrind"
-    valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible \
-        --suppressions=tests/cpp/valgrind.supp "$out/test"
+    valgrind --quiet --error-exitcode=1 --leak-check=full --errors-for-leak-kinds=definite,possible "$out/test"
 else
     echo "not run under valgrind: there is none"
 fi
