@@ -13,6 +13,20 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// As text it says what failed, and its [source](std::error::Error::source) why, if that is known: an [`io::Error`].
 /// Both in one, for who prints it: `{error:#}`.
+///
+/// ```
+/// use httpdown::{Error, Listener};
+///
+/// let taken = Listener::bind("127.0.0.1:0")?;
+/// match Listener::bind(&taken.local_addr().to_string()) {
+///     Err(Error::Io(what, why)) => {
+///         assert!(what.contains("127.0.0.1"));
+///         assert_eq!(why.kind(), std::io::ErrorKind::AddrInUse);
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {

@@ -26,6 +26,28 @@ const CAPACITY: usize = 16_384;
 const RESERVE: usize = 1_024;
 
 /// Something that the server tells its host.
+///
+/// ```
+/// # use httpdown::{Dispatch, Error, Event, Exchange, Listener, Server};
+/// # fn main() -> httpdown::Result<()> {
+/// let handler = |exchange: Exchange| drop(exchange);
+/// let server = Server::builder()
+///     .pull_events()
+///     .handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+/// server.stop_begin();
+/// loop {
+///     match server.next_event(None) {
+///         Ok(Event::Phase(phase)) => println!("{phase:?}"),
+///         Ok(Event::Log(level, text)) => println!("{level:?}: {text}"),
+///         Ok(_) => {}
+///         Err(Error::Stopped) => break, // there will be no more
+///         Err(error) => return Err(error),
+///     }
+/// }
+/// # server.wait_blocking(None)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
@@ -47,6 +69,23 @@ pub enum Event {
 }
 
 /// A change of a connection's state.
+///
+/// ```
+/// # use httpdown::{ConnEvent, ConnState, Dispatch, Exchange, Listener, Server};
+/// # fn main() -> httpdown::Result<()> {
+/// let on_conn = |event: ConnEvent| match event.state {
+///     ConnState::New => println!("{} comes from {}", event.id, event.peer),
+///     ConnState::Closed => println!("{} is closed", event.id),
+///     _ => {}
+/// };
+/// let handler = |exchange: Exchange| drop(exchange);
+/// let server = Server::builder()
+///     .on_conn_state(on_conn)
+///     .handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+/// server.stop_blocking()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ConnEvent {
@@ -59,6 +98,23 @@ pub struct ConnEvent {
 }
 
 /// How much a log line matters.
+///
+/// ```
+/// # use httpdown::{Dispatch, Exchange, Listener, LogLevel, Server};
+/// # fn main() -> httpdown::Result<()> {
+/// let on_log = |level: LogLevel, text: &str| match level {
+///     LogLevel::Info => {}
+///     LogLevel::Warning => eprintln!("warning: {text}"),
+///     _ => eprintln!("error: {text}"),
+/// };
+/// let handler = |exchange: Exchange| drop(exchange);
+/// let server = Server::builder()
+///     .on_log(on_log)
+///     .handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+/// server.stop_blocking()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogLevel {

@@ -383,6 +383,23 @@ impl Exchange {
     /// head is sent as soon as the connection can take it. If more than 64 KiB of the request's body have still to come by
     /// then, or, of a body in chunks, its end, the head says `Connection: close`: it is not known whether they will be read.
     ///
+    /// ```
+    /// use httpdown::{Exchange, Result};
+    ///
+    /// /// Sends back what it gets, as it comes.
+    /// fn echo(mut exchange: Exchange) -> Result<()> {
+    ///     exchange.start(http::Response::new(()))?;
+    ///     let mut piece = [0; 8192];
+    ///     loop {
+    ///         match exchange.read(&mut piece)? {
+    ///             0 => return exchange.finish(),
+    ///             count => exchange.write(&piece[..count])?,
+    ///         }
+    ///     }
+    /// }
+    /// # let _ = echo;
+    /// ```
+    ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set
     /// (nothing was sent: answer otherwise); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any

@@ -253,6 +253,26 @@ struct Watch {
 
 /// Knows whether there is still use in answering a request; independent of the [`Exchange`](crate::Exchange) itself,
 /// and no reason for a stop to wait.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use httpdown::Exchange;
+///
+/// /// Works for as long as somebody waits for the result.
+/// fn search(exchange: Exchange) {
+///     let cancellation = exchange.cancellation();
+///     let mut found = 0;
+///     while found < 1_000 {
+///         if cancellation.cancelled().is_some() {
+///             return; // The client has left, or the server kills.
+///         }
+///         found += 1;
+///     }
+///     let _ = exchange.reply(http::Response::new(format!("{found}\n").into()));
+/// }
+/// # let _ = search;
+/// ```
 #[derive(Clone, Debug)]
 pub struct Cancellation(Arc<Watch>);
 

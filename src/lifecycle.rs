@@ -33,6 +33,23 @@ const KILL_GRACE: Duration = Duration::from_millis(100);
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How far a server has come. A phase only moves forward.
+///
+/// ```
+/// # use httpdown::{Dispatch, Exchange, Listener, Phase, Server};
+/// # use std::sync::mpsc;
+/// # fn main() -> httpdown::Result<()> {
+/// let (tell, told) = mpsc::channel();
+/// let handler = |exchange: Exchange| drop(exchange);
+/// let server = Server::builder()
+///     .on_phase(move |phase| drop(tell.send(phase)))
+///     .handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+/// server.stop_blocking()?;
+/// let phases: Vec<Phase> = told.try_iter().collect();
+/// assert!(phases.is_sorted());
+/// assert_eq!(phases.last(), Some(&Phase::Stopped));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 #[repr(u8)]

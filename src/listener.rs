@@ -25,6 +25,22 @@ const SO_BINDTOIFINDEX: i32 = 62;
 /// kernel send new clients to the others before it closes the socket. To that end it connects to each of them once, and
 /// replaces the program of the group, if they have set one by `SO_ATTACH_REUSEPORT_CBPF` or `SO_ATTACH_REUSEPORT_EBPF`: a
 /// warning in the log says so.
+///
+/// ```
+/// use std::net::{Ipv4Addr, TcpListener};
+///
+/// use httpdown::Listener;
+///
+/// // Port 0: the system chooses one that is free.
+/// let first = Listener::bind("127.0.0.1:0")?;
+/// println!("listening on http://{}/", first.local_addr());
+///
+/// // A socket that comes from elsewhere: from systemd, or from another library.
+/// let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+/// let second = Listener::from_fd(socket.into())?;
+/// assert_ne!(first.local_addr(), second.local_addr());
+/// # Ok::<(), httpdown::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Listener {
     socket: Socket,
@@ -400,6 +416,18 @@ impl TryFrom<TcpListener> for Listener {
 }
 
 /// The listening sockets of a server.
+///
+/// ```
+/// # use httpdown::{Dispatch, Exchange, Listener, Server};
+/// # fn main() -> httpdown::Result<()> {
+/// let listeners = vec![Listener::bind("127.0.0.1:0")?, Listener::bind("127.0.0.1:0")?];
+/// let handler = |exchange: Exchange| drop(exchange);
+/// let server = Server::builder().handle(listeners, Dispatch::default(), handler)?;
+/// assert_eq!(server.local_addrs().len(), 2);
+/// server.stop_blocking()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Listeners(pub(crate) Vec<Listener>);
 

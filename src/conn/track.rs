@@ -110,6 +110,16 @@ pub(crate) enum BodyFault {
 
 /// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
 /// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
+///
+/// ```
+/// use httpdown::Exchange;
+///
+/// fn whoami(exchange: Exchange) {
+///     let text = format!("you are {}\n", exchange.conn().peer);
+///     let _ = exchange.reply(http::Response::new(text.into()));
+/// }
+/// # let _ = whoami;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnInfo {
