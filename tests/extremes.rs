@@ -68,7 +68,9 @@ fn a_lame_duck_that_ends_early_leaves_its_time_to_nobody_who_pipelines() {
     let builder = builder()
         .lame_duck(Duration::from_secs(3600))
         .lame_duck_quiet(Duration::from_millis(50))
-        // A client that is slow to read must not lose its last answer because it has gone on sending.
+        // A client that is slow to begin must not be closed as idle, nor must one that is slow to read lose its last answer
+        // because it has gone on sending.
+        .idle_grace(LONG)
         .linger_timeout(LONG)
         .stop_timeout(Duration::from_secs(4));
     let server = hello(builder, listener());

@@ -197,6 +197,7 @@ fn connections_are_counted_every_minute() {
         (report.conns_new, report.conns_active, report.conns_idle) == (1, 1, 2)
     });
     fixture.clock.advance(Duration::from_secs(59));
+    fixture.bumps.wait_for_count(1);
     assert_bumps(&fixture.bumps.all(), &[("sum serve", 1.0)]);
     for minute in 1..=3 {
         fixture.clock.advance(Duration::from_secs(1));
