@@ -20,7 +20,7 @@
 /// | `stop.conn.count` | histogram | connections that were open then |
 /// | `stop.time` | time | the stop ended; how long it took |
 /// | `drain.race` | sum | a request came on a connection that the stop had closed |
-/// | `idle.race` | sum | a request came, before a stop, on a connection that was closed: by the idle timeout, or behind a body that nobody had read |
+/// | `idle.race` | sum | a request came, before a stop, on a connection that the idle timeout had closed |
 /// | `kill` | sum | the stop timeout passed, or a kill was asked for |
 /// | `kill.conn.count` | sum | connections that were open then |
 /// | `kill.timeout` | sum | the kill timeout passed |

@@ -371,9 +371,9 @@ pub struct httpdown_stop_report {
     pub conns_closed: u64,
     /// Connections that the stop, or the idle timeout, closed while they were new or idle.
     pub closed_idle: u64,
-    /// Connections that the stop or the idle timeout closed, or that ended behind a body that no handler had read, and on
-    /// which a request came after that: it had crossed our FIN, or the response that announced it, on the wire. HTTP/1.1
-    /// has no means against that; a larger idle_grace_ms, or idle_timeout_ms, makes it rarer, and so do handlers that read.
+    /// Connections that the stop or the idle timeout closed, and on which a request came after that: it had crossed our
+    /// FIN, or the response that announced it, on the wire. HTTP/1.1 has no means against that; a larger idle_grace_ms, or
+    /// idle_timeout_ms, makes it rarer.
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,

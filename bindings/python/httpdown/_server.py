@@ -76,8 +76,7 @@ class Report:
     closed_idle: int
     """Connections that the stop, or the idle timeout, closed while they were new or idle."""
     raced: int
-    """Connections that one of them closed, or that ended behind a body that no handler had read,
-    and on which a request crossed that on the wire."""
+    """Connections that one of them closed, and on which a request crossed that on the wire."""
     conns_gone: int
     """Connections whose client left in the middle of a request."""
     conns_timed_out: int
