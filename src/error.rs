@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use crate::ledger::Report;
+use crate::report::Report;
 
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use once_cell::sync::OnceCell;
 
-use crate::conn::ConnState;
+use crate::conn_info::ConnState;
 use crate::contain::contain;
 use crate::error::{Error, Result};
-use crate::lifecycle::Phase;
-use crate::rarely::Rarely;
+use crate::phase::Phase;
 use crate::stats::{StatKind, Stats};
 use crate::sys::EventFd;
+use crate::throttle::Throttle;
 
 /// How many events of connections wait at most. At 100,000 requests a second, two events each, it is 80 ms' worth.
 const CAPACITY: usize = 16_384;
@@ -260,7 +260,7 @@ impl Events {
     /// and again.
     pub(crate) fn log_rarely(
         &self,
-        rarely: &Rarely,
+        rarely: &Throttle,
         now: Duration,
         level: LogLevel,
         what: &str,

@@ -21,49 +21,45 @@
 //! ([`Builder::runtime`]). What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
-mod accept;
-mod bpf;
-mod census;
+
 mod clock;
 mod conn;
+mod conn_info;
 mod contain;
 mod dispatch;
-mod door;
 mod error;
 mod events;
-mod exchange;
-mod fate;
 #[cfg(feature = "capi")]
 mod ffi;
-mod group;
-mod helper;
-mod home;
 mod ledger;
-mod lent;
-mod lifecycle;
-mod listener;
+mod net;
+mod options;
+mod orders;
 mod outcome;
+mod phase;
 mod process;
-mod pulse;
 mod query;
-mod rarely;
-mod runtime;
+mod registry;
+mod report;
+mod request;
 mod server;
+mod shared;
 mod stats;
 mod sync;
 mod sys;
+mod threads;
+mod throttle;
 
 pub use clock::{Clock, MockClock, Sleep, SystemClock};
-pub use conn::{ConnInfo, ConnState};
+pub use conn_info::{ConnInfo, ConnState};
 pub use dispatch::{Dispatch, Handler, RequestQueue};
 pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};
-pub use exchange::Exchange;
-pub use fate::Cancellation;
 pub use hyper_util::service::TowerToHyperService;
-pub use ledger::Report;
-pub use lifecycle::Phase;
-pub use listener::{Listener, Listeners};
+pub use net::{Listener, Listeners};
+pub use phase::Phase;
 pub use query::{Query, QueryPairs, percent_decode};
+pub use report::Report;
+pub use request::{Cancellation, Exchange};
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};

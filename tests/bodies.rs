@@ -201,10 +201,8 @@ fn a_body_is_asked_for_before_an_answer_that_begins_in_place() {
 #[test]
 fn a_body_is_asked_for_before_an_answer_from_the_queue() {
     let (handler, heard) = begins_then_reads();
-    let server = builder().queue(listener()).unwrap();
-    let taker = server.clone();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let takes = thread::spawn(move || {
-        let queue = taker.queue().unwrap();
         while let Ok(taken) = queue.take(16, None) {
             taken.into_iter().for_each(&handler);
         }

@@ -47,10 +47,8 @@ fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static)
 
 /// A server whose requests a thread takes from the queue, one after the other, until there are no more.
 fn serve_queue(builder: Builder, handler: impl Fn(Exchange) + Send + 'static) -> Server {
-    let server = builder.queue(listener()).unwrap();
-    let taker = server.clone();
+    let (server, queue) = builder.queue(listener()).unwrap();
     thread::spawn(move || {
-        let queue = taker.queue().unwrap();
         while let Ok(taken) = queue.take(16, None) {
             for exchange in taken {
                 handler(exchange);
@@ -1295,8 +1293,7 @@ fn a_kill_refuses_what_waits_for_the_pool() {
 
 #[test]
 fn a_kill_refuses_what_waits_in_the_queue() {
-    let server = builder().queue(listener()).unwrap();
-    let queue = server.queue().unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let running = Client::get(addr(&server), "/");
     let mut taken = queue.take(1, Some(Instant::now() + LONG)).unwrap();
     let mut waiting: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
@@ -1317,8 +1314,7 @@ fn a_kill_refuses_what_waits_in_the_queue() {
 
 #[test]
 fn queued_requests_can_be_taken_during_the_drain() {
-    let server = builder().queue(listener()).unwrap();
-    let queue = server.queue().unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let mut clients: Vec<_> = (0..5).map(|_| Client::get(addr(&server), "/")).collect();
     wait_for_report(&server, |report| report.requests == 5);
     let stopping = stop_elsewhere(&server);
@@ -1341,8 +1337,7 @@ fn queued_requests_can_be_taken_during_the_drain() {
 
 #[test]
 fn the_queue_does_not_wait_longer_than_it_is_told() {
-    let server = builder().queue(listener()).unwrap();
-    let queue = server.queue().unwrap();
+    let (_server, queue) = builder().queue(listener()).unwrap();
     assert!(matches!(
         queue.take(1, Some(Instant::now())),
         Err(Error::WouldBlock)
@@ -1351,19 +1346,11 @@ fn the_queue_does_not_wait_longer_than_it_is_told() {
         queue.take(0, None),
         Err(Error::InvalidArgument(_))
     ));
-    assert!(
-        builder()
-            .serve(listener(), service_fn(empty))
-            .unwrap()
-            .queue()
-            .is_none()
-    );
 }
 
 #[test]
 fn a_thread_that_holds_a_request_cannot_wait_for_the_stop() {
-    let server = builder().queue(listener()).unwrap();
-    let queue = server.queue().unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let mut client = Client::get(addr(&server), "/");
     let mut taken = queue.take(1, Some(Instant::now() + LONG)).unwrap();
     let exchange = taken.pop().unwrap();
@@ -1399,8 +1386,7 @@ fn the_descriptor_of_the_queue_is_readable_while_requests_wait() {
         })
     };
     let soon = Duration::from_millis(20);
-    let server = builder().queue(listener()).unwrap();
-    let queue = server.queue().unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let mut first = Client::get(addr(&server), "/");
     wait_for_report(&server, |report| report.requests == 1);
     let fd = queue.descriptor().unwrap();
@@ -1436,13 +1422,13 @@ fn the_descriptor_of_the_queue_is_readable_while_requests_wait() {
 #[test]
 fn a_queue_can_have_many_takers() {
     for count in [1, 2, 4] {
-        let server = builder().queue(listener()).unwrap();
+        let (server, queue) = builder().queue(listener()).unwrap();
         let takers: Vec<_> = (0..count)
             .map(|_| {
-                let server = server.clone();
+                let queue = queue.clone();
                 thread::spawn(move || {
                     let mut served = 0;
-                    while let Ok(taken) = server.queue().unwrap().take(3, None) {
+                    while let Ok(taken) = queue.take(3, None) {
                         for exchange in taken {
                             reply(exchange, "served").unwrap();
                             served += 1;
@@ -1461,14 +1447,14 @@ fn a_queue_can_have_many_takers() {
 
 #[test]
 fn a_taker_that_holds_what_it_took_leaves_the_rest_to_the_others() {
-    let server = builder().queue(listener()).unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let (gate, taken) = (Gate::new(), Journal::new());
     let _open_at_end = gate.open_at_end();
     let takers: Vec<_> = (0..4)
         .map(|_| {
-            let (server, passes, takes) = (server.clone(), gate.clone(), taken.clone());
+            let (queue, passes, takes) = (queue.clone(), gate.clone(), taken.clone());
             thread::spawn(move || {
-                while let Ok(taken) = server.queue().unwrap().take(1, None) {
+                while let Ok(taken) = queue.take(1, None) {
                     takes.write(());
                     passes.pass();
                     for exchange in taken {
@@ -1488,10 +1474,6 @@ fn a_taker_that_holds_what_it_took_leaves_the_rest_to_the_others() {
     for taker in takers {
         taker.join().unwrap();
     }
-}
-
-async fn empty(_: Request<Incoming>) -> Result<Response<Empty<Bytes>>, Infallible> {
-    Ok(Response::new(Empty::new()))
 }
 
 #[test]

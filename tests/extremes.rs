@@ -127,8 +127,7 @@ fn start(builder: Builder, way: usize) -> Server {
             .handle(listener(), Dispatch::default(), handler)
             .unwrap(),
         2 => {
-            let server = builder.queue(listener()).unwrap();
-            let queue = server.queue().unwrap().clone();
+            let (server, queue) = builder.queue(listener()).unwrap();
             thread::spawn(move || {
                 while let Ok(requests) = queue.take(16, None) {
                     requests.into_iter().for_each(handler);

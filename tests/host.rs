@@ -22,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
-use httpdown::{Builder, Dispatch, Error, Exchange, Listener, MockClock, Phase, Report, Server};
+use httpdown::{
+    Builder, Dispatch, Error, Exchange, Listener, MockClock, Phase, Report, RequestQueue, Server,
+};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
@@ -649,17 +651,17 @@ fn wait_badly(exchange: &Exchange, hook: Hook) -> impl Future + use<> {
     waits
 }
 
-fn take_one(server: &Server) -> Exchange {
-    let taken = server.queue().unwrap().take(1, None);
+fn take_one(queue: &RequestQueue) -> Exchange {
+    let taken = queue.take(1, None);
     taken.unwrap().pop().unwrap()
 }
 
 #[test]
 fn a_task_whose_waker_panics_when_its_request_ends_does_no_harm() {
-    let server = builder().queue(listener()).unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let idle = Client::connect(addr(&server));
     let mut client = Client::get(addr(&server), "/");
-    let exchange = take_one(&server);
+    let exchange = take_one(&queue);
     let _waits = wait_badly(&exchange, Hook::Panics);
     wait_for_report(&server, |report| report.connections == 2);
     server.stop_begin();
@@ -679,10 +681,10 @@ fn a_task_whose_waker_blocks_or_panics_does_not_keep_phases_from_others() {
         if matches!(hook, Hook::Blocks(_)) {
             builder = builder.kill_timeout(Duration::from_millis(300));
         }
-        let server = builder.queue(listener()).unwrap();
+        let (server, queue) = builder.queue(listener()).unwrap();
         let idle = Client::connect(addr(&server));
         let _client = Client::get(addr(&server), "/");
-        let exchange = take_one(&server);
+        let exchange = take_one(&queue);
         let _waits = wait_badly(&exchange, hook.clone());
         let cancellation = exchange.cancellation();
         let told = thread::spawn(move || cancellation.wait_until(Some(Instant::now() + LONG)));
@@ -723,11 +725,11 @@ const TAKERS: [(&str, Taker); 3] = [
 ];
 
 /// Has a thread take the next request, and returns when it has.
-fn taken(server: &Server, taker: Taker, hook: Hook) -> thread::JoinHandle<()> {
-    let (server, begun) = (server.clone(), Journal::new());
+fn taken(queue: &RequestQueue, taker: Taker, hook: Hook) -> thread::JoinHandle<()> {
+    let (queue, begun) = (queue.clone(), Journal::new());
     let written = begun.clone();
     let thread = thread::spawn(move || {
-        let exchange = take_one(&server);
+        let exchange = take_one(&queue);
         written.write(());
         taker(exchange, &hook);
     });
@@ -742,9 +744,9 @@ fn a_thread_that_has_taken_a_request_and_blocks_does_not_hold_the_stop() {
             let case = format!("{name}, kill: {kill}");
             let gate = Gate::new();
             let _open = gate.open_at_end();
-            let server = hasty().queue(listener()).unwrap();
+            let (server, queue) = hasty().queue(listener()).unwrap();
             let client = Client::get(addr(&server), "/");
-            let thread = taken(&server, taker, Hook::Blocks(gate.clone()));
+            let thread = taken(&queue, taker, Hook::Blocks(gate.clone()));
             let mut left = Client::get(addr(&server), "/");
             wait_for_report(&server, |report| report.requests == 2);
             let result = ended(&server, kill);
@@ -768,9 +770,9 @@ fn a_thread_that_has_taken_a_request_and_panics_costs_no_more_than_that() {
         for kill in [false, true] {
             let case = format!("{name}, kill: {kill}");
             let waits = name == "waits for the kill";
-            let server = hasty_if(waits).queue(listener()).unwrap();
+            let (server, queue) = hasty_if(waits).queue(listener()).unwrap();
             let mut client = Client::get(addr(&server), "/");
-            let thread = taken(&server, taker, Hook::Panics);
+            let thread = taken(&queue, taker, Hook::Panics);
             if waits {
                 let result = ended(&server, kill);
                 assert!(
@@ -859,10 +861,10 @@ fn a_request_that_a_thread_has_taken_and_left_behind_ends_with_the_thread() {
     thread_local! {
         static VALUE: Mutex<Option<Exchange>> = const { Mutex::new(None) };
     }
-    let server = builder().queue(listener()).unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     let mut client = Client::get(addr(&server), "/");
     let taker = |exchange, _: &Hook| VALUE.with(|value| *value.lock().unwrap() = Some(exchange));
-    let thread = taken(&server, taker, Hook::Panics);
+    let thread = taken(&queue, taker, Hook::Panics);
     assert_eq!(client.answer().status, 500);
     thread.join().unwrap();
     assert_balanced(&common::stop(&server).unwrap());
@@ -870,7 +872,7 @@ fn a_request_that_a_thread_has_taken_and_left_behind_ends_with_the_thread() {
 
 #[test]
 fn requests_that_nobody_takes_end_with_the_stop_timeout() {
-    let server = hasty().queue(listener()).unwrap();
+    let (server, _queue) = hasty().queue(listener()).unwrap();
     let mut client = Client::get(addr(&server), "/");
     wait_for_report(&server, |report| report.requests == 1);
     let result = ended(&server, false);
@@ -1091,7 +1093,8 @@ fn without_descriptors_the_queue_is_kept_until_the_stop_timeout() {
 fn a_listener_that_always_has_clients_leaves_the_others_their_turn() {
     let (busy, other) = (listener(), listener());
     let (busy_addr, other_addr) = (busy.local_addr(), other.local_addr());
-    let server = hello(builder(), vec![busy, other]);
+    // Time for a slow machine to serve all who wait by then.
+    let server = hello(builder().quiesce_timeout(LONG), vec![busy, other]);
     let load: Vec<_> = (0..2)
         .map(|_| {
             let server = server.clone();

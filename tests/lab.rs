@@ -148,7 +148,7 @@ fn a_round_trip_takes_as_long_as_asked_for() {
             (lab.server_ip6(), port).into(),
         ];
         for addr in addrs {
-            let mut times: Vec<_> = (0..11)
+            let times: Vec<_> = (0..11)
                 .map(|_| {
                     let begin = Instant::now();
                     let mut client = connect(addr).unwrap();
@@ -158,9 +158,10 @@ fn a_round_trip_takes_as_long_as_asked_for() {
                     time
                 })
                 .collect();
-            times.sort();
-            assert!(times[0] >= ROUND_TRIP, "{times:?}");
-            assert!(times[5] < ROUND_TRIP * 3 / 2, "{times:?}");
+            // A busy machine makes some of them longer.
+            let shortest = times.iter().min().unwrap();
+            let as_asked = ROUND_TRIP..ROUND_TRIP * 3 / 2;
+            assert!(as_asked.contains(shortest), "{times:?}");
         }
         // The client's side has a loopback of its own, on which nobody listens.
         let refused = connect((Ipv6Addr::LOCALHOST, port).into()).unwrap_err();

@@ -139,12 +139,11 @@ fn serve(way: Way, stop_timeout: Duration) -> Server {
             .unwrap(),
         Way::Service => builder.serve(listener(), service_fn(respond)).unwrap(),
         Way::Queue => {
-            let server = builder.queue(listener()).unwrap();
-            let taker = server.clone();
+            let (server, queue) = builder.queue(listener()).unwrap();
             thread::Builder::new()
                 .name("taker-h".into())
                 .spawn(move || {
-                    while let Ok(taken) = taker.queue().unwrap().take(4, None) {
+                    while let Ok(taken) = queue.take(4, None) {
                         for exchange in taken {
                             handle(exchange);
                         }

@@ -15,13 +15,13 @@ mod sync {
     pub(crate) use std::sync::PoisonError;
 }
 
-#[path = "../src/door.rs"]
+#[path = "../src/server/door.rs"]
 mod door;
 #[path = "../src/conn/number.rs"]
 mod number;
 #[path = "../src/conn/park.rs"]
 mod park;
-#[path = "../src/conn/register.rs"]
+#[path = "../src/registry/register.rs"]
 mod register;
 
 use std::sync::Arc as StdArc;

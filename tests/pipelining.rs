@@ -31,11 +31,10 @@ fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static)
 
 /// A server whose requests some threads take from its queue.
 fn serve_queue(handler: impl Fn(Exchange) + Clone + Send + 'static) -> Server {
-    let server = builder().queue(listener()).unwrap();
+    let (server, queue) = builder().queue(listener()).unwrap();
     for _ in 0..3 {
-        let (taker, handler) = (server.clone(), handler.clone());
+        let (queue, handler) = (queue.clone(), handler.clone());
         thread::spawn(move || {
-            let queue = taker.queue().unwrap();
             while let Ok(taken) = queue.take(1, None) {
                 taken.into_iter().for_each(&handler);
             }

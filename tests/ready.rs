@@ -197,11 +197,11 @@ fn the_ready_path_is_answered_when_the_pool_is_full() {
 #[test]
 fn the_ready_path_is_answered_when_nobody_takes_from_the_queue() {
     let builder = builder().ready_path("/ready");
-    let server = builder.queue(listener()).unwrap();
+    let (server, queue) = builder.queue(listener()).unwrap();
     let mut waiting = Client::get(addr(&server), "/");
     wait_for_report(&server, |report| report.requests == 1);
     assert_tells(&fetch(&server, "/ready"), 200, "ready\n");
-    for exchange in server.queue().unwrap().take(2, None).unwrap() {
+    for exchange in queue.take(2, None).unwrap() {
         assert_eq!(exchange.uri(), "/");
         reply(exchange, "hello").unwrap();
     }
@@ -426,7 +426,7 @@ fn settings_that_make_no_sense_are_errors() {
         builder().ready_path("/"),
         builder().ready_path("/-/ready:~(%41)"),
     ] {
-        let server = fine.queue(listener()).unwrap();
+        let (server, _) = fine.queue(listener()).unwrap();
         server.kill_begin(); // Its lame duck would take real time.
         server.close();
     }

@@ -145,10 +145,9 @@ impl Fixture {
                 builder.serve(listener(), service_fn(respond)).unwrap()
             }
             Way::Queue => {
-                let server = builder.queue(listener()).unwrap();
-                let taker = server.clone();
+                let (server, queue) = builder.queue(listener()).unwrap();
                 thread::spawn(move || {
-                    while let Ok(taken) = taker.queue().unwrap().take(1, None) {
+                    while let Ok(taken) = queue.take(1, None) {
                         taken.into_iter().for_each(&handle);
                     }
                 });

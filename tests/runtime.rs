@@ -270,13 +270,12 @@ fn the_only_thread_of_a_runtime_does_not_wait_for_requests_and_bodies_either() {
     let (tell, told) = mpsc::channel();
     thread::spawn(move || {
         current_thread().block_on(async {
-            let server = builder()
+            let (server, queue) = builder()
                 .runtime(Handle::current())
                 .queue(listener())
                 .unwrap();
             let mut client = Client::connect(addr(&server));
             client.send("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n");
-            let queue = server.queue().unwrap();
             tell.send(format!("{:?}", queue.take(1, None))).unwrap();
             let mut exchange = loop {
                 tokio::task::yield_now().await;
@@ -305,15 +304,13 @@ fn the_only_thread_of_a_runtime_does_not_wait_for_requests_and_bodies_either() {
 fn a_thread_beside_a_runtime_gets_requests_and_bodies_that_come_over_it() {
     let runtime = current_thread();
     let report = runtime.block_on(async {
-        let server = builder()
+        let (server, queue) = builder()
             .runtime(Handle::current())
             .queue(listener())
             .unwrap();
         let mut client = Client::connect(addr(&server));
         client.send("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n");
-        let takes = server.clone();
         let serving = tokio::task::spawn_blocking(move || {
-            let queue = takes.queue().unwrap();
             let mut exchange = queue.take(1, None).unwrap().pop().unwrap();
             client.send("hello");
             assert_eq!(exchange.read_to_end(10).unwrap(), "hello");

@@ -12,11 +12,10 @@
 mod framing;
 mod number;
 mod park;
-mod register;
 mod service;
+mod state;
 #[cfg(test)]
 mod tests;
-mod track;
 mod validate;
 mod wire;
 
@@ -33,12 +32,10 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use crate::contain::contain;
 use crate::events::LogLevel;
-use crate::lifecycle::Phase;
-use crate::runtime::{self, Spawn};
+use crate::threads::{self, Spawn};
 
 pub(crate) use service::{BoxError, Outcome, Plain, Respond, clones};
-pub(crate) use track::{Accepted, BodyFault, Conn, Inflight, Registry};
-pub use track::{ConnInfo, ConnState};
+pub(crate) use state::{Accepted, BodyFault, Conn, Inflight};
 
 use park::Resume;
 use service::Tracked;
@@ -128,7 +125,7 @@ where
             }
         }
         // What has just been idle for long, or is new, will probably be idle for long again.
-        let park_after = conn.shared().config.park_after;
+        let park_after = conn.shared().options.park_after;
         let requests = conn.requests();
         let is_busy = requests > 0 && parked.idle_since.elapsed() < park_after;
         let service = Tracked::new(parked.respond.clone(), Arc::clone(&conn));
@@ -187,7 +184,7 @@ async fn unless_it_panics<T>(
         let Some(active) = &mut unfinished.active else {
             return Poll::Ready(None);
         };
-        let poll = || runtime::driving(conn.shared().id, || active.as_mut().poll(cx));
+        let poll = || threads::driving(conn.shared().id, || active.as_mut().poll(cx));
         match contain(poll) {
             Some(poll) => poll.map(Some),
             None => Poll::Ready(None),
@@ -272,8 +269,8 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
         let conn = wire.conn();
         let shared = conn.shared();
         let phase = shared.phases.get();
-        let timeout = shared.config.idle_timeout;
-        if phase < Phase::Quiescing {
+        let timeout = shared.options.idle_timeout;
+        if !phase.drains() {
             if timeout == Duration::MAX {
                 return Poll::Pending;
             }
@@ -290,7 +287,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
                 Box::pin(sleep(timeout.saturating_sub(self.idle_since.elapsed())))
             });
             ready!(patience.as_mut().poll(cx));
-        } else if phase < Phase::Killing {
+        } else if !phase.cuts() {
             let Timers {
                 grace,
                 last_answer_at_stop,
@@ -303,12 +300,12 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
             let grace = grace.get_or_insert_with(|| {
                 let repeats = wire.handshake_repeats();
                 let patience = REQUEST_RETRANSMISSION.saturating_mul(repeats);
-                Box::pin(sleep(shared.config.idle_grace.saturating_add(patience)))
+                Box::pin(sleep(shared.options.idle_grace.saturating_add(patience)))
             });
             ready!(grace.as_mut().poll(cx));
         }
         // tokio may not know yet of what the kernel has; it will wake us for it.
-        if phase < Phase::Killing && conn.has_unread() {
+        if !phase.cuts() && conn.has_unread() {
             return Poll::Pending;
         }
         Poll::Ready(Event::TimeOver)
@@ -418,7 +415,7 @@ async fn drive<R: Respond>(
         // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
         // may still go out.
         let phase = shared.phases.get();
-        if phase >= Phase::Killing && !conn.is_refused() {
+        if phase.cuts() && !conn.is_refused() {
             conn.cut();
             return Poll::Ready(End::Cut);
         }
@@ -436,14 +433,14 @@ async fn drive<R: Respond>(
                 Ok(()) => End::Done,
             });
         }
-        if phase >= Phase::Killing {
+        if phase.cuts() {
             conn.cut();
             return Poll::Ready(End::Cut);
         }
-        let idle_since = if phase >= Phase::Quiescing && conn.is_at_rest() {
+        let idle_since = if phase.drains() && conn.is_at_rest() {
             if conn.may_have_chunks() {
                 // Who still reads gets the rest of it from hyper, within the time that a next request would have.
-                let grace = || Box::pin(sleep(shared.config.idle_grace));
+                let grace = || Box::pin(sleep(shared.options.idle_grace));
                 ready!(rest.get_or_insert_with(grace).as_mut().poll(cx));
             }
             Some(Instant::now())
@@ -473,7 +470,7 @@ async fn drive<R: Respond>(
         let head = conn.requests();
         header_timer.take_if(|(timed, _)| *timed != head);
         let (_, timer) = header_timer
-            .get_or_insert_with(|| (head, Box::pin(sleep(shared.config.header_timeout))));
+            .get_or_insert_with(|| (head, Box::pin(sleep(shared.options.header_timeout))));
         ready!(timer.as_mut().poll(cx));
         conn.timed_out();
         Poll::Ready(End::Late)
@@ -493,7 +490,7 @@ fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> O
         Some((then, since, _)) if *then == requests => return Some(*since),
         _ => {}
     }
-    let config = &conn.shared().config;
+    let config = &conn.shared().options;
     let patience = if conn.may_be_read() {
         config.idle_timeout
     } else {
@@ -536,7 +533,7 @@ async fn close(mut wire: Wire, complete: bool) {
             return Poll::Ready(());
         }
         // Mostly the client has closed already, and it does not come to this.
-        let timeout = conn.shared().config.linger_timeout;
+        let timeout = conn.shared().options.linger_timeout;
         let timer = linger.get_or_insert_with(|| Box::pin(sleep(timeout)));
         timer.as_mut().poll(cx)
     })

@@ -20,11 +20,10 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 
 use super::framing::BodyLength;
-use super::track::{BodyFault, Conn, Inflight};
+use super::state::{BodyFault, Conn, Inflight};
 use super::validate::{has_option, options, validate};
 use crate::contain::contain;
 use crate::events::LogLevel;
-use crate::lifecycle::Phase;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -77,7 +76,7 @@ where
 
     fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
         let conn = inflight.conn();
-        if conn.shared().config.conn_info {
+        if conn.shared().options.conn_info {
             request.extensions_mut().insert(conn.info());
         }
         self.0.call(request)
@@ -155,7 +154,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         };
         let shared = self.conn.shared();
         let (future, early);
-        if shared.config.ready_path.as_deref() == Some(request.uri().path()) {
+        if shared.options.ready_path.as_deref() == Some(request.uri().path()) {
             let readiness = Readiness::of(request.method(), shared.is_ready());
             future = None;
             early = Some(Box::new(Early::Answer(readiness.answer())));
@@ -355,7 +354,7 @@ impl<O: Outcome> Answering<O> {
         }
         // Whether somebody will still read its rest, nobody knows.
         let is_unread = !conn.has_read_body() && !self.may_be_skipped();
-        let stops = conn.shared().phases.get() >= Phase::LameDuck
+        let stops = conn.shared().phases.get().announces_close()
             && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
         if stops {
             // The client is told, and sends its next request on another.

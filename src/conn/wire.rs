@@ -13,11 +13,11 @@ use httpdate::fmt_http_date;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::home::Hold;
 use crate::sys;
+use crate::threads::turns::Hold;
 
 use super::framing::{Framing, Scan, heads_end, is_request};
-use super::track::{Accepted, BodyFault, Conn, Socket};
+use super::state::{Accepted, BodyFault, Conn, Socket};
 
 /// As many responses to pipelined requests leave in one write, if they are short: as many requests as hyper serves
 /// before it lets other connections have their turn. So none waits for longer than a turn.

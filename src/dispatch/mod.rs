@@ -1,26 +1,27 @@
 //! How requests reach a handler: three ways, one [`Exchange`].
 
-mod line;
 mod pool;
 mod queue;
+mod work_queue;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::future::Future;
 use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
 
 pub use queue::RequestQueue;
-pub(crate) use queue::Taken;
 
 use crate::conn::{Inflight, Respond};
 use crate::contain::contain;
-use crate::exchange::{Exchange, ReplyBody};
-use crate::fate::{Fate, Reply};
+use crate::request::{Exchange, ReplyBody, ReplySlot};
+
 use crate::sys::SignalMask;
 use pool::Pool;
 
@@ -155,14 +156,14 @@ impl Respond for Dispatcher {
     type Body = ReplyBody;
     type Error = Infallible;
     type Future = Reply;
-    type Outcome = Arc<Fate>;
+    type Outcome = Arc<ReplySlot>;
 
-    fn begin(&self, inflight: Inflight) -> Arc<Fate> {
-        Arc::new(Fate::new(inflight))
+    fn begin(&self, inflight: Inflight) -> Arc<ReplySlot> {
+        Arc::new(ReplySlot::new(inflight))
     }
 
-    fn respond(&self, request: Request<Incoming>, fate: &Arc<Fate>) -> Reply {
-        let exchange = Exchange::new(request, Arc::clone(fate));
+    fn respond(&self, request: Request<Incoming>, slot: &Arc<ReplySlot>) -> Reply {
+        let exchange = Exchange::new(request, Arc::clone(slot));
         let mut later = None;
         match self {
             // Nobody can wait there for a body: it is called with what has come of it, which hyper reads next.
@@ -172,11 +173,40 @@ impl Respond for Dispatcher {
                     exchange: Some(exchange),
                 });
             }
-            Self::Inline(handler) => call(&**handler, exchange, fate),
+            Self::Inline(handler) => call(&**handler, exchange, slot),
             Self::Pool(pool) => pool.push(exchange),
             Self::Queue(queue) => queue.push(exchange),
         }
-        Reply::new(fate, later)
+        Reply::new(slot, later)
+    }
+}
+
+/// The answer, as the connection waits for it.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    slot: Arc<ReplySlot>,
+    /// Who is still to be called.
+    call: Option<Call>,
+}
+
+impl Reply {
+    pub(crate) fn new(slot: &Arc<ReplySlot>, call: Option<Call>) -> Self {
+        let slot = Arc::clone(slot);
+        Self { slot, call }
+    }
+}
+
+impl Future for Reply {
+    type Output = Result<Response<ReplyBody>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(call) = &mut self.call {
+            ready!(call.poll_ready(cx));
+            if let Some(call) = self.call.take() {
+                call.make(&self.slot);
+            }
+        }
+        self.slot.poll_answer(cx).map(Ok)
     }
 }
 
@@ -195,9 +225,9 @@ impl Call {
         }
     }
 
-    pub(crate) fn make(mut self, fate: &Fate) {
+    pub(crate) fn make(mut self, slot: &ReplySlot) {
         if let Some(exchange) = self.exchange.take() {
-            call(&*self.handler, exchange, fate);
+            call(&*self.handler, exchange, slot);
         }
     }
 }
@@ -218,10 +248,10 @@ impl fmt::Debug for Call {
 }
 
 /// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500. Whoever calls this
-/// keeps the request's fate until then: it counts until the handler returns, even when it has answered before.
-fn call(handler: &dyn Handler, exchange: Exchange, fate: &Fate) {
+/// keeps the request's slot until then: it counts until the handler returns, even when it has answered before.
+fn call(handler: &dyn Handler, exchange: Exchange, slot: &ReplySlot) {
     let panicked = contain(|| handler.handle(exchange)).is_none();
     if panicked {
-        fate.tell("a handler panicked");
+        slot.tell("a handler panicked");
     }
 }

@@ -6,12 +6,12 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::line::{Call, Line};
+use super::work_queue::{Call, WorkQueue};
 use super::{Handler, call};
-use crate::exchange::Exchange;
-use crate::home::{TurnEnd, at_turn_end};
-use crate::runtime::{Role, Thread, join_all, spawn_thread};
+use crate::request::Exchange;
 use crate::sys::SignalMask;
+use crate::threads::turns::{TurnEnd, at_turn_end};
+use crate::threads::{Role, Thread, join_all, spawn_thread};
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ pub(crate) struct Pool {
     limit: NonZeroUsize,
     server: u64,
     mask: SignalMask,
-    line: Line,
+    waiting: WorkQueue,
     threads: Mutex<Threads>,
 }
 
@@ -46,20 +46,20 @@ impl Pool {
             limit,
             server,
             mask,
-            line: Line::new(limit.get()),
+            waiting: WorkQueue::new(limit.get()),
             threads: Mutex::default(),
         }
     }
 
     pub(crate) fn push(self: &Arc<Self>, exchange: Exchange) {
-        if self.line.push(exchange) {
+        if self.waiting.push(exchange) {
             at_turn_end(self);
         }
     }
 
     /// What no handler has begun; from now on nothing is taken any more.
     pub(crate) fn refuse_queued(&self) -> impl Iterator<Item = Exchange> + use<> {
-        self.line.end().into_iter()
+        self.waiting.end().into_iter()
     }
 
     /// Waits for the threads: see [`super::Backend::end_threads`].
@@ -80,7 +80,7 @@ impl Pool {
             Call::Start => {
                 if !self.start_thread() {
                     // The threads that there are will come to it. If there is none at all, the requests fail, visibly.
-                    let (call, failed) = self.line.not_started();
+                    let (call, failed) = self.waiting.not_started();
                     drop(failed);
                     self.make(call);
                 }
@@ -108,20 +108,20 @@ impl Pool {
     }
 
     fn run(self: &Arc<Self>) {
-        self.line.arrive();
+        self.waiting.arrive();
         loop {
             match self
-                .line
+                .waiting
                 .take(Some(Instant::now() + IDLE), VecDeque::pop_front)
             {
                 Ok((exchange, next)) => {
                     self.make(next);
                     if let Some(exchange) = exchange {
-                        let fate = Arc::clone(exchange.fate());
-                        call(&*self.handler, exchange, &fate);
+                        let slot = Arc::clone(exchange.slot());
+                        call(&*self.handler, exchange, &slot);
                     }
                 }
-                Err(_) if self.line.leave() => break,
+                Err(_) if self.waiting.leave() => break,
                 Err(_) => {}
             }
         }
@@ -134,7 +134,7 @@ impl Pool {
 
 impl TurnEnd for Pool {
     fn turn_ends(self: Arc<Self>) {
-        self.make(self.line.call());
+        self.make(self.waiting.call());
     }
 }
 

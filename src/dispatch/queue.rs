@@ -1,18 +1,16 @@
 //! Requests that the host takes itself, on its own threads or from its own event loop.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::future::pending;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::line::{Call, Line};
+use super::work_queue::{Call, WorkQueue};
 use crate::error::{Error, Result};
-use crate::exchange::Exchange;
-use crate::home::{TurnEnd, at_turn_end};
-use crate::lent::LentRuntime;
+use crate::request::{Exchange, Taken};
+use crate::threads::LentRuntime;
+use crate::threads::turns::{TurnEnd, at_turn_end};
 
 /// Requests waiting to be taken. Clones are the same queue; any thread may use it.
 ///
@@ -22,8 +20,7 @@ use crate::lent::LentRuntime;
 /// use httpdown::{Listener, Server};
 ///
 /// # fn main() -> httpdown::Result<()> {
-/// let server = Server::builder().queue(Listener::bind("127.0.0.1:0")?)?;
-/// let queue = server.queue().expect("it was started with one").clone();
+/// let (server, queue) = Server::builder().queue(Listener::bind("127.0.0.1:0")?)?;
 /// let worker = std::thread::spawn(move || {
 ///     // Until the server stops, and all have been taken.
 ///     while let Ok(requests) = queue.take(16, None) {
@@ -39,32 +36,20 @@ use crate::lent::LentRuntime;
 /// ```
 #[derive(Clone)]
 pub struct RequestQueue {
-    line: Arc<Line>,
+    waiting: Arc<WorkQueue>,
     /// If requests come by way of it.
     lent: Option<Arc<LentRuntime>>,
 }
 
-/// How many unfinished requests a thread has taken.
-type Held = Arc<AtomicUsize>;
-
-thread_local! {
-    /// By queue. An allocation that somebody still knows, even if only weakly, is not used again for another queue.
-    static HELD: RefCell<Vec<(Weak<Line>, Held)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Says, as long as it lives, that a thread has taken a request and not finished it.
-#[derive(Debug)]
-pub(crate) struct Taken(Held);
-
 impl RequestQueue {
     pub(crate) fn new(lent: Option<Arc<LentRuntime>>) -> Self {
-        let line = Arc::new(Line::new(0));
-        Self { line, lent }
+        let waiting = Arc::new(WorkQueue::new(0));
+        Self { waiting, lent }
     }
 
     pub(crate) fn push(&self, exchange: Exchange) {
-        if self.line.push(exchange) {
-            at_turn_end(&self.line);
+        if self.waiting.push(exchange) {
+            at_turn_end(&self.waiting);
         }
     }
 
@@ -88,10 +73,11 @@ impl RequestQueue {
             taken = self.take_by(limit, deadline);
         }
         let mut exchanges = taken?;
-        let held = self.held_here();
-        held.fetch_add(exchanges.len(), Ordering::Relaxed);
-        for exchange in &mut exchanges {
-            exchange.taken_by(Taken(Arc::clone(&held)));
+        if let Some(first) = exchanges.first() {
+            let taken = Taken::here(first.server_id());
+            for exchange in &mut exchanges {
+                exchange.taken_by(taken.clone());
+            }
         }
         Ok(exchanges)
     }
@@ -105,7 +91,7 @@ impl RequestQueue {
     }
 
     fn take_by(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<Exchange>> {
-        let (exchanges, next) = self.line.take(deadline, |requests| {
+        let (exchanges, next) = self.waiting.take(deadline, |requests| {
             requests.drain(..limit.min(requests.len())).collect()
         })?;
         wake(next);
@@ -117,66 +103,33 @@ impl RequestQueue {
     /// # Errors
     /// If no descriptor can be had.
     pub fn descriptor(&self) -> Result<BorrowedFd<'_>> {
-        let descriptor = self.line.descriptor();
+        let descriptor = self.waiting.descriptor();
         descriptor.map_err(|error| Error::io("making the queue's descriptor", error))
-    }
-
-    /// Whether the calling thread has taken a request that is not finished.
-    pub(crate) fn is_held_here(&self) -> bool {
-        let held = HELD.try_with(|held| self.find(&held.borrow()));
-        matches!(held, Ok(Some(held)) if held.load(Ordering::Relaxed) > 0)
-    }
-
-    /// The calling thread's count.
-    fn held_here(&self) -> Held {
-        let find_or_add = |held: &RefCell<Vec<_>>| {
-            let mut held = held.borrow_mut();
-            self.find(&held).unwrap_or_else(|| {
-                held.retain(|(line, _): &(Weak<Line>, _)| line.strong_count() > 0);
-                let count = Held::default();
-                held.push((Arc::downgrade(&self.line), Arc::clone(&count)));
-                count
-            })
-        };
-        // A thread that is ending, and has no locals any more, waits for no server either.
-        HELD.try_with(find_or_add).unwrap_or_default()
-    }
-
-    fn find(&self, held: &[(Weak<Line>, Held)]) -> Option<Held> {
-        let is_this = |line: &Weak<Line>| line.as_ptr() == Arc::as_ptr(&self.line);
-        let (_, count) = held.iter().find(|(line, _)| is_this(line))?;
-        Some(Arc::clone(count))
     }
 
     /// No more requests will come; returns those that nobody has taken.
     pub(crate) fn end(&self) -> impl Iterator<Item = Exchange> + use<> {
-        self.line.end().into_iter()
+        self.waiting.end().into_iter()
     }
 }
 
 fn wake(call: Call) {
-    // A line without room asks for no thread to be started.
+    // A queue without room asks for no thread to be started.
     if let Call::Wake(thread) = call {
         thread.wake();
     }
 }
 
-impl TurnEnd for Line {
+impl TurnEnd for WorkQueue {
     fn turn_ends(self: Arc<Self>) {
         wake(self.call());
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl fmt::Debug for RequestQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestQueue")
-            .field("waiting", &self.line.len())
+            .field("waiting", &self.waiting.len())
             .finish_non_exhaustive()
     }
 }

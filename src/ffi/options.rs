@@ -92,7 +92,10 @@ impl Options {
         let listeners = listeners(&raw, &mut builder)?;
         builder = builder.slot(Arc::clone(&server.server));
         match dispatch {
-            None => builder.queue(listeners)?,
+            None => {
+                let queue = server.queue.get_or_init(|| builder.new_queue());
+                builder.serve_by(queue.clone(), listeners)?
+            }
             Some(dispatch) => {
                 let handler = CHandler {
                     host,
@@ -112,7 +115,7 @@ impl Options {
 
 fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     let mut builder = Server::builder();
-    let defaults = crate::server::Config::default();
+    let defaults = crate::options::Options::default();
     builder = builder
         .stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout))
         .kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout))

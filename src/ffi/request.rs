@@ -14,8 +14,8 @@ use super::callbacks::ForeignData;
 use super::server::httpdown_server;
 use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, insert};
 use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
-use crate::conn::ConnInfo;
-use crate::fate::Fate;
+use crate::conn_info::ConnInfo;
+use crate::request::ReplySlot;
 use crate::{Error, Exchange, Result};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
@@ -35,7 +35,7 @@ pub struct httpdown_request {
     /// Until it is ended.
     exchange: UnsafeCell<Option<Exchange>>,
     /// Until it is ended; not in the exchange, because others may ask while that is used.
-    fate: UnsafeCell<Option<Arc<Fate>>>,
+    slot: UnsafeCell<Option<Arc<ReplySlot>>>,
     /// In an Arc. Only an owned request has a count there: a lent one has its handler's, or all I/O threads would write
     /// that count for every request.
     server: *const httpdown_server,
@@ -52,7 +52,7 @@ impl httpdown_request {
         Self {
             head: exchange.take_head(),
             conn: exchange.conn(),
-            fate: UnsafeCell::new(Some(Arc::clone(exchange.fate()))),
+            slot: UnsafeCell::new(Some(Arc::clone(exchange.slot()))),
             exchange: UnsafeCell::new(Some(exchange)),
             server: Arc::as_ptr(server),
             body: OnceCell::new(),
@@ -72,7 +72,7 @@ impl httpdown_request {
     /// The caller has set `ENDING`, and of the others the header says that they are done.
     unsafe fn take(&self) -> Option<Exchange> {
         // SAFETY: the caller's promise.
-        drop(unsafe { &mut *self.fate.get() }.take());
+        drop(unsafe { &mut *self.slot.get() }.take());
         // SAFETY: the same promise.
         unsafe { &mut *self.exchange.get() }.take()
     }
@@ -119,15 +119,15 @@ unsafe fn with<T>(
 ///
 /// # Safety
 /// Nobody ends the request meanwhile.
-unsafe fn fate(pointer: *const httpdown_request) -> Result<&'static Arc<Fate>> {
+unsafe fn slot(pointer: *const httpdown_request) -> Result<&'static Arc<ReplySlot>> {
     // SAFETY: the same promise.
     let (entry, request) = unsafe { see(pointer)? };
     if entry.holders() & OPEN == 0 {
         return Err(Error::AlreadyReplied);
     }
     // SAFETY: it is written only by who ends the request.
-    let fate = unsafe { &*request.fate.get() };
-    fate.as_ref().ok_or(Error::AlreadyReplied)
+    let slot = unsafe { &*request.slot.get() };
+    slot.as_ref().ok_or(Error::AlreadyReplied)
 }
 
 /// Calls a handler with a request that is lent to it.
@@ -507,8 +507,8 @@ pub unsafe extern "C" fn httpdown_request_body(
 pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
     value(true, || {
         // SAFETY: the header's preface.
-        let fate = unsafe { fate(request)? };
-        Ok(fate.over().is_some())
+        let slot = unsafe { slot(request)? };
+        Ok(slot.over().is_some())
     })
 }
 
@@ -526,7 +526,7 @@ pub unsafe extern "C" fn httpdown_request_wait_cancelled(
 ) -> c_int {
     status(|| {
         // SAFETY: the header's preface.
-        let cancellation = unsafe { fate(request)? }.cancellation();
+        let cancellation = unsafe { slot(request)? }.cancellation();
         let why = cancellation.wait_until(deadline(timeout_ms));
         Err(why.unwrap_or(Error::WouldBlock))
     })

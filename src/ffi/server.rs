@@ -16,13 +16,15 @@ use super::options::Options;
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
-use crate::{Error, Event, Result, Server, Signals};
+use crate::{Error, Event, RequestQueue, Result, Server, Signals};
 use crate::{process, sys};
 
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
 pub struct httpdown_server {
     /// Set before any thread of the server runs, and so before anybody else knows this struct.
     pub(super) server: Arc<OnceCell<Server>>,
+    /// Where requests are queued.
+    pub(super) queue: OnceCell<RequestQueue>,
     /// Kept as long as the server, also where no callback needs it.
     _data: Arc<ForeignData>,
 }
@@ -106,6 +108,7 @@ pub unsafe extern "C" fn httpdown_run(
 fn start(options: Options) -> Result<Arc<httpdown_server>> {
     let handle = Arc::new(httpdown_server {
         server: Arc::default(),
+        queue: OnceCell::new(),
         _data: options.data(),
     });
     options.serve(&handle)?;
@@ -332,7 +335,7 @@ pub unsafe extern "C" fn httpdown_next(
         let requests = unsafe { room(requests, capacity, "requests")? };
         // SAFETY: the header's preface: NULL or writable.
         let count = unsafe { output(count, "count")? };
-        let queue = handle.get().queue().ok_or_else(no_queue)?;
+        let queue = handle.queue.get().ok_or_else(no_queue)?;
         let taken = queue.take(requests.len(), deadline(timeout_ms))?;
         // SAFETY: `server` is the Arc that httpdown_serve gave out; the request keeps it alive.
         unsafe { Arc::increment_strong_count(server) };
@@ -364,10 +367,10 @@ pub unsafe extern "C" fn httpdown_queue_fd(
 ) -> c_int {
     status(|| {
         // SAFETY: the header's preface: NULL or a server.
-        let server = unsafe { borrow(server, "server")? }.get();
+        let server = unsafe { borrow(server, "server")? };
         // SAFETY: the header's preface: NULL or writable.
         let fd = unsafe { output(fd, "fd")? };
-        let queue = server.queue().ok_or_else(no_queue)?;
+        let queue = server.queue.get().ok_or_else(no_queue)?;
         fd.write(queue.descriptor()?.as_raw_fd());
         Ok(())
     })

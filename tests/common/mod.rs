@@ -109,17 +109,16 @@ pub(crate) fn each_way(
         server.unwrap()
     };
     let (inline, pool) = (handle(Dispatch::Inline), handle(Dispatch::default()));
-    let queue = builder().queue(listener()).unwrap();
+    let (queued, queue) = builder().queue(listener()).unwrap();
     for _ in 0..3 {
-        let (taker, handler) = (queue.clone(), handler.clone());
+        let (queue, handler) = (queue.clone(), handler.clone());
         thread::spawn(move || {
-            let queue = taker.queue().unwrap();
             while let Ok(taken) = queue.take(1, None) {
                 taken.into_iter().for_each(&handler);
             }
         });
     }
-    [inline, pool, queue]
+    [inline, pool, queued]
 }
 
 /// Answers with 200 and this text.

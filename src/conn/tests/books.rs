@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Response;
 
-use super::super::{Accepted, Registry};
-use super::{Bench, Run};
+use super::super::{Accepted, Conn};
+use super::{Bench, Run, enter};
 use crate::dispatch::{Dispatcher, RequestQueue};
-use crate::exchange::Exchange;
-use crate::ledger::Report;
-use crate::lifecycle::{Phase, enter_here as enter};
-use crate::server::{Server, Shared};
+use crate::phase::Phase;
+use crate::report::Report;
+use crate::request::Exchange;
+use crate::server::Server;
+use crate::shared::Shared;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const REQUESTS: usize = 20;
@@ -112,12 +113,12 @@ fn what_comes_to_a_connection_when_its_books_are_closed_is_not_counted() {
 /// A connection that is accepted, and its client's end.
 fn accepted(bench: &Bench) -> (Arc<Shared>, Accepted, TcpStream) {
     let handle = tokio::runtime::Handle::current();
-    let shared = Server::builder().shared(0, &[], None, handle).unwrap();
+    let shared = Server::builder().shared(0, &[], handle).unwrap();
     let shared = Arc::new(shared);
     let local = bench.listener.local_addr().unwrap();
     let client = TcpStream::connect(local).unwrap();
     let (stream, peer) = bench.listener.accept().unwrap();
-    let accepted = Registry::accept(&shared, stream, peer, local);
+    let accepted = Conn::accept(&shared, stream, peer, local);
     (shared, accepted, client)
 }
 

@@ -19,7 +19,7 @@ use super::{Bench, GRACE, IDLE, LINGER, PARK, Run, TICK};
 use crate::conn::Plain;
 use crate::conn::park::{Driver, Resume};
 use crate::events::Event;
-use crate::lifecycle::Phase;
+use crate::phase::Phase;
 use crate::server::Server;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -23,7 +23,7 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::{Bench, GRACE, HEADER, IDLE, LINGER, PARK, Run, TICK, config};
 use crate::conn::{BoxError, Plain};
-use crate::lifecycle::Phase;
+use crate::phase::Phase;
 use crate::server::Server;
 
 /// Longer than anything takes that ends by itself.

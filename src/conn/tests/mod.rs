@@ -19,10 +19,18 @@ use proptest::test_runner::Config;
 use socket2::{Domain, SockRef, Socket, Type};
 use tokio::runtime::Handle;
 
-use super::{Registry, Respond, serve};
-use crate::lifecycle::{Phase, enter_here as enter};
-use crate::runtime::Spawn;
-use crate::server::{Builder, Server, Shared};
+use super::{Conn, Respond, serve};
+use crate::phase::Phase;
+use crate::server::{Builder, Server};
+use crate::shared::Shared;
+use crate::threads::Spawn;
+
+/// Begins a phase, and does all that follows from that before it returns.
+fn enter(shared: &Shared, phase: Phase) {
+    shared.phases.set(phase);
+    shared.events.phase(phase);
+    shared.announce(phase);
+}
 
 /// What time moves by. All times are multiples of it.
 const TICK: Duration = Duration::from_millis(50);
@@ -117,9 +125,9 @@ impl Run {
             .idle_grace(GRACE * TICK)
             .linger_timeout(LINGER * TICK)
             .header_timeout(HEADER * TICK)
-            .shared(0, &[], None, tokio::runtime::Handle::current())
+            .shared(0, &[], tokio::runtime::Handle::current())
             .unwrap();
-        shared.config.park_after = PARK * TICK;
+        shared.options.park_after = PARK * TICK;
         let shared = Arc::new(shared);
         let local = bench.listener.local_addr().unwrap();
         let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -131,7 +139,7 @@ impl Run {
         let (stream, addr) = bench.listener.accept().unwrap();
         stream.set_nonblocking(true).unwrap();
         SockRef::from(&stream).set_send_buffer_size(BUFFER).unwrap();
-        let accepted = Registry::accept(&shared, stream, addr, local);
+        let accepted = Conn::accept(&shared, stream, addr, local);
         let worker = Arc::new(Watched {
             runtime: Handle::current(),
             polls: Arc::default(),

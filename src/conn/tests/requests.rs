@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{Bench, Run, config};
 use crate::conn::Plain;
-use crate::lifecycle::Phase;
+use crate::phase::Phase;
 
 /// A request as its service gets it; `None`: its body did not come whole.
 type Seen = (Method, String, Option<Bytes>);

@@ -9,21 +9,21 @@ use crate::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Those that anything still holds, by number.
 #[derive(Debug)]
-pub(super) struct Register<T>(Mutex<HashMap<u64, Weak<T>>>);
+pub(crate) struct Register<T: ?Sized>(Mutex<HashMap<u64, Weak<T>>>);
 
-impl<T> Default for Register<T> {
+impl<T: ?Sized> Default for Register<T> {
     fn default() -> Self {
         Self(Mutex::new(HashMap::new()))
     }
 }
 
-impl<T> Register<T> {
-    pub(super) fn insert(&self, number: u64, one: &Arc<T>) {
+impl<T: ?Sized> Register<T> {
+    pub(crate) fn insert(&self, number: u64, one: &Arc<T>) {
         self.lock().insert(number, Arc::downgrade(one));
     }
 
     /// Takes out who is being dropped, and does that if it was the last.
-    pub(super) fn remove(&self, number: u64, when_empty: impl FnOnce()) {
+    pub(crate) fn remove(&self, number: u64, when_empty: impl FnOnce()) {
         let mut all = self.lock();
         all.remove(&number);
         if all.is_empty() {
@@ -31,22 +31,22 @@ impl<T> Register<T> {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.lock().is_empty()
     }
 
-    pub(super) fn all(&self) -> Vec<Arc<T>> {
+    pub(crate) fn all(&self) -> Vec<Arc<T>> {
         self.lock().values().filter_map(Weak::upgrade).collect()
     }
 
     /// Adds an account to the sum of those that are settled, and marks it as one: nobody looks meanwhile.
-    pub(super) fn settle<R>(&self, settle: impl FnOnce() -> R) -> R {
+    pub(crate) fn settle<R>(&self, settle: impl FnOnce() -> R) -> R {
         let _all = self.lock();
         settle()
     }
 
     /// Those that are not settled, when all others are in the sum: what `take_sum` does with it comes at the same time.
-    pub(super) fn unsettled(
+    pub(crate) fn unsettled(
         &self,
         is_settled: impl Fn(&T) -> bool,
         take_sum: impl FnOnce(),

@@ -14,7 +14,7 @@ use tokio::runtime::{Handle, Id};
 use tokio::task::unconstrained;
 
 use crate::error::{Error, Result};
-use crate::runtime::{self, END_GRACE};
+use crate::threads::{self, END_GRACE};
 
 thread_local! {
     /// Of which runtime this thread has run tasks of ours.
@@ -70,9 +70,9 @@ impl LentRuntime {
                 _ = probe => {}
             }
         });
-        let patience = runtime::deadline(END_GRACE);
+        let patience = threads::deadline(END_GRACE);
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
-        if runtime::block_on(answer, Some(until)).is_some() || until < patience {
+        if threads::block_on(answer, Some(until)).is_some() || until < patience {
             return Ok(());
         }
         // It may be a thread beside the runtime, and another one holds that up.

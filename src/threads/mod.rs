@@ -1,5 +1,10 @@
 //! The server's threads: how they are made, whose they are, and what runs on them.
 
+mod helper;
+mod lent;
+pub(crate) mod turns;
+mod watchdog;
+
 use std::cell::Cell;
 use std::future::Future;
 use std::num::NonZeroUsize;
@@ -17,11 +22,13 @@ use tokio::time::timeout;
 
 use crate::contain::contain;
 use crate::error::{Error, Result};
-use crate::home::Home;
-use crate::lent::LentRuntime;
 use crate::process::Ours;
-use crate::pulse::Pulse;
 use crate::sys::{self, SignalMask};
+
+pub(crate) use helper::Helper;
+pub(crate) use lent::LentRuntime;
+use turns::Turns;
+use watchdog::Watchdog;
 
 /// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
 const STACK_SIZE: usize = 8 << 20;
@@ -251,24 +258,26 @@ pub(crate) trait Spawn: Send + Sync + 'static {
 pub(crate) struct Worker {
     runtime: Handle,
     /// If requests are handed over to other threads.
-    home: Option<Arc<Home>>,
+    turns: Option<Arc<Turns>>,
     /// If there are others.
-    pulse: Option<Arc<Pulse>>,
+    watchdog: Option<Arc<Watchdog>>,
 }
 
 impl Worker {
     /// Notes, and tells, when its thread does not get on and when it does again. Ends only if there is nothing to watch.
     pub(crate) async fn watch(self: Arc<Self>, changed: Arc<Notify>) {
-        let Some(pulse) = &self.pulse else { return };
+        let Some(watchdog) = &self.watchdog else {
+            return;
+        };
         loop {
-            let beat = pulse
+            let beat = watchdog
                 .gets_stuck(|| {
-                    let pulse = Arc::clone(pulse);
-                    drop(self.runtime.spawn(async move { pulse.goes_on() }));
+                    let watchdog = Arc::clone(watchdog);
+                    drop(self.runtime.spawn(async move { watchdog.goes_on() }));
                 })
                 .await;
             changed.notify_one();
-            pulse.gets_on(beat).await;
+            watchdog.gets_on(beat).await;
             changed.notify_one();
         }
     }
@@ -286,22 +295,24 @@ impl Worker {
         tasks: &mut JoinSet<T>,
         task: impl Future<Output = T> + Send + 'static,
     ) {
-        match &self.home {
-            Some(home) => tasks.spawn_on(Arc::clone(home).house(task), &self.runtime),
+        match &self.turns {
+            Some(turns) => tasks.spawn_on(Arc::clone(turns).gather(task), &self.runtime),
             None => tasks.spawn_on(task, &self.runtime),
         };
     }
 
     /// Whether its thread was found not to get on.
     pub(crate) fn is_stuck(&self) -> bool {
-        self.pulse.as_ref().is_some_and(|pulse| pulse.is_stuck())
+        self.watchdog
+            .as_ref()
+            .is_some_and(|watchdog| watchdog.is_stuck())
     }
 }
 
 impl Spawn for Worker {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        match &self.home {
-            Some(home) => drop(self.runtime.spawn(Arc::clone(home).house(task))),
+        match &self.turns {
+            Some(turns) => drop(self.runtime.spawn(Arc::clone(turns).gather(task))),
             None => drop(self.runtime.spawn(task)),
         }
     }
@@ -319,8 +330,8 @@ impl Executor {
     pub(crate) fn on(lent: Arc<LentRuntime>) -> Self {
         let worker = Worker {
             runtime: lent.handle().clone(),
-            home: None,
-            pulse: None,
+            turns: None,
+            watchdog: None,
         };
         // So that it is known as soon as possible on which threads it runs.
         drop(worker.runtime.spawn(async move { lent.seen() }));
@@ -384,11 +395,11 @@ impl IoThreads {
         let mut threads = Self::default();
         let mut workers = Vec::new();
         for index in 0..count {
-            let home = hands_over.then(Arc::default);
-            let pulse = (count > 1).then(Arc::default);
+            let turns = hands_over.then(Arc::default);
+            let watchdog = (count > 1).then(Arc::default);
             let mask = (!hands_over).then_some(mask);
             let left = Arc::clone(&threads.left);
-            let (thread, worker) = IoThread::start(server, index, mask, home, pulse, left)?;
+            let (thread, worker) = IoThread::start(server, index, mask, turns, watchdog, left)?;
             threads.threads.push(thread);
             workers.push(worker);
         }
@@ -432,42 +443,42 @@ impl IoThread {
         server: u64,
         index: usize,
         mask: Option<SignalMask>,
-        home: Option<Arc<Home>>,
-        pulse: Option<Arc<Pulse>>,
+        turns: Option<Arc<Turns>>,
+        watchdog: Option<Arc<Watchdog>>,
         left: Arc<AtomicUsize>,
     ) -> Result<(Self, Arc<Worker>)> {
         let mut builder = runtime_builder();
-        if home.is_some() || pulse.is_some() {
-            let (home_before, pulse_before) = (home.clone(), pulse.clone());
+        if turns.is_some() || watchdog.is_some() {
+            let (turns_before, watchdog_before) = (turns.clone(), watchdog.clone());
             builder.on_thread_park(move || {
-                if let Some(home) = &home_before {
-                    home.before_sleep();
+                if let Some(turns) = &turns_before {
+                    turns.before_sleep();
                 }
-                if let Some(pulse) = &pulse_before {
-                    pulse.falls_asleep();
+                if let Some(watchdog) = &watchdog_before {
+                    watchdog.falls_asleep();
                 }
             });
-            let (home_after, pulse_after) = (home.clone(), pulse.clone());
+            let (turns_after, watchdog_after) = (turns.clone(), watchdog.clone());
             builder.on_thread_unpark(move || {
-                if let Some(pulse) = &pulse_after {
-                    pulse.wakes();
+                if let Some(watchdog) = &watchdog_after {
+                    watchdog.wakes();
                 }
-                if let Some(home) = &home_after {
-                    home.after_sleep();
+                if let Some(turns) = &turns_after {
+                    turns.after_sleep();
                 }
             });
         }
         let runtime = build(&mut builder)?;
         let worker = Worker {
             runtime: runtime.handle().clone(),
-            home: home.clone(),
-            pulse,
+            turns: turns.clone(),
+            watchdog,
         };
         let (stop, stopped) = oneshot::channel();
         let name = format!("httpdown-{index}");
         let thread = spawn_thread(&name, server, Role::Io, mask, move || {
-            match home {
-                Some(home) => runtime.block_on(home.live(stopped)),
+            match turns {
+                Some(turns) => runtime.block_on(turns.live(stopped)),
                 None => runtime.block_on(async {
                     let _ = stopped.await;
                     // What is ready to end does so.

@@ -1,4 +1,4 @@
-//! Requests in line, and the threads that wait for them.
+//! Requests that wait, and the threads that wait for them.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use once_cell::sync::OnceCell;
 
 use crate::error::{Error, Result};
-use crate::exchange::Exchange;
+use crate::request::Exchange;
 use crate::sys::EventFd;
 
 /// First come, first served, by whichever thread is free.
@@ -18,7 +18,7 @@ use crate::sys::EventFd;
 /// calls the next before it begins to work: so a burst wakes hardly more threads than it needs, and yet nothing waits for
 /// a handler that blocks, as long as a thread can be had.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct WorkQueue {
     /// How many threads may be started for it.
     limit: usize,
     state: Mutex<State>,
@@ -37,7 +37,7 @@ struct State {
     room: usize,
 }
 
-/// Who is on the way to the line.
+/// Who is on the way to the queue.
 #[derive(Debug)]
 enum Coming {
     Nobody,
@@ -55,12 +55,12 @@ pub(super) struct Sleeper(Condvar);
 pub(super) enum Call {
     Nobody,
     Wake(Arc<Sleeper>),
-    /// Start one that says [`Line::arrive`] first and [`Line::leave`] last; or say [`Line::not_started`].
+    /// Start one that says [`WorkQueue::arrive`] first and [`WorkQueue::leave`] last; or say [`WorkQueue::not_started`].
     Start,
 }
 
-impl Line {
-    /// A line that asks for at most `limit` threads to be started.
+impl WorkQueue {
+    /// A queue that asks for at most `limit` threads to be started.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,
@@ -75,7 +75,7 @@ impl Line {
         }
     }
 
-    /// Adds a request; refuses it after the end. True if a thread should be called, soon: [`Line::call`].
+    /// Adds a request; refuses it after the end. True if a thread should be called, soon: [`WorkQueue::call`].
     pub(super) fn push(&self, exchange: Exchange) -> bool {
         let mut state = self.lock();
         if state.ended {

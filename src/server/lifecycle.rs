@@ -4,204 +4,29 @@
 //! serving ──► lame duck ──► quiescing ──► draining ──► killing ──► stopped
 //! ```
 
-use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
-
-use crate::accept::{self, Accepting, Serve};
-use crate::census::Census;
 use crate::contain::contain;
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::listener::Listener;
-use crate::runtime::{self, END_GRACE, Executor, IoThreads, Thread};
-use crate::server::Shared;
+use crate::net::Listener;
+use crate::net::census::Census;
+use crate::orders::{Inbox, Order};
+use crate::phase::Phase;
+use crate::shared::Shared;
 use crate::stats::StatKind;
-use crate::sys::{self, EventFd};
+use crate::threads::{self, END_GRACE, Executor, IoThreads, Thread};
+
+use super::accept::{self, Accepting, Serve};
 
 /// How long connections may take to notice a kill by themselves before their sockets are reset from here. Only those
 /// whose I/O thread a handler blocks need that; the others use the time to write what is ready to be written.
 const KILL_GRACE: Duration = Duration::from_millis(100);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How far a server has come. A phase only moves forward.
-///
-/// ```
-/// # use httpdown::{Dispatch, Exchange, Listener, Phase, Server};
-/// # use std::sync::mpsc;
-/// # fn main() -> httpdown::Result<()> {
-/// let (tell, told) = mpsc::channel();
-/// let handler = |exchange: Exchange| drop(exchange);
-/// let server = Server::builder()
-///     .on_phase(move |phase| drop(tell.send(phase)))
-///     .handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
-/// server.stop_blocking()?;
-/// let phases: Vec<Phase> = told.try_iter().collect();
-/// assert!(phases.is_sorted());
-/// assert_eq!(phases.last(), Some(&Phase::Stopped));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-#[repr(u8)]
-pub enum Phase {
-    /// Accepting and answering.
-    #[default]
-    Serving = 0,
-    /// Still accepting, but no longer ready: load balancers should look elsewhere.
-    LameDuck = 1,
-    /// New handshakes are refused, the old ones taken over, the listening sockets closed; connections begin to drain.
-    Quiescing = 2,
-    /// No new connections; what is there is finished.
-    Draining = 3,
-    /// The stop timeout has passed: what is left is cut.
-    Killing = 4,
-    /// The end.
-    Stopped = 5,
-}
-
-impl Phase {
-    fn from_u8(value: u8) -> Self {
-        match value {
-            0 => Self::Serving,
-            1 => Self::LameDuck,
-            2 => Self::Quiescing,
-            3 => Self::Draining,
-            4 => Self::Killing,
-            _ => Self::Stopped,
-        }
-    }
-}
-
-/// The phase, to be looked at by every connection; and the stop and the kill, to be waited for.
-#[derive(Debug, Default)]
-pub(crate) struct Phases {
-    current: AtomicU8,
-    killing: Notify,
-    killing_for_tasks: Notify,
-    /// For tasks, too.
-    stopping: Notify,
-}
-
-/// Who waits: whose waker is to be called.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Waiter {
-    /// A thread, by a waker of ours.
-    Thread,
-    /// A task of the host's, by the host's waker, which may block: it is told last.
-    Task,
-}
-
-impl Phases {
-    pub(crate) fn get(&self) -> Phase {
-        Phase::from_u8(self.current.load(Ordering::Acquire))
-    }
-
-    fn set(&self, phase: Phase) {
-        self.current.store(phase as u8, Ordering::Release);
-    }
-
-    /// Waits until the stop begins, if it has not before this call.
-    pub(crate) fn stopping(&self) -> Notified<'_> {
-        self.stopping.notified()
-    }
-
-    /// Waits until the server kills.
-    pub(crate) async fn killing(&self, waiter: Waiter) {
-        let told = match waiter {
-            Waiter::Thread => self.killing.notified(),
-            Waiter::Task => self.killing_for_tasks.notified(),
-        };
-        if self.get() < Phase::Killing {
-            told.await;
-        }
-    }
-}
-
-/// The latest moment at which something has happened, on the server's clock. Any thread may note it.
-#[derive(Debug, Default)]
-pub(crate) struct Latest(AtomicU64);
-
-impl Latest {
-    pub(crate) fn note(&self, now: Duration) {
-        let nanos = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        self.0.fetch_max(nanos, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> Duration {
-        Duration::from_nanos(self.0.load(Ordering::Relaxed))
-    }
-}
-
-/// What a host can ask of a running server. A later one includes the ones before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum Order {
-    Stop = 1,
-    Kill = 2,
-}
-
-/// Where orders are left, from any thread, and even from a signal handler.
-#[derive(Debug)]
-pub(crate) struct Orders {
-    given: AtomicU8,
-    wake: EventFd,
-}
-
-impl Orders {
-    pub(crate) fn new() -> Result<Self> {
-        let wake = EventFd::new().map_err(|error| Error::io("eventfd", error))?;
-        Ok(Self {
-            given: AtomicU8::new(0),
-            wake,
-        })
-    }
-
-    /// Async-signal-safe: an atomic operation and a `write(2)`.
-    pub(crate) fn give(&self, order: Order) {
-        self.given.fetch_max(order as u8, Ordering::Release);
-        self.wake.set();
-    }
-
-    pub(crate) fn given(&self, order: Order) -> bool {
-        self.given.load(Ordering::Acquire) >= order as u8
-    }
-}
-
-/// Reads the orders, on the control thread's runtime.
-struct Inbox<'a> {
-    orders: &'a Orders,
-    wake: AsyncFd<BorrowedFd<'a>>,
-}
-
-impl<'a> Inbox<'a> {
-    fn new(orders: &'a Orders) -> Result<Self> {
-        let wake = sys::watch(orders.wake.as_fd())
-            .map_err(|error| Error::io("watching for orders", error))?;
-        Ok(Self { orders, wake })
-    }
-
-    async fn at_least(&self, order: Order) {
-        while !self.orders.given(order) {
-            match self.wake.readable().await {
-                Ok(mut ready) => {
-                    self.orders.wake.clear();
-                    ready.clear_ready();
-                }
-                Err(_) => return, // The runtime is going away, and we with it.
-            }
-        }
-    }
-}
 
 /// Everything that the control thread owns.
 pub(crate) struct Control {
@@ -233,7 +58,7 @@ impl Control {
             patience: Duration::ZERO,
         });
         drop(runtime);
-        let deadline = runtime::deadline(end.patience);
+        let deadline = threads::deadline(end.patience);
         let helper = self.shared.helper.clone();
         // What serves goes before those that wait are told: then nothing of the host's is called any more.
         let serve = self.serve;
@@ -262,7 +87,7 @@ impl Control {
         };
         settling.0.settle(result);
         // A callback that blocks is no reason to keep those who wait.
-        let deadline = runtime::deadline(END_GRACE);
+        let deadline = threads::deadline(END_GRACE);
         self.shared.events.wait_delivered(deadline);
         drop(settling);
     }
@@ -293,29 +118,7 @@ fn enter(shared: &Arc<Shared>, phase: Phase) {
     shared.phases.set(phase);
     shared.events.phase(phase);
     let tells = Arc::clone(shared);
-    drop(shared.helper.run(move || announce(&tells, phase)));
-}
-
-fn announce(shared: &Shared, phase: Phase) {
-    let kills = phase >= Phase::Killing;
-    if kills {
-        shared.phases.killing.notify_waiters();
-    }
-    if !matches!(phase, Phase::LameDuck | Phase::Draining) {
-        shared.registry.wake_all();
-    }
-    if kills {
-        shared.phases.killing_for_tasks.notify_waiters();
-    }
-    shared.phases.stopping.notify_waiters();
-}
-
-/// As [`enter`], done when it returns.
-#[cfg(test)]
-pub(crate) fn enter_here(shared: &Shared, phase: Phase) {
-    shared.phases.set(phase);
-    shared.events.phase(phase);
-    announce(shared, phase);
+    drop(shared.helper.run(move || tells.announce(phase)));
 }
 
 /// Serves until a stop, and stops.
@@ -327,7 +130,7 @@ async fn live(
     backend: &Backend,
 ) -> End {
     let clock = &*shared.clock;
-    let config = &shared.config;
+    let config = &shared.options;
     let events = &shared.events;
     let inbox = match Inbox::new(&shared.orders) {
         Ok(inbox) => inbox,
@@ -424,7 +227,7 @@ async fn live(
 
 /// What a stop comes to. `cut`: how the kill went, if it came to one.
 fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
-    let kill_timeout = shared.config.kill_timeout;
+    let kill_timeout = shared.options.kill_timeout;
     let patience = match cut {
         None => kill_timeout,
         // What has not ended by now is the host's, and its time is over.
@@ -450,7 +253,7 @@ fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
 
 /// Waits until no request has come for as long as it takes to believe that nobody sends any more.
 async fn quiet(shared: &Shared, lame_since: Duration) {
-    let config = &shared.config;
+    let config = &shared.options;
     let earliest = lame_since.saturating_add(config.lame_duck_min);
     loop {
         let last = shared.last_request.get().max(lame_since);
@@ -477,7 +280,7 @@ async fn kill(shared: &Arc<Shared>, backend: &Backend) -> Cut {
     let clock = &*shared.clock;
     let events = &shared.events;
     let began = clock.now();
-    let kill_timeout = clock.sleep(shared.config.kill_timeout);
+    let kill_timeout = clock.sleep(shared.options.kill_timeout);
     events.sum("kill", 1.0);
     events.sum("kill.conn.count", shared.report().conns_open as f64);
     backend.refuse_queued();

@@ -1,12 +1,9 @@
 //! What the side that drives a connection and the side that answers a request on it know of each other.
 
-use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use http::Response;
@@ -15,20 +12,21 @@ use tokio::sync::Notify;
 
 use crate::conn::{Inflight, Outcome};
 use crate::contain::for_tasks;
-use crate::dispatch::Call;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::exchange::ReplyBody;
-use crate::lifecycle::{Phase, Waiter};
-use crate::runtime;
-use crate::server::Shared;
+
+use crate::phase::Waiter;
+use crate::threads;
+
+use super::exchange::ReplyBody;
+use crate::shared::Shared;
 
 const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const LOST: u8 = 2;
 
 /// What becomes of a request. The answer goes from one side to the other here.
-pub(crate) struct Fate {
+pub(crate) struct ReplySlot {
     inflight: Inflight,
     state: AtomicU8,
     /// The log says why it has failed.
@@ -47,7 +45,17 @@ struct Meeting {
     watch: Option<Arc<Watch>>,
 }
 
-impl Fate {
+impl ReplySlot {
+    /// Waits for the answer. None may ever come: because the request is lost, the connection is about to be cut.
+    pub(crate) fn poll_answer(&self, cx: &mut Context<'_>) -> Poll<Response<ReplyBody>> {
+        let mut meeting = self.lock();
+        if let Some(answer) = meeting.answer.take() {
+            return Poll::Ready(answer);
+        }
+        meeting.task = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     pub(crate) fn new(inflight: Inflight) -> Self {
         Self {
             inflight,
@@ -84,7 +92,7 @@ impl Fate {
         }
     }
 
-    /// As [`Fate::answer`], even after a kill. False if nobody will take it.
+    /// As [`ReplySlot::answer`], even after a kill. False if nobody will take it.
     pub(crate) fn give(&self, response: Response<ReplyBody>) -> bool {
         let mut meeting = self.lock();
         if self.state.load(Ordering::Relaxed) != OPEN {
@@ -161,7 +169,7 @@ impl Fate {
     }
 }
 
-impl Outcome for Arc<Fate> {
+impl Outcome for Arc<ReplySlot> {
     fn inflight(&self) -> &Inflight {
         &self.inflight
     }
@@ -183,9 +191,9 @@ impl Outcome for Arc<Fate> {
     }
 }
 
-impl fmt::Debug for Fate {
+impl fmt::Debug for ReplySlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fate")
+        f.debug_struct("ReplySlot")
             .field("inflight", &self.inflight)
             .field("state", &self.state)
             .finish_non_exhaustive()
@@ -195,7 +203,7 @@ impl fmt::Debug for Fate {
 fn lost(state: &AtomicU8, shared: &Shared) -> Option<Error> {
     match state.load(Ordering::Acquire) {
         COMPLETE => None,
-        _ if shared.phases.get() >= Phase::Killing => Some(Error::Killed(None)),
+        _ if shared.phases.get().cuts() => Some(Error::Killed(None)),
         LOST => Some(Error::Gone),
         _ => None,
     }
@@ -205,41 +213,6 @@ fn over(state: &AtomicU8, shared: &Shared) -> Option<Error> {
     match state.load(Ordering::Acquire) {
         COMPLETE => Some(Error::AlreadyReplied),
         _ => lost(state, shared),
-    }
-}
-
-/// The answer, as the connection waits for it.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    fate: Arc<Fate>,
-    /// Who is still to be called.
-    call: Option<Call>,
-}
-
-impl Reply {
-    pub(crate) fn new(fate: &Arc<Fate>, call: Option<Call>) -> Self {
-        let fate = Arc::clone(fate);
-        Self { fate, call }
-    }
-}
-
-impl Future for Reply {
-    type Output = Result<Response<ReplyBody>, Infallible>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Some(call) = &mut self.call {
-            ready!(call.poll_ready(cx));
-            if let Some(call) = self.call.take() {
-                call.make(&self.fate);
-            }
-        }
-        let mut meeting = self.fate.lock();
-        if let Some(answer) = meeting.answer.take() {
-            return Poll::Ready(Ok(answer));
-        }
-        // None may ever come: because the request is lost, the connection is about to be cut.
-        meeting.task = Some(cx.waker().clone());
-        Poll::Pending
     }
 }
 
@@ -292,7 +265,7 @@ impl Cancellation {
     /// So does the only thread of a [runtime of the host's](crate::Builder::runtime).
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
-        let lost = runtime::block_on(self.wait_as(Waiter::Thread), deadline)?;
+        let lost = threads::block_on(self.wait_as(Waiter::Thread), deadline)?;
         Some(lost.unwrap_or(Error::AlreadyReplied))
     }
 

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
-use crate::bpf;
-use crate::census::{Group, Handshake, Spot, View};
-use crate::listener::Listener;
+use super::bpf;
+use crate::net::Listener;
+use crate::net::census::{Group, Handshake, Spot, View};
 
 /// How long handshakes that have begun are waited for: a round trip to nearly anywhere. Not longer, because they may be
 /// those of the others.

@@ -19,15 +19,17 @@ use hyper::body::Incoming;
 use once_cell::sync::Lazy;
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
-use crate::conn::{BodyFault, ConnInfo};
-use crate::dispatch::Taken;
+use crate::conn::BodyFault;
+use crate::conn_info::ConnInfo;
 use crate::error::{Error, Result};
-use crate::fate::{Cancellation, Fate};
-use crate::lent::LentRuntime;
-use crate::lifecycle::Waiter;
+use crate::shared::Shared;
+
+use super::held::Taken;
+use super::reply_slot::{Cancellation, ReplySlot};
+use crate::phase::Waiter;
 use crate::query::Query;
-use crate::runtime;
-use crate::server::Server;
+use crate::threads;
+use crate::threads::LentRuntime;
 
 /// A response is handed to the connection in pieces of at most this many bytes …
 const PIECE: usize = 64 << 10;
@@ -101,7 +103,7 @@ struct Inner {
     taken: Option<Taken>,
     /// Why the last attempt to answer has failed.
     refused: Option<Error>,
-    fate: Arc<Fate>,
+    slot: Arc<ReplySlot>,
 }
 
 struct RequestBody {
@@ -135,7 +137,7 @@ pub(crate) enum Piece {
 }
 
 impl Exchange {
-    pub(crate) fn new(request: Request<Incoming>, fate: Arc<Fate>) -> Self {
+    pub(crate) fn new(request: Request<Incoming>, slot: Arc<ReplySlot>) -> Self {
         let (head, incoming) = request.into_parts();
         let is_awaited = !incoming.is_end_stream() && head.headers.contains_key(EXPECT);
         Self(Box::new(Inner {
@@ -151,7 +153,7 @@ impl Exchange {
             owing: None,
             taken: None,
             refused: None,
-            fate,
+            slot,
         }))
     }
 
@@ -159,8 +161,8 @@ impl Exchange {
         self.0.head.as_ref().unwrap_or(&NO_HEAD)
     }
 
-    pub(crate) fn fate(&self) -> &Arc<Fate> {
-        &self.0.fate
+    pub(crate) fn slot(&self) -> &Arc<ReplySlot> {
+        &self.0.slot
     }
 
     /// The head, for who keeps it longer than the exchange.
@@ -213,26 +215,29 @@ impl Exchange {
     /// The connection that it came on.
     #[must_use]
     pub fn conn(&self) -> ConnInfo {
-        self.0.fate.inflight().conn().info()
+        self.0.slot.inflight().conn().info()
     }
 
-    /// The server that it came to.
-    #[must_use]
-    pub fn server(&self) -> Server {
-        Server::of(Arc::clone(self.0.fate.inflight().conn().shared()))
+    /// The number of the server that it came to.
+    pub(crate) fn server_id(&self) -> u64 {
+        self.shared().id
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        self.0.slot.inflight().conn().shared()
     }
 
     /// Why there is no more use in answering: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`], where the
     /// answer is complete. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
-        self.0.fate.over()
+        self.0.slot.over()
     }
 
     /// Something that can wait, on any thread, until there is no more use in answering.
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
-        self.0.fate.cancellation()
+        self.0.slot.cancellation()
     }
 
     pub(crate) fn taken_by(&mut self, holder: Taken) {
@@ -298,14 +303,14 @@ impl Exchange {
     }
 
     fn receive(&mut self) -> Result<Option<Bytes>> {
-        let Inner { body, fate, .. } = &mut *self.0;
-        let lent = fate.inflight().conn().shared().lent.as_ref();
+        let Inner { body, slot, .. } = &mut *self.0;
+        let lent = slot.inflight().conn().shared().lent.as_ref();
         body.is_awaited = false;
         wait_for(lent, async {
             tokio::select! {
                 biased;
-                data = poll_fn(|cx| body.poll_data(fate, cx)) => data,
-                Some(why) = async { fate.cancellation().wait_as(Waiter::Thread).await } => Err(why),
+                data = poll_fn(|cx| body.poll_data(slot, cx)) => data,
+                Some(why) = async { slot.cancellation().wait_as(Waiter::Thread).await } => Err(why),
             }
         })
     }
@@ -319,11 +324,11 @@ impl Exchange {
 
     /// Takes what has come of the body, up to some limit, so that it can be read where nobody may wait.
     pub(crate) fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Inner { body, fate, .. } = &mut *self.0;
+        let Inner { body, slot, .. } = &mut *self.0;
         if body.rest.len() >= PIECE {
             return Poll::Ready(());
         }
-        match body.poll_data(fate, cx) {
+        match body.poll_data(slot, cx) {
             Poll::Ready(Ok(Some(data))) => {
                 body.append(data);
                 // hyper reads the next now, if it is there.
@@ -427,13 +432,13 @@ impl Exchange {
 
     /// A client that waits to be asked for its body is asked before the answer begins: behind that it might wait for ever.
     fn ask_for_body(&mut self) {
-        let Inner { body, fate, .. } = &mut *self.0;
+        let Inner { body, slot, .. } = &mut *self.0;
         if !body.rest.is_empty() || body.failed.is_some() {
             return;
         }
         body.is_awaited = false;
         // Whoever reads it next asks again.
-        match body.poll_data(fate, &mut Context::from_waker(Waker::noop())) {
+        match body.poll_data(slot, &mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Some(data))) => body.rest = data,
             Poll::Ready(Err(why)) => body.failed = Some(why),
             Poll::Ready(Ok(None)) | Poll::Pending => {}
@@ -476,7 +481,7 @@ impl Exchange {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
-        if let Some(why) = self.0.fate.lost() {
+        if let Some(why) = self.0.slot.lost() {
             return Err(why);
         }
         if self.0.bodyless && len > 0 {
@@ -489,7 +494,7 @@ impl Exchange {
                 })?),
                 None => None,
             };
-        let lent = self.0.fate.inflight().conn().shared().lent.as_ref();
+        let lent = self.shared().lent.as_ref();
         let waits = pieces.are_too_many(len) && may_wait(lent);
         if !waits && !pieces.have_room(len) {
             return Err(Error::WouldBlock);
@@ -513,7 +518,7 @@ impl Exchange {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         }
-        if let Some(why) = self.0.fate.lost() {
+        if let Some(why) = self.0.slot.lost() {
             return Err(why);
         }
         if self.0.owing.is_some_and(|owing| owing > 0) {
@@ -525,7 +530,7 @@ impl Exchange {
         };
         self.leave_body();
         match pieces.queue.send(Piece::End) {
-            Err(_) if !self.0.fate.is_complete() => Err(self.not_taken()),
+            Err(_) if !self.0.slot.is_complete() => Err(self.not_taken()),
             // Or it has known before that this is the end.
             _ => Ok(()),
         }
@@ -538,7 +543,7 @@ impl Exchange {
             return;
         };
         if !incoming.is_end_stream() && !self.0.body.is_awaited {
-            self.0.fate.leave_unread(incoming);
+            self.0.slot.leave_unread(incoming);
         }
     }
 
@@ -553,27 +558,27 @@ impl Exchange {
 
     /// What it means that the connection takes no more pieces.
     fn not_taken(&self) -> Error {
-        self.0.fate.over().unwrap_or(Error::Gone)
+        self.0.slot.over().unwrap_or(Error::Gone)
     }
 
     fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
         if !matches!(self.0.answer, Answer::Owed) {
-            return Err(self.0.fate.lost().unwrap_or(Error::AlreadyReplied));
+            return Err(self.0.slot.lost().unwrap_or(Error::AlreadyReplied));
         }
         // After a kill no answer may slip through, or the client could not tell it from one that was finished in time.
-        self.0.fate.answer(response)?;
+        self.0.slot.answer(response)?;
         self.0.answer = Answer::Given;
         Ok(())
     }
 
     /// Answers with the 503 of a kill: nobody has taken the request in time.
     pub(crate) fn refuse(mut self) {
-        self.0.fate.inflight().refused();
+        self.0.slot.inflight().refused();
         if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
             self.leave_body();
             let text = "the server is stopping\n";
             self.0
-                .fate
+                .slot
                 .give(plain(StatusCode::SERVICE_UNAVAILABLE, text));
         }
     }
@@ -581,51 +586,51 @@ impl Exchange {
     /// It ends without an answer, and the client can still get one.
     fn unanswered(&mut self) {
         self.leave_body();
-        let (fate, uri) = (&self.0.fate, self.uri());
+        let (slot, uri) = (&self.0.slot, self.uri());
         match (&self.0.body.failed, &self.0.refused) {
             // The client's fault, and no matter for the log.
             (Some(Error::BadBody), _) => {
-                fate.give(bad_request());
+                slot.give(bad_request());
                 return;
             }
             // It may still read: it has left only the request.
             (Some(Error::Gone), _) => {
-                fate.inflight().conn().gave_up();
-                fate.give(bad_request());
+                slot.inflight().conn().gave_up();
+                slot.give(bad_request());
                 return;
             }
-            _ if thread::panicking() => fate.tell(format!("a handler panicked: {uri}")),
+            _ if thread::panicking() => slot.tell(format!("a handler panicked: {uri}")),
             (_, Some(why @ Error::InvalidArgument(_))) => {
-                fate.tell(format!("the answer to {uri} was refused: {why}"));
+                slot.tell(format!("the answer to {uri} was refused: {why}"));
             }
-            _ => fate.tell(format!("a handler did not answer {uri}")),
+            _ => slot.tell(format!("a handler did not answer {uri}")),
         }
-        let shared = fate.inflight().conn().shared();
+        let shared = slot.inflight().conn().shared();
         shared.events.sum("handler.error", 1.0);
         let text = "internal server error\n";
-        fate.give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
+        slot.give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
     }
 
     /// It ends within its answer, which the client would still get: its body sees that no end came.
     fn unfinished(&self) {
-        let (fate, uri) = (&self.0.fate, self.uri());
+        let (slot, uri) = (&self.0.slot, self.uri());
         match (&self.0.body.failed, &self.0.refused) {
             // The client has left the request, or broken it.
             (Some(_), _) => {}
             _ if thread::panicking() => {
-                fate.tell(format!("a handler panicked in its answer: {uri}"));
+                slot.tell(format!("a handler panicked in its answer: {uri}"));
             }
             (_, Some(why @ (Error::InvalidArgument(_) | Error::AlreadyReplied))) => {
-                fate.tell(format!("the answer to {uri} was cut: {why}"));
+                slot.tell(format!("the answer to {uri} was cut: {why}"));
             }
-            _ => fate.tell(format!("a handler left its answer to {uri} unfinished")),
+            _ => slot.tell(format!("a handler left its answer to {uri} unfinished")),
         }
     }
 }
 
 impl RequestBody {
     /// The next bytes that have come; `None` at the end.
-    fn poll_data(&mut self, fate: &Fate, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+    fn poll_data(&mut self, slot: &ReplySlot, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(Ok(None));
         };
@@ -642,7 +647,7 @@ impl RequestBody {
                     _ => {}
                 },
                 Some(Err(why)) => {
-                    let conn = fate.inflight().conn();
+                    let conn = slot.inflight().conn();
                     if is_malformed(&why) {
                         conn.body_failed(BodyFault::Malformed);
                     }
@@ -650,7 +655,7 @@ impl RequestBody {
                         Some(BodyFault::Malformed) => Error::BadBody,
                         _ => Error::Gone,
                     };
-                    return Poll::Ready(Err(fate.lost().unwrap_or(why)));
+                    return Poll::Ready(Err(slot.lost().unwrap_or(why)));
                 }
             }
         }
@@ -672,11 +677,11 @@ impl Drop for Exchange {
         match std::mem::replace(&mut self.0.answer, Answer::Given) {
             Answer::Given => {}
             // The client has all that there is to have, or cannot get it any more: the handler may know.
-            Answer::Begun(_) if self.0.bodyless || self.0.fate.over().is_some() => {}
+            Answer::Begun(_) if self.0.bodyless || self.0.slot.over().is_some() => {}
             // Told before its body learns of it.
             Answer::Begun(_pieces) => self.unfinished(),
             // Nobody would get it; and after a kill nobody may.
-            Answer::Owed if self.0.fate.lost().is_some() => {}
+            Answer::Owed if self.0.slot.lost().is_some() => {}
             Answer::Owed => self.unanswered(),
         }
     }
@@ -756,11 +761,11 @@ fn wait_for<T>(
     future: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let mut future = pin!(future);
-    let looks = runtime::on_io_thread() || lent.is_some();
+    let looks = threads::on_io_thread() || lent.is_some();
     let deadline = looks.then(Instant::now);
-    let mut result = runtime::block_on(future.as_mut(), deadline);
+    let mut result = threads::block_on(future.as_mut(), deadline);
     if result.is_none() && may_wait(lent) {
-        result = runtime::block_on(future, None);
+        result = threads::block_on(future, None);
     }
     result.unwrap_or(Err(Error::WouldBlock))
 }
@@ -768,7 +773,7 @@ fn wait_for<T>(
 /// Whether this thread may wait for what a connection does. May block for a second, to find out.
 fn may_wait(lent: Option<&Arc<LentRuntime>>) -> bool {
     let gets_on = |lent: &Arc<LentRuntime>| lent.check_gets_on(pending::<()>(), None).is_ok();
-    !runtime::on_io_thread() && lent.is_none_or(gets_on)
+    !threads::on_io_thread() && lent.is_none_or(gets_on)
 }
 
 /// Both ends of a body in pieces.
@@ -808,7 +813,7 @@ impl Writing {
                 self.room.try_acquire_many(left).map_err(|_| NotTaken)?
             }
             Err(TryAcquireError::NoPermits) => {
-                let room = runtime::block_on(self.room.acquire_many(wanted), None);
+                let room = threads::block_on(self.room.acquire_many(wanted), None);
                 room.and_then(Result::ok).ok_or(NotTaken)?
             }
         };

@@ -2,11 +2,11 @@
 //!
 //! To wake a thread costs more than most requests do. So what crosses is gathered, both ways. What the I/O thread has
 //! to tell others it tells once for all connections that were ready together ([`at_turn_end`]). And tasks that others
-//! wake are noted in a list; only if the I/O thread is asleep, the first makes it wake ([`Home`]).
+//! wake are noted in a list; only if the I/O thread is asleep, the first makes it wake ([`Turns`]).
 //!
 //! The list is looked through when the thread has slept, when it wants to sleep, and before each connection is driven.
 //! That is enough where nothing but connections lives on the thread: a task of somebody else's could keep tokio from
-//! ever sleeping. So services of the host's, which may spawn what they like, have no such homes.
+//! ever sleeping. So threads that run services of the host's, which may spawn what they like, gather nothing.
 //!
 //! A connection that waits for its next answer may hold finished ones back, for all to leave together ([`Hold`]): as
 //! long as that comes as soon as it can, in the next turn.
@@ -31,7 +31,7 @@ const MAX_HOLD: Duration = Duration::from_micros(1_500);
 
 /// An I/O thread, for those who wake what lives on it.
 #[derive(Debug, Default)]
-pub(crate) struct Home {
+pub(crate) struct Turns {
     calls: Mutex<Calls>,
     /// Whether there are some, to be asked without the lock; who asks too early asks again before it sleeps.
     called: AtomicBool,
@@ -39,7 +39,7 @@ pub(crate) struct Home {
 
 #[derive(Debug, Default)]
 struct Calls {
-    woken: Vec<Arc<HomeWaker>>,
+    woken: Vec<Arc<TurnWaker>>,
     /// Wakes the thread, as long as it lives here.
     bell: Option<Waker>,
     /// Nobody has rung yet since the thread last wanted to sleep.
@@ -48,8 +48,8 @@ struct Calls {
 
 /// Wakes a connection's task: on the thread that it lives on as tokio does, from elsewhere by the list.
 #[derive(Debug)]
-struct HomeWaker {
-    home: Arc<Home>,
+struct TurnWaker {
+    turns: Arc<Turns>,
     /// There when the connection has been driven for the first time.
     task: OnceCell<Waker>,
     /// Whom this would wake has ended.
@@ -58,31 +58,31 @@ struct HomeWaker {
 
 pin_project! {
     /// A connection that lives on an I/O thread.
-    pub(crate) struct Housed<F> {
+    pub(crate) struct Gathered<F> {
         #[pin]
         connection: F,
-        address: Arc<HomeWaker>,
+        address: Arc<TurnWaker>,
         // The same.
         waker: Waker,
     }
 
-    impl<F> PinnedDrop for Housed<F> {
+    impl<F> PinnedDrop for Gathered<F> {
         fn drop(this: Pin<&mut Self>) {
             this.address.ended.store(true, Ordering::Relaxed);
         }
     }
 }
 
-impl<F: Future> Future for Housed<F> {
+impl<F: Future> Future for Gathered<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let home = &this.address.home;
-        if home.called.load(Ordering::Relaxed) {
-            home.answer(home.calls());
+        let turns = &this.address.turns;
+        if turns.called.load(Ordering::Relaxed) {
+            turns.answer(turns.calls());
         }
-        enter(home);
+        enter(turns);
         this.address.task.get_or_init(|| cx.waker().clone());
         this.connection.poll(&mut Context::from_waker(this.waker))
     }
@@ -95,7 +95,7 @@ pub(crate) trait TurnEnd {
 
 /// An I/O thread on which connections live.
 struct Here {
-    home: Arc<Home>,
+    turns: Arc<Turns>,
     /// The number of its present turn.
     turn: u64,
     /// When that ends at the latest; if something is to be done then.
@@ -108,11 +108,11 @@ thread_local! {
     static HERE: RefCell<Option<Here>> = const { RefCell::new(None) };
 }
 
-/// Tells `work` when the connections have been driven that are ready now; at once, on a thread without a home.
+/// Tells `work` when the connections have been driven that are ready now; at once, on a thread that gathers nothing.
 pub(crate) fn at_turn_end(work: &Arc<impl TurnEnd + 'static>) {
     let is_put_off = HERE.with_borrow_mut(|here| {
         let Some(here) = here else { return false };
-        // A home is one server's, which has no more than one of this kind.
+        // The thread is one server's, which has no more than one of this kind.
         if here.put_off.is_none() {
             here.put_off = Some(Arc::clone(work) as _);
             here.time_turn();
@@ -138,7 +138,7 @@ pub(crate) struct Hold {
 impl Hold {
     const OVER: u64 = 0;
 
-    /// Asks for leave, or, if there is `some`, for more of it. None is given on a thread without a home.
+    /// Asks for leave, or, if there is `some`, for more of it. None is given on a thread that gathers nothing.
     pub(crate) fn ask(some: &mut Option<Arc<Self>>, waker: &Waker) -> bool {
         HERE.with_borrow_mut(|here| {
             let Some(here) = here else { return false };
@@ -172,9 +172,9 @@ impl Hold {
 }
 
 impl Here {
-    fn new(home: &Arc<Home>) -> Self {
+    fn new(turns: &Arc<Turns>) -> Self {
         Self {
-            home: Arc::clone(home),
+            turns: Arc::clone(turns),
             turn: Hold::OVER + 1,
             latest: None,
             put_off: None,
@@ -208,7 +208,7 @@ impl Here {
     }
 }
 
-impl Home {
+impl Turns {
     /// Makes the calling thread live here until `end`: the future that its runtime is to run for.
     pub(crate) async fn live(self: Arc<Self>, end: impl Future) {
         let mut end = pin!(end);
@@ -219,19 +219,19 @@ impl Home {
         .await;
         call_others();
         end_turn(true);
-        // They know their home: it must not know them for ever.
+        // They know the list: it must not know them for ever.
         let calls = std::mem::take(&mut *self.calls());
         drop(calls);
     }
 
     /// The task of a connection that lives here.
-    pub(crate) fn house<F: Future>(self: Arc<Self>, connection: F) -> Housed<F> {
-        let address = Arc::new(HomeWaker {
-            home: self,
+    pub(crate) fn gather<F: Future>(self: Arc<Self>, connection: F) -> Gathered<F> {
+        let address = Arc::new(TurnWaker {
+            turns: self,
             task: OnceCell::new(),
             ended: AtomicBool::new(false),
         });
-        Housed {
+        Gathered {
             connection,
             waker: Waker::from(Arc::clone(&address)),
             address,
@@ -282,7 +282,7 @@ impl Home {
         has_more
     }
 
-    fn call(&self, waker: Arc<HomeWaker>) {
+    fn call(&self, waker: Arc<TurnWaker>) {
         let mut calls = self.calls();
         if calls.bell.is_none() {
             return;
@@ -301,7 +301,7 @@ impl Home {
         let is_here = |here: &RefCell<Option<Here>>| {
             let here = here.borrow();
             here.as_ref()
-                .is_some_and(|here| std::ptr::eq(Arc::as_ptr(&here.home), self))
+                .is_some_and(|here| std::ptr::eq(Arc::as_ptr(&here.turns), self))
         };
         // A thread that has no locals any more is another.
         HERE.try_with(is_here).unwrap_or(false)
@@ -313,8 +313,8 @@ impl Home {
 }
 
 /// Before a connection is driven that lives here.
-fn enter(home: &Arc<Home>) {
-    let latest = HERE.with_borrow_mut(|here| here.get_or_insert_with(|| Here::new(home)).latest);
+fn enter(turns: &Arc<Turns>) {
+    let latest = HERE.with_borrow_mut(|here| here.get_or_insert_with(|| Here::new(turns)).latest);
     if latest.is_some_and(|latest| latest <= Instant::now()) {
         call_others();
         end_turn(false);
@@ -344,7 +344,7 @@ fn end_turn(is_last: bool) {
     }
 }
 
-impl HomeWaker {
+impl TurnWaker {
     fn wake_here(&self) {
         // What has not been driven yet will be.
         if let Some(task) = self.task.get() {
@@ -353,20 +353,20 @@ impl HomeWaker {
     }
 }
 
-impl Wake for HomeWaker {
+impl Wake for TurnWaker {
     fn wake(self: Arc<Self>) {
-        if self.home.is_here() {
+        if self.turns.is_here() {
             self.wake_here();
         } else {
-            Arc::clone(&self.home).call(self);
+            Arc::clone(&self.turns).call(self);
         }
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.home.is_here() {
+        if self.turns.is_here() {
             self.wake_here();
         } else {
-            self.home.call(Arc::clone(self));
+            self.turns.call(Arc::clone(self));
         }
     }
 }
@@ -377,23 +377,23 @@ mod tests {
 
     #[test]
     fn a_late_call_for_a_connection_that_has_ended_keeps_nothing_back() {
-        let home = Arc::new(Home::default());
-        home.calls().bell = Some(Waker::noop().clone());
-        enter(&home);
-        let connection = Arc::clone(&home).house(std::future::pending::<()>());
+        let turns = Arc::new(Turns::default());
+        turns.calls().bell = Some(Waker::noop().clone());
+        enter(&turns);
+        let connection = Arc::clone(&turns).gather(std::future::pending::<()>());
         let late = Arc::clone(&connection.address);
         drop(connection);
         let mut hold = None;
         assert!(Hold::ask(&mut hold, Waker::noop()));
-        home.call(late);
+        turns.call(late);
         // The thread would sleep now, for nobody has anything to do.
-        home.before_sleep();
+        turns.before_sleep();
         assert!(hold.is_some_and(|hold| hold.is_over()));
     }
 
     #[test]
     fn a_connection_that_gets_something_in_every_turn_holds_nothing_back_for_ever() {
-        enter(&Arc::new(Home::default()));
+        enter(&Arc::new(Turns::default()));
         let (mut hold, began) = (None, Instant::now());
         while Hold::ask(&mut hold, Waker::noop()) {
             end_turn(false);

@@ -1,5 +1,9 @@
 //! The server as its host sees it: built, started, asked, stopped.
 
+mod accept;
+mod door;
+mod lifecycle;
+
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -12,7 +16,6 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -21,276 +24,33 @@ use hyper_util::service::TowerToHyperService;
 use once_cell::sync::OnceCell;
 use tokio::task::JoinHandle;
 
+use crate::clock::Latest;
 use crate::clock::{Clock, SystemClock};
-use crate::conn::{self, BoxError, Conn, ConnInfo, Plain, Registry, Respond};
-use crate::contain::{contain, for_tasks};
+use crate::conn::{self, BoxError, Conn, Plain, Respond};
+use crate::conn_info::ConnInfo;
+use crate::contain::for_tasks;
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
-use crate::helper::Helper;
-use crate::ledger::{Count, Ends, Ledger, Report};
-use crate::lent::LentRuntime;
-use crate::lifecycle::{Control, Latest, Order, Orders, Phase, Phases};
-use crate::listener::{Listener, Listeners};
+use crate::ledger::{Count, Ends, Ledger};
+use crate::options::Options;
+use crate::orders::{Order, Orders};
+use crate::phase::{Phase, Phases};
+use crate::registry::Registry;
+use crate::report::Report;
+use crate::request::{Exchange, is_held_here};
+use crate::shared::Shared;
+use crate::threads::Helper;
+use crate::threads::LentRuntime;
+use lifecycle::Control;
+
+use crate::net::{Listener, Listeners};
 use crate::outcome::Outcome;
 use crate::process::{self, SignalWatch, StopSignals};
-use crate::rarely::Rarely;
-use crate::runtime::{self, END_GRACE, Executor, IoThreads, Role, Thread};
 use crate::stats::Stats;
 use crate::sys::SignalMask;
-
-/// What can be set.
-#[derive(Clone, Debug)]
-pub(crate) struct Config {
-    pub(crate) stop_timeout: Duration,
-    pub(crate) kill_timeout: Duration,
-    pub(crate) lame_duck: Duration,
-    pub(crate) lame_duck_min: Duration,
-    /// Zero: the lame duck takes its whole time.
-    pub(crate) lame_duck_quiet: Duration,
-    pub(crate) ready_path: Option<String>,
-    pub(crate) conn_info: bool,
-    pub(crate) header_timeout: Duration,
-    /// [`Duration::MAX`]: none.
-    pub(crate) idle_timeout: Duration,
-    pub(crate) keep_alive_header: bool,
-    pub(crate) quiesce_timeout: Duration,
-    pub(crate) idle_grace: Duration,
-    pub(crate) linger_timeout: Duration,
-    pub(crate) second_signal: Duration,
-    /// After how long a pause between two requests a connection leaves hyper, at least; at most twice that. No option:
-    /// long beside the pauses of a busy client, and short beside the life of an idle connection.
-    pub(crate) park_after: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            stop_timeout: Duration::from_secs(60),
-            kill_timeout: Duration::from_secs(60),
-            lame_duck: Duration::ZERO,
-            lame_duck_min: Duration::ZERO,
-            lame_duck_quiet: Duration::ZERO,
-            ready_path: None,
-            conn_info: false,
-            header_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::MAX,
-            keep_alive_header: false,
-            // A SYN is sent again after 1 s, and then after 2 more: a handshake that lost one has had two chances.
-            quiesce_timeout: Duration::from_secs(4),
-            idle_grace: Duration::from_secs(1),
-            linger_timeout: Duration::from_secs(2),
-            // Whoever forwards a signal does it within milliseconds; a person who means it takes longer.
-            second_signal: Duration::from_millis(500),
-            park_after: Duration::from_secs(1),
-        }
-    }
-}
-
-impl Config {
-    fn check(&self) -> Result<()> {
-        let wrong = |why| Err(Error::InvalidArgument(why));
-        if let Some(path) = &self.ready_path
-            && !is_path(path)
-        {
-            return wrong(format!(
-                "ready_path {path:?} is not a path: \"/\" first, then visible ASCII, and no query"
-            ));
-        }
-        if self.idle_timeout.is_zero() {
-            return wrong("idle_timeout is 0: no request could come in time".into());
-        }
-        if self.keep_alive_header && self.announced() == 0 {
-            let (timeout, grace) = (self.idle_timeout, self.idle_grace);
-            return wrong(format!(
-                "keep_alive_header has nothing to say: idle_timeout ({timeout:?}) is not a second longer than \
-                 idle_grace ({grace:?})"
-            ));
-        }
-        if self.keep_alive_header && self.idle_timeout == Duration::MAX {
-            return wrong("keep_alive_header has nothing to say: there is no idle_timeout".into());
-        }
-        for (name, part) in [
-            ("lame_duck_min", self.lame_duck_min),
-            ("lame_duck_quiet", self.lame_duck_quiet),
-        ] {
-            if part > self.lame_duck {
-                let whole = self.lame_duck;
-                return wrong(format!(
-                    "{name} ({part:?}) is longer than lame_duck ({whole:?})"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// For how many seconds clients are told that they may leave a connection idle: as long as a request that they send
-    /// at the last moment still comes in time. They count from when they have a response, which is later than we do, and
-    /// their request needs its time, too: how much, `idle_grace` says.
-    fn announced(&self) -> u64 {
-        self.idle_timeout.saturating_sub(self.idle_grace).as_secs()
-    }
-}
-
-/// Whether a request's target can have this path.
-fn is_path(path: &str) -> bool {
-    path.starts_with('/')
-        && path.bytes().all(|byte| byte.is_ascii_graphic())
-        && PathAndQuery::try_from(path).is_ok_and(|parsed| parsed.path() == path)
-}
-
-/// How long a client may at most pipeline requests in a stop before it is told that its connection ends: without limit, a
-/// stop timeout without limit would be one for ever. Half of the default stop timeout.
-const MOST_PATIENCE: Duration = Duration::from_secs(30);
-
-/// On the server's clock.
-#[derive(Clone, Copy, Debug, Default)]
-struct StopTimes {
-    began: Option<Duration>,
-    quiescing: Option<Duration>,
-    ended: Option<Duration>,
-}
-
-/// What the threads of a server share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) id: u64,
-    pub(crate) config: Config,
-    /// What responses say of the idle timeout, in a `Keep-Alive` field.
-    pub(crate) announcement: Option<HeaderValue>,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) events: Events,
-    /// Of accepting, and of driving what was accepted.
-    pub(crate) accept_failures: Rarely,
-    pub(crate) drive_failures: Rarely,
-    pub(crate) orders: Orders,
-    pub(crate) phases: Phases,
-    /// When the last request came that shows that somebody still sends work: known only in the lame duck.
-    pub(crate) last_request: Latest,
-    pub(crate) registry: Registry,
-    /// Of connections that are no longer in the registry.
-    pub(crate) ledger: Ledger,
-    /// How connections ended.
-    pub(crate) ends: Ends,
-    pub(crate) abandoned: Count,
-    pub(crate) unaccepted: Count,
-    stop: Mutex<StopTimes>,
-    pub(crate) outcome: Outcome,
-    pub(crate) helper: Helper,
-    /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
-    last_report: OnceCell<Report>,
-    local_addrs: Vec<SocketAddr>,
-    queue: Option<RequestQueue>,
-    pulls_events: bool,
-    /// The control thread's.
-    runtime: tokio::runtime::Handle,
-    /// If connections run on it.
-    pub(crate) lent: Option<Arc<LentRuntime>>,
-    threads: Mutex<Vec<Thread>>,
-}
-
-impl Shared {
-    pub(crate) fn stop_began(&self, at: Duration) {
-        self.stop_times().began = Some(at);
-    }
-
-    /// No new connections from now on: the stop timeout runs.
-    pub(crate) fn quiescing_began(&self, at: Duration) {
-        self.stop_times().quiescing = Some(at);
-    }
-
-    pub(crate) fn stop_ended(&self, at: Duration) {
-        self.stop_times().ended = Some(at);
-    }
-
-    /// Whether half of the stop timeout has passed: then a client that never ceases to pipeline requests must be told
-    /// that its connection ends, though it has sent more of them.
-    pub(crate) fn is_stop_pressing(&self) -> bool {
-        let began = self.stop_times().quiescing;
-        let patience = (self.config.stop_timeout / 2).min(MOST_PATIENCE);
-        began.is_some_and(|began| self.clock.now().saturating_sub(began) > patience)
-    }
-
-    fn stop_times(&self) -> std::sync::MutexGuard<'_, StopTimes> {
-        self.stop.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        self.phases.get() == Phase::Serving && !self.orders.given(Order::Stop)
-    }
-
-    /// Waits until the stop begins; or, should that have failed, the end.
-    async fn stopping(&self) {
-        let told = self.phases.stopping();
-        if self.is_ready() && !process::forked() {
-            tokio::select! {
-                biased;
-                () = told => {}
-                _ = self.outcome.wait() => {}
-            }
-        }
-    }
-
-    /// A request has come, and not one that only asks whether the server is ready.
-    pub(crate) fn request_came(&self) {
-        if self.phases.get() == Phase::LameDuck {
-            self.last_request.note(self.clock.now());
-        }
-    }
-
-    /// How it has ended. The first time counts. Those who wait are not told yet.
-    pub(crate) fn settle(&self, outcome: Result<()>) {
-        // A report asks the clock, which is the host's.
-        if let Some(report) = contain(|| self.report()) {
-            let _ = self.last_report.set(report);
-        }
-        self.outcome.settle(outcome);
-    }
-
-    pub(crate) fn report(&self) -> Report {
-        if let Some(report) = self.last_report.get() {
-            return *report;
-        }
-        let StopTimes { began, ended, .. } = *self.stop_times();
-        let stop_duration = began.map_or(Duration::ZERO, |began| {
-            ended
-                .unwrap_or_else(|| self.clock.now())
-                .saturating_sub(began)
-        });
-        let mut report = Report {
-            phase: self.phases.get(),
-            stop_duration,
-            abandoned: self.abandoned.get(),
-            unaccepted: self.unaccepted.get(),
-            events_dropped: self.events.dropped(),
-            ..Report::default()
-        };
-        self.ends.add_to(&mut report);
-        self.registry.add_to(&mut report, &self.ledger);
-        report
-    }
-
-    /// A call that waits for the server to end must not be made where it would wait for itself.
-    fn check_can_wait(&self) -> Result<()> {
-        if process::forked() {
-            return Err(Error::Forked);
-        }
-        let holds_request = self.queue.as_ref().is_some_and(RequestQueue::is_held_here);
-        if runtime::on_thread_of(self.id) || holds_request {
-            return Err(Error::WouldDeadlock);
-        }
-        Ok(())
-    }
-
-    /// As that, for a call that blocks the thread: it may be one that drives connections, be it the host's.
-    fn check_can_block(&self, deadline: Option<Instant>) -> Result<()> {
-        self.check_can_wait()?;
-        match &self.lent {
-            Some(lent) => lent.check_gets_on(self.outcome.wait(), deadline),
-            None => Ok(()),
-        }
-    }
-}
+use crate::threads::{self, END_GRACE, Executor, IoThreads, Role, Thread};
+use crate::throttle::Throttle;
 
 /// Says how a server shall be, and starts it.
 ///
@@ -316,7 +76,7 @@ impl Shared {
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Builder {
-    config: Config,
+    options: Options,
     clock: Option<Arc<dyn Clock>>,
     observers: Observers,
     pulled: Option<Interest>,
@@ -332,7 +92,7 @@ impl Builder {
     /// behind, because one that never ceases to pipeline would else never come to its end. Default: 1 minute.
     /// [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
-        self.config.stop_timeout = timeout;
+        self.options.stop_timeout = timeout;
         self
     }
 
@@ -341,14 +101,14 @@ impl Builder {
     /// least a second, and in real time. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's
     /// [clock](Builder::clock).
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
-        self.config.kill_timeout = timeout;
+        self.options.kill_timeout = timeout;
         self
     }
 
     /// How long a stop goes on accepting, while [`Server::is_ready`] says no and responses say `Connection: close`, so
     /// that load balancers and clients go elsewhere. Default: 0. On the server's [clock](Builder::clock).
     pub fn lame_duck(mut self, duration: Duration) -> Self {
-        self.config.lame_duck = duration;
+        self.options.lame_duck = duration;
         self
     }
 
@@ -356,7 +116,7 @@ impl Builder {
     /// [ready path](Builder::ready_path) do not count, nor do connections without a request. At most the lame duck's
     /// time. Default: 0, which is never early. On the server's [clock](Builder::clock).
     pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
-        self.config.lame_duck_quiet = silence;
+        self.options.lame_duck_quiet = silence;
         self
     }
 
@@ -364,7 +124,7 @@ impl Builder {
     /// checks' interval, times the failures that it wants to see). At most the lame duck's time. Default: 0. On the
     /// server's [clock](Builder::clock).
     pub fn lame_duck_min(mut self, duration: Duration) -> Self {
-        self.config.lame_duck_min = duration;
+        self.options.lame_duck_min = duration;
         self
     }
 
@@ -372,7 +132,7 @@ impl Builder {
     /// [`Server::is_ready`], then 503. For GET, HEAD, and OPTIONS; compared with the path of a request's target byte
     /// for byte, without the query. Such a request counts like any other. Default: none.
     pub fn ready_path(mut self, path: impl Into<String>) -> Self {
-        self.config.ready_path = Some(path.into());
+        self.options.ready_path = Some(path.into());
         self
     }
 
@@ -380,14 +140,14 @@ impl Builder {
     /// extensions. Default: no, because the first extension of a request costs three allocations, about a tenth of
     /// what a request costs in user space.
     pub fn conn_info(mut self, inserts: bool) -> Self {
-        self.config.conn_info = inserts;
+        self.options.conn_info = inserts;
         self
     }
 
     /// How long a request's head may take from its first byte to its last; then the client gets a 408, and the
     /// connection is closed. Default: 30 seconds. [`Duration::MAX`]: no limit. In real time, whatever the clock.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        self.config.header_timeout = timeout;
+        self.options.header_timeout = timeout;
         self
     }
 
@@ -397,7 +157,7 @@ impl Builder {
     /// the clients (a load balancer's timeout for idle connections, say), or tell them: [`Builder::keep_alive_header`].
     /// In real time, whatever the clock.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.config.idle_timeout = timeout;
+        self.options.idle_timeout = timeout;
         self
     }
 
@@ -407,7 +167,7 @@ impl Builder {
     /// moment still comes in time. It is not said where the connection ends, nor in a response that has a `Connection`
     /// or `Keep-Alive` field of its own. Default: false.
     pub fn keep_alive_header(mut self, announce: bool) -> Self {
-        self.config.keep_alive_header = announce;
+        self.options.keep_alive_header = announce;
         self
     }
 
@@ -416,7 +176,7 @@ impl Builder {
     /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s). In real time, whatever
     /// the clock.
     pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
-        self.config.quiesce_timeout = timeout;
+        self.options.quiesce_timeout = timeout;
         self
     }
 
@@ -426,7 +186,7 @@ impl Builder {
     /// more for each: so late would its client repeat a request that was lost. Default: 1 second. In real time,
     /// whatever the clock.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
-        self.config.idle_grace = grace;
+        self.options.idle_grace = grace;
         self
     }
 
@@ -434,7 +194,7 @@ impl Builder {
     /// not destroyed by a reset. A stop waits longer where a client has not acknowledged all that it was sent, up to the
     /// stop timeout. Default: 2 seconds. In real time, whatever the clock.
     pub fn linger_timeout(mut self, timeout: Duration) -> Self {
-        self.config.linger_timeout = timeout;
+        self.options.linger_timeout = timeout;
         self
     }
 
@@ -443,7 +203,7 @@ impl Builder {
     /// group, and a wrapper in it forwards what it gets. Zero: at once; [`Duration::MAX`]: never. Default: 500
     /// milliseconds. In real time, whatever the clock.
     pub fn second_signal(mut self, pause: Duration) -> Self {
-        self.config.second_signal = pause;
+        self.options.second_signal = pause;
         self
     }
 
@@ -583,7 +343,7 @@ impl Builder {
         S::Future: Send + 'static,
         B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
-        self.start(listeners.into(), None, |_, _| {
+        self.start(listeners.into(), |_, _| {
             (conn::clones(Plain(service)), Backend::Direct)
         })
     }
@@ -663,7 +423,7 @@ impl Builder {
             let server = Server::of(Arc::clone(conn.shared()));
             Plain(make(&server, conn.info()))
         };
-        self.start(listeners.into(), None, |_, _| (make, Backend::Direct))
+        self.start(listeners.into(), |_, _| (make, Backend::Direct))
     }
 
     /// Serves a handler, on the threads that `dispatch` says. Returns at once. See [`Exchange`](crate::Exchange) for
@@ -677,21 +437,36 @@ impl Builder {
         dispatch: Dispatch,
         handler: impl Handler,
     ) -> Result<Server> {
-        self.start(listeners.into(), None, move |id, mask| {
+        self.start(listeners.into(), move |id, mask| {
             let dispatcher = Dispatcher::new(dispatch, handler, id, mask);
             let backend = dispatcher.backend();
             (conn::clones(dispatcher), backend)
         })
     }
 
-    /// Serves requests by queueing them: see [`Server::queue`]. Returns at once.
+    /// Serves requests by queueing them, for the host to take on its own threads. Returns at once.
     ///
     /// # Errors
     /// As [`Builder::serve`].
-    pub fn queue(self, listeners: impl Into<Listeners>) -> Result<Server> {
-        let queue = RequestQueue::new(self.runtime.clone());
-        let dispatcher = Dispatcher::Queue(queue.clone());
-        self.start(listeners.into(), Some(queue), |_, _| {
+    pub fn queue(self, listeners: impl Into<Listeners>) -> Result<(Server, RequestQueue)> {
+        let queue = self.new_queue();
+        let server = self.serve_by(queue.clone(), listeners)?;
+        Ok((server, queue))
+    }
+
+    /// For [`Builder::serve_by`].
+    pub(crate) fn new_queue(&self) -> RequestQueue {
+        RequestQueue::new(self.runtime.clone())
+    }
+
+    /// As [`Builder::queue`], with a queue that somebody may know already.
+    pub(crate) fn serve_by(
+        self,
+        queue: RequestQueue,
+        listeners: impl Into<Listeners>,
+    ) -> Result<Server> {
+        self.start(listeners.into(), |_, _| {
+            let dispatcher = Dispatcher::Queue(queue);
             let backend = dispatcher.backend();
             (conn::clones(dispatcher), backend)
         })
@@ -706,20 +481,19 @@ impl Builder {
         &self,
         id: u64,
         listeners: &[Listener],
-        queue: Option<RequestQueue>,
         runtime: tokio::runtime::Handle,
     ) -> Result<Shared> {
         let clock = self.clock.clone();
-        let announcement = format!("timeout={}", self.config.announced());
+        let announcement = format!("timeout={}", self.options.announced());
         let announcement = HeaderValue::try_from(announcement).ok();
         Ok(Shared {
             id,
-            announcement: announcement.filter(|_| self.config.keep_alive_header),
-            config: self.config.clone(),
+            announcement: announcement.filter(|_| self.options.keep_alive_header),
+            options: self.options.clone(),
             clock: clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
             events: Events::new(self.interest(), self.pulled.is_some()),
-            accept_failures: Rarely::default(),
-            drive_failures: Rarely::default(),
+            accept_failures: Throttle::default(),
+            drive_failures: Throttle::default(),
             orders: Orders::new()?,
             phases: Phases::default(),
             last_request: Latest::default(),
@@ -733,7 +507,6 @@ impl Builder {
             helper: Helper::default(),
             last_report: OnceCell::new(),
             local_addrs: listeners.iter().map(Listener::local_addr).collect(),
-            queue,
             pulls_events: self.pulled.is_some(),
             runtime,
             lent: self.runtime.clone(),
@@ -745,7 +518,6 @@ impl Builder {
     fn start<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Listeners,
-        queue: Option<RequestQueue>,
         respond: impl FnOnce(u64, SignalMask) -> (M, Backend) + Send + 'static,
     ) -> Result<Server> {
         if process::forked() {
@@ -755,25 +527,24 @@ impl Builder {
         if listeners.is_empty() {
             return Err(Error::InvalidArgument("no address to listen on".into()));
         }
-        self.config.check()?;
+        self.options.check()?;
         let mask = SignalMask::here().and_pipe();
-        runtime::elsewhere(move || self.start_here(listeners, queue, mask, respond))
+        threads::elsewhere(move || self.start_here(listeners, mask, respond))
     }
 
     /// On a thread of its own. `mask`: what threads block on which the host's code runs.
     fn start_here<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Vec<Listener>,
-        queue: Option<RequestQueue>,
         mask: SignalMask,
         respond: impl FnOnce(u64, SignalMask) -> (M, Backend),
     ) -> Result<Server> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let control_runtime = runtime::new_runtime()?;
+        let control_runtime = threads::new_runtime()?;
         let interest = self.interest();
         let runtime = control_runtime.handle().clone();
-        let shared = Arc::new(self.shared(id, &listeners, queue, runtime)?);
+        let shared = Arc::new(self.shared(id, &listeners, runtime)?);
         let (make, backend) = respond(id, mask);
         let (threads, executor) = match self.runtime {
             Some(lent) => (IoThreads::default(), Executor::on(lent)),
@@ -784,7 +555,7 @@ impl Builder {
             let _ = slot.set(server.clone());
         }
         let start = |name: &str, mask: Option<SignalMask>, body: Box<dyn FnOnce() + Send>| {
-            runtime::spawn_thread(name, id, Role::Other, mask, body)
+            threads::spawn_thread(name, id, Role::Other, mask, body)
         };
         let started = if self.pulled.is_none() && interest.any() {
             let shared = Arc::clone(&server.shared);
@@ -956,7 +727,7 @@ impl Server {
         let mut outcome = pin!(self.shared.outcome.wait());
         let result = poll_fn(|cx| match outcome.as_mut().poll(cx) {
             // A handler may go on with a wait that was begun elsewhere.
-            Poll::Pending if runtime::on_thread_of(self.shared.id) => {
+            Poll::Pending if threads::on_thread_of(self.shared.id) => {
                 Poll::Ready(Err(Error::WouldDeadlock))
             }
             poll => poll,
@@ -993,7 +764,17 @@ impl Server {
     /// ```
     pub fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
         let shared = Arc::clone(&self.shared);
-        for_tasks(async move { shared.stopping().await })
+        for_tasks(async move {
+            let told = shared.phases.stopping();
+            if shared.is_ready() && !process::forked() {
+                tokio::select! {
+                    biased;
+                    () = told => {}
+                    // Should that have failed.
+                    _ = shared.outcome.wait() => {}
+                }
+            }
+        })
     }
 
     /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
@@ -1004,6 +785,28 @@ impl Server {
         let waits = || self.shared.outcome.wait_until(deadline);
         let outcome = self.cannot_block(deadline).or_else(waits);
         self.ended(outcome.unwrap_or(Err(Error::WouldBlock)))
+    }
+
+    /// A call that waits for the server to end must not be made where it would wait for itself.
+    fn check_can_wait(&self) -> Result<()> {
+        if process::forked() {
+            return Err(Error::Forked);
+        }
+        let id = self.shared.id;
+        if threads::on_thread_of(id) || is_held_here(id) {
+            return Err(Error::WouldDeadlock);
+        }
+        Ok(())
+    }
+
+    /// Like [`Server::check_can_wait`], for a call that blocks the thread: it may be one that drives connections, be it the
+    /// host's.
+    fn check_can_block(&self, deadline: Option<Instant>) -> Result<()> {
+        self.check_can_wait()?;
+        match &self.shared.lent {
+            Some(lent) => lent.check_gets_on(self.shared.outcome.wait(), deadline),
+            None => Ok(()),
+        }
     }
 
     /// The answer to who has waited for the end.
@@ -1017,15 +820,15 @@ impl Server {
     /// What is said where nobody may wait for the end: how it was, if that is known; the callbacks for the last events
     /// are told, too.
     fn cannot_wait(&self) -> Option<Result<()>> {
-        let error = self.shared.check_can_wait().err()?;
+        let error = self.check_can_wait().err()?;
         Some(self.shared.outcome.get().unwrap_or(Err(error)))
     }
 
     /// As [`Server::cannot_wait`], for a call that blocks.
     fn cannot_block(&self, deadline: Option<Instant>) -> Option<Result<()>> {
         let check = match self.shared.outcome.get() {
-            None => self.shared.check_can_block(deadline),
-            Some(_) => self.shared.check_can_wait(),
+            None => self.check_can_block(deadline),
+            Some(_) => self.check_can_wait(),
         };
         let error = check.err()?;
         Some(self.shared.outcome.get().unwrap_or(Err(error)))
@@ -1061,7 +864,7 @@ impl Server {
     /// returns at once and the rest follows elsewhere.
     pub fn close(self) {
         self.stop_begin();
-        match self.shared.check_can_block(None) {
+        match self.check_can_block(None) {
             Err(Error::Forked) => {}
             Err(_) => {
                 // Should no thread be had, the server still ends; only its threads are then not joined.
@@ -1069,7 +872,7 @@ impl Server {
                 let body = move || self.wait_and_join();
                 // The last of the host's callbacks may be called there, too: as where they were called before.
                 let mask = Some(SignalMask::here().and_pipe());
-                let _ = runtime::spawn_thread("httpdown-free", id, Role::Other, mask, body);
+                let _ = threads::spawn_thread("httpdown-free", id, Role::Other, mask, body);
             }
             Ok(()) => self.wait_and_join(),
         }
@@ -1081,11 +884,11 @@ impl Server {
     }
 
     fn join(&self) {
-        let patience = self.shared.config.kill_timeout.max(END_GRACE);
-        let deadline = runtime::deadline(patience);
+        let patience = self.shared.options.kill_timeout.max(END_GRACE);
+        let deadline = threads::deadline(patience);
         let threads = std::mem::take(&mut *self.threads());
         // Callbacks that do not return are left behind.
-        let _ = runtime::join_all(threads, deadline);
+        let _ = threads::join_all(threads, deadline);
     }
 
     fn threads(&self) -> std::sync::MutexGuard<'_, Vec<Thread>> {
@@ -1130,12 +933,6 @@ impl Server {
         &self.shared.local_addrs
     }
 
-    /// The queue, if the server was started by [`Builder::queue`].
-    #[must_use]
-    pub fn queue(&self) -> Option<&RequestQueue> {
-        self.shared.queue.as_ref()
-    }
-
     /// Takes the oldest event, waiting for one until `deadline` (`None`: as long as the server lives).
     ///
     /// # Errors
@@ -1162,6 +959,14 @@ impl Server {
     pub fn event_descriptor(&self) -> Result<BorrowedFd<'_>> {
         let descriptor = self.shared.events.descriptor();
         descriptor.map_err(|error| Error::io("making the events' descriptor", error))
+    }
+}
+
+impl Exchange {
+    /// The server that it came to.
+    #[must_use]
+    pub fn server(&self) -> Server {
+        Server::of(Arc::clone(self.shared()))
     }
 }
 
@@ -1240,7 +1045,7 @@ impl Signals {
         let kept = Arc::new(Mutex::new(Some(signals)));
         let caught = Arc::clone(&kept);
         let watched = server.clone();
-        let pause = server.shared.config.second_signal;
+        let pause = server.shared.options.second_signal;
         let watch = async move {
             let mut watch = SignalWatch::new()?;
             watch.next(pause).await?;

@@ -15,16 +15,16 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::census::{self, Census, Spot, View};
-use crate::conn::{Accepted, Registry};
-use crate::door::{Door, Quiet};
+use super::door::{Door, Quiet};
+use crate::conn::{Accepted, Conn};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::group::{self, Leaving};
-use crate::listener::{Connected, Listener, NotAccepted};
-use crate::runtime::Executor;
-use crate::server::Shared;
+use crate::net::census::{self, Census, Spot, View};
+use crate::net::group::{self, Leaving};
+use crate::net::{Connected, Listener, NotAccepted};
+use crate::shared::Shared;
 use crate::sys;
+use crate::threads::Executor;
 
 /// How long accepting pauses when there are no descriptors or no memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -57,7 +57,7 @@ struct Entrance {
 
 impl Entrance {
     fn enter(&self, (stream, peer, local): Connected) -> Accepted {
-        Registry::accept(&self.shared, stream, peer, local)
+        Conn::accept(&self.shared, stream, peer, local)
     }
 
     /// Takes a connection from the kernel's queue, and enters it into the registry, unless it is closed.
@@ -85,7 +85,7 @@ impl Entrance {
             let looked = Instant::now();
             let left = self.empty();
             // In real time, as the retransmissions of the kernel are.
-            if left != Left::Exhausted && began.elapsed() >= self.shared.config.quiesce_timeout {
+            if left != Left::Exhausted && began.elapsed() >= self.shared.options.quiesce_timeout {
                 break;
             }
             let in_handshake = || match census.look(self.owned()) {

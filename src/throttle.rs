@@ -9,7 +9,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Something that can fail again and again. Any thread may say that it has.
 #[derive(Debug, Default)]
-pub(crate) struct Rarely {
+pub(crate) struct Throttle {
     state: Mutex<State>,
     /// It was told that it fails, and not that it works.
     lasts: AtomicBool,
@@ -21,7 +21,7 @@ struct State {
     since: u64,
 }
 
-impl Rarely {
+impl Throttle {
     /// It has failed, at this time of the server's clock. If that is to be told: how often it has since it was told
     /// last, this time included.
     pub(crate) fn fails(&self, now: Duration) -> Option<u64> {

@@ -12,7 +12,7 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// One thread's. Who looks does so only while the thread is awake: if both are idle, nobody wakes.
 #[derive(Debug, Default)]
-pub(crate) struct Pulse {
+pub(crate) struct Watchdog {
     /// How often the thread has fallen asleep or woken: odd while it sleeps.
     beats: AtomicU64,
     /// It is looked at now and then: nobody has to be told when it wakes.
@@ -21,7 +21,7 @@ pub(crate) struct Pulse {
     is_stuck: AtomicBool,
 }
 
-impl Pulse {
+impl Watchdog {
     /// By the thread, when it falls asleep.
     pub(crate) fn falls_asleep(&self) {
         self.beat(1);
@@ -53,7 +53,7 @@ impl Pulse {
         self.is_stuck.load(Ordering::Relaxed)
     }
 
-    /// Waits until the thread is stuck, and says at which beat. `give` has it call [`Pulse::goes_on`], as soon as it comes
+    /// Waits until the thread is stuck, and says at which beat. `give` has it call [`Watchdog::goes_on`], as soon as it comes
     /// to that.
     pub(crate) async fn gets_stuck(&self, give: impl Fn()) -> u64 {
         let mut seen = self.beats();

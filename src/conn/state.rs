@@ -10,50 +10,21 @@ use std::thread;
 
 use once_cell::sync::OnceCell;
 use socket2::SockRef;
-use tokio::sync::Notify;
 
+use crate::conn_info::{ConnInfo, ConnState};
 use crate::events::ConnEvent;
-use crate::ledger::{Count, Ledger, Report};
-use crate::lifecycle::Phase;
-use crate::server::Shared;
+use crate::ledger::{Count, Ledger};
+use crate::registry::Member;
+use crate::report::Report;
+use crate::shared::Shared;
 use crate::sys;
 
 use super::framing::{BodyLength, is_request};
 use super::number::Number;
 use super::park::Driver;
-use super::register::Register;
 
 /// Stands for the length of a body that does not say it.
 const UNKNOWN: u64 = u64::MAX;
-
-/// Where a connection is in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[non_exhaustive]
-#[repr(u8)]
-pub enum ConnState {
-    /// Accepted; no byte has come yet.
-    New = 0,
-    /// From the first byte of a request to the last byte of its response.
-    Active = 1,
-    /// Between two requests.
-    Idle = 2,
-    /// Taken over by a handler (an upgrade): no longer HTTP.
-    Hijacked = 3,
-    /// Gone.
-    Closed = 4,
-}
-
-impl ConnState {
-    fn from_u8(value: u8) -> Self {
-        match value {
-            0 => Self::New,
-            1 => Self::Active,
-            2 => Self::Idle,
-            3 => Self::Hijacked,
-            _ => Self::Closed,
-        }
-    }
-}
 
 /// How a connection ends, if nothing of it is lost.
 #[derive(Clone, Copy, Debug)]
@@ -106,147 +77,6 @@ pub(crate) enum BodyFault {
     Malformed = 1,
     /// The client has sent no more.
     CutShort = 2,
-}
-
-/// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
-/// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
-///
-/// ```
-/// use httpdown::Exchange;
-///
-/// fn whoami(exchange: Exchange) {
-///     let text = format!("you are {}\n", exchange.conn().peer);
-///     let _ = exchange.reply(http::Response::new(text.into()));
-/// }
-/// # let _ = whoami;
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ConnInfo {
-    /// The connection's number, unique within its server.
-    pub id: u64,
-    /// The client's address; one of IPv4 as such, also where it came by a socket of IPv6 that takes both.
-    pub peer: SocketAddr,
-    /// The server's address that the client connected to, in the same way.
-    pub local: SocketAddr,
-}
-
-/// All connections of a server that anything still holds: a socket, a handler, a queued request.
-#[derive(Debug, Default)]
-pub(crate) struct Registry {
-    conns: Register<Conn>,
-    accepted: AtomicU64,
-    emptied: Notify,
-}
-
-impl Registry {
-    /// Takes a new connection in. The stream is non-blocking.
-    pub(crate) fn accept(
-        shared: &Arc<Shared>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        local: SocketAddr,
-    ) -> Accepted {
-        let registry = &shared.registry;
-        let conn = Arc::new(Conn {
-            info: ConnInfo {
-                id: registry.accepted.fetch_add(1, Ordering::Relaxed),
-                peer,
-                local,
-            },
-            shared: Arc::clone(shared),
-            state: AtomicU8::new(ConnState::New as u8),
-            number: Number::new(stream.as_raw_fd()),
-            driver: Driver::default(),
-            ledger: Ledger::default(),
-            reading_head: AtomicBool::new(false),
-            foreign_target: AtomicBool::new(false),
-            waiting_for_bytes: AtomicBool::new(false),
-            in_service: Count::default(),
-            unflushed: Count::default(),
-            refused: Count::default(),
-            given_up: Count::default(),
-            let_go: Count::default(),
-            settled: AtomicBool::new(false),
-            upgraded: AtomicBool::new(false),
-            body_left: AtomicU64::new(0),
-            body_fault: AtomicU8::new(0),
-            ahead: AtomicU32::new(0),
-            ahead_is_request: AtomicBool::new(false),
-            answered_alone: AtomicBool::new(false),
-            answered_early: AtomicBool::new(false),
-            goes_on: AtomicBool::new(false),
-            asking: AtomicU8::new(Asking::Settled as u8),
-            is_chunked: AtomicBool::new(false),
-            close_delimited: AtomicBool::new(false),
-            end: AtomicU8::new(End::Closed as u8),
-            is_to_be_reset: AtomicBool::new(false),
-            is_over: AtomicBool::new(false),
-            undelivered: AtomicBool::new(false),
-            unacked_at_reset: OnceCell::new(),
-        });
-        registry.conns.insert(conn.info.id, &conn);
-        conn.tell(ConnState::New);
-        Socket {
-            open: Open(conn),
-            stream,
-        }
-    }
-
-    /// Waits until there is none.
-    pub(crate) async fn emptied(&self) {
-        loop {
-            let emptied = self.emptied.notified();
-            if self.conns.is_empty() {
-                return;
-            }
-            emptied.await;
-        }
-    }
-
-    /// Has every connection look at the phase.
-    pub(crate) fn wake_all(&self) {
-        self.conns.all().into_iter().for_each(Conn::wake);
-    }
-
-    /// Resets whatever is still connected.
-    pub(crate) fn reset_all(&self) {
-        for conn in self.conns.all() {
-            conn.reset();
-        }
-    }
-
-    /// Closes the books on connections that nobody will come to any more, because a handler blocks their thread.
-    pub(crate) fn abandon_all(&self) {
-        for conn in self.conns.all() {
-            conn.closed();
-        }
-    }
-
-    /// How many requests are held by handlers, or wait in a queue.
-    pub(crate) fn held(&self) -> u64 {
-        self.conns.all().iter().map(|conn| conn.held()).sum()
-    }
-
-    /// Adds up the connections that are still held and, from `closed`, those that are not.
-    pub(crate) fn add_to(&self, report: &mut Report, closed: &Ledger) {
-        let unsettled = self
-            .conns
-            .unsettled(Conn::is_settled, || closed.add_to(report));
-        report.connections = self.accepted.load(Ordering::Relaxed);
-        for conn in unsettled {
-            conn.ledger.add_to(report);
-            let count = match conn.state() {
-                ConnState::New => &mut report.conns_new,
-                ConnState::Active => &mut report.conns_active,
-                ConnState::Idle => &mut report.conns_idle,
-                ConnState::Hijacked => &mut report.conns_hijacked,
-                ConnState::Closed => continue,
-            };
-            *count += 1;
-            report.conns_open += 1;
-        }
-    }
 }
 
 /// One connection. Whoever drives it writes the counts; others only read them.
@@ -314,6 +144,59 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
+    /// A new connection, which is in the registry. The stream is non-blocking.
+    pub(crate) fn accept(
+        shared: &Arc<Shared>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        local: SocketAddr,
+    ) -> Accepted {
+        let registry = &shared.registry;
+        let conn = Arc::new(Self {
+            info: ConnInfo {
+                id: registry.next_id(),
+                peer,
+                local,
+            },
+            shared: Arc::clone(shared),
+            state: AtomicU8::new(ConnState::New as u8),
+            number: Number::new(stream.as_raw_fd()),
+            driver: Driver::default(),
+            ledger: Ledger::default(),
+            reading_head: AtomicBool::new(false),
+            foreign_target: AtomicBool::new(false),
+            waiting_for_bytes: AtomicBool::new(false),
+            in_service: Count::default(),
+            unflushed: Count::default(),
+            refused: Count::default(),
+            given_up: Count::default(),
+            let_go: Count::default(),
+            settled: AtomicBool::new(false),
+            upgraded: AtomicBool::new(false),
+            body_left: AtomicU64::new(0),
+            body_fault: AtomicU8::new(0),
+            ahead: AtomicU32::new(0),
+            ahead_is_request: AtomicBool::new(false),
+            answered_alone: AtomicBool::new(false),
+            answered_early: AtomicBool::new(false),
+            goes_on: AtomicBool::new(false),
+            asking: AtomicU8::new(Asking::Settled as u8),
+            is_chunked: AtomicBool::new(false),
+            close_delimited: AtomicBool::new(false),
+            end: AtomicU8::new(End::Closed as u8),
+            is_to_be_reset: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
+            undelivered: AtomicBool::new(false),
+            unacked_at_reset: OnceCell::new(),
+        });
+        registry.enter(conn.info.id, Arc::clone(&conn));
+        conn.tell(ConnState::New);
+        Socket {
+            open: Open(conn),
+            stream,
+        }
+    }
+
     pub(crate) fn info(&self) -> ConnInfo {
         self.info
     }
@@ -471,12 +354,6 @@ impl Conn {
         self.in_service.move_to(&self.unflushed);
     }
 
-    /// How many requests anything still holds.
-    fn held(&self) -> u64 {
-        let let_go = self.let_go.get();
-        self.ledger.requests.get() - let_go
-    }
-
     /// The service failed when the response had begun: hyper will cut it. After a kill that is what was asked of it, and
     /// behind half a request there may be no other way.
     pub(super) fn response_failed(&self) {
@@ -523,11 +400,11 @@ impl Conn {
     }
 
     pub(super) fn is_stopping(&self) -> bool {
-        self.shared.phases.get() >= Phase::Quiescing
+        self.shared.phases.get().drains()
     }
 
     pub(super) fn is_killed(&self) -> bool {
-        self.shared.phases.get() >= Phase::Killing
+        self.shared.phases.get().cuts()
     }
 
     /// Responses that the kernel has not got to their ends.
@@ -713,12 +590,8 @@ impl Conn {
         };
         if is_ours {
             self.set_end(End::Raced);
-            let is_serving = self.shared.phases.get() == Phase::Serving;
-            let key = if is_serving {
-                "idle.race"
-            } else {
-                "drain.race"
-            };
+            let stops = self.shared.phases.get().announces_close();
+            let key = if stops { "drain.race" } else { "idle.race" };
             self.shared.events.sum(key, 1.0);
         }
     }
@@ -778,15 +651,6 @@ impl Conn {
         self.close_delimited.load(Ordering::Relaxed) || self.is_killed()
     }
 
-    fn reset(&self) {
-        self.number.with(|fd| {
-            sys::with_fd(fd, |fd| {
-                self.unacked_at_reset.get_or_init(|| sys::unacked(fd));
-                sys::reset(fd);
-            });
-        });
-    }
-
     pub(super) fn unacked_at_reset(&self) -> Option<u32> {
         self.unacked_at_reset.get().copied()
     }
@@ -841,7 +705,7 @@ impl Conn {
     /// Adds the counts to the server's, for good. Says how many requests were lost: those that are in no column yet.
     fn settle(&self, killed: bool, failed: bool) -> u64 {
         // So that no report counts the connection twice.
-        self.shared.registry.conns.settle(|| {
+        self.shared.registry.settle(|| {
             let mut counts = self.ledger.counts();
             // A request of which a byte has come is a request.
             counts.requests += u64::from(killed && self.is_reading_head());
@@ -857,18 +721,52 @@ impl Conn {
             lost
         })
     }
-
-    fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Relaxed)
-    }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
-        let registry = &self.shared.registry;
-        registry
-            .conns
-            .remove(self.info.id, || registry.emptied.notify_waiters());
+        self.shared.registry.leave(self.info.id);
+    }
+}
+
+impl Member for Conn {
+    fn wake(&self) {
+        self.driver().wake();
+    }
+
+    fn reset(&self) {
+        self.number.with(|fd| {
+            sys::with_fd(fd, |fd| {
+                self.unacked_at_reset.get_or_init(|| sys::unacked(fd));
+                sys::reset(fd);
+            });
+        });
+    }
+
+    fn abandon(&self) {
+        self.closed();
+    }
+
+    fn held(&self) -> u64 {
+        let let_go = self.let_go.get();
+        self.ledger.requests.get() - let_go
+    }
+
+    fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    fn add_to(&self, report: &mut Report) {
+        self.ledger.add_to(report);
+        let count = match self.state() {
+            ConnState::New => &mut report.conns_new,
+            ConnState::Active => &mut report.conns_active,
+            ConnState::Idle => &mut report.conns_idle,
+            ConnState::Hijacked => &mut report.conns_hijacked,
+            ConnState::Closed => return,
+        };
+        *count += 1;
+        report.conns_open += 1;
     }
 }
 

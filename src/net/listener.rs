@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use crate::bpf;
+use super::bpf;
 use crate::error::{Error, Result};
 use crate::sys;
 

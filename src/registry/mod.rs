@@ -1,0 +1,113 @@
+//! All connections of a server that anything still holds: a socket, a handler, a queued request. A stop is over when there
+//! are none.
+
+mod register;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+
+use crate::ledger::Ledger;
+use crate::report::Report;
+
+use register::Register;
+
+/// A connection, as the stop sees it. Any thread may call these.
+pub(crate) trait Member: fmt::Debug + Send + Sync + 'static {
+    /// Has whoever drives the connection look at the phase.
+    fn wake(&self);
+
+    /// Resets the socket, if it is still connected.
+    fn reset(&self);
+
+    /// Closes the books: nobody will come to the connection any more, because a handler blocks its thread.
+    fn abandon(&self);
+
+    /// How many requests are held by handlers, or wait in a queue.
+    fn held(&self) -> u64;
+
+    /// Whether its counts are among those of the server.
+    fn is_settled(&self) -> bool;
+
+    /// Adds its state, and the counts of its requests.
+    fn add_to(&self, report: &mut Report);
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    members: Register<dyn Member>,
+    accepted: AtomicU64,
+    emptied: Notify,
+}
+
+impl Registry {
+    /// The number of a new connection.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.accepted.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes a new connection in.
+    pub(crate) fn enter(&self, id: u64, member: Arc<impl Member>) {
+        let member: Arc<dyn Member> = member;
+        self.members.insert(id, &member);
+    }
+
+    /// Nothing holds the connection any more.
+    pub(crate) fn leave(&self, id: u64) {
+        self.members.remove(id, || self.emptied.notify_waiters());
+    }
+
+    /// Has a connection add its counts to those of the server: nobody looks meanwhile.
+    pub(crate) fn settle<T>(&self, settle: impl FnOnce() -> T) -> T {
+        self.members.settle(settle)
+    }
+
+    /// Waits until there is none.
+    pub(crate) async fn emptied(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if self.members.is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+
+    /// Has every connection look at the phase.
+    pub(crate) fn wake_all(&self) {
+        for member in self.members.all() {
+            member.wake();
+        }
+    }
+
+    /// Resets whatever is still connected.
+    pub(crate) fn reset_all(&self) {
+        for member in self.members.all() {
+            member.reset();
+        }
+    }
+
+    /// Closes the books on connections that nobody will come to any more.
+    pub(crate) fn abandon_all(&self) {
+        for member in self.members.all() {
+            member.abandon();
+        }
+    }
+
+    /// How many requests are held by handlers, or wait in a queue.
+    pub(crate) fn held(&self) -> u64 {
+        self.members.all().iter().map(|member| member.held()).sum()
+    }
+
+    /// Adds up the connections that are still held and, from `closed`, those that are not.
+    pub(crate) fn add_to(&self, report: &mut Report, closed: &Ledger) {
+        let is_settled = |member: &dyn Member| member.is_settled();
+        let unsettled = self.members.unsettled(is_settled, || closed.add_to(report));
+        report.connections = self.accepted.load(Ordering::Relaxed);
+        for member in unsettled {
+            member.add_to(report);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! A request and its answer, as whoever answers it sees them: independent of the thread, and of how the connection is driven.
+
+mod exchange;
+mod held;
+mod reply_slot;
+
+pub use exchange::Exchange;
+pub(crate) use exchange::ReplyBody;
+pub(crate) use held::{Taken, is_held_here};
+pub use reply_slot::Cancellation;
+pub(crate) use reply_slot::ReplySlot;

@@ -1,0 +1,151 @@
+//! What the threads of a server share: what a connection may see of its server, and what the stop works with.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::HeaderValue;
+use once_cell::sync::OnceCell;
+
+use crate::clock::{Clock, Latest};
+use crate::contain::contain;
+use crate::error::Result;
+use crate::events::Events;
+use crate::ledger::{Count, Ends, Ledger};
+use crate::options::Options;
+use crate::orders::{Order, Orders};
+use crate::outcome::Outcome;
+use crate::phase::{Phase, Phases};
+use crate::registry::Registry;
+use crate::report::Report;
+use crate::threads::{Helper, LentRuntime, Thread};
+use crate::throttle::Throttle;
+
+/// How long a client may at most pipeline requests in a stop before it is told that its connection ends: without limit, a
+/// stop timeout without limit would be one for ever. Half of the default stop timeout.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
+
+/// On the server's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StopTimes {
+    began: Option<Duration>,
+    quiescing: Option<Duration>,
+    ended: Option<Duration>,
+}
+
+/// What the threads of a server share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: u64,
+    pub(crate) options: Options,
+    /// What responses say of the idle timeout, in a `Keep-Alive` field.
+    pub(crate) announcement: Option<HeaderValue>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) events: Events,
+    /// Of accepting, and of driving what was accepted.
+    pub(crate) accept_failures: Throttle,
+    pub(crate) drive_failures: Throttle,
+    pub(crate) orders: Orders,
+    pub(crate) phases: Phases,
+    /// When the last request came that shows that somebody still sends work: known only in the lame duck.
+    pub(crate) last_request: Latest,
+    pub(crate) registry: Registry,
+    /// Of connections that are no longer in the registry.
+    pub(crate) ledger: Ledger,
+    /// How connections ended.
+    pub(crate) ends: Ends,
+    pub(crate) abandoned: Count,
+    pub(crate) unaccepted: Count,
+    pub(crate) stop: Mutex<StopTimes>,
+    pub(crate) outcome: Outcome,
+    pub(crate) helper: Helper,
+    /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
+    pub(crate) last_report: OnceCell<Report>,
+    pub(crate) local_addrs: Vec<SocketAddr>,
+    pub(crate) pulls_events: bool,
+    /// The control thread's.
+    pub(crate) runtime: tokio::runtime::Handle,
+    /// If connections run on it.
+    pub(crate) lent: Option<Arc<LentRuntime>>,
+    pub(crate) threads: Mutex<Vec<Thread>>,
+}
+
+impl Shared {
+    pub(crate) fn stop_began(&self, at: Duration) {
+        self.stop_times().began = Some(at);
+    }
+
+    /// No new connections from now on: the stop timeout runs.
+    pub(crate) fn quiescing_began(&self, at: Duration) {
+        self.stop_times().quiescing = Some(at);
+    }
+
+    pub(crate) fn stop_ended(&self, at: Duration) {
+        self.stop_times().ended = Some(at);
+    }
+
+    /// Whether half of the stop timeout has passed: then a client that never ceases to pipeline requests must be told
+    /// that its connection ends, though it has sent more of them.
+    pub(crate) fn is_stop_pressing(&self) -> bool {
+        let began = self.stop_times().quiescing;
+        let patience = (self.options.stop_timeout / 2).min(MOST_PATIENCE);
+        began.is_some_and(|began| self.clock.now().saturating_sub(began) > patience)
+    }
+
+    fn stop_times(&self) -> MutexGuard<'_, StopTimes> {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.phases.get() == Phase::Serving && !self.orders.given(Order::Stop)
+    }
+
+    /// Tells of a phase that has begun. Every connection looks at it, if it changes what they do between two requests or in
+    /// one.
+    pub(crate) fn announce(&self, phase: Phase) {
+        self.phases.tell_threads(phase);
+        if !matches!(phase, Phase::LameDuck | Phase::Draining) {
+            self.registry.wake_all();
+        }
+        self.phases.tell_tasks(phase);
+    }
+
+    /// A request has come, and not one that only asks whether the server is ready.
+    pub(crate) fn request_came(&self) {
+        if self.phases.get() == Phase::LameDuck {
+            self.last_request.note(self.clock.now());
+        }
+    }
+
+    /// How it has ended. The first time counts. Those who wait are not told yet.
+    pub(crate) fn settle(&self, outcome: Result<()>) {
+        // A report asks the clock, which is the host's.
+        if let Some(report) = contain(|| self.report()) {
+            let _ = self.last_report.set(report);
+        }
+        self.outcome.settle(outcome);
+    }
+
+    pub(crate) fn report(&self) -> Report {
+        if let Some(report) = self.last_report.get() {
+            return *report;
+        }
+        let StopTimes { began, ended, .. } = *self.stop_times();
+        let stop_duration = began.map_or(Duration::ZERO, |began| {
+            ended
+                .unwrap_or_else(|| self.clock.now())
+                .saturating_sub(began)
+        });
+        let mut report = Report {
+            phase: self.phases.get(),
+            stop_duration,
+            abandoned: self.abandoned.get(),
+            unaccepted: self.unaccepted.get(),
+            events_dropped: self.events.dropped(),
+            ..Report::default()
+        };
+        self.ends.add_to(&mut report);
+        self.registry.add_to(&mut report, &self.ledger);
+        report
+    }
+}
