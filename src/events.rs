@@ -260,14 +260,14 @@ impl Events {
     /// and again.
     pub(crate) fn log_rarely(
         &self,
-        rarely: &Throttle,
+        throttle: &Throttle,
         now: Duration,
         level: LogLevel,
         what: &str,
         why: &dyn fmt::Display,
     ) {
         if self.interest.logs
-            && let Some(times) = rarely.fails(now)
+            && let Some(times) = throttle.fails(now)
         {
             let again = match times {
                 1 => String::new(),

@@ -81,8 +81,8 @@ where
                 let shared = conn.shared();
                 let (now, level) = (shared.clock.now(), LogLevel::Error);
                 let what = "cannot drive a connection";
-                let rarely = &shared.drive_failures;
-                shared.events.log_rarely(rarely, now, level, what, &error);
+                let throttle = &shared.drive_failures;
+                shared.events.log_rarely(throttle, now, level, what, &error);
                 return;
             }
         };

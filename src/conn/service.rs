@@ -19,11 +19,12 @@ use hyper::ext::ReasonPhrase;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
+use crate::contain::contain;
+use crate::events::LogLevel;
+
 use super::framing::BodyLength;
 use super::state::{BodyFault, Conn, Inflight};
 use super::validate::{has_option, options, validate};
-use crate::contain::contain;
-use crate::events::LogLevel;
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 

@@ -6,12 +6,13 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::work_queue::{Call, WorkQueue};
-use super::{Handler, call};
 use crate::request::Exchange;
 use crate::sys::SignalMask;
 use crate::threads::turns::{TurnEnd, at_turn_end};
 use crate::threads::{Role, Thread, join_all, spawn_thread};
+
+use super::work_queue::{Call, WorkQueue};
+use super::{Handler, call};
 
 /// How long a thread without work stays.
 const IDLE: Duration = Duration::from_secs(10);

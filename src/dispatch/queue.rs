@@ -6,11 +6,12 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::work_queue::{Call, WorkQueue};
 use crate::error::{Error, Result};
 use crate::request::{Exchange, Taken};
 use crate::threads::LentRuntime;
 use crate::threads::turns::{TurnEnd, at_turn_end};
+
+use super::work_queue::{Call, WorkQueue};
 
 /// Requests waiting to be taken. Clones are the same queue; any thread may use it.
 ///

@@ -5,12 +5,13 @@ use std::io::ErrorKind;
 use std::mem::{MaybeUninit, size_of};
 use std::time::{Duration, Instant};
 
-use super::last_error;
-use super::types::httpdown_status::{self, *};
-use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::{process, sys};
+
+use super::last_error;
+use super::types::httpdown_status::{self, *};
+use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
 
 /// The body of every function that returns a status.
 pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {

@@ -3,13 +3,14 @@
 use std::ffi::{CString, c_int, c_void};
 use std::sync::Arc;
 
+use crate::{ConnEvent, Exchange, Handler, LogLevel, Phase, Stats};
+
 use super::request::lend;
 use super::server::httpdown_server;
 use super::types::{
     httpdown_conn_state_fn, httpdown_destroy_fn, httpdown_handler_fn, httpdown_log_fn,
     httpdown_phase_fn, httpdown_stat_fn, httpdown_stats,
 };
-use crate::{ConnEvent, Exchange, Handler, LogLevel, Phase, Stats};
 
 /// Something of the host's: its pointer, and how it is ended when nobody needs it any more.
 #[derive(Debug)]

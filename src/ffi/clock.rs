@@ -3,9 +3,10 @@
 use std::ffi::c_int;
 use std::time::Duration;
 
-use super::boundary::{borrow, duration_or, output, status};
 use crate::MockClock;
 use crate::process;
+
+use super::boundary::{borrow, duration_or, output, status};
 
 /// A clock that stands still until it is moved, to test a stop without waiting for its timeouts. Any thread may use
 /// it, several at once.

@@ -6,15 +6,16 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::events::Interest;
+use crate::process;
+use crate::{Builder, Dispatch, Error, Listener, Result, Server};
+
 use super::boundary::{Sized, borrow, duration_or, read_sized, slice, text};
 use super::callbacks::{self, CHandler, CStats, ForeignData, Host};
 use super::server::httpdown_server;
 use super::types::{
     httpdown_dispatch, httpdown_event, httpdown_event_kind, httpdown_options, httpdown_stop_report,
 };
-use crate::events::Interest;
-use crate::process;
-use crate::{Builder, Dispatch, Error, Listener, Result, Server};
 
 // SAFETY: zero is valid in each field, and the size comes first.
 unsafe impl Sized for httpdown_options {

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int};
 
+use crate::Result;
+use crate::query::{Query, decode, percent_decode};
+
 use super::boundary::{null, output, room, status_anywhere, value_anywhere, write_bytes};
 use super::types::httpdown_status::*;
 use super::types::{httpdown_bytes, httpdown_header};
-use crate::Result;
-use crate::query::{Query, decode, percent_decode};
 
 /// The decoded value of the first pair of that name (NUL-terminated) in a query, "name=value&other=value":
 ///

@@ -9,14 +9,15 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use once_cell::sync::OnceCell;
 
+use crate::conn_info::ConnInfo;
+use crate::request::ReplySlot;
+use crate::{Error, Exchange, Result};
+
 use super::boundary::{deadline, null, output, room, slice, status, value};
 use super::callbacks::ForeignData;
 use super::server::httpdown_server;
 use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, insert};
 use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
-use crate::conn_info::ConnInfo;
-use crate::request::ReplySlot;
-use crate::{Error, Exchange, Result};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
 /// (httpdown_reply_start, _write, _finish). That ends it.

@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use once_cell::sync::OnceCell;
 
+use crate::{Error, Event, RequestQueue, Result, Server, Signals};
+use crate::{process, sys};
+
 use super::boundary::{
     borrow, deadline, output, room, size_of_callers, status, status_in_child_too, status_of,
     status_text, text_array, value, write_sized, write_text,
@@ -16,8 +19,6 @@ use super::options::Options;
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
-use crate::{Error, Event, RequestQueue, Result, Server, Signals};
-use crate::{process, sys};
 
 /// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
 pub struct httpdown_server {

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::net::Listener;
+use super::listener::Listener;
 
 const STATE_LISTEN: u8 = 10;
 /// A half-open handshake, in the kernel's table of sockets. Shown to us as `SYN_RECV`. What `SYN_RECV` itself selects

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 use super::bpf;
-use crate::net::Listener;
-use crate::net::census::{Group, Handshake, Spot, View};
+use super::census::{Group, Handshake, Spot, View};
+use super::listener::Listener;
 
 /// How long handshakes that have begun are waited for: a round trip to nearly anywhere. Not longer, because they may be
 /// those of the others.

@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::bpf;
 use crate::error::{Error, Result};
 use crate::sys;
+
+use super::bpf;
 
 /// How many connections may wait to be accepted: the kernel caps it at `net.core.somaxconn` (4,096 since Linux 5.4).
 const BACKLOG: i32 = 4096;

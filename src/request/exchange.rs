@@ -22,14 +22,14 @@ use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 use crate::conn::BodyFault;
 use crate::conn_info::ConnInfo;
 use crate::error::{Error, Result};
+use crate::phase::Waiter;
+use crate::query::Query;
 use crate::shared::Shared;
+use crate::threads;
+use crate::threads::LentRuntime;
 
 use super::held::Taken;
 use super::reply_slot::{Cancellation, ReplySlot};
-use crate::phase::Waiter;
-use crate::query::Query;
-use crate::threads;
-use crate::threads::LentRuntime;
 
 /// A response is handed to the connection in pieces of at most this many bytes …
 const PIECE: usize = 64 << 10;

@@ -14,12 +14,11 @@ use crate::conn::{Inflight, Outcome};
 use crate::contain::for_tasks;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-
 use crate::phase::Waiter;
+use crate::shared::Shared;
 use crate::threads;
 
 use super::exchange::ReplyBody;
-use crate::shared::Shared;
 
 const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;

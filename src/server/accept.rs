@@ -15,7 +15,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::door::{Door, Quiet};
 use crate::conn::{Accepted, Conn};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
@@ -25,6 +24,8 @@ use crate::net::{Connected, Listener, NotAccepted};
 use crate::shared::Shared;
 use crate::sys;
 use crate::threads::Executor;
+
+use super::door::{Door, Quiet};
 
 /// How long accepting pauses when there are no descriptors or no memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -24,8 +24,7 @@ use hyper_util::service::TowerToHyperService;
 use once_cell::sync::OnceCell;
 use tokio::task::JoinHandle;
 
-use crate::clock::Latest;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, Latest, SystemClock};
 use crate::conn::{self, BoxError, Conn, Plain, Respond};
 use crate::conn_info::ConnInfo;
 use crate::contain::for_tasks;
@@ -33,24 +32,22 @@ use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Event, Events, Interest, LogLevel, Observers};
 use crate::ledger::{Count, Ends, Ledger};
+use crate::net::{Listener, Listeners};
 use crate::options::Options;
 use crate::orders::{Order, Orders};
+use crate::outcome::Outcome;
 use crate::phase::{Phase, Phases};
+use crate::process::{self, SignalWatch, StopSignals};
 use crate::registry::Registry;
 use crate::report::Report;
 use crate::request::{Exchange, is_held_here};
 use crate::shared::Shared;
-use crate::threads::Helper;
-use crate::threads::LentRuntime;
-use lifecycle::Control;
-
-use crate::net::{Listener, Listeners};
-use crate::outcome::Outcome;
-use crate::process::{self, SignalWatch, StopSignals};
 use crate::stats::Stats;
 use crate::sys::SignalMask;
-use crate::threads::{self, END_GRACE, Executor, IoThreads, Role, Thread};
+use crate::threads::{self, END_GRACE, Executor, Helper, IoThreads, LentRuntime, Role, Thread};
 use crate::throttle::Throttle;
+
+use lifecycle::Control;
 
 /// Says how a server shall be, and starts it.
 ///
