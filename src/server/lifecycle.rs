@@ -78,14 +78,15 @@ impl Control {
         helper.end();
         ended &= helpers.join(deadline);
         self.shared.phases.set(Phase::Stopped);
-        self.shared.events.phase(Phase::Stopped);
-        self.shared.events.close();
         // What of the host's is still running then has been abandoned.
         let result = match end.result {
             Ok(()) | Err(Error::Killed(_)) if !ended => Err(Error::TimedOut(None)),
             result => result,
         };
         settling.0.settle(result);
+        // Behind that: the callback for the end knows how it went.
+        self.shared.events.phase(Phase::Stopped);
+        self.shared.events.close();
         // A callback that blocks is no reason to keep those who wait.
         let deadline = threads::deadline(END_GRACE);
         self.shared.events.wait_delivered(deadline);
