@@ -8,6 +8,10 @@ use crate::Result;
 use crate::client::{Clients, Load};
 use crate::servers::Spec;
 
+/// How often it is tried: at times, when a signal comes, Callgrind dies of an assertion of its own
+/// (`vgCallgrind_post_signal`).
+const TRIES: u32 = 3;
+
 /// A program that runs a server, and counts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Tool {
@@ -43,6 +47,15 @@ impl Tool {
 
     /// How many the server takes from its start to its end.
     fn count(self, spec: &Spec, load: Load, requests: usize) -> Result<u64> {
+        for _ in 0..TRIES {
+            if let Some(total) = self.try_count(spec, load, requests)? {
+                return Ok(total);
+            }
+        }
+        Err(format!("{} has not counted {}", self.program(), spec.name).into())
+    }
+
+    fn try_count(self, spec: &Spec, load: Load, requests: usize) -> Result<Option<u64>> {
         let out = Scratch(PathBuf::from(format!(
             "build/bench-{}-{}",
             std::process::id(),
@@ -66,8 +79,7 @@ impl Tool {
         Clients::new(server.addr, load)?.ask(requests)?;
         server.stop()?;
         let text = fs::read_to_string(&out.0)?;
-        self.total(&text)
-            .ok_or_else(|| format!("{} has not counted {}", self.program(), spec.name).into())
+        Ok(self.total(&text))
     }
 
     fn total(self, text: &str) -> Option<u64> {
