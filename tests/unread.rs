@@ -125,6 +125,13 @@ fn request(target: &str, length: usize, chunk: Option<usize>) -> (String, Vec<u8
     (head, body)
 }
 
+/// As [`request`], in chunks, with a length that does not count: its connection must end (RFC 9112, 6.1).
+fn request_of_two_lengths(target: &str, length: usize, size: usize) -> (String, Vec<u8>) {
+    let (head, body) = request(target, length, Some(size));
+    let head = head.replace("\r\n\r\n", "\r\nContent-Length: 5\r\n\r\n");
+    (head, body)
+}
+
 const NEXT: &str = "GET /drop HTTP/1.1\r\nHost: a\r\n\r\n";
 
 #[test]
@@ -175,6 +182,45 @@ fn no_connection_ends_behind_an_answer_that_did_not_say_so() {
         let report = stop(&server).unwrap();
         assert_balanced(&report);
         assert_eq!(report.raced, 0, "{report:?}");
+    }
+}
+
+#[test]
+fn a_connection_ends_behind_an_answer_that_has_said_so() {
+    for (number, server) in servers().into_iter().enumerate() {
+        for way in WAYS {
+            for (head, body) in [
+                request(way, 300_000, None),
+                request(way, 100, Some(7)),
+                request_of_two_lengths(way, 100, 7),
+                request_of_two_lengths(way, 5, 5),
+            ] {
+                for later in [0, 1, 4, body.len()] {
+                    let text = format!("{number}: {head:?}, {later} later");
+                    let mut client = Client::connect(addr(&server));
+                    let (now, later) = body.split_at(body.len() - later);
+                    client.send([head.as_bytes(), now].concat());
+                    let mut sends = client.socket().try_clone().map(Client::from).unwrap();
+                    let is_read = matches!(way, "/first" | "/half" | "/begin-first");
+                    if is_read && number != 0 {
+                        // Else the handler would wait for it.
+                        sends.send(later);
+                    }
+                    let answer = client.answer();
+                    assert_eq!(answer.text(), "hello", "{text}");
+                    if head.contains("Content-Length: 5") {
+                        assert!(answer.closes(), "{text}");
+                    }
+                    if answer.closes() {
+                        if !(is_read && number != 0) {
+                            let _ = sends.try_send(later);
+                        }
+                        assert!(client.until_end().unwrap().is_empty(), "{text}");
+                    }
+                }
+            }
+        }
+        assert_balanced(&stop(&server).unwrap());
     }
 }
 

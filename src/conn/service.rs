@@ -149,7 +149,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             asks_for: AsksFor::of(request.method()),
             is_upgrade,
             is_http10,
-            waits,
+            has_plain_length: length != BodyLength::Chunked && !waits,
             keep_alive: wishes.keep_alive,
             announces: self.conn.shared().announcement.is_some(),
         };
@@ -200,8 +200,9 @@ struct Answering<O: Outcome> {
     /// The request asks for an upgrade, or a tunnel.
     is_upgrade: bool,
     is_http10: bool,
-    /// The client waits to be asked for the body, and may never send it.
-    waits: bool,
+    /// The body has a length, and the client sends it unasked: so where it ends is known, read or not. The end of one in
+    /// chunks is not enough: hyper ends the connection, and says so, if there is also a length, which it does not show.
+    has_plain_length: bool,
     /// The client wants the connection to go on.
     keep_alive: bool,
     /// The response tells of the idle timeout, if the connection goes on behind it.
@@ -368,13 +369,10 @@ impl<O: Outcome> Answering<O> {
     /// here already. And hyper does not say that the connection ends.
     fn may_be_skipped(&self) -> bool {
         let conn = self.conn();
-        let is_short = || match conn.body_length() {
-            BodyLength::Known(left) => left <= SKIPPED,
-            BodyLength::Chunked => false,
-        };
+        let is_short = || matches!(conn.body_length(), BodyLength::Known(left) if left <= SKIPPED);
         self.outcome.keeps_unread()
+            && self.has_plain_length
             && !self.is_http10
-            && !self.waits
             && (is_short() || conn.has_request_behind())
     }
 
