@@ -445,7 +445,7 @@ async fn drive<R: Respond>(
             }
             Some(Instant::now())
         } else if conn.is_idle() {
-            if is_busy || conn.may_be_read() {
+            if is_busy {
                 long_pause(&mut pause, conn, cx)
             } else {
                 Some(Instant::now())
@@ -490,16 +490,8 @@ fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> O
         Some((then, since, _)) if *then == requests => return Some(*since),
         _ => {}
     }
-    let config = &conn.shared().options;
-    let patience = if conn.may_be_read() {
-        config.idle_timeout
-    } else {
-        config.park_after.min(config.idle_timeout)
-    };
-    if patience == Duration::MAX {
-        return None;
-    }
-    let mut timer = Box::pin(sleep(patience));
+    let options = &conn.shared().options;
+    let mut timer = Box::pin(sleep(options.park_after.min(options.idle_timeout)));
     // It is not asked again: it must be set, also where tokio wants the task to pause.
     let _ = Pin::new(&mut unconstrained(timer.as_mut())).poll(cx);
     *pause = Some((requests, Instant::now(), timer));

@@ -122,9 +122,6 @@ pub(crate) struct Conn {
     answered_alone: AtomicBool,
     /// Whether the client is to be asked for the last request's body: an [`Asking`].
     asking: AtomicU8,
-    /// The response to the last request was complete before its body, whose length was known: whoever reads that is told
-    /// of its end only when hyper reads on.
-    answered_early: AtomicBool,
     /// The body of the last request comes in chunks.
     is_chunked: AtomicBool,
     /// The head of the last response does not say that the connection ends.
@@ -178,7 +175,6 @@ impl Conn {
             ahead: AtomicU32::new(0),
             ahead_is_request: AtomicBool::new(false),
             answered_alone: AtomicBool::new(false),
-            answered_early: AtomicBool::new(false),
             goes_on: AtomicBool::new(false),
             asking: AtomicU8::new(Asking::Settled as u8),
             is_chunked: AtomicBool::new(false),
@@ -256,7 +252,6 @@ impl Conn {
         self.is_chunked.store(is_chunked, Ordering::Relaxed);
         let is_alone = is_upgrade || is_chunked;
         self.answered_alone.store(is_alone, Ordering::Relaxed);
-        self.answered_early.store(false, Ordering::Relaxed);
         self.set_goes_on(false);
         self.set_body_length(body);
         self.ledger.requests.raise(1);
@@ -348,9 +343,6 @@ impl Conn {
 
     /// hyper has all of a response.
     pub(super) fn response_written(&self) {
-        if let BodyLength::Known(1..) = self.body_length() {
-            self.answered_early.store(true, Ordering::Relaxed);
-        }
         self.in_service.move_to(&self.unflushed);
     }
 
@@ -466,11 +458,6 @@ impl Conn {
     /// read on when it has answered.
     pub(super) fn is_idle(&self) -> bool {
         self.is_at_rest() && self.is_waiting_for_bytes()
-    }
-
-    /// Whether somebody may still read the body of the last request, to whom the end of hyper would be an error.
-    pub(super) fn may_be_read(&self) -> bool {
-        self.answered_early.load(Ordering::Relaxed)
     }
 
     /// Whether hyper may hold chunks of the last request's body that somebody still reads: it gives them away one by one, and
