@@ -228,6 +228,11 @@ impl Events {
         self.interest
     }
 
+    /// Whether the host takes them itself.
+    pub(crate) fn are_pulled(&self) -> bool {
+        self.pulled
+    }
+
     pub(crate) fn stat(&self, kind: StatKind, key: &'static str, value: f64) {
         if self.interest.stats {
             self.push(Event::Stat { kind, key, value });

@@ -27,7 +27,7 @@ const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// On the server's clock.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StopTimes {
+struct StopTimes {
     began: Option<Duration>,
     quiescing: Option<Duration>,
     ended: Option<Duration>,
@@ -56,13 +56,12 @@ pub(crate) struct Shared {
     pub(crate) ends: Ends,
     pub(crate) abandoned: Count,
     pub(crate) unaccepted: Count,
-    pub(crate) stop: Mutex<StopTimes>,
+    stop: Mutex<StopTimes>,
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
     /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
-    pub(crate) last_report: OnceCell<Report>,
+    last_report: OnceCell<Report>,
     pub(crate) local_addrs: Vec<SocketAddr>,
-    pub(crate) pulls_events: bool,
     /// The control thread's.
     pub(crate) runtime: tokio::runtime::Handle,
     /// If connections run on it.
@@ -71,6 +70,46 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// Of a server that has not begun. `runtime`: the control thread's. `lent`: where connections will run, if that is the
+    /// host's.
+    pub(crate) fn new(
+        id: u64,
+        options: Options,
+        clock: Arc<dyn Clock>,
+        events: Events,
+        local_addrs: Vec<SocketAddr>,
+        runtime: tokio::runtime::Handle,
+        lent: Option<Arc<LentRuntime>>,
+    ) -> Result<Self> {
+        let announcement = format!("timeout={}", options.announced());
+        let announcement = HeaderValue::try_from(announcement).ok();
+        Ok(Self {
+            id,
+            announcement: announcement.filter(|_| options.keep_alive_header),
+            options,
+            clock,
+            events,
+            accept_failures: Throttle::default(),
+            drive_failures: Throttle::default(),
+            orders: Orders::new()?,
+            phases: Phases::default(),
+            last_request: Latest::default(),
+            registry: Registry::default(),
+            ledger: Ledger::default(),
+            ends: Ends::default(),
+            abandoned: Count::default(),
+            unaccepted: Count::default(),
+            stop: Mutex::default(),
+            outcome: Outcome::default(),
+            helper: Helper::default(),
+            last_report: OnceCell::new(),
+            local_addrs,
+            runtime,
+            lent,
+            threads: Mutex::default(),
+        })
+    }
+
     pub(crate) fn stop_began(&self, at: Duration) {
         self.stop_times().began = Some(at);
     }

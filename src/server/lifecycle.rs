@@ -131,14 +131,14 @@ async fn live(
     backend: &Backend,
 ) -> End {
     let clock = &*shared.clock;
-    let config = &shared.options;
+    let options = &shared.options;
     let events = &shared.events;
     let inbox = match Inbox::new(&shared.orders) {
         Ok(inbox) => inbox,
         Err(error) => {
             return End {
                 result: Err(error),
-                patience: config.kill_timeout,
+                patience: options.kill_timeout,
             };
         }
     };
@@ -164,20 +164,20 @@ async fn live(
         events.sum("stop", 1.0);
         let open = shared.report().conns_open;
         events.stat(StatKind::Histogram, "stop.conn.count", open as f64);
-        if !config.lame_duck.is_zero() {
+        if !options.lame_duck.is_zero() {
             enter(shared, Phase::LameDuck);
             serve_error = tokio::select! {
                 biased;
                 () = inbox.at_least(Order::Kill) => None,
-                () = clock.sleep(config.lame_duck) => None,
-                () = quiet(shared, stop_began), if !config.lame_duck_quiet.is_zero() => None,
+                () = clock.sleep(options.lame_duck) => None,
+                () = quiet(shared, stop_began), if !options.lame_duck_quiet.is_zero() => None,
                 error = accepting.failed() => Some(error),
             };
         }
     }
 
     shared.quiescing_began(clock.now());
-    let stop_timeout = clock.sleep(config.stop_timeout);
+    let stop_timeout = clock.sleep(options.stop_timeout);
     let mut out_of_time = pin!(async {
         tokio::select! {
             () = inbox.at_least(Order::Kill) => {}
@@ -254,11 +254,11 @@ fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
 
 /// Waits until no request has come for as long as it takes to believe that nobody sends any more.
 async fn quiet(shared: &Shared, lame_since: Duration) {
-    let config = &shared.options;
-    let earliest = lame_since.saturating_add(config.lame_duck_min);
+    let options = &shared.options;
+    let earliest = lame_since.saturating_add(options.lame_duck_min);
     loop {
         let last = shared.last_request.get().max(lame_since);
-        let end = last.saturating_add(config.lame_duck_quiet).max(earliest);
+        let end = last.saturating_add(options.lame_duck_quiet).max(earliest);
         let left = end.saturating_sub(shared.clock.now());
         if left.is_zero() {
             return;

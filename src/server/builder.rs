@@ -1,0 +1,575 @@
+//! How a server shall be, and its start.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+use once_cell::sync::OnceCell;
+
+use crate::clock::{Clock, SystemClock};
+use crate::conn::{self, BoxError, Conn, Plain, Respond};
+use crate::conn_info::ConnInfo;
+use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
+use crate::error::{Error, Result};
+use crate::events::{ConnEvent, Events, Interest, LogLevel, Observers};
+use crate::net::{Listener, Listeners};
+use crate::options::Options;
+use crate::phase::Phase;
+use crate::process;
+use crate::shared::Shared;
+use crate::stats::Stats;
+use crate::sys::SignalMask;
+use crate::threads::{self, Executor, IoThreads, LentRuntime, Role};
+
+use super::Server;
+use super::lifecycle::Control;
+/// Says how a server shall be, and starts it.
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
+/// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+/// use httpdown::{Listener, Server};
+///
+/// # fn main() -> Result<(), httpdown::Error> {
+/// let hello = service_fn(|_: Request<Incoming>| async {
+///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello, World!"))))
+/// });
+/// let server = Server::builder()
+///     .stop_timeout(std::time::Duration::from_secs(10))
+///     .serve(Listener::bind("127.0.0.1:0")?, hello)?;
+/// let report = server.stop_blocking()?; // in async code: server.stop().await?
+/// assert_eq!(report.killed, 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Builder {
+    options: Options,
+    clock: Option<Arc<dyn Clock>>,
+    observers: Observers,
+    pulled: Option<Interest>,
+    io_threads: Option<NonZeroUsize>,
+    runtime: Option<Arc<LentRuntime>>,
+    reuse_port: bool,
+    slot: Option<Arc<OnceCell<Server>>>,
+}
+
+impl Builder {
+    /// How long a stop waits for what is there to finish, before it kills; counted from the end of the lame duck. Once half
+    /// of it has passed, or 30 seconds, responses say `Connection: close` also to a client that has sent more requests
+    /// behind, because one that never ceases to pipeline would else never come to its end. Default: 1 minute.
+    /// [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.options.stop_timeout = timeout;
+        self
+    }
+
+    /// How long a kill waits for handlers that were cut to return, before it abandons them; and the end of the server
+    /// for what else of the host's runs on its threads (the handler's `Drop`, thread-local destructors), there at
+    /// least a second, and in real time. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's
+    /// [clock](Builder::clock).
+    pub fn kill_timeout(mut self, timeout: Duration) -> Self {
+        self.options.kill_timeout = timeout;
+        self
+    }
+
+    /// How long a stop goes on accepting, while [`Server::is_ready`] says no and responses say `Connection: close`, so
+    /// that load balancers and clients go elsewhere. Default: 0. On the server's [clock](Builder::clock).
+    pub fn lame_duck(mut self, duration: Duration) -> Self {
+        self.options.lame_duck = duration;
+        self
+    }
+
+    /// Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for the
+    /// [ready path](Builder::ready_path) do not count, nor do connections without a request. At most the lame duck's
+    /// time. Default: 0, which is never early. On the server's [clock](Builder::clock).
+    pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
+        self.options.lame_duck_quiet = silence;
+        self
+    }
+
+    /// How long the lame duck takes at least, however quiet it is: as long as a load balancer needs to notice (its
+    /// checks' interval, times the failures that it wants to see). At most the lame duck's time. Default: 0. On the
+    /// server's [clock](Builder::clock).
+    pub fn lame_duck_min(mut self, duration: Duration) -> Self {
+        self.options.lame_duck_min = duration;
+        self
+    }
+
+    /// A path, `/healthz` say, that the server answers itself, whatever the handlers are doing: 200 while
+    /// [`Server::is_ready`], then 503. For GET, HEAD, and OPTIONS; compared with the path of a request's target byte
+    /// for byte, without the query. Such a request counts like any other. Default: none.
+    pub fn ready_path(mut self, path: impl Into<String>) -> Self {
+        self.options.ready_path = Some(path.into());
+        self
+    }
+
+    /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
+    /// extensions. Default: no, because the first extension of a request costs three allocations, about a tenth of
+    /// what a request costs in user space.
+    pub fn conn_info(mut self, inserts: bool) -> Self {
+        self.options.conn_info = inserts;
+        self
+    }
+
+    /// How long a request's head may take from its first byte to its last; then the client gets a 408, and the
+    /// connection is closed. Default: 30 seconds. [`Duration::MAX`]: no limit. In real time, whatever the clock.
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.options.header_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may be without a request while the server serves: between two, or before the first. Then it
+    /// is closed; it may live on for a second more. Not 0. Default: no limit ([`Duration::MAX`]), because a close can
+    /// cross a request on its way, which is lost then (`raced` in the [`Report`](crate::Report)). Against that, be more patient than
+    /// the clients (a load balancer's timeout for idle connections, say), or tell them: [`Builder::keep_alive_header`].
+    /// In real time, whatever the clock.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.idle_timeout = timeout;
+        self
+    }
+
+    /// Has responses tell of the idle timeout, `Keep-Alive: timeout=N`, so that clients that know this field leave an
+    /// idle connection before the server does. N is the [idle timeout](Builder::idle_timeout) less the
+    /// [idle grace](Builder::idle_grace), in whole seconds, and at least 1, so that a request that was sent in the last
+    /// moment still comes in time. It is not said where the connection ends, nor in a response that has a `Connection`
+    /// or `Keep-Alive` field of its own. Default: false.
+    pub fn keep_alive_header(mut self, announce: bool) -> Self {
+        self.options.keep_alive_header = announce;
+        self
+    }
+
+    /// How long a stop goes on accepting connections whose handshake had begun, before it closes the listening sockets
+    /// all the same. It ends as soon as there are none; counts within the stop timeout. Default: 4 seconds, which gives
+    /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s). In real time, whatever
+    /// the clock.
+    pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
+        self.options.quiesce_timeout = timeout;
+        self
+    }
+
+    /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served
+    /// and answered with `Connection: close`. More than the round trip to the clients. It is counted from when the
+    /// client's kernel has the last answer, and a new connection whose handshake needed repetition gets 4.5 seconds
+    /// more for each: so late would its client repeat a request that was lost. Default: 1 second. In real time,
+    /// whatever the clock.
+    pub fn idle_grace(mut self, grace: Duration) -> Self {
+        self.options.idle_grace = grace;
+        self
+    }
+
+    /// How long a connection that we have closed waits for the client to close its side, so that what was sent last is
+    /// not destroyed by a reset. A stop waits longer where a client has not acknowledged all that it was sent, up to the
+    /// stop timeout. Default: 2 seconds. In real time, whatever the clock.
+    pub fn linger_timeout(mut self, timeout: Duration) -> Self {
+        self.options.linger_timeout = timeout;
+        self
+    }
+
+    /// How long after the first signal of a [run](Server::run) another one counts as the second, which kills; and after
+    /// that, as the third. One that comes sooner has told the same thing again: a process manager signals the whole
+    /// group, and a wrapper in it forwards what it gets. Zero: at once; [`Duration::MAX`]: never. Default: 500
+    /// milliseconds. In real time, whatever the clock.
+    pub fn second_signal(mut self, pause: Duration) -> Self {
+        self.options.second_signal = pause;
+        self
+    }
+
+    /// The clock for the timers of the stop, the kill and the lame duck, for [`Report::stop_duration`](crate::Report::stop_duration), and for the
+    /// minute between two counts of connections. All else is in real time. Default: [`SystemClock`]. For tests: a
+    /// [`MockClock`](crate::MockClock), with an [idle grace](Builder::idle_grace) of some milliseconds.
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// A client for statistics, called on the events thread.
+    pub fn stats(mut self, stats: impl Stats) -> Self {
+        self.observers.stats = Some(Box::new(stats));
+        self
+    }
+
+    /// Called on the events thread whenever a connection's state changes.
+    pub fn on_conn_state(mut self, callback: impl FnMut(ConnEvent) + Send + 'static) -> Self {
+        self.observers.conns = Some(Box::new(callback));
+        self
+    }
+
+    /// Called on the events thread whenever the server enters a phase, from [`Phase::Serving`] to [`Phase::Stopped`]:
+    /// there [`Server::outcome`] and [`Server::wait`] say how it has ended, and those who wait are told afterwards.
+    pub fn on_phase(mut self, callback: impl FnMut(Phase) + Send + 'static) -> Self {
+        self.observers.phases = Some(Box::new(callback));
+        self
+    }
+
+    /// Called on the events thread with what a person should know. The library itself prints nothing.
+    pub fn on_log(mut self, callback: impl FnMut(LogLevel, &str) + Send + 'static) -> Self {
+        self.observers.logs = Some(Box::new(callback));
+        self
+    }
+
+    /// Makes events of all kinds, to be taken by [`Server::next_event`]; callbacks set here are not called then, and
+    /// there is no events thread.
+    pub fn pull_events(self) -> Self {
+        self.pull(Interest {
+            stats: true,
+            conns: true,
+            phases: true,
+            logs: true,
+        })
+    }
+
+    pub(crate) fn pull(mut self, interest: Interest) -> Self {
+        self.pulled = Some(interest);
+        self
+    }
+
+    /// Has the server put there before any of its threads runs, and so before any callback does.
+    #[cfg(feature = "capi")]
+    pub(crate) fn slot(mut self, slot: Arc<OnceCell<Server>>) -> Self {
+        self.slot = Some(slot);
+        self
+    }
+
+    /// How many threads drive connections. Default: one for each processor that the process may use.
+    pub fn io_threads(mut self, count: NonZeroUsize) -> Self {
+        self.io_threads = Some(count);
+        self
+    }
+
+    /// Accepts and drives connections on this runtime, whose I/O and time must be enabled, instead of threads of the
+    /// server's own. It must outlive the server, which else stops with an error. Not the one that this is called on,
+    /// unless you say so: a server on its own threads stops on time whatever happens on the host's.
+    ///
+    /// What a service spawns is the host's then, and goes on behind the stop.
+    ///
+    /// On its threads wait by [`Server::stop`] and [`Server::wait`], which are async. A call that blocks there, such as
+    /// [`Server::stop_blocking`] or [`Server::run`], fails with [`Error::WouldDeadlock`] if the runtime does not get on
+    /// meanwhile: on the thread of a current-thread runtime, or on the last worker of another that is not blocked. In
+    /// `spawn_blocking` it may wait.
+    pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
+        self.runtime = Some(Arc::new(LentRuntime::new(runtime)));
+        self
+    }
+
+    /// [`Builder::listen`] binds as [`Listener::bind_reuse_port`]. Default: no.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.reuse_port = reuse;
+        self
+    }
+
+    /// As [`Listener::bind`], and counts a failure: `listen.error` is told to the [`Stats`] set so far, on this thread,
+    /// because there is no events thread yet.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn listen(&mut self, addr: &str) -> Result<Listener> {
+        let bound = if self.reuse_port {
+            Listener::bind_reuse_port(addr)
+        } else {
+            Listener::bind(addr)
+        };
+        bound.inspect_err(|_| {
+            if let Some(stats) = &mut self.observers.stats {
+                stats.bump_sum("listen.error", 1.0);
+            }
+        })
+    }
+
+    /// Serves a hyper service: a clone of it for each connection. Returns at once.
+    ///
+    /// The service is called on threads of the server's own, each of which has a current-thread runtime of tokio's,
+    /// whose timers and sockets it can use. Tasks that it spawns there (`tokio::spawn`) go on as long as the server
+    /// does: at the end of the stop they are dropped, which the [log](Builder::on_log) tells. `block_in_place` panics
+    /// there. A service for which that is not enough is to get a runtime of its own: [`Builder::runtime`].
+    ///
+    /// A service that fails or panics is answered for with a 500.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+    /// # use httpdown::{Listener, Server};
+    /// # fn main() -> httpdown::Result<()> {
+    /// let hello = service_fn(|_: Request<Incoming>| async {
+    ///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello, World!"))))
+    /// });
+    /// let server = Server::builder().serve(Listener::bind("127.0.0.1:0")?, hello)?;
+    /// server.stop_blocking()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if a
+    /// thread or a descriptor cannot be had; [`Error::Forked`].
+    pub fn serve<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.start(listeners.into(), |_, _| {
+            (conn::clones(Plain(service)), Backend::Direct)
+        })
+    }
+
+    /// Serves a tower service, an axum `Router` for instance: as [`Builder::serve`], a clone of it for each request.
+    ///
+    /// axum spawns a task for each upgrade, and applications spawn others: give it their [runtime](Builder::runtime). A
+    /// handler has the client's address by [`Builder::conn_info`] and `Extension<ConnInfo>`. `examples/axum.rs` is a
+    /// whole program, with streams of events and web sockets that end when a stop begins.
+    ///
+    /// ```
+    /// # use httpdown::{Listener, Server};
+    /// use axum::{Router, routing::get};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> httpdown::Result<()> {
+    /// let app = Router::new().route("/", get(async || "Hello, World!"));
+    /// let server = Server::builder()
+    ///     .runtime(tokio::runtime::Handle::current())
+    ///     .serve_tower(Listener::bind("127.0.0.1:0")?, app)?;
+    /// server.stop().await?; // or: server.run_async().await? until SIGTERM or SIGINT
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn serve_tower<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
+    where
+        S: tower_service::Service<Request<Incoming>, Response = Response<B>>,
+        S: Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        self.serve(listeners, TowerToHyperService::new(service))
+    }
+
+    /// Serves each connection by a service of its own, which `make` makes for it: as [`Builder::serve`]. `make` is
+    /// called on the thread that drives the connection, for one connection at a time. A tower service goes through
+    /// [`TowerToHyperService`].
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+    /// # use httpdown::{Listener, Server};
+    /// # fn main() -> httpdown::Result<()> {
+    /// let listener = Listener::bind("127.0.0.1:0")?;
+    /// let server = Server::builder().serve_connections(listener, |server, conn| {
+    ///     let server = server.clone();
+    ///     service_fn(move |_: Request<Incoming>| {
+    ///         let text = format!("{}, connection {} of {server:?}", conn.peer, conn.id);
+    ///         async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }
+    ///     })
+    /// })?;
+    /// server.stop_blocking()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn serve_connections<S, B>(
+        self,
+        listeners: impl Into<Listeners>,
+        mut make: impl FnMut(&Server, ConnInfo) -> S + Send + 'static,
+    ) -> Result<Server>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let make = move |conn: &Arc<Conn>| {
+            let server = Server::of(Arc::clone(conn.shared()));
+            Plain(make(&server, conn.info()))
+        };
+        self.start(listeners.into(), |_, _| (make, Backend::Direct))
+    }
+
+    /// Serves a handler, on the threads that `dispatch` says. Returns at once. See [`Exchange`](crate::Exchange) for
+    /// what a handler does.
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn handle(
+        self,
+        listeners: impl Into<Listeners>,
+        dispatch: Dispatch,
+        handler: impl Handler,
+    ) -> Result<Server> {
+        self.start(listeners.into(), move |id, mask| {
+            let dispatcher = Dispatcher::new(dispatch, handler, id, mask);
+            let backend = dispatcher.backend();
+            (conn::clones(dispatcher), backend)
+        })
+    }
+
+    /// Serves requests by queueing them, for the host to take on its own threads. Returns at once.
+    ///
+    /// # Errors
+    /// As [`Builder::serve`].
+    pub fn queue(self, listeners: impl Into<Listeners>) -> Result<(Server, RequestQueue)> {
+        let queue = self.new_queue();
+        let server = self.serve_by(queue.clone(), listeners)?;
+        Ok((server, queue))
+    }
+
+    /// For [`Builder::serve_by`].
+    pub(crate) fn new_queue(&self) -> RequestQueue {
+        RequestQueue::new(self.runtime.clone())
+    }
+
+    /// As [`Builder::queue`], with a queue that somebody may know already.
+    pub(crate) fn serve_by(
+        self,
+        queue: RequestQueue,
+        listeners: impl Into<Listeners>,
+    ) -> Result<Server> {
+        self.start(listeners.into(), |_, _| {
+            let dispatcher = Dispatcher::Queue(queue);
+            let backend = dispatcher.backend();
+            (conn::clones(dispatcher), backend)
+        })
+    }
+
+    fn interest(&self) -> Interest {
+        self.pulled.unwrap_or_else(|| self.observers.interest())
+    }
+
+    /// What the server's threads will share. Nothing runs yet.
+    pub(crate) fn shared(
+        &self,
+        id: u64,
+        listeners: &[Listener],
+        runtime: tokio::runtime::Handle,
+    ) -> Result<Shared> {
+        let clock = self.clock.clone();
+        Shared::new(
+            id,
+            self.options.clone(),
+            clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
+            Events::new(self.interest(), self.pulled.is_some()),
+            listeners.iter().map(Listener::local_addr).collect(),
+            runtime,
+            self.runtime.clone(),
+        )
+    }
+
+    /// `respond`: has what makes for each connection what answers its requests.
+    fn start<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
+        self,
+        listeners: Listeners,
+        respond: impl FnOnce(u64, SignalMask) -> (M, Backend) + Send + 'static,
+    ) -> Result<Server> {
+        if process::forked() {
+            return Err(Error::Forked);
+        }
+        let Listeners(listeners) = listeners;
+        if listeners.is_empty() {
+            return Err(Error::InvalidArgument("no address to listen on".into()));
+        }
+        self.options.check()?;
+        let mask = SignalMask::here().and_pipe();
+        threads::elsewhere(move || self.start_here(listeners, mask, respond))
+    }
+
+    /// On a thread of its own. `mask`: what threads block on which the host's code runs.
+    fn start_here<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
+        self,
+        listeners: Vec<Listener>,
+        mask: SignalMask,
+        respond: impl FnOnce(u64, SignalMask) -> (M, Backend),
+    ) -> Result<Server> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let control_runtime = threads::new_runtime()?;
+        let interest = self.interest();
+        let runtime = control_runtime.handle().clone();
+        let shared = Arc::new(self.shared(id, &listeners, runtime)?);
+        let (make, backend) = respond(id, mask);
+        let (threads, executor) = match self.runtime {
+            Some(lent) => (IoThreads::default(), Executor::on(lent)),
+            None => IoThreads::start(id, self.io_threads, backend.hands_over(), mask)?,
+        };
+        let server = Server { shared };
+        if let Some(slot) = self.slot {
+            let _ = slot.set(server.clone());
+        }
+        let start = |name: &str, mask: Option<SignalMask>, body: Box<dyn FnOnce() + Send>| {
+            threads::spawn_thread(name, id, Role::Other, mask, body)
+        };
+        let started = if self.pulled.is_none() && interest.any() {
+            let shared = Arc::clone(&server.shared);
+            let observers = self.observers;
+            shared.events.will_deliver();
+            start(
+                "httpdown-events",
+                Some(mask),
+                Box::new(move || shared.events.deliver_all(observers)),
+            )
+            .inspect_err(|_| server.shared.events.none_delivers())
+            .map(Some)
+        } else {
+            Ok(None)
+        };
+        let started = started.and_then(|events| {
+            server.threads().extend(events);
+            let helper = server.shared.helper.clone();
+            start("httpdown-aux", Some(mask), Box::new(move || helper.live()))
+        });
+        let started = started.and_then(|helper| {
+            let workers = executor.clone();
+            // One for all, to be called on the threads that serve: whatever the host does there.
+            let make = Arc::new(Mutex::new(make));
+            let control = Control {
+                shared: Arc::clone(&server.shared),
+                listeners,
+                executor,
+                threads,
+                backend,
+                serve: Arc::new(move |accepted| conn::serve(accepted, &make, workers.worker())),
+            };
+            let (hand_over, handed_over) = mpsc::channel();
+            let body = move || {
+                if let Ok(helper) = handed_over.recv() {
+                    control.run(control_runtime, helper);
+                }
+            };
+            let started = start("httpdown-ctl", None, Box::new(body));
+            // Whoever has it joins it: if there is no control thread, we do.
+            let ours = match &started {
+                Ok(_) => hand_over.send(helper).err().map(|unsent| unsent.0),
+                Err(_) => Some(helper),
+            };
+            server.threads().extend(ours);
+            started
+        });
+        match started {
+            Ok(control) => server.threads().push(control),
+            Err(error) => {
+                server.shared.events.close();
+                server.shared.helper.end();
+                server.join();
+                return Err(error);
+            }
+        }
+        Ok(server)
+    }
+}

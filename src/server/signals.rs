@@ -1,0 +1,112 @@
+//! Servers that run until a signal.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::process::{self, SignalWatch, StopSignals};
+use crate::report::Report;
+
+use super::Server;
+/// SIGTERM and SIGINT, caught: from before a server starts, so that none is missed. Dropped, it restores what the
+/// signals did before. In a child that is forked meanwhile they do what they did before at once, and no server can be
+/// started there ([`Error::Forked`]): a daemon forks first.
+///
+/// ```no_run
+/// # fn serve() -> httpdown::Result<httpdown::Server> { unimplemented!() }
+/// # fn main() -> httpdown::Result<()> {
+/// let signals = httpdown::Signals::catch()?;
+/// let server = serve()?;
+/// println!("serving");
+/// let report = signals.run(&server)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Signals(StopSignals);
+
+impl Signals {
+    /// Catches them. Only one server, or group of servers, can be run by signals in a process.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] if they are caught already; [`Error::Forked`].
+    pub fn catch() -> Result<Self> {
+        if process::forked() {
+            return Err(Error::Forked);
+        }
+        let signals = StopSignals::catch().map_err(|error| Error::io("sigaction", error))?;
+        let busy = || Error::Unsupported("another run is under way in this process".into());
+        signals.map(Self).ok_or_else(busy)
+    }
+
+    /// As [`Server::run`].
+    ///
+    /// # Errors
+    /// As [`Server::run`].
+    pub fn run(self, server: &Server) -> Result<Report> {
+        if let Some(Err(error)) = server.cannot_block(None) {
+            return Err(error);
+        }
+        let hearing = self.0.hear_here();
+        let watching = self.watch(server);
+        let result = server.wait_blocking(None);
+        // First: a signal that was blocked must not do now what it would have done if it had not been.
+        drop(hearing);
+        drop(watching);
+        result
+    }
+
+    /// As [`Server::run_async`].
+    ///
+    /// # Errors
+    /// As [`Server::run_async`].
+    pub async fn run_async(self, server: &Server) -> Result<Report> {
+        if let Some(Err(error)) = server.cannot_wait() {
+            return Err(error);
+        }
+        let _watching = self.watch(server);
+        server.wait().await
+    }
+
+    /// Has the signals stop the server.
+    fn watch(self, server: &Server) -> Watching {
+        let Self(signals) = self;
+        let kept = Arc::new(Mutex::new(Some(signals)));
+        let caught = Arc::clone(&kept);
+        let watched = server.clone();
+        let pause = server.shared.options.second_signal;
+        let watch = async move {
+            let mut watch = SignalWatch::new()?;
+            watch.next(pause).await?;
+            watched.stop_begin();
+            watch.next(pause).await?;
+            watched.kill_begin();
+            // What tells the second again is not the third.
+            tokio::time::sleep(pause).await;
+            let_go(&caught);
+            Ok::<_, io::Error>(())
+        };
+        let task = server.shared.runtime.spawn(watch);
+        Watching { task, caught: kept }
+    }
+}
+
+/// Signals are watched until it is dropped, or the server has ended.
+struct Watching {
+    task: JoinHandle<io::Result<()>>,
+    caught: Arc<Mutex<Option<StopSignals>>>,
+}
+
+/// Has signals do again what they did before.
+fn let_go(caught: &Mutex<Option<StopSignals>>) {
+    drop(caught.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.task.abort();
+        let_go(&self.caught);
+    }
+}
