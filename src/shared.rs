@@ -70,8 +70,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Of a server that has not begun. `runtime`: the control thread's. `lent`: where connections will run, if that is the
-    /// host's.
+    /// Of a server that has not begun. `runtime`: the control thread's. `lent`: where connections will run, if that is
+    /// the host's.
     pub(crate) fn new(
         id: u64,
         options: Options,
@@ -139,8 +139,8 @@ impl Shared {
         self.phases.get() == Phase::Serving && !self.orders.given(Order::Stop)
     }
 
-    /// Tells of a phase that has begun. Every connection looks at it, if it changes what they do between two requests or in
-    /// one.
+    /// Tells of a phase that has begun. Every connection looks at it, if it changes what they do between two requests or
+    /// in one.
     pub(crate) fn announce(&self, phase: Phase) {
         self.phases.tell_threads(phase);
         if !matches!(phase, Phase::LameDuck | Phase::Draining) {

@@ -130,9 +130,9 @@ impl Builder {
 
     /// How long a connection may be without a request while the server serves: between two, or before the first. Then it
     /// is closed; it may live on for a second more. Not 0. Default: no limit ([`Duration::MAX`]), because a close can
-    /// cross a request on its way, which is lost then (`raced` in the [`Report`](crate::Report)). Against that, be more patient than
-    /// the clients (a load balancer's timeout for idle connections, say), or tell them: [`Builder::keep_alive_header`].
-    /// In real time, whatever the clock.
+    /// cross a request on its way, which is lost then (`raced` in the [`Report`](crate::Report)). Against that, be more
+    /// patient than the clients (a load balancer's timeout for idle connections, say), or tell them:
+    /// [`Builder::keep_alive_header`]. In real time, whatever the clock.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.idle_timeout = timeout;
         self
@@ -184,9 +184,10 @@ impl Builder {
         self
     }
 
-    /// The clock for the timers of the stop, the kill and the lame duck, for [`Report::stop_duration`](crate::Report::stop_duration), and for the
-    /// minute between two counts of connections. All else is in real time. Default: [`SystemClock`]. For tests: a
-    /// [`MockClock`](crate::MockClock), with an [idle grace](Builder::idle_grace) of some milliseconds.
+    /// The clock for the timers of the stop, the kill and the lame duck, for
+    /// [`Report::stop_duration`](crate::Report::stop_duration), and for the minute between two counts of connections.
+    /// All else is in real time. Default: [`SystemClock`]. For tests: a [`MockClock`](crate::MockClock), with an
+    /// [idle grace](Builder::idle_grace) of some milliseconds.
     pub fn clock(mut self, clock: impl Clock) -> Self {
         self.clock = Some(Arc::new(clock));
         self

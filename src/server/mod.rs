@@ -213,8 +213,8 @@ impl Server {
         Ok(())
     }
 
-    /// Like [`Server::check_can_wait`], for a call that blocks the thread: it may be one that drives connections, be it the
-    /// host's.
+    /// Like [`Server::check_can_wait`], for a call that blocks the thread: it may be one that drives connections, be it
+    /// the host's.
     fn check_can_block(&self, deadline: Option<Instant>) -> Result<()> {
         self.check_can_wait()?;
         match &self.shared.lent {
@@ -365,8 +365,8 @@ impl Server {
     /// [`Server::next_event`], and after the end, when [`Server::wait_blocking`] does not wait any more; the latter
     /// also without [`Builder::pull_events`]. It belongs to the server. Never blocks.
     ///
-    /// With it, and that of the [queue](crate::RequestQueue::descriptor), one thread can serve and stop: it begins the stop,
-    /// and goes on taking, answering and looking until it finds the end here.
+    /// With it, and that of the [queue](crate::RequestQueue::descriptor), one thread can serve and stop: it begins the
+    /// stop, and goes on taking, answering and looking until it finds the end here.
     ///
     /// # Errors
     /// [`Error::OutOfResources`] or [`Error::Io`] if no descriptor can be had.
