@@ -60,10 +60,9 @@ static int waits_for_cancellation(caller *c) {
 
 static int writes(caller *c) {
     static char piece[100000];
-    EQUAL(httpdown_reply_start(c->request, 200, NULL, 0), 0);
-    int status;
-    do status = httpdown_reply_write(c->request, piece, sizeof piece);
-    while (status == 0);
+    /* The client may have left already. */
+    int status = httpdown_reply_start(c->request, 200, NULL, 0);
+    while (status == 0) status = httpdown_reply_write(c->request, piece, sizeof piece);
     return status;
 }
 
