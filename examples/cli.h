@@ -1,4 +1,5 @@
-/* What the example programs share: flags, durations as Go writes them ("300ms", "1.5s", "1m30s"), the report as JSON. */
+/* What the example programs share: flags, durations as Go writes them ("300ms", "1.5s", "1m30s"), the address, the report
+ * as JSON. */
 #ifndef CLI_H
 #define CLI_H
 
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* Reads a duration of LEN characters; false if it is none, is negative, or exceeds 49 days (32 bits of milliseconds). */
 static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
@@ -40,6 +42,15 @@ static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
     if (total > 4294967293.0) return false;
     *ms = (uint32_t)llround(total);
     return true;
+}
+
+/* Tells where SERVER listens. */
+static inline void cli_tell_address(const httpdown_server *server) {
+    char addr[128];
+    if (httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
+    if (strncmp(addr, "unix:", 5) == 0) printf("serving on %s with pid %d\n", addr, getpid());
+    else printf("serving on http://%s/ with pid %d\n", addr, getpid());
+    fflush(stdout);
 }
 
 /* The value of flag NAME ("addr" for -addr or --addr, VALUE behind a space or a '='), if argv[*i] is that flag. */

@@ -33,10 +33,7 @@ static void on_request(httpdown_request *request, void *user_data) {
 
 static void on_phase(const httpdown_server *server, int phase, void *user_data) {
     (void)user_data;
-    char addr[64];
-    if (phase != HTTPDOWN_PHASE_SERVING || httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
-    printf("serving on http://%s/ with pid %d\n", addr, getpid());
-    fflush(stdout);
+    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
 }
 
 int main(int argc, char **argv) {

@@ -42,8 +42,7 @@ int main(int argc, char **argv) {
     }
     options.handler = on_request;
     options.on_phase = [](httpdown::server_ref server, httpdown_phase_code phase) {
-        if (phase != HTTPDOWN_PHASE_SERVING) return;
-        std::cout << "serving on http://" << server.local_addr() << "/ with pid " << getpid() << std::endl;
+        if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server.get());
     };
     try {
         const auto report = httpdown::run(std::move(options)); // until TERM or INT

@@ -36,7 +36,9 @@ def on_request(request: httpdown.Request) -> None:
 
 
 def tell(server: httpdown.Server) -> None:
-    print(f"serving on http://{server.address}/ with pid {os.getpid()}", flush=True)
+    by_unix = server.address.port is None
+    url = server.address if by_unix else f"http://{server.address}/"
+    print(f"serving on {url} with pid {os.getpid()}", flush=True)
 
 
 def tell_end(r: httpdown.Report) -> None:

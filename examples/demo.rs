@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
-use httpdown::{Dispatch, Exchange, Listener, Result, Server, Signals};
+use httpdown::{Addr, Dispatch, Exchange, Listener, Result, Server, Signals};
 
 fn answer(mut exchange: Exchange) -> Result<()> {
     let text = exchange.query().get("duration");
@@ -58,8 +58,11 @@ fn serve() -> Result<(), Box<dyn Error>> {
         .stop_timeout(stop_timeout)
         .kill_timeout(kill_timeout)
         .handle(Listener::bind(&addr)?, Dispatch::default(), handler)?;
-    let (addr, pid) = (server.local_addrs()[0], std::process::id());
-    println!("serving on http://{addr}/ with pid {pid}");
+    let (addr, pid) = (&server.local_addrs()[0], std::process::id());
+    match addr {
+        Addr::Unix(_) => println!("serving on {addr} with pid {pid}"),
+        _ => println!("serving on http://{addr}/ with pid {pid}"),
+    }
     let result = signals.run(&server);
     let report = server.report();
     println!(

@@ -120,10 +120,8 @@ static void on_phase(const httpdown_server *server, int phase, void *user_data) 
     (void)user_data;
     static pthread_t taker;
     static bool taking;
-    char addr[64];
-    if (phase == HTTPDOWN_PHASE_SERVING && httpdown_local_addr(server, 0, addr, sizeof addr) == 0) {
-        printf("serving on http://%s/ with pid %d\n", addr, getpid());
-        fflush(stdout);
+    if (phase == HTTPDOWN_PHASE_SERVING) {
+        cli_tell_address(server);
         taking = dispatch == HTTPDOWN_DISPATCH_QUEUE && pthread_create(&taker, NULL, take, (void *)server) == 0;
     }
     /* The last event: when it has been delivered, the server is freed. */

@@ -254,14 +254,20 @@ typedef struct {
     // Required: sizeof(httpdown_options). A shorter struct, of an older header, has the defaults for the rest; a
     // longer one, of a newer header, is accepted if what this library does not know is zero.
     size_t struct_size;
-    // Where to listen: HOST:PORT, several separated by commas. An IPv6 address stands in brackets ("[::1]:8080");
-    // without a host (":8080") it is every address; port 0 lets the kernel choose (httpdown_local_addr). Host names
-    // are looked up, which blocks. Default: ":80", or nothing if there are `fds`.
+    // Where to listen, several separated by commas: HOST:PORT, or a Unix socket. An IPv6 address stands in brackets
+    // ("[::1]:8080"); without a host (":8080") it is every address; port 0 lets the kernel choose (httpdown_local_addr).
+    // Host names are looked up, which blocks. "unix:/run/app.sock" is a Unix stream socket, at a path of at most 107 bytes.
+    // A socket that is there, and on which nobody listens, is replaced; one on which somebody listens is in use. Behind a
+    // '?' stands who may connect, which takes the permission to write to the file:
+    // "unix:/run/app.sock?mode=0660&group=www-data" (mode in octal; user and group are names or numbers). Without a mode
+    // it is what the umask leaves. When the socket is closed its file is removed, unless another has replaced it.
+    // "unix:@name" is an abstract socket, which has no file, and to which everybody in the same network namespace may
+    // connect. Default: ":80", or nothing if there are `fds`.
     const char *addr;
-    // Descriptors that listen already, TCP. On OK they are the library's, on an error they stay yours. Where others listen
-    // on the same address by SO_REUSEPORT, a stop has the kernel send new clients to them before it closes ours. To that
-    // end it connects to each of them once, and replaces the program of the group, if it has one
-    // (SO_ATTACH_REUSEPORT_CBPF): on_log says so.
+    // Descriptors that listen already: TCP, or Unix stream sockets, whose files stay yours to remove. On OK they are the
+    // library's, on an error they stay yours. Where others listen on the same TCP address by SO_REUSEPORT, a stop has the
+    // kernel send new clients to them before it closes ours. To that end it connects to each of them once, and replaces
+    // the program of the group, if it has one (SO_ATTACH_REUSEPORT_CBPF): on_log says so.
     const int *fds;
     // How many.
     size_t fd_count;
@@ -436,7 +442,7 @@ typedef struct {
     uint64_t conn_id;
     // Of STAT: the value.
     double value;
-    // Of STAT: the key. Of CONN: the client's address. NUL-terminated.
+    // Of STAT: the key. Of CONN: the client's address; a path is cut to what fits. NUL-terminated.
     char name[64];
     // Of LOG: the line, cut to what fits. NUL-terminated.
     char text[512];
@@ -459,6 +465,16 @@ typedef struct {
     httpdown_bytes value;
 } httpdown_header;
 
+// The process that has connected by a Unix socket: httpdown_request_peer_credentials.
+typedef struct {
+    // Its number; 0 if it is of another PID namespace, which ours does not see.
+    uint32_t pid;
+    // Its effective user.
+    uint32_t uid;
+    // Its effective group.
+    uint32_t gid;
+} httpdown_credentials;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -472,7 +488,8 @@ void httpdown_options_init(httpdown_options *options,
 // Starts a server, and returns at once: it runs on threads of its own.
 //
 // On OK `*server` is yours, to be ended by httpdown_free; otherwise it is NULL, and `error` (may be NULL) has the
-// reason as text, cut to `error_size` and NUL-terminated. Blocks only while a host name in `addr` is looked up.
+// reason as text, cut to `error_size` and NUL-terminated. Blocks only while a host name in `addr` is looked up,
+// and, for at most a second, while another process holds a lock on the directory of a Unix socket (flock(2)).
 //
 // Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES,
 // FORKED.
@@ -551,8 +568,9 @@ int httpdown_phase(const httpdown_server *server);
 // anywhere else. The option `ready_path` has the server tell it to who asks by HTTP.
 bool httpdown_ready(const httpdown_server *server);
 
-// Writes the address that the server listens on as text ("127.0.0.1:8080") into `buffer`, NUL-terminated; 64 bytes
-// are enough. `index` counts the listening sockets: `fds` first, then those of `addr`. Never blocks.
+// Writes the address that the server listens on as text ("127.0.0.1:8080", "unix:/run/app.sock") into `buffer`,
+// NUL-terminated; 128 bytes are enough. A path in `addr` is made absolute. `index` counts the listening sockets: `fds`
+// first, then those of `addr`. Never blocks.
 //
 // Returns OK, INVALID_ARGUMENT (also: no such index, or the buffer is too small), FORKED.
 HTTPDOWN_MUST_USE
@@ -673,12 +691,20 @@ int httpdown_request_headers(const httpdown_request *request,
                              size_t capacity,
                              size_t *count);
 
-// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6. Borrowed as long as the
-// request lives. Never blocks.
+// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6; "unix:" by a Unix socket,
+// with a path or a name behind it if the client has bound its own. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_peer_addr(const httpdown_request *request);
 
 // The server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
+
+// Writes into `*credentials` which process has connected by a Unix socket, as the kernel knew it at that moment
+// (SO_PEERCRED, see unix(7)). The connection may have been handed to another process since. Never blocks.
+//
+// Returns OK; NOT_FOUND if the client has not come by a Unix socket; INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_request_peer_credentials(const httpdown_request *request,
+                                      httpdown_credentials *credentials);
 
 // The number of the request's connection, as the option `on_conn_state` tells it. Never blocks.
 uint64_t httpdown_request_conn_id(const httpdown_request *request);

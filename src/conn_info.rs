@@ -1,6 +1,6 @@
 //! What the host may know of a connection.
 
-use std::net::SocketAddr;
+use crate::addr::Addr;
 
 /// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
 /// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
@@ -14,15 +14,37 @@ use std::net::SocketAddr;
 /// }
 /// # let _ = whoami;
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnInfo {
     /// The connection's number, unique within its server.
     pub id: u64,
-    /// The client's address; one of IPv4 as such, also where it came by a socket of IPv6 that takes both.
-    pub peer: SocketAddr,
-    /// The server's address that the client connected to, in the same way.
-    pub local: SocketAddr,
+    /// The client's address.
+    pub peer: Addr,
+    /// The server's address that the client connected to.
+    pub local: Addr,
+    /// Which process has connected; none, if not by a Unix socket.
+    pub credentials: Option<Credentials>,
+}
+
+/// The process that has connected by a Unix socket, as the kernel knew it at that moment (`SO_PEERCRED`, `unix(7)`). The
+/// connection may have been handed to another process since.
+///
+/// ```
+/// # let info: Option<httpdown::ConnInfo> = None;
+/// # let Some(info) = info else { return };
+/// let is_root = info.credentials.is_some_and(|client| client.uid == 0);
+/// # let _ = is_root;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// Its number; none if it is of another PID namespace, which ours does not see.
+    pub pid: Option<u32>,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
 }
 
 /// Where a connection is in its life.

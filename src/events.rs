@@ -5,13 +5,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use once_cell::sync::OnceCell;
 
+use crate::addr::Addr;
 use crate::conn_info::ConnState;
 use crate::contain::contain;
 use crate::error::{Error, Result};
@@ -86,13 +86,13 @@ pub enum Event {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConnEvent {
     /// The connection's number, unique within its server.
     pub id: u64,
     /// The client's address.
-    pub peer: SocketAddr,
+    pub peer: Addr,
     /// The state that it has now.
     pub state: ConnState,
 }
@@ -177,7 +177,7 @@ impl Observers {
                     }
                 }
             }
-            Event::Conn(event) => self.conns.iter_mut().for_each(|f| f(event)),
+            Event::Conn(event) => self.conns.iter_mut().for_each(|f| f(event.clone())),
             Event::Phase(phase) => self.phases.iter_mut().for_each(|f| f(phase)),
             Event::Log(level, text) => self.logs.iter_mut().for_each(|f| f(level, &text)),
         }

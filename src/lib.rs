@@ -22,6 +22,7 @@
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
 
+mod addr;
 mod clock;
 mod conn;
 mod conn_info;
@@ -50,8 +51,9 @@ mod sys;
 mod threads;
 mod throttle;
 
+pub use addr::{Addr, UnixAddr};
 pub use clock::{Clock, MockClock, Sleep, SystemClock};
-pub use conn_info::{ConnInfo, ConnState};
+pub use conn_info::{ConnInfo, ConnState, Credentials};
 pub use dispatch::{Dispatch, Handler, RequestQueue};
 pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};

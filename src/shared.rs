@@ -1,12 +1,12 @@
 //! What the threads of a server share: what a connection may see of its server, and what the stop works with.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
 use once_cell::sync::OnceCell;
 
+use crate::addr::Addr;
 use crate::clock::{Clock, Latest};
 use crate::contain::contain;
 use crate::error::Result;
@@ -61,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) helper: Helper,
     /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
     last_report: OnceCell<Report>,
-    pub(crate) local_addrs: Vec<SocketAddr>,
+    pub(crate) local_addrs: Vec<Addr>,
     /// The control thread's.
     pub(crate) runtime: tokio::runtime::Handle,
     /// If connections run on it.
@@ -77,7 +77,7 @@ impl Shared {
         options: Options,
         clock: Arc<dyn Clock>,
         events: Events,
-        local_addrs: Vec<SocketAddr>,
+        local_addrs: Vec<Addr>,
         runtime: tokio::runtime::Handle,
         lent: Option<Arc<LentRuntime>>,
     ) -> Result<Self> {

@@ -370,6 +370,30 @@ pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Resul
     Ok(&bytes[..count])
 }
 
+/// Who has connected by a Unix socket: `SO_PEERCRED`.
+pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
+    let mut found = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).unwrap_or(0);
+    // SAFETY: the kernel writes at most `len` bytes there, and all numbers are valid.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(found),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// How many bytes a socket has received that have not been read.
 pub(crate) fn unread(socket: BorrowedFd<'_>) -> u32 {
     queued(socket, libc::FIONREAD)

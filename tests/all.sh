@@ -5,6 +5,16 @@ cd "$(dirname "$0")/.." || exit 1
 export PYTHONDONTWRITEBYTECODE=1
 
 rust() { ${CARGO:-cargo} test --quiet --no-fail-fast; }
+# The same tests once more, by Unix sockets.
+unix() {
+    (
+        export HTTPDOWN_TEST_SOCKETS=unix
+        ${CARGO:-cargo} test --quiet --no-fail-fast --lib \
+            --test stop --test lossless --test extremes --test ledger --test unread --test persistence &&
+            tests/c/run.sh requests lifecycle ending cycles kill queue ready &&
+            { ! build/venv/bin/python -c 'import pytest' 2>/dev/null || python_tests bindings/python/tests/test_server.py bindings/python/tests/test_request.py; }
+    )
+}
 c() { tests/c/run.sh; }
 valgrind() {
     command -v valgrind >/dev/null || { echo "skipped: no valgrind (make tools)"; return 77; }
@@ -14,12 +24,15 @@ tsan() { tests/tsan/run.sh; }
 cpp() { tests/cpp/run.sh; }
 abi() { tests/abi/check.sh; }
 install() { tests/install/check.sh; }
+python_tests() {
+    PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider "$@"
+}
 python() {
     build/venv/bin/python -c 'import pytest, mypy' 2>/dev/null || {
         echo "skipped: no build/venv with pytest and mypy (make tools)"
         return 77
     }
-    PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider bindings/python/tests &&
+    python_tests bindings/python/tests &&
         build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
 }
 programs() { "${PYTHON:-python3}" tests/programs.py; }
@@ -30,7 +43,7 @@ gate() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-for suite in ${*:-rust c valgrind tsan cpp abi install python programs loss gate}; do
+for suite in ${*:-rust unix c valgrind tsan cpp abi install python programs loss gate}; do
     printf '\n== %s\n' "$suite"
     begin=$(date +%s)
     "$suite"

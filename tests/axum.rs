@@ -43,7 +43,7 @@ fn streams_and_websockets_of_an_axum_application_end_when_a_stop_begins() {
     };
     let addr = addr(&server);
     let mut hello = Client::get(addr, "/");
-    let peer = hello.socket().local_addr().unwrap();
+    let peer = hello.name();
     assert_eq!(hello.answer().text(), format!("Hello, {peer}!\n"));
     drop(hello);
 
@@ -96,17 +96,18 @@ fn each_connection_has_a_service_of_its_own_that_knows_whose_it_is() {
             let server = server.clone();
             service_fn(move |_: Request<Incoming>| {
                 let open = server.report().conns_open;
-                async move { answer(format!("{number} {} {open}", conn.peer)) }
+                let text = format!("{number} {} {open}", conn.peer);
+                async move { answer(text) }
             })
         })
         .unwrap();
     let mut first = Client::get(addr(&server), "/");
-    let peer = first.socket().local_addr().unwrap();
+    let peer = first.name();
     assert_eq!(first.answer().text(), format!("1 {peer} 1"));
     first.ask("/");
     assert_eq!(first.answer().text(), format!("1 {peer} 1"));
     let mut second = Client::get(addr(&server), "/");
-    let peer = second.socket().local_addr().unwrap();
+    let peer = second.name();
     assert_eq!(second.answer().text(), format!("2 {peer} 2"));
     assert_balanced(&wait_after_stop(&server));
 }

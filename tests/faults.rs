@@ -8,14 +8,13 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use httpdown::{Builder, Dispatch, Error, Exchange, Listeners, Server};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
+use common::deny::deny_everywhere;
 use common::{Client, LONG, addr, assert_balanced, builder, listener, reply};
 
 const SEED: &str = "HTTPDOWN_FAULT_SEED";
@@ -42,18 +41,6 @@ const ERRORS: [(&str, i32); 4] = [
     ("EMFILE", libc::EMFILE),
     ("EINTR", libc::EINTR),
 ];
-
-/// Has the call fail in every thread of this process, for good.
-fn deny(call: i64, error: i32) {
-    let filter = SeccompFilter::new(
-        BTreeMap::from([(call, vec![])]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(error.cast_unsigned()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter_all_threads(&program).unwrap();
-}
 
 fn serve(builder: Builder, listeners: impl Into<Listeners>, way: usize) -> Server {
     let handler = |exchange: Exchange| {
@@ -225,7 +212,7 @@ fn one_stop(seed: u64) {
     // Its clients may not be able to find out: their system calls fail, too.
     drop(stop_with_faults(&mut random, || {
         for ((_, call), (_, error)) in &faults {
-            deny(*call, *error);
+            deny_everywhere(*call, *error);
         }
     }));
 }

@@ -5,10 +5,10 @@
 mod common;
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
@@ -28,9 +28,9 @@ use httpdown::{
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use tokio::runtime::Runtime;
 
+use common::deny::deny;
 use common::{
     Client, Deaf, Gate, Journal, LONG, addr, assert_balanced, builder, hello, into_journal,
     listener, reply, wait, wait_for_phase, wait_for_report,
@@ -151,7 +151,7 @@ fn ask(server: &Server, blocks: Option<&Late>) {
     };
     client.set_read_timeout(Duration::from_millis(20));
     let deadline = Instant::now() + LONG;
-    let is_ended = || match client.socket().peek(&mut [0]) {
+    let is_ended = || match client.socket().peek(&mut [MaybeUninit::uninit()]) {
         Err(error) => error.kind() != ErrorKind::WouldBlock,
         Ok(_) => true,
     };
@@ -565,7 +565,9 @@ fn late(
     let addr = addr(&server);
     let mut client = Client::get(addr, "/");
     client.answer();
-    let deaf = (phase == Phase::Quiescing).then(|| Deaf::connect(addr));
+    // A Unix socket has no handshake that could be half-way: it quiesces for a moment only.
+    let deaf = addr.as_ip().filter(|_| phase == Phase::Quiescing);
+    let deaf = deaf.map(Deaf::connect);
     if phase == Phase::Killing {
         client.ask("/waits");
         wait_for_report(&server, |report| report.requests == 2);
@@ -1014,18 +1016,6 @@ fn new_connections_are_not_given_to_a_thread_that_is_blocked() {
     let _ = server.stop_blocking();
 }
 
-/// Applies to this thread, and to those that it starts.
-fn deny(call: i64, error: i32) {
-    let filter = SeccompFilter::new(
-        BTreeMap::from([(call, vec![])]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(error.cast_unsigned()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
-
 #[test]
 fn a_stop_ends_where_accepting_fails_for_good() {
     for error in [
@@ -1037,7 +1027,7 @@ fn a_stop_ends_where_accepting_fails_for_good() {
     ] {
         let listener = listener();
         thread::spawn(move || {
-            deny(libc::SYS_accept4, error);
+            deny(libc::SYS_accept4, &[], error);
             let builder = hasty().quiesce_timeout(Duration::from_millis(100));
             let server = hello(builder, listener);
             let _client = Client::connect(addr(&server));
@@ -1075,7 +1065,7 @@ fn without_descriptors_the_queue_is_kept_until_the_stop_timeout() {
     // Denied in the server's threads only, and for ever: so what is seen is until when it tries.
     let listener = listener();
     thread::spawn(move || {
-        deny(libc::SYS_accept4, libc::EMFILE);
+        deny(libc::SYS_accept4, &[], libc::EMFILE);
         let builder = builder()
             .quiesce_timeout(Duration::ZERO)
             .stop_timeout(Duration::from_millis(500));
@@ -1094,21 +1084,21 @@ fn without_descriptors_the_queue_is_kept_until_the_stop_timeout() {
 #[test]
 fn a_listener_that_always_has_clients_leaves_the_others_their_turn() {
     let (busy, other) = (listener(), listener());
-    let (busy_addr, other_addr) = (busy.local_addr(), other.local_addr());
+    let (busy_addr, other_addr) = (busy.local_addr().clone(), other.local_addr().clone());
     // Time for a slow machine to serve all who wait by then.
     let server = hello(builder().quiesce_timeout(LONG), vec![busy, other]);
     let load: Vec<_> = (0..2)
         .map(|_| {
-            let server = server.clone();
+            let (server, addr) = (server.clone(), busy_addr.clone());
             thread::spawn(move || {
                 while server.phase() == Phase::Serving {
-                    drop(Client::try_connect(busy_addr));
+                    drop(Client::try_connect(&addr));
                 }
             })
         })
         .collect();
     for _ in 0..20 {
-        assert_eq!(Client::get(other_addr, "/").answer().text(), "hello");
+        assert_eq!(Client::get(&other_addr, "/").answer().text(), "hello");
     }
     server.stop_begin();
     for thread in load {

@@ -12,8 +12,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::{
-    Client, Gate, LONG, addr, assert_balanced, builder, hello, listener, reply, stop, wait,
-    wait_for_report,
+    Client, Gate, LONG, addr, assert_balanced, builder, hello, listener, reply, stop, tcp_listener,
+    wait, wait_for_report,
 };
 use http::{HeaderName, Response};
 use httpdown::{Builder, Dispatch, Error, Exchange, Phase, Server};
@@ -269,7 +269,7 @@ fn in_hex(addr: SocketAddr) -> String {
 /// How many descriptors of this process are the server's end of this connection.
 fn descriptors_of_server_for(client: &Client) -> usize {
     let ends = [client.socket().peer_addr(), client.socket().local_addr()];
-    let ends = ends.map(|addr| in_hex(addr.unwrap()));
+    let ends = ends.map(|addr| in_hex(addr.unwrap().as_socket().unwrap()));
     let table = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     // Number, local and remote address; state, queues, timer, retransmissions, user, timeout, inode.
     let fields = table.lines().map(|line| line.split_whitespace().skip(1));
@@ -299,7 +299,7 @@ fn what_it_takes_to_see_a_reset_behind_unread_bytes_is_given_back_when_a_connect
         let _ = reply(exchange, "hello");
     };
     let server = builder()
-        .handle(listener(), Dispatch::default(), handler)
+        .handle(tcp_listener(), Dispatch::default(), handler)
         .unwrap();
     let _open = gate.open_at_end();
     let mut client = Client::get(addr(&server), "/");

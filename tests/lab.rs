@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use httpdown::{Builder, Dispatch, Exchange, Listener, Phase, Report, Server};
 
 use common::{
-    Client, Journal, LONG, addr, assert_balanced, half_open, into_journal, reply, skip, stop,
-    wait_for_report,
+    Client, Journal, LONG, assert_balanced, half_open, into_journal, ip, reply, skip, stop,
+    wait_for_phase, wait_for_report,
 };
 use lab::Lab;
 
@@ -90,7 +90,7 @@ fn ask_until_refused(addr: SocketAddr) -> (u64, Vec<String>) {
 /// Stops the server under so many clients, once it has served so many requests, and at a moment at which many handshakes
 /// are half done: nothing is lost.
 fn stop_under_load(lab: &Lab, server: &Server, clients: u32, after: u64) -> Report {
-    let addr = addr(server);
+    let addr = ip(server);
     // One after the other, over the two round trips that a connection takes: so some are in each of its stages.
     let stagger = lab.one_way() * 4 / clients;
     thread::scope(|scope| {
@@ -137,7 +137,7 @@ fn a_round_trip_takes_as_long_as_asked_for() {
     const ROUND_TRIP: Duration = Duration::from_millis(20);
     let Some(lab) = lab(10, 0.0) else { return };
     let listener = Listener::bind(":0").unwrap();
-    let port = listener.local_addr().port();
+    let port = listener.local_addr().port().unwrap();
     let handler = |exchange: Exchange| reply(exchange, "hello").unwrap();
     let server = Server::builder()
         .handle(listener, Dispatch::default(), handler)
@@ -190,12 +190,14 @@ fn an_idle_server_waits_for_a_handshake_that_is_half_done() {
             move |phase| write((phase, Instant::now()))
         }),
     );
-    let addr = addr(&server);
+    let addr = ip(&server);
     thread::scope(|scope| {
         let client = scope.spawn(|| {
             lab.enter_client().unwrap();
             let mut client = connect(addr).unwrap();
             let connected = Instant::now();
+            // However late this machine is to begin the stop.
+            wait_for_phase(&server, Phase::Quiescing);
             client.ask("/");
             let answer = client.answer();
             assert_eq!(answer.text(), "hello");
@@ -227,7 +229,7 @@ fn a_request_that_is_on_its_way_to_an_idle_connection_is_served() {
         Server::builder().idle_grace(Duration::from_millis(500)),
     );
     on_client(&lab, || {
-        let mut client = connect(addr(&server)).unwrap();
+        let mut client = connect(ip(&server)).unwrap();
         client.ask("/");
         assert!(!client.answer().closes());
         client.ask("/");

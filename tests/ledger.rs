@@ -15,7 +15,7 @@ mod common;
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
-use httpdown::{Dispatch, Error, Exchange, Server};
+use httpdown::{Addr, Dispatch, Error, Exchange, Server};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 
@@ -180,7 +180,7 @@ const PATHS: [(&str, bool); 6] = [
 ];
 
 struct Visitor<'a> {
-    addr: SocketAddr,
+    addr: &'static Addr,
     random: Random,
     tally: &'a Tally,
     /// The run's service answers everything whole.

@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,14 +14,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use httpdown::{Builder, Listener, LogLevel, Phase, Report, Server};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule,
-};
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 
+use common::deny::{deny, deny_netlink};
 use common::{
-    Client, Deaf, Journal, LONG, addr, assert_balanced, builder, half_open, hello, into_journal,
+    Client, Deaf, Journal, LONG, assert_balanced, builder, half_open, hello, into_journal, ip,
     listener, set_option, skip, stop, stop_elsewhere, tcp, wait_for_half_open, wait_for_phase,
     wait_for_report,
 };
@@ -130,7 +126,7 @@ fn can_make_namespaces() -> bool {
 #[test]
 fn a_handshake_that_is_half_done_at_the_stop_is_finished_and_served() {
     let server = hello(patient(), listener());
-    let client = Deaf::connect(addr(&server));
+    let client = Deaf::connect(ip(&server));
     assert_served_at_the_stop(&server, client);
 }
 
@@ -138,8 +134,8 @@ fn a_handshake_that_is_half_done_at_the_stop_is_finished_and_served() {
 fn a_client_whose_handshake_was_repeated_has_time_to_repeat_its_request() {
     // To all others it gives 5 ms.
     let server = hello(builder(), listener());
-    let client = Deaf::connect(addr(&server));
-    let silent = Client::connect(addr(&server));
+    let client = Deaf::connect(ip(&server));
+    let silent = Client::connect(ip(&server));
     let stopping = stop_elsewhere(&server);
     wait_for_phase(&server, Phase::Quiescing);
     let mut client = client.hear();
@@ -158,7 +154,7 @@ fn a_client_whose_handshake_was_repeated_has_time_to_repeat_its_request() {
 fn a_full_queue_at_the_stop_is_served() {
     const CLIENTS: u64 = 200;
     let listener = listener();
-    let addr = listener.local_addr();
+    let addr = listener.local_addr().as_ip().unwrap();
     // Nobody accepts yet. Half of them have sent their request, the others do so after the stop has begun.
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(addr)).collect();
     let half = clients.len() / 2;
@@ -207,7 +203,7 @@ fn a_port_is_free_after_the_stop_although_a_child_has_a_copy_of_the_listener() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let holder = Holder::of(&socket);
     let server = hello(builder(), Listener::try_from(socket).unwrap());
-    let addr = addr(&server);
+    let addr = ip(&server);
     assert_eq!(Client::get(addr, "/").answer().text(), "hello");
     stop(&server).unwrap();
     let error = Client::try_connect(addr).unwrap_err();
@@ -229,7 +225,7 @@ fn sockets_with_reuse_port_share_an_address_and_others_do_not() {
     assert!(Listener::bind(&at).is_err());
     stop(&one).unwrap();
     for _ in 0..20 {
-        assert_eq!(Client::get(addr(&two), "/").answer().text(), "hello");
+        assert_eq!(Client::get(ip(&two), "/").answer().text(), "hello");
     }
     stop(&two).unwrap();
     assert!(Listener::bind(&at).is_ok());
@@ -240,7 +236,7 @@ fn a_shared_listener_is_left_to_its_other_holder() {
     let other = TcpListener::bind("127.0.0.1:0").unwrap();
     let listener = Listener::try_from(other.try_clone().unwrap()).unwrap();
     let server = hello(patient(), listener.shared());
-    let addr = addr(&server);
+    let addr = ip(&server);
     let mut busy = Client::get(addr, "/");
     assert_eq!(busy.answer().text(), "hello");
     let half_open = Deaf::connect(addr);
@@ -256,7 +252,7 @@ fn a_shared_listener_is_left_to_its_other_holder() {
     other.set_nonblocking(false).unwrap();
     for client in [during, after, half_open] {
         let (_, peer) = other.accept().unwrap();
-        assert_eq!(peer, client.socket().local_addr().unwrap());
+        assert_eq!(peer, client.addr());
     }
 }
 
@@ -287,7 +283,7 @@ fn stop_a_group_under_load(network: &str) {
             })
             .collect();
         let server = hello(patient(), group);
-        let addr = addr(&server);
+        let addr = ip(&server);
         // Each connects again and again, until it is refused; whoever is connected is answered.
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
@@ -322,10 +318,10 @@ fn a_silent_client_of_a_deferred_accept_is_served() {
     let listener = listener();
     set_option(&listener, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30);
     let server = hello(patient(), listener);
-    let addr = addr(&server);
+    let addr = ip(&server);
     let mut clients = [Client::connect(addr), Client::connect(addr)];
     for client in &clients {
-        wait_for_half_open(addr, client.socket().local_addr().unwrap());
+        wait_for_half_open(addr, client.addr());
     }
     let stopping = stop_elsewhere(&server);
     wait_for_phase(&server, Phase::Quiescing);
@@ -353,7 +349,7 @@ fn ipv6_and_dual_stack_handshakes_are_finished() {
             return;
         };
         let server = hello(patient(), listener);
-        let addr = SocketAddr::new(host.parse().unwrap(), addr(&server).port());
+        let addr = SocketAddr::new(host.parse().unwrap(), ip(&server).port());
         let client = Deaf::connect(addr);
         assert_served_at_the_stop(&server, client);
     }
@@ -376,9 +372,9 @@ fn a_listener_of_a_mapped_address_is_one_of_ipv4() {
     let given = Listener::from_fd(socket.into()).unwrap();
     for listener in [given, Listener::bind(mapped).unwrap()] {
         let server = hello(patient(), listener);
-        assert_eq!(addr(&server).ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
+        assert_eq!(ip(&server).ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
         // The kernel lists its handshakes as those of IPv6.
-        let client = Deaf::connect(addr(&server));
+        let client = Deaf::connect(ip(&server));
         assert_served_at_the_stop(&server, client);
     }
 }
@@ -400,7 +396,7 @@ fn a_stop_that_cannot_refuse_says_so_and_finishes_old_handshakes() {
     deny_socket_option(SO_BINDTOIFINDEX);
     let (builder, warnings) = warnings(patient());
     let server = hello(builder, listener);
-    let client = Deaf::connect(addr(&server));
+    let client = Deaf::connect(ip(&server));
     assert_served_at_the_stop(&server, client);
     server.close();
     let warnings = warnings.all();
@@ -454,7 +450,7 @@ fn can_filter(listener: &Listener) -> bool {
 fn assert_refuses_new_and_finishes_old(listener: Listener, how: ErrorKind) {
     let (builder, warnings) = warnings(builder().idle_grace(Duration::from_secs(1)));
     let server = hello(builder, listener);
-    let mut addr = addr(&server);
+    let mut addr = ip(&server);
     if addr.ip().is_unspecified() {
         addr.set_ip(Ipv4Addr::LOCALHOST.into());
     }
@@ -479,7 +475,7 @@ fn assert_refuses_new_and_finishes_old(listener: Listener, how: ErrorKind) {
 fn a_handshake_that_is_never_done_ends_with_the_quiesce_timeout() {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let server = hello(builder().quiesce_timeout(TIMEOUT), listener());
-    let client = Deaf::connect(addr(&server));
+    let client = Deaf::connect(ip(&server));
     let report = stop(&server).unwrap();
     // Half the time of the next timeout that could end it.
     let bounds = TIMEOUT..Duration::from_secs(2);
@@ -496,7 +492,7 @@ fn without_descriptors_a_handshake_is_still_seen_and_waited_for() {
         return assert_passes(command.spawn().unwrap());
     }
     let server = hello(patient(), listener());
-    let client = Deaf::connect(addr(&server));
+    let client = Deaf::connect(ip(&server));
     let mut taken = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
         taken.push(file);
@@ -513,34 +509,9 @@ fn without_descriptors_a_handshake_is_still_seen_and_waited_for() {
     assert_eq!((report.served, report.unaccepted), (1, 0));
 }
 
-/// Denies the calling thread, and those that it starts, a system call with these arguments.
-fn deny(call: i64, arguments: &[(u8, i32)], error: i32) {
-    let is = |(index, value): &(u8, i32)| {
-        let value = value.unsigned_abs().into();
-        SeccompCondition::new(*index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value).unwrap()
-    };
-    let rule = SeccompRule::new(arguments.iter().map(is).collect()).unwrap();
-    let filter = SeccompFilter::new(
-        BTreeMap::from([(call, vec![rule])]),
-        SeccompAction::Allow,
-        SeccompAction::Errno(error.unsigned_abs()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
-}
-
 fn deny_socket_option(option: i32) {
     let arguments = [(1, libc::SOL_SOCKET), (2, option)];
     deny(libc::SYS_setsockopt, &arguments, libc::EPERM);
-}
-
-fn deny_netlink() {
-    deny(
-        libc::SYS_socket,
-        &[(0, libc::AF_NETLINK)],
-        libc::EAFNOSUPPORT,
-    );
 }
 
 #[test]
@@ -548,7 +519,7 @@ fn without_netlink_handshakes_are_counted_all_the_same() {
     deny_netlink();
     let (builder, warnings) = warnings(patient());
     let server = hello(builder, listener());
-    let client = Deaf::connect(addr(&server));
+    let client = Deaf::connect(ip(&server));
     assert_served_at_the_stop(&server, client);
     server.close();
     assert_eq!(warnings.all(), [""; 0]);
@@ -627,8 +598,8 @@ fn a_handshake_by_syn_cookie_is_given_a_round_trip() {
     let server = hello(patient().on_phase(into_journal(&phases)), listener);
     // From then on cookies are noticed.
     phases.wait_for(|phase| *phase == Phase::Serving);
-    let mut client = Client::connect(addr(&server));
-    assert_eq!(half_open(addr(&server).port()), 0, "not by cookie");
+    let mut client = Client::connect(ip(&server));
+    assert_eq!(half_open(ip(&server).port()), 0, "not by cookie");
     let stopping = stop_elsewhere(&server);
     wait_for_phase(&server, Phase::Quiescing);
     client.ask("/");
@@ -649,7 +620,7 @@ fn member(place: &str) -> Listener {
 #[test]
 fn a_handshake_on_another_address_of_the_port_is_not_waited_for() {
     let ours = listener();
-    let port = ours.local_addr().port();
+    let port = ours.local_addr().port().unwrap();
     let other = TcpListener::bind(("127.3.0.1", port)).unwrap();
     let server = hello(easily_held(), ours);
     let deaf = Deaf::connect(other.local_addr().unwrap());
@@ -668,7 +639,7 @@ fn without_netlink_a_handshake_on_another_address_of_the_port_is_not_waited_for(
 fn a_handshake_on_another_address_that_comes_to_ours_is_waited_for() {
     // Of any address; more precisely, nobody listens there.
     let ours = Listener::bind("0.0.0.0:0").unwrap();
-    let port = ours.local_addr().port();
+    let port = ours.local_addr().port().unwrap();
     let server = hello(patient(), ours);
     let client = Deaf::connect(SocketAddr::from(([127, 3, 0, 2], port)));
     assert_served_at_the_stop(&server, client);
@@ -681,7 +652,7 @@ fn a_successor_in_the_group_keeps_its_clients_and_does_not_hold_the_stop() {
             deny_netlink();
         }
         let old = member("127.3.0.3:0");
-        let place = old.local_addr();
+        let place = old.local_addr().as_ip().unwrap();
         let successor = member(&place.to_string());
         let server = hello(easily_held(), old);
         let successor = hello(patient(), successor);
@@ -869,7 +840,7 @@ fn a_process_that_leaves_a_group_loses_nobody_where_the_kernel_moves_clients_to_
 #[test]
 fn several_that_leave_a_group_at_once_lose_nobody() {
     let mut serving = hello(patient(), member("127.3.0.6:0"));
-    let place = addr(&serving);
+    let place = ip(&serving);
     let crowd = Crowd::of(8, place);
     for _ in 0..5 {
         let mut leaving = vec![serving];
@@ -911,7 +882,7 @@ fn a_group_that_all_leave_at_once_changes_while_they_look_at_it() {
 #[test]
 fn several_sockets_of_a_server_leave_a_group_together() {
     let first = member("127.3.0.7:0");
-    let place = first.local_addr();
+    let place = first.local_addr().as_ip().unwrap();
     let other = hello(patient(), member(&place.to_string()));
     let ours = vec![
         first,
@@ -932,18 +903,14 @@ fn who_is_in_the_handshake_with_one_that_leaves_a_group_is_served() {
         let old = member(place);
         lose_acks(&old);
         let copy = old.as_fd().try_clone_to_owned().unwrap();
-        let port = old.local_addr().port();
-        let place = SocketAddr::new(old.local_addr().ip(), port);
+        let port = old.local_addr().port().unwrap();
+        let place = SocketAddr::new(old.local_addr().as_ip().unwrap().ip(), port);
         let server = hello(easily_held(), old);
         let (successor, warnings) = warnings(patient());
         let successor = hello(successor, member(&place.to_string()));
         let mut clients: Vec<_> = (0..40).map(|_| Client::connect(place)).collect();
-        // On a busy machine, an acknowledgement may still be on its way to the successor.
-        wait_for_report(&successor, |report| {
-            half_open(port) as u64 + report.connections == clients.len() as u64
-        });
-        let at_ours = half_open(port);
-        assert!(at_ours > 0);
+        // On a busy machine, an acknowledgement may still be on its way to the successor: not all of them need be ours.
+        assert!(half_open(port) > 0);
         let stopping = stop_elsewhere(&server);
         wait_for_phase(&server, Phase::Quiescing);
         SockRef::from(&copy).detach_filter().unwrap();
@@ -955,9 +922,9 @@ fn who_is_in_the_handshake_with_one_that_leaves_a_group_is_served() {
         }
         drop(clients);
         let report = stopping.join().unwrap().unwrap();
-        assert!(report.served >= at_ours as u64, "{report:?}");
+        assert!(report.served > 0, "{report:?}");
         assert_not_held(&report);
-        stop(&successor).unwrap();
+        assert_eq!(report.served + stop(&successor).unwrap().served, 40);
         assert_eq!(warnings.all(), [""; 0]);
     }
 }
@@ -965,7 +932,7 @@ fn who_is_in_the_handshake_with_one_that_leaves_a_group_is_served() {
 #[test]
 fn a_successor_that_comes_while_one_quiesces_has_its_clients_heard() {
     let old = member("127.3.0.9:0");
-    let place = old.local_addr();
+    let place = old.local_addr().as_ip().unwrap();
     let server = hello(patient(), old);
     let slow = Deaf::connect(place);
     let stopping = stop_elsewhere(&server);
@@ -986,7 +953,7 @@ fn a_successor_that_comes_while_one_quiesces_has_its_clients_heard() {
 #[test]
 fn who_has_left_a_group_leaves_the_choice_to_the_kernel() {
     let server = hello(patient(), member("127.3.0.10:0"));
-    let place = addr(&server);
+    let place = ip(&server);
     let stays = hello(patient(), member(&place.to_string()));
     stop(&server).unwrap();
     let comes = hello(patient(), member(&place.to_string()));
@@ -1005,7 +972,7 @@ fn who_has_left_a_group_leaves_the_choice_to_the_kernel() {
 fn a_group_too_large_to_be_left_without_a_loss_is_told() {
     let (builder, warnings) = warnings(patient());
     let server = hello(builder, member("127.3.0.11:0"));
-    let place = addr(&server).to_string();
+    let place = ip(&server).to_string();
     let others: Vec<_> = (0..64).map(|_| member(&place)).collect();
     stop(&server).unwrap();
     server.close();

@@ -15,6 +15,7 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOSSMETER = os.path.join(ROOT, "target", "release", "examples", "lossmeter")
 HELLO = f"hello={os.path.join(ROOT, 'build', 'hello')} -addr {{addr}}"
+UNIX = HELLO.replace("{addr}", "unix:{unix}")
 HYPER = f"hyper={LOSSMETER} --serve-peer {{addr}}"
 PATIENCE = 240  # seconds that nothing here takes unless it hangs
 MODES = "new,silent,busy,keepalive,pieces,slow,pipelined,post,upload,download"
@@ -35,7 +36,13 @@ def measure(*args):
 
 class Hello(unittest.TestCase):
     def test_a_stop_loses_nothing_and_the_ledgers_agree(self):
-        status, rows, output = measure("--modes", MODES, "--stops", "3", "--load", "500ms", "--jobs", "3", HELLO)
+        self.loses_nothing(HELLO)
+
+    def test_nor_does_one_that_listens_on_a_unix_socket(self):
+        self.loses_nothing(UNIX)
+
+    def loses_nothing(self, server):
+        status, rows, output = measure("--modes", MODES, "--stops", "3", "--load", "500ms", "--jobs", "3", server)
         self.assertEqual(status, 0, output)
         for row in rows.values():
             self.assertEqual((row["stops"], row["lost"], row["error_status"]), (3, 0, 0), output)
@@ -60,8 +67,8 @@ class Alarms(unittest.TestCase):
         self.assertEqual(status, 1, output)
         self.assertGreater(rows["hyper", "new"]["lost"], 0, output)
 
-    def faulty(self, fault, *args):
-        server = f"{fault}={sys.executable} {os.path.abspath(__file__)} {fault} {{ip}} {{port}}"
+    def faulty(self, fault, *args, place="{ip} {port}"):
+        server = f"{fault}={sys.executable} {os.path.abspath(__file__)} {fault} {place}"
         few = ("--clients", "2", "--no-stop", "--requests", "20", "--stop-limit", "2s", "--request-limit", "1s")
         status, rows, output = measure(*few, *args, server)
         (row,) = rows.values()
@@ -96,6 +103,23 @@ class Alarms(unittest.TestCase):
                 self.assertEqual(status, 0 if outcome == "race" else 1, output)
                 self.assertGreater(row[outcome], 0, output)
                 self.assertEqual(row["requests"], row["ok"] + row[outcome], output)
+
+    def test_losses_are_named_alike_on_unix_sockets(self):
+        for fault, mode, outcome in (
+            ("close", "new", "closed_fresh"),
+            ("drop", "busy", "dropped"),
+            ("race", "busy", "dropped"),  # What is written is there: no excuse.
+            ("cut", "busy", "truncated"),
+            ("one-of-many", "pipelined", "pipelined"),
+            ("close-unused", "silent", "closed_unused"),
+            ("error", "new", "error_status"),
+        ):
+            with self.subTest(fault):
+                status, row, output = self.faulty(fault, "--modes", mode, place="{unix}")
+                self.assertEqual(status, 1, output)
+                self.assertGreater(row[outcome], 0, output)
+        status, row, output = self.faulty("length", "--modes", "busy", place="{unix}")
+        self.assertEqual((status, row["ok"], row["requests"]), (0, 20, 20), output)
 
     def test_new_connections_that_are_reset_or_closed_unused_are_lost(self):
         for fault, outcome in (("reset-unused", "reset_unused"), ("close-unused", "closed_unused")):
@@ -167,15 +191,25 @@ INSTEAD = {
 CLOSING = ("cut", "cut-chunked", "until-fin", "one-of-many", "close-of-many")
 
 
-class FaultyServer:
-    """Serves one connection per thread, and does what its fault says to every third request, the first excepted."""
+FAULTS = {"length", "reset", "close", "silence", "drop", "race", "endless", "wrong-books", "close-idle", "one-of-many"}
+FAULTS |= {"reset-unused", "close-unused", *INSTEAD}
 
-    def __init__(self, fault, ip, port):
+
+class FaultyServer:
+    """Serves one connection per thread, and does what its fault says to every third request, the first excepted. Without a
+    port, the place is the path of a Unix socket."""
+
+    def __init__(self, fault, place, port=None):
         self.fault = fault
         self.count = 0
         self.served = 0
         self.connections = 0
-        self.listener = socket.create_server((ip, int(port)), backlog=128)
+        if port is None:
+            self.listener = socket.socket(socket.AF_UNIX)
+            self.listener.bind(place)
+            self.listener.listen(128)
+        else:
+            self.listener = socket.create_server((place, int(port)), backlog=128)
 
     def run(self):
         if self.fault == "endless":
@@ -251,6 +285,6 @@ def until_blank_line(connection):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 4 and not sys.argv[1].startswith("-"):
+    if len(sys.argv) in (3, 4) and sys.argv[1] in FAULTS:
         FaultyServer(*sys.argv[1:]).run()
     unittest.main(verbosity=2)

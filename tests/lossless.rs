@@ -12,12 +12,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::Response;
-use httpdown::{Dispatch, Error, Exchange, Phase, Server};
-use socket2::{Domain, Protocol, Socket, Type};
+use httpdown::{Dispatch, Error, Exchange, Listener, Phase, Server};
 
 use common::{
     Client, Gate, LONG, addr, assert_balanced, builder, hello, listener, reply, stop,
-    stop_elsewhere, wait_for_report,
+    stop_elsewhere, tcp_listener, unconnected, wait_for_report,
 };
 
 /// hyper 3792, 3808: a graceful shutdown closes new and idle connections with a request on its way.
@@ -124,16 +123,12 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
     };
     let server = builder()
         .linger_timeout(LONG)
-        .handle(listener(), Dispatch::default(), handler)
+        .handle(tcp_listener(), Dispatch::default(), handler)
         .unwrap();
     for served in 1..=5 {
         // Little fits into the client's window, so the end of the answer waits in the server's kernel, which would
         // discard it if the socket were closed with bytes of the upload unread.
-        let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-        client.set_recv_buffer_size(4096).unwrap();
-        client.connect(&addr(&server).into()).unwrap();
-        client.set_read_timeout(Some(LONG)).unwrap();
-        let mut client = Client::from(std::net::TcpStream::from(client));
+        let mut client = small_client(&server);
         client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 100000000\r\n\r\n");
         client.send(vec![0; 200_000]);
         wait_for_report(&server, |report| report.served == served);
@@ -143,31 +138,36 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
     assert_eq!(stop(&server).unwrap().served, 5);
 }
 
+/// A client whose kernel takes little.
+fn small_client(server: &Server) -> Client {
+    let (addr, client) = unconnected(addr(server));
+    client.set_recv_buffer_size(4096).unwrap();
+    client.connect(&addr).unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    client.into()
+}
+
 /// A client that reads nothing until it is asked to, and whose kernel takes little.
 fn unwilling_reader(server: &Server, path: &str) -> Client {
-    let client = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    client.set_recv_buffer_size(4096).unwrap();
-    client.connect(&addr(server).into()).unwrap();
-    client.set_read_timeout(Some(LONG)).unwrap();
-    let mut client = Client::from(std::net::TcpStream::from(client));
+    let mut client = small_client(server);
     client.ask(path);
     client
 }
 
 /// Answers with as many bytes as its kernel takes without a reader, or more.
-fn large(builder: httpdown::Builder, size: usize) -> Server {
+fn large(builder: httpdown::Builder, listener: Listener, size: usize) -> Server {
     let handler = move |exchange: Exchange| {
         let _ = reply(exchange, vec![b'x'; size]);
     };
     builder
-        .handle(listener(), Dispatch::default(), handler)
+        .handle(listener, Dispatch::default(), handler)
         .unwrap()
 }
 
 #[test]
 fn a_stop_waits_until_the_client_has_the_response_not_only_the_kernel() {
     const SIZE: usize = 100_000;
-    let server = large(builder(), SIZE);
+    let server = large(builder(), tcp_listener(), SIZE);
     let mut client = unwilling_reader(&server, "/");
     // All of it is in the server's kernel, most of it for good, and the linger timeout is short.
     wait_for_report(&server, |report| report.served == 1);
@@ -191,7 +191,11 @@ fn a_stop_waits_until_the_client_has_the_response_not_only_the_kernel() {
 #[test]
 fn a_client_that_is_still_reading_has_the_grace_only_then() {
     const SIZE: usize = 100_000;
-    let server = large(builder().idle_grace(Duration::from_millis(400)), SIZE);
+    let server = large(
+        builder().idle_grace(Duration::from_millis(400)),
+        tcp_listener(),
+        SIZE,
+    );
     let mut client = unwilling_reader(&server, "/");
     wait_for_report(&server, |report| report.served == 1);
     let stopping = stop_elsewhere(&server);
@@ -209,7 +213,11 @@ fn a_client_that_is_still_reading_has_the_grace_only_then() {
 
 #[test]
 fn a_response_that_a_kill_leaves_in_the_kernel_is_not_counted_as_served() {
-    let server = large(builder().stop_timeout(Duration::from_millis(100)), 100_000);
+    let server = large(
+        builder().stop_timeout(Duration::from_millis(100)),
+        tcp_listener(),
+        100_000,
+    );
     let client = unwilling_reader(&server, "/");
     wait_for_report(&server, |report| report.served == 1);
     assert!(matches!(stop(&server), Err(Error::Killed(_))));
@@ -226,7 +234,7 @@ fn a_response_that_a_kill_leaves_in_the_kernel_is_not_counted_as_served() {
 #[test]
 fn a_stop_is_not_over_after_4_of_67_megabytes() {
     const SIZE: usize = 67 << 20;
-    let server = large(builder(), SIZE);
+    let server = large(builder(), listener(), SIZE);
     let mut client = unwilling_reader(&server, "/");
     let head = client.try_head().unwrap();
     assert_eq!(
@@ -244,7 +252,7 @@ fn a_stop_is_not_over_after_4_of_67_megabytes() {
 
 #[test]
 fn a_client_that_resets_its_connection_does_not_hold_a_stop_that_waits_for_its_acknowledgement() {
-    let server = large(builder(), 100_000);
+    let server = large(builder(), tcp_listener(), 100_000);
     let client = unwilling_reader(&server, "/");
     wait_for_report(&server, |report| report.served == 1);
     let stopping = stop_elsewhere(&server);

@@ -398,7 +398,7 @@ fn events_can_be_pulled() {
     let conns: Vec<ConnEvent> = events
         .iter()
         .filter_map(|event| match event {
-            Event::Conn(event) => Some(*event),
+            Event::Conn(event) => Some(event.clone()),
             _ => None,
         })
         .collect();

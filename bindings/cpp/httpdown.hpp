@@ -188,11 +188,15 @@ public:
     /// All headers; those of the same name stand together, in the order in which they came.
     std::vector<httpdown::header> headers() const;
 
-    /// The client's address: "127.0.0.1:50000".
+    /// The client's address: "127.0.0.1:50000"; "unix:" by a Unix socket.
     std::string_view peer_addr() const noexcept { return view(httpdown_request_peer_addr(get())); }
 
     /// The server's address that the client connected to.
     std::string_view local_addr() const noexcept { return view(httpdown_request_local_addr(get())); }
+
+    /// Which process has connected by a Unix socket, as the kernel knew it at that moment; nothing if the client has come
+    /// otherwise. Throws error.
+    std::optional<httpdown_credentials> peer_credentials() const;
 
     /// The number of its connection, as `on_conn_state` tells it.
     std::uint64_t conn_id() const noexcept { return httpdown_request_conn_id(get()); }
@@ -385,10 +389,11 @@ struct options {
     /// Called with the key and the value.
     using stat = callback<std::string_view, double>;
 
-    /// Where to listen: HOST:PORT, several separated by commas. ":8080" is every address; port 0 lets the kernel
-    /// choose. Empty: ":80", or nothing if there are `fds`.
+    /// Where to listen, several separated by commas: HOST:PORT (":8080" is every address; port 0 lets the kernel choose),
+    /// or a Unix socket ("unix:/run/app.sock?mode=0660&group=www-data", "unix:@name"; httpdown.h tells all of it). Empty:
+    /// ":80", or nothing if there are `fds`.
     std::string addr{};
-    /// Descriptors that listen already, TCP: the server's once it has started, otherwise still yours.
+    /// Descriptors that listen already, TCP or Unix stream sockets: the server's once it has started, otherwise still yours.
     std::vector<int> fds{};
     /// The socket outlives this server (systemd, or workers restarted one by one). Whoever keeps it must go on
     /// accepting, or waiting clients are reset. A stop leaves what waits in the queues of the `fds` to the others.
@@ -683,6 +688,14 @@ private:
 
 } // namespace detail
 
+inline std::optional<httpdown_credentials> request::peer_credentials() const {
+    httpdown_credentials found{};
+    const int status = httpdown_request_peer_credentials(get(), &found);
+    if (status == HTTPDOWN_STATUS_NOT_FOUND) return std::nullopt;
+    detail::check(status);
+    return found;
+}
+
 inline std::vector<header> request::headers() const {
     std::vector<httpdown_header> raw(httpdown_request_header_count(get()));
     std::size_t count = 0;
@@ -828,7 +841,7 @@ inline stop_report server_ref::report() const {
 }
 
 inline std::string server_ref::local_addr(std::size_t index) const {
-    char text[64] = "";
+    char text[512] = "";
     detail::check(httpdown_local_addr(handle_, index, text, sizeof text));
     return text;
 }

@@ -73,6 +73,7 @@ USAGE
   SERVER is [NAME[:SIGNAL]=]COMMAND, a command line for the shell; the signal goes to what it runs in the end ('cd x &&
   VAR=1 ./server {addr}'). {addr} in it becomes the address to listen on
   (127.3.4.5:10001), {ip} and {port} its parts; with {port} alone the server listens on 127.0.0.1 or on everything.
+  {unix} becomes the path of a Unix socket instead ('build/hello -addr unix:{unix}').
   It must not go into the background, and is ready when it accepts connections. Several servers take turns.
 
 OPTIONS
@@ -244,6 +245,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
     for server in servers {
         options.servers.push(spec(&server, signal)?);
     }
+    if options.way.is_some() && options.servers.iter().any(ServerSpec::takes_path) {
+        return Err("a Unix socket has no --rtt".into());
+    }
     Ok(Task::Measure(Box::new(options)))
 }
 
@@ -277,10 +281,14 @@ fn spec(text: &str, signal: Signal) -> Result<ServerSpec, lexopt::Error> {
         Some((name, command)) if is_name(&name) => (name, command),
         _ => (text.split_whitespace().next().unwrap_or_default(), text),
     };
-    if !command.contains("{addr}") && !command.contains("{port}") {
-        return Err(
-            format!("{command:?} has no place for an address: {{addr}} or {{port}}").into(),
-        );
+    let places = ["{addr}", "{port}", "{unix}"].map(|place| command.contains(place));
+    if let [false, false, false] = places {
+        let why =
+            format!("{command:?} has no place for an address: {{addr}}, {{port}} or {{unix}}");
+        return Err(why.into());
+    }
+    if let [true, _, true] | [_, true, true] = places {
+        return Err(format!("{command:?} has places for two addresses").into());
     }
     let (name, signal) = match name.split_once(':') {
         Some((name, signal)) => (name, named(signal)?),

@@ -2,7 +2,6 @@
 
 use std::io::{self, ErrorKind};
 use std::mem::MaybeUninit;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,13 +9,11 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use socket2::SockRef;
-use tokio::io::Interest;
-use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::http::{Answer, Body, Parser};
 use crate::modes::{Mode, Requests, Script};
-use crate::sys;
+use crate::stream::{Place, Stream};
 use crate::tally::{Outcome, Tally};
 
 /// How long clients wait for what.
@@ -34,7 +31,7 @@ pub(crate) struct Patience {
 /// What all clients of a server share.
 #[derive(Debug)]
 pub(crate) struct Load {
-    pub(crate) addr: SocketAddr,
+    pub(crate) place: Place,
     pub(crate) mode: &'static Mode,
     pub(crate) think: Duration,
     pub(crate) requests: Requests,
@@ -86,7 +83,7 @@ enum Look {
 }
 
 /// Asks the kernel, not tokio, which knows only what its last poll saw.
-fn look(stream: &TcpStream) -> Look {
+fn look(stream: &Stream) -> Look {
     match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
         Ok(0) => Look::Fin,
         Ok(_) => Look::Bytes,
@@ -96,9 +93,9 @@ fn look(stream: &TcpStream) -> Look {
 }
 
 /// Whether the server had not closed the connection when a request reached it, of which so many bytes were `sent`.
-fn arrived_before_fin(stream: &TcpStream, sent: usize) -> bool {
+fn arrived_before_fin(stream: &Stream, sent: usize) -> bool {
     // In this order: a FIN that came before the acknowledgement is seen.
-    sys::unacknowledged(stream).is_ok_and(|count| count < sent) && look(stream) == Look::Open
+    stream.has_arrived(sent) && look(stream) == Look::Open
 }
 
 /// How a connection ended before all answers had come.
@@ -130,7 +127,7 @@ struct Exchange {
 
 /// What trying to connect comes to.
 enum Connected {
-    Yes(TcpStream),
+    Yes(Stream),
     Refused,
     /// Established, and reset before the client came to it.
     Reset,
@@ -139,23 +136,15 @@ enum Connected {
 }
 
 async fn connect(load: &Load) -> Connected {
-    let socket = match TcpSocket::new_v4() {
-        Ok(socket) => socket,
-        Err(error) => return Connected::Local(error),
-    };
-    if load.mode.reads_slowly {
-        // Else the kernel reads on our behalf. As good as it can: the default does no harm.
-        let _ = socket.set_recv_buffer_size(64 << 10);
-    }
-    match tokio::time::timeout(load.patience.connect, socket.connect(load.addr)).await {
-        Ok(Ok(stream)) => match stream.set_nodelay(true) {
-            Ok(()) => Connected::Yes(stream),
-            // Some systems refuse options once the reset is there.
-            Err(_) => Connected::Reset,
-        },
+    let connecting = Stream::connect(&load.place, load.mode.reads_slowly);
+    match tokio::time::timeout(load.patience.connect, connecting).await {
+        Ok(Ok(stream)) => Connected::Yes(stream),
         Err(_) => Connected::Refused,
         Ok(Err(error)) => match error.kind() {
-            ErrorKind::ConnectionRefused | ErrorKind::TimedOut => Connected::Refused,
+            // Not found: the file of a Unix socket is gone, or not there yet.
+            ErrorKind::ConnectionRefused | ErrorKind::TimedOut | ErrorKind::NotFound => {
+                Connected::Refused
+            }
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Connected::Reset,
             _ => Connected::Local(error),
         },
@@ -194,7 +183,7 @@ pub(crate) async fn run(load: Arc<Load>, mut random: Rng) -> Tally {
 }
 
 /// Sends requests on a connection for as long as it may be used.
-async fn use_connection(load: &Load, stream: &TcpStream, random: &mut Rng, tally: &mut Tally) {
+async fn use_connection(load: &Load, stream: &Stream, random: &mut Rng, tally: &mut Tally) {
     let think = load.think.as_micros().try_into().unwrap_or(u64::MAX);
     let mut fresh = true;
     loop {
@@ -227,7 +216,7 @@ async fn use_connection(load: &Load, stream: &TcpStream, random: &mut Rng, tally
 }
 
 /// Waits, and notices when the server ends the connection, as a pool of connections does.
-async fn watch(stream: &TcpStream, pause: Duration) -> Look {
+async fn watch(stream: &Stream, pause: Duration) -> Look {
     let alarm = sleep(pause);
     let mut alarm = pin!(alarm);
     loop {
@@ -236,7 +225,7 @@ async fn watch(stream: &TcpStream, pause: Duration) -> Look {
             _ = stream.readable() => {}
         }
         // By way of tokio, which is to forget that there once was something to read.
-        let seen = stream.try_io(Interest::READABLE, || match look(stream) {
+        let seen = stream.try_look(|| match look(stream) {
             Look::Open => Err(ErrorKind::WouldBlock.into()),
             seen => Ok(seen),
         });
@@ -308,7 +297,7 @@ fn judge(load: &Load, exchange: &Exchange, asked: usize, fresh: bool, tally: &mu
 /// Writes a script and reads its answers, at the same time: a server may answer before it has read everything.
 async fn exchange(
     load: &Load,
-    stream: &TcpStream,
+    stream: &Stream,
     script: &Script,
     body: Body,
     random: &mut Rng,
@@ -381,10 +370,12 @@ async fn exchange(
                 let until = pause.map_or(script.bytes.len(), |&(at, _)| at);
                 match stream.try_write(&script.bytes[result.sent..until]) {
                     Ok(count) => {
-                        if result.sent == 0 {
+                        let is_first = result.sent == 0;
+                        result.sent += count;
+                        result.arrived |= stream.is_local() && arrived_before_fin(stream, count);
+                        if is_first && !result.arrived {
                             look_at = Some(Instant::now() + load.patience.crossing);
                         }
-                        result.sent += count;
                         if let Some(&(at, length)) = pause && result.sent == at {
                             write_at = Instant::now() + length;
                             pause = pauses.next();

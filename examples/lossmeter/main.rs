@@ -24,6 +24,7 @@ mod net;
 mod output;
 mod peer;
 mod server;
+mod stream;
 mod sys;
 mod tally;
 mod trial;

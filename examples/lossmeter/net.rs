@@ -1,7 +1,9 @@
 //! Where the servers and the clients are: on the loopback device, or at both ends of a long way.
 
+use std::env;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -73,6 +75,12 @@ impl Net {
             }
         }
         Err(io::ErrorKind::AddrInUse.into())
+    }
+
+    /// A path for a server's Unix socket, new each time.
+    pub(crate) fn server_path(&self) -> PathBuf {
+        let given = self.given.fetch_add(1, Ordering::Relaxed);
+        env::temp_dir().join(format!("lossmeter-{}-{given}.sock", std::process::id()))
     }
 
     /// Calls `f` on the server's side; what it starts and what sockets it makes are there.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -13,6 +12,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+
+use crate::stream::Place;
 
 /// What to run, and how to stop it.
 #[derive(Clone, Debug)]
@@ -29,13 +30,21 @@ impl ServerSpec {
         self.command.contains("{addr}") || self.command.contains("{ip}")
     }
 
+    /// Whether it listens on a Unix socket.
+    pub(crate) fn takes_path(&self) -> bool {
+        self.command.contains("{unix}")
+    }
+
     /// The command for a certain address.
-    pub(crate) fn command(&self, addr: SocketAddr) -> Command {
-        let line = self
-            .command
-            .replace("{addr}", &addr.to_string())
-            .replace("{ip}", &addr.ip().to_string())
-            .replace("{port}", &addr.port().to_string());
+    pub(crate) fn command(&self, place: &Place) -> Command {
+        let line = match place {
+            Place::Ip(addr) => self
+                .command
+                .replace("{addr}", &addr.to_string())
+                .replace("{ip}", &addr.ip().to_string())
+                .replace("{port}", &addr.port().to_string()),
+            Place::Unix(path) => self.command.replace("{unix}", &path.to_string_lossy()),
+        };
         let mut command = Command::new("/bin/sh");
         command.args(["-c", &line]);
         command

@@ -16,6 +16,7 @@ use crate::http::Body;
 use crate::modes::{Mode, Requests, Think};
 use crate::net::Net;
 use crate::server::{Server, ServerSpec, describe};
+use crate::stream::Place;
 use crate::tally::{Tally, compare};
 
 /// What a stop came to.
@@ -119,22 +120,25 @@ async fn start(
     spec: &ServerSpec,
     mode: &'static Mode,
 ) -> Result<(Server, Load), Problem> {
-    let addr = net
-        .server_addr(spec.takes_ip())
-        .map_err(Problem::broken("no address"))?;
-    let started = net.at_server(|| Server::start(spec.command(addr)));
+    let place = if spec.takes_path() {
+        Place::Unix(net.server_path())
+    } else {
+        let addr = net.server_addr(spec.takes_ip());
+        Place::Ip(addr.map_err(Problem::broken("no address"))?)
+    };
+    let started = net.at_server(|| Server::start(spec.command(&place)));
     let mut server = started
         .and_then(|server| server)
         .map_err(Problem::broken("cannot be started"))?;
     let mut load = Load {
-        addr,
         mode,
         think: match mode.think {
             Think::Not => Duration::ZERO,
             Think::AsAsked => options.think,
             Think::AtMost(think) => think,
         },
-        requests: Requests::new(mode, &options.targets, &addr.to_string()),
+        requests: Requests::new(mode, &options.targets, &place.to_string()),
+        place,
         expected: Expected {
             status: 0,
             body: Body::Any,

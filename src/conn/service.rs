@@ -78,7 +78,7 @@ where
     fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
         let conn = inflight.conn();
         if conn.shared().options.conn_info {
-            request.extensions_mut().insert(conn.info());
+            request.extensions_mut().insert(conn.info().clone());
         }
         self.0.call(request)
     }

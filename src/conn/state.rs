@@ -1,7 +1,7 @@
 //! What the server knows of a connection and of the requests on it.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -14,6 +14,8 @@ use socket2::SockRef;
 use crate::conn_info::{ConnInfo, ConnState};
 use crate::events::ConnEvent;
 use crate::ledger::{Count, Ledger};
+use crate::net::Connected;
+use crate::net::link::{self, Stream};
 use crate::registry::Member;
 use crate::report::Report;
 use crate::shared::Shared;
@@ -144,9 +146,11 @@ impl Conn {
     /// A new connection, which is in the registry. The stream is non-blocking.
     pub(crate) fn accept(
         shared: &Arc<Shared>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        local: SocketAddr,
+        Connected {
+            stream,
+            peer,
+            local,
+        }: Connected,
     ) -> Accepted {
         let registry = &shared.registry;
         let conn = Arc::new(Self {
@@ -154,6 +158,7 @@ impl Conn {
                 id: registry.next_id(),
                 peer,
                 local,
+                credentials: stream.credentials(),
             },
             shared: Arc::clone(shared),
             state: AtomicU8::new(ConnState::New as u8),
@@ -193,8 +198,12 @@ impl Conn {
         }
     }
 
-    pub(crate) fn info(&self) -> ConnInfo {
-        self.info
+    pub(crate) fn info(&self) -> &ConnInfo {
+        &self.info
+    }
+
+    fn link_kind(&self) -> link::Kind {
+        link::Kind::of(&self.info.local)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -219,7 +228,7 @@ impl Conn {
         let events = &self.shared.events;
         events.conn(ConnEvent {
             id: self.info.id,
-            peer: self.info.peer,
+            peer: self.info.peer.clone(),
             state,
         });
     }
@@ -660,7 +669,7 @@ impl Conn {
         if let Some(fd) = fd.filter(|_| is_reset || !is_over) {
             sys::with_fd(fd, |fd| {
                 if is_reset {
-                    sys::reset(fd);
+                    self.link_kind().reset(fd);
                 } else {
                     let _ = SockRef::from(&fd).shutdown(Shutdown::Both);
                 }
@@ -724,8 +733,9 @@ impl Member for Conn {
     fn reset(&self) {
         self.number.with(|fd| {
             sys::with_fd(fd, |fd| {
-                self.unacked_at_reset.get_or_init(|| sys::unacked(fd));
-                sys::reset(fd);
+                let kind = self.link_kind();
+                self.unacked_at_reset.get_or_init(|| kind.unacked(fd));
+                kind.reset(fd);
             });
         });
     }
@@ -777,7 +787,7 @@ pub(crate) struct Socket<S> {
 }
 
 /// A connection that no runtime drives yet.
-pub(crate) type Accepted = Socket<TcpStream>;
+pub(crate) type Accepted = Socket<Stream>;
 
 impl<S> Socket<S> {
     pub(super) fn conn(&self) -> &Arc<Conn> {

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::SystemTime;
@@ -11,8 +11,8 @@ use std::time::SystemTime;
 use bytes::{Buf, BytesMut};
 use httpdate::fmt_http_date;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::TcpStream;
 
+use crate::net::link::{Link, Stream};
 use crate::sys;
 use crate::threads::turns::Hold;
 
@@ -32,7 +32,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
     reason = "none of them says anything of another"
 )]
 pub(super) struct Wire {
-    socket: Socket<TcpStream>,
+    socket: Socket<Link>,
     framing: Framing,
     /// Received, and behind what hyper has got: the rest of the request, and the next ones.
     ahead: BytesMut,
@@ -75,11 +75,8 @@ type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 impl Wire {
     /// Needs the runtime on which the connection will run.
     pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
-        let socket = accepted.convert(TcpStream::from_std)?;
-        // Responses are written whole, so waiting for more (Nagle) only delays them.
-        socket.stream.set_nodelay(true)?;
         Ok(Self {
-            socket,
+            socket: accepted.convert(Stream::link)?,
             framing: Framing::default(),
             ahead: BytesMut::new(),
             heads: 0,
@@ -111,10 +108,8 @@ impl Wire {
         }
         // An error shows when it is read.
         let _ = ready!(self.socket.stream.poll_read_ready(cx));
-        // Does not wait: it says what tokio knows already. Only if that is an end, the kernel is asked what is before it.
-        let known = pin!(self.socket.stream.ready(Interest::READABLE)).poll(cx);
-        let is_end = matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed());
-        if !is_end {
+        // Only if that is an end, the kernel is asked what is before it.
+        if !self.socket.stream.is_read_closed(cx) {
             return Poll::Ready(true);
         }
         match sys::peek(self.socket.stream.as_fd(), &mut [0]).map(<[u8]>::len) {
@@ -244,7 +239,7 @@ impl Wire {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let start = buf.filled().len();
-        let result = ready!(Pin::new(&mut self.socket.stream).poll_read(cx, buf));
+        let result = ready!(self.socket.stream.poll_read(cx, buf));
         self.failed |= result.is_err();
         self.finished |= result.is_ok() && buf.filled().len() == start;
         Poll::Ready(result)
@@ -263,7 +258,8 @@ impl Wire {
     pub(super) fn handshake_repeats(&self) -> u32 {
         if self.conn().is_new() {
             // All that we have sent so far.
-            sys::retransmissions(self.socket.stream.as_fd())
+            let link = &self.socket.stream;
+            link.kind().handshake_repeats(link.as_fd())
         } else {
             0
         }
@@ -274,7 +270,7 @@ impl Wire {
         let batched = self.out.len() + bytes.len();
         if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
             ready!(self.poll_write_out(cx))?;
-            let count = ready!(Pin::new(&mut self.socket.stream).poll_write(cx, bytes))?;
+            let count = ready!(self.socket.stream.poll_write(cx, bytes))?;
             self.written += count as u64;
             return Poll::Ready(Ok(count));
         }
@@ -338,7 +334,7 @@ impl Wire {
             hold.end();
         }
         while !self.out.is_empty() {
-            let count = ready!(Pin::new(&mut self.socket.stream).poll_write(cx, &self.out))?;
+            let count = ready!(self.socket.stream.poll_write(cx, &self.out))?;
             self.written += count as u64;
             self.out.advance(count);
         }
@@ -361,7 +357,7 @@ impl Wire {
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
-        ready!(Pin::new(&mut self.socket.stream).poll_shutdown(cx))?;
+        ready!(self.socket.stream.poll_shutdown(cx))?;
         self.shut = true;
         Poll::Ready(Ok(()))
     }
@@ -395,14 +391,16 @@ impl Wire {
 
     /// How many bytes the client's kernel has not acknowledged.
     fn unacked(&self) -> u64 {
+        let link = &self.socket.stream;
         let queued = self.conn().unacked_at_reset();
-        let queued = queued.unwrap_or_else(|| sys::unacked(self.socket.stream.as_fd()));
+        let queued = queued.unwrap_or_else(|| link.kind().unacked(link.as_fd()));
         u64::from(queued).saturating_sub(self.shut.into())
     }
 
     /// Whether bytes have not arrived that still may. After a reset they never will.
     pub(super) fn is_delivering(&self) -> bool {
-        self.unacked() > 0 && !sys::is_over(self.socket.stream.as_fd())
+        let link = &self.socket.stream;
+        self.unacked() > 0 && !link.kind().is_over(link.as_fd())
     }
 
     /// Reads and discards until the client closes its side, or an error. Whatever begins a request has crossed our
@@ -448,12 +446,7 @@ impl Wire {
         }
         let is_watched = |rare: &Rare| rare.reset.is_some();
         if !self.rare.as_deref().is_some_and(is_watched) {
-            let mut byte = [0];
-            match self
-                .socket
-                .stream
-                .poll_peek(cx, &mut ReadBuf::new(&mut byte))
-            {
+            match self.socket.stream.poll_peek(cx, &mut [0]) {
                 Poll::Pending => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 // More bytes, or a FIN (the client may only have closed its half), are no loss; but they hide a reset
@@ -466,7 +459,9 @@ impl Wire {
                         return Poll::Ready(Ok(())); // No descriptors: the write will tell.
                     };
                     self.rare.get_or_insert_default().reset = Some(Box::pin(async move {
-                        let _ = copy.ready(Interest::ERROR).await;
+                        // Not writable, which is not watched for: an error, or closed on both sides, as a Unix socket is
+                        // whose client has closed it.
+                        let _ = copy.writable().await;
                     }));
                 }
             }

@@ -15,11 +15,16 @@ use super::types::{HTTPDOWN_FOREVER, HTTPDOWN_NOW, httpdown_bytes};
 
 /// The body of every function that returns a status.
 pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
+    status_of_several(|| body().map(|()| HTTPDOWN_STATUS_OK))
+}
+
+/// As `status`, where there are several ways to succeed.
+pub(super) fn status_of_several(body: impl FnOnce() -> Result<httpdown_status>) -> c_int {
     if process::forked() {
         last_error::set(&Error::Forked);
         return HTTPDOWN_STATUS_FORKED as c_int;
     }
-    status_in_child_too(body)
+    status_anywhere(body)
 }
 
 /// As `status`, for what has something to tidy up even in a forked child.

@@ -13,11 +13,12 @@ use crate::conn_info::ConnInfo;
 use crate::request::ReplySlot;
 use crate::{Error, Exchange, Result};
 
-use super::boundary::{deadline, null, output, room, slice, status, value};
+use super::boundary::{deadline, null, output, room, slice, status, status_of_several, value};
 use super::callbacks::ForeignData;
 use super::server::httpdown_server;
 use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, insert};
-use super::types::{httpdown_bytes, httpdown_destroy_fn, httpdown_header};
+use super::types::httpdown_status::*;
+use super::types::{httpdown_bytes, httpdown_credentials, httpdown_destroy_fn, httpdown_header};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
 /// (httpdown_reply_start, _write, _finish). That ends it.
@@ -52,7 +53,7 @@ impl httpdown_request {
     fn new(mut exchange: Exchange, server: &Arc<httpdown_server>) -> Self {
         Self {
             head: exchange.take_head(),
-            conn: exchange.conn(),
+            conn: exchange.conn().clone(),
             slot: UnsafeCell::new(Some(Arc::clone(exchange.slot()))),
             exchange: UnsafeCell::new(Some(exchange)),
             server: Arc::as_ptr(server),
@@ -382,8 +383,8 @@ pub unsafe extern "C" fn httpdown_request_headers(
     })
 }
 
-/// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6. Borrowed as long as the
-/// request lives. Never blocks.
+/// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6; "unix:" by a Unix socket,
+/// with a path or a name behind it if the client has bound its own. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_addr(
     request: *const httpdown_request,
@@ -409,6 +410,33 @@ pub unsafe extern "C" fn httpdown_request_local_addr(
             httpdown_bytes::of(local.as_bytes())
         })
     }
+}
+
+/// Writes into `*credentials` which process has connected by a Unix socket, as the kernel knew it at that moment
+/// (SO_PEERCRED, see unix(7)). The connection may have been handed to another process since. Never blocks.
+///
+/// Returns OK; NOT_FOUND if the client has not come by a Unix socket; INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_peer_credentials(
+    request: *const httpdown_request,
+    credentials: *mut httpdown_credentials,
+) -> c_int {
+    status_of_several(|| {
+        // SAFETY: the header's preface.
+        let (_, request) = unsafe { see(request)? };
+        // SAFETY: the header's preface: NULL or writable.
+        let output = unsafe { output(credentials, "credentials")? };
+        let Some(found) = request.conn.credentials else {
+            return Ok(HTTPDOWN_STATUS_NOT_FOUND);
+        };
+        output.write(httpdown_credentials {
+            pid: found.pid.unwrap_or(0),
+            uid: found.uid,
+            gid: found.gid,
+        });
+        Ok(HTTPDOWN_STATUS_OK)
+    })
 }
 
 /// The number of the request's connection, as the option `on_conn_state` tells it. Never blocks.

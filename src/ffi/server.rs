@@ -39,7 +39,8 @@ impl httpdown_server {
 /// Starts a server, and returns at once: it runs on threads of its own.
 ///
 /// On OK `*server` is yours, to be ended by httpdown_free; otherwise it is NULL, and `error` (may be NULL) has the
-/// reason as text, cut to `error_size` and NUL-terminated. Blocks only while a host name in `addr` is looked up.
+/// reason as text, cut to `error_size` and NUL-terminated. Blocks only while a host name in `addr` is looked up,
+/// and, for at most a second, while another process holds a lock on the directory of a Unix socket (flock(2)).
 ///
 /// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES,
 /// FORKED.
@@ -261,8 +262,9 @@ pub unsafe extern "C" fn httpdown_ready(server: *const httpdown_server) -> bool 
     !process::forked() && unsafe { server.as_ref() }.is_some_and(|handle| handle.get().is_ready())
 }
 
-/// Writes the address that the server listens on as text ("127.0.0.1:8080") into `buffer`, NUL-terminated; 64 bytes
-/// are enough. `index` counts the listening sockets: `fds` first, then those of `addr`. Never blocks.
+/// Writes the address that the server listens on as text ("127.0.0.1:8080", "unix:/run/app.sock") into `buffer`,
+/// NUL-terminated; 128 bytes are enough. A path in `addr` is made absolute. `index` counts the listening sockets: `fds`
+/// first, then those of `addr`. Never blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT (also: no such index, or the buffer is too small), FORKED.
 #[must_use]

@@ -158,6 +158,18 @@ pub struct httpdown_bytes {
     pub len: usize,
 }
 
+/// The process that has connected by a Unix socket: httpdown_request_peer_credentials.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct httpdown_credentials {
+    /// Its number; 0 if it is of another PID namespace, which ours does not see.
+    pub pid: u32,
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+}
+
 /// A header field, of a request or for a reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -236,14 +248,20 @@ pub struct httpdown_options {
     /// Required: sizeof(httpdown_options). A shorter struct, of an older header, has the defaults for the rest; a
     /// longer one, of a newer header, is accepted if what this library does not know is zero.
     pub struct_size: usize,
-    /// Where to listen: HOST:PORT, several separated by commas. An IPv6 address stands in brackets ("[::1]:8080");
-    /// without a host (":8080") it is every address; port 0 lets the kernel choose (httpdown_local_addr). Host names
-    /// are looked up, which blocks. Default: ":80", or nothing if there are `fds`.
+    /// Where to listen, several separated by commas: HOST:PORT, or a Unix socket. An IPv6 address stands in brackets
+    /// ("[::1]:8080"); without a host (":8080") it is every address; port 0 lets the kernel choose (httpdown_local_addr).
+    /// Host names are looked up, which blocks. "unix:/run/app.sock" is a Unix stream socket, at a path of at most 107 bytes.
+    /// A socket that is there, and on which nobody listens, is replaced; one on which somebody listens is in use. Behind a
+    /// '?' stands who may connect, which takes the permission to write to the file:
+    /// "unix:/run/app.sock?mode=0660&group=www-data" (mode in octal; user and group are names or numbers). Without a mode
+    /// it is what the umask leaves. When the socket is closed its file is removed, unless another has replaced it.
+    /// "unix:@name" is an abstract socket, which has no file, and to which everybody in the same network namespace may
+    /// connect. Default: ":80", or nothing if there are `fds`.
     pub addr: *const c_char,
-    /// Descriptors that listen already, TCP. On OK they are the library's, on an error they stay yours. Where others listen
-    /// on the same address by SO_REUSEPORT, a stop has the kernel send new clients to them before it closes ours. To that
-    /// end it connects to each of them once, and replaces the program of the group, if it has one
-    /// (SO_ATTACH_REUSEPORT_CBPF): on_log says so.
+    /// Descriptors that listen already: TCP, or Unix stream sockets, whose files stay yours to remove. On OK they are the
+    /// library's, on an error they stay yours. Where others listen on the same TCP address by SO_REUSEPORT, a stop has the
+    /// kernel send new clients to them before it closes ours. To that end it connects to each of them once, and replaces
+    /// the program of the group, if it has one (SO_ATTACH_REUSEPORT_CBPF): on_log says so.
     pub fds: *const c_int,
     /// How many.
     pub fd_count: usize,
@@ -422,7 +440,7 @@ pub struct httpdown_event {
     pub conn_id: u64,
     /// Of STAT: the value.
     pub value: f64,
-    /// Of STAT: the key. Of CONN: the client's address. NUL-terminated.
+    /// Of STAT: the key. Of CONN: the client's address; a path is cut to what fits. NUL-terminated.
     pub name: [c_char; 64],
     /// Of LOG: the line, cut to what fits. NUL-terminated.
     pub text: [c_char; 512],

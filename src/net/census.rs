@@ -4,18 +4,15 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 
-use socket2::{Domain, Protocol, Socket, Type};
-
-use super::listener::Listener;
+use super::sock_diag::{SockDiag, Which, u32_at};
+use super::tcp;
 
 const STATE_LISTEN: u8 = 10;
 /// A half-open handshake, in the kernel's table of sockets. Shown to us as `SYN_RECV`. What `SYN_RECV` itself selects
 /// has a socket already (TCP Fast Open), and waits to be accepted as others do.
 const STATE_NEW_SYN_RECV: u8 = 12;
-/// What the kernel writes at most at a time into a netlink socket.
-const NETLINK_CHUNK: usize = 32 << 10;
 
 /// Looks at the kernel's list of sockets.
 ///
@@ -23,17 +20,15 @@ const NETLINK_CHUNK: usize = 32 << 10;
 #[derive(Debug)]
 pub(crate) struct Census {
     /// `sock_diag(7)`: a walk through the table of sockets, and none of `/proc/net/tcp`'s text.
-    netlink: Option<Socket>,
+    netlink: Option<SockDiag>,
     cookies: Option<u64>,
 }
 
 impl Census {
     /// For the network namespace of the calling thread.
     pub(crate) fn new() -> Self {
-        let family = Type::RAW.nonblocking().cloexec();
-        let protocol = Protocol::from(libc::NETLINK_SOCK_DIAG);
         Self {
-            netlink: Socket::new(Domain::from(libc::AF_NETLINK), family, Some(protocol)).ok(),
+            netlink: SockDiag::new().ok(),
             cookies: syn_cookies_sent(),
         }
     }
@@ -45,7 +40,7 @@ impl Census {
     /// network namespace.
     pub(crate) fn look<'a>(
         &mut self,
-        listeners: impl Iterator<Item = &'a Listener>,
+        listeners: impl Iterator<Item = &'a tcp::Listener>,
     ) -> io::Result<View> {
         let mut view = View::default();
         for listener in listeners {
@@ -76,7 +71,6 @@ impl Census {
             self.netlink = Some(netlink);
             return Ok(found);
         }
-        // A service may be denied netlink: systemd's `RestrictAddressFamilies=AF_INET AF_INET6` is common.
         find_in_proc(place)
     }
 }
@@ -89,10 +83,10 @@ struct Place {
 }
 
 impl Place {
-    fn of(listener: &Listener) -> Self {
+    fn of(listener: &tcp::Listener) -> Self {
         Self {
             ipv6: listener.is_ipv6(),
-            port: listener.local_addr().port(),
+            port: listener.addr().port(),
         }
     }
 }
@@ -107,7 +101,7 @@ pub(crate) struct View {
 
 impl View {
     /// The sockets that listen where this one does, itself among them: its group, if there are others.
-    pub(crate) fn group_of(&self, listener: &Listener) -> Option<Group> {
+    pub(crate) fn group_of(&self, listener: &tcp::Listener) -> Option<Group> {
         let mine = self.listening(listener)?;
         let found = self.places.get(&Place::of(listener))?;
         let members = found.listening.iter().filter(|other| other.at == mine.at);
@@ -122,7 +116,7 @@ impl View {
 
     /// The handshakes that have begun and are not done, and have come to this socket, or to another of its group: the kernel
     /// tells where they came to, but not to which socket. One that may have come elsewhere does not count.
-    pub(crate) fn half_open(&self, listener: &Listener) -> impl Iterator<Item = Handshake> {
+    pub(crate) fn half_open(&self, listener: &tcp::Listener) -> impl Iterator<Item = Handshake> {
         let found = self
             .places
             .get(&Place::of(listener))
@@ -137,7 +131,7 @@ impl View {
         })
     }
 
-    fn listening(&self, listener: &Listener) -> Option<&Listening> {
+    fn listening(&self, listener: &tcp::Listener) -> Option<&Listening> {
         let found = self.places.get(&Place::of(listener))?;
         let mut all = found.listening.iter();
         all.find(|found| found.inode == listener.inode())
@@ -215,12 +209,7 @@ impl Found {
     clippy::cast_sign_loss,
     reason = "constants that fit"
 )]
-fn find_by_netlink(mut netlink: &Socket, place: Place) -> io::Result<Found> {
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    const DONE: u16 = libc::NLMSG_DONE as u16;
-    const ERROR: u16 = libc::NLMSG_ERROR as u16;
-    const HEADER: usize = 16; // struct nlmsghdr
-    const FLAGS: u16 = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+fn find_by_netlink(netlink: &SockDiag, place: Place) -> io::Result<Found> {
     const STATES: u32 = 1 << STATE_LISTEN | 1 << STATE_NEW_SYN_RECV;
     let family = if place.ipv6 {
         libc::AF_INET6
@@ -228,71 +217,41 @@ fn find_by_netlink(mut netlink: &Socket, place: Place) -> io::Result<Found> {
         libc::AF_INET
     };
     // struct inet_diag_req_v2; the kernel sends only what has this port.
-    let body = [
+    let request = [
         &[family as u8, libc::IPPROTO_TCP as u8, 0, 0][..],
         &STATES.to_ne_bytes(),
         &place.port.to_be_bytes(),
         &[0; 46],
     ]
     .concat();
-    let length = (HEADER + body.len()) as u32;
-    let header = [
-        &length.to_ne_bytes()[..],
-        &SOCK_DIAG_BY_FAMILY.to_ne_bytes(),
-        &FLAGS.to_ne_bytes(),
-        &[0; 8],
-    ];
-    netlink.send(&[header.concat(), body].concat())?;
-
-    let wrong = || io::Error::from(io::ErrorKind::InvalidData);
     let mut found = Found::default();
-    let mut chunk = vec![0; NETLINK_CHUNK];
-    loop {
-        // The kernel has the next chunk ready when it has been asked, and when the last one is read.
-        let length = netlink.read(&mut chunk)?;
-        let mut rest = &chunk[..length];
-        while let Some(length) = u32_at(rest, 0) {
-            let length = (length as usize).max(HEADER);
-            let message = rest.get(..length).ok_or_else(wrong)?;
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-            let kind = u16::from_ne_bytes([message[4], message[5]]);
-            let message = &message[HEADER..];
-            if kind == DONE || kind == ERROR {
-                return match u32_at(message, 0).ok_or_else(wrong)?.cast_signed() {
-                    0 => Ok(found),
-                    error => Err(io::Error::from_raw_os_error(-error)),
-                };
-            }
-            // struct inet_diag_msg
-            let message: &[u8; 72] = message.first_chunk().ok_or_else(wrong)?;
-            let address = |at: usize| {
-                let mut address = UNSPECIFIED;
-                let length = if place.ipv6 { 16 } else { 4 };
-                address[..length].copy_from_slice(&message[at..at + length]);
-                address
-            };
-            let local = address(8);
-            if message[1] == STATE_LISTEN {
-                found.listening.push(Listening {
-                    at: Spot {
-                        place,
-                        addr: local,
-                        device: u32_at(message, 40).unwrap_or(0),
-                    },
-                    inode: u32_at(message, 68).unwrap_or(0).into(),
-                });
-            } else {
-                let port = u16::from_be_bytes([message[6], message[7]]);
-                let remote = (address(24), port);
-                found.half_open.push(Handshake { local, remote });
-            }
+    netlink.ask(Which::All, &request, |message| {
+        // struct inet_diag_msg
+        let message: &[u8; 72] = message.first_chunk().ok_or(io::ErrorKind::InvalidData)?;
+        let address = |at: usize| {
+            let mut address = UNSPECIFIED;
+            let length = if place.ipv6 { 16 } else { 4 };
+            address[..length].copy_from_slice(&message[at..at + length]);
+            address
+        };
+        let local = address(8);
+        if message[1] == STATE_LISTEN {
+            found.listening.push(Listening {
+                at: Spot {
+                    place,
+                    addr: local,
+                    device: u32_at(message, 40).unwrap_or(0),
+                },
+                inode: u32_at(message, 68).unwrap_or(0).into(),
+            });
+        } else {
+            let port = u16::from_be_bytes([message[6], message[7]]);
+            let remote = (address(24), port);
+            found.half_open.push(Handshake { local, remote });
         }
-    }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_ne_bytes(*bytes))
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 fn find_in_proc(place: Place) -> io::Result<Found> {

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
+use crate::addr::Addr;
+
 use super::bpf;
 use super::census::{Group, Handshake, Spot, View};
-use super::listener::Listener;
+use super::tcp;
 
 /// How long handshakes that have begun are waited for: a round trip to nearly anywhere. Not longer, because they may be
 /// those of the others.
@@ -32,7 +34,7 @@ const SETTLED: u32 = 2;
 const TRIES: u32 = 5;
 
 /// Takes what waits at a socket; `take` says of each client's address whether it has taken that connection itself.
-pub(crate) type Empty<'a> = dyn Fn(&Listener, &mut dyn FnMut(SocketAddr) -> bool) + 'a;
+pub(crate) type Empty<'a> = dyn Fn(&tcp::Listener, &mut dyn FnMut(&Addr) -> bool) + 'a;
 
 /// The leaving of one group.
 #[derive(Debug, Default)]
@@ -57,7 +59,7 @@ impl Leaving {
         &mut self,
         group: &Group,
         view: &View,
-        ours: &[&Listener],
+        ours: &[&tcp::Listener],
         empty: &Empty<'_>,
         warn: &dyn Fn(&str),
     ) -> bool {
@@ -117,7 +119,7 @@ impl Leaving {
 /// Has new clients sent to the others. `replaced` is called if the group had a program before.
 fn steer(
     group: &Group,
-    ours: &[&Listener],
+    ours: &[&tcp::Listener],
     empty: &Empty<'_>,
     replaced: &dyn Fn(),
 ) -> io::Result<()> {
@@ -139,7 +141,7 @@ fn steer(
 }
 
 /// The numbers that these sockets have in their group.
-fn find(count: usize, ours: &[&Listener], empty: &Empty<'_>) -> io::Result<BTreeSet<usize>> {
+fn find(count: usize, ours: &[&tcp::Listener], empty: &Empty<'_>) -> io::Result<BTreeSet<usize>> {
     let [first, ..] = ours else {
         return Ok(BTreeSet::new());
     };
@@ -216,8 +218,8 @@ struct Probe {
 }
 
 impl Probe {
-    fn to(listener: &Listener) -> io::Result<Self> {
-        let mut to = listener.local_addr();
+    fn to(listener: &tcp::Listener) -> io::Result<Self> {
+        let mut to = listener.addr();
         if to.ip().is_unspecified() {
             let is_ipv4 = to.is_ipv4() || !listener.is_only_ipv6();
             to.set_ip(if is_ipv4 {
@@ -244,8 +246,9 @@ impl Probe {
         self.socket.peer_addr().is_ok()
     }
 
-    fn is(&self, peer: SocketAddr) -> bool {
-        (peer.ip(), peer.port()) == (self.from.ip(), self.from.port())
+    fn is(&self, peer: &Addr) -> bool {
+        let own = (self.from.ip(), self.from.port());
+        peer.as_ip().map(|peer| (peer.ip(), peer.port())) == Some(own)
     }
 }
 

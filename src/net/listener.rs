@@ -3,29 +3,32 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixListener;
 
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{SockAddr, Socket, Type};
 
+use crate::addr::{Addr, UNIX};
 use crate::error::{Error, Result};
 use crate::sys;
 
-use super::bpf;
+use super::link::Stream;
+use super::{tcp, unix};
 
 /// How many connections may wait to be accepted: the kernel caps it at `net.core.somaxconn` (4,096 since Linux 5.4).
-const BACKLOG: i32 = 4096;
-/// The option that binds a socket to an interface by its number.
-const SO_BINDTOIFINDEX: i32 = 62;
+pub(super) const BACKLOG: i32 = 4096;
 
-/// A listening TCP socket.
+/// A listening socket: of TCP, or a Unix stream socket.
 ///
-/// It may be in a group of `SO_REUSEPORT`, in which other servers or processes listen on the same address. A stop then has the
-/// kernel send new clients to the others before it closes the socket. To that end it connects to each of them once, and
-/// replaces the program of the group, if they have set one by `SO_ATTACH_REUSEPORT_CBPF` or `SO_ATTACH_REUSEPORT_EBPF`: a
-/// warning in the log says so.
+/// One of TCP may be in a group of `SO_REUSEPORT`, in which other servers or processes listen on the same address. A stop
+/// then has the kernel send new clients to the others before it closes the socket. To that end it connects to each of them
+/// once, and replaces the program of the group, if they have set one by `SO_ATTACH_REUSEPORT_CBPF` or
+/// `SO_ATTACH_REUSEPORT_EBPF`: a warning in the log says so.
+///
+/// The file of a Unix socket that was bound here is removed when the socket is closed, unless another has taken its place
+/// by then.
 ///
 /// ```
 /// use std::net::{Ipv4Addr, TcpListener};
@@ -44,26 +47,24 @@ const SO_BINDTOIFINDEX: i32 = 62;
 /// ```
 #[derive(Debug)]
 pub struct Listener {
-    socket: Socket,
-    /// As [`plain`] has it.
-    local: SocketAddr,
-    /// As the kernel sees it: also of an address of IPv4 that is mapped.
-    ipv6: bool,
-    /// What the kernel calls it in its lists of sockets.
-    inode: u64,
+    local: Addr,
     shared: bool,
-    /// New handshakes are refused.
-    refuses: AtomicBool,
-    /// It has had a filter, which is inherited by what is accepted.
-    filtered: AtomicBool,
-    /// Others listen on its address, in a group of `SO_REUSEPORT`.
-    grouped: AtomicBool,
-    /// It has given its group a program that sends new handshakes to the others.
-    steers: AtomicBool,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Tcp(tcp::Listener),
+    Unix(unix::Listener),
 }
 
 /// A connection fresh from the kernel: non-blocking; the client's address, and ours.
-pub(crate) type Connected = (TcpStream, SocketAddr, SocketAddr);
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) stream: Stream,
+    pub(crate) peer: Addr,
+    pub(crate) local: Addr,
+}
 
 /// Why a try to accept brought no connection.
 #[derive(Debug)]
@@ -81,16 +82,25 @@ pub(crate) enum NotAccepted {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT`. Blocks while a host name is looked up.
+    /// Listens on `HOST:PORT`, or on a Unix socket. Blocks while a host name is looked up, and as long as another process
+    /// holds a lock on the directory of a Unix socket: at most a second.
     ///
     /// An IPv6 address stands in brackets (`[::1]:8080`). Without a host (`:8080`) it listens on every address, IPv4
     /// and IPv6. Port 0 lets the kernel choose: see [`Listener::local_addr`]. Of a name with several addresses it
     /// takes the first IPv4 one, or else the first.
     ///
+    /// `unix:/run/app.sock` is a Unix stream socket at that path. A socket that is there, and on which nobody listens,
+    /// is replaced; one on which somebody listens is in use, and so is a file that is no socket. Behind a `?` stands who
+    /// may connect, which on Linux takes the permission to write to the file: `unix:/run/app.sock?mode=0660&group=www-data`.
+    /// `mode` is octal, as for chmod(1); `user` and `group` are names or numbers. Without a mode it is what the umask
+    /// leaves. `unix:@name` is an abstract socket (`unix(7)`), which has no file, and to which everybody in the same network
+    /// namespace may connect. A path may have 107 bytes. What has a `?` in its path can be bound elsewhere, and given by
+    /// [`TryFrom<UnixListener>`](Listener#impl-TryFrom<UnixListener>-for-Listener).
+    ///
     /// ```
     /// # fn main() -> httpdown::Result<()> {
     /// let listener = httpdown::Listener::bind("127.0.0.1:0")?;
-    /// println!("port {}", listener.local_addr().port());
+    /// println!("port {:?}", listener.local_addr().port());
     /// # Ok(())
     /// # }
     /// ```
@@ -109,38 +119,36 @@ impl Listener {
     ///
     /// # Errors
     /// As [`Listener::bind`]; in use if somebody listens there who has bound otherwise, or is another user.
+    /// [`Error::InvalidArgument`] of a Unix socket: the kernel has no such groups of them.
     pub fn bind_reuse_port(addr: &str) -> Result<Self> {
         Self::bind_as(addr, true)
     }
 
     fn bind_as(addr: &str, reuse_port: bool) -> Result<Self> {
-        let mut refused = None;
-        for candidate in resolve(addr)? {
-            let error = match listen(candidate, reuse_port) {
-                Ok(socket) => {
-                    let number = socket.as_raw_fd();
-                    return Self::new(socket, number);
-                }
-                Err(error) => error,
-            };
-            let no_such_family = matches!(
-                error.raw_os_error(),
-                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
-            );
-            let error = Error::io(format!("listening on {addr}"), error);
-            if !no_such_family {
-                return Err(error);
-            }
-            refused.get_or_insert(error);
+        let Some(place) = addr.strip_prefix(UNIX) else {
+            let socket = tcp::Listener::bind(addr, reuse_port)?;
+            let number = socket.as_raw_fd();
+            return Self::new(socket, number);
+        };
+        if reuse_port {
+            let why = format!("{addr:?}: Unix sockets cannot share an address by SO_REUSEPORT");
+            return Err(Error::InvalidArgument(why));
         }
-        Err(refused.unwrap_or_else(|| Error::Address(format!("{addr:?} has no address"))))
+        let unix::Bound { socket, file } = unix::bind(addr, place)?;
+        let number = socket.as_raw_fd();
+        let mut listener = Self::new(socket, number)?;
+        if let (Kind::Unix(unix), Some(file)) = (&mut listener.kind, file) {
+            listener.local = file.addr().unwrap_or(listener.local);
+            unix.own(file);
+        }
+        Ok(listener)
     }
 
     /// Takes a descriptor that listens already. A server that accepts from it sets `O_NONBLOCK`: on the open file
-    /// description, so for whoever else has a copy too.
+    /// description, so for whoever else has a copy too. The file of a Unix socket stays the caller's, to be removed or kept.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it is not a listening TCP socket; it is closed then.
+    /// [`Error::InvalidArgument`] if it is not a listening TCP or Unix stream socket; it is closed then.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         let number = fd.as_raw_fd();
         Self::from_copy(fd, number)
@@ -161,10 +169,11 @@ impl Listener {
         self
     }
 
-    /// The address that it listens on; one of IPv4 is shown as such, also where the socket is of IPv6.
+    /// The address that it listens on. The path of a Unix socket that was bound here is absolute, if an absolute one fits
+    /// into an address.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local
+    pub fn local_addr(&self) -> &Addr {
+        &self.local
     }
 
     fn new(socket: Socket, fd: RawFd) -> Result<Self> {
@@ -175,36 +184,54 @@ impl Listener {
         if !listens {
             return Err(wrong("is not a listening socket"));
         }
-        let bound = socket
-            .local_addr()
-            .ok()
-            .and_then(|addr| addr.as_socket())
-            .ok_or_else(|| wrong("is not a TCP socket"))?;
+        let bound = socket.local_addr().ok();
+        let bound = bound.filter(|_| socket.r#type().is_ok_and(|kind| kind == Type::STREAM));
+        let local = bound.as_ref().and_then(Addr::from_kernel);
+        let local = local.ok_or_else(|| wrong("is neither a TCP nor a Unix stream socket"))?;
+        let ipv6 = bound.is_some_and(|bound| bound.is_ipv6());
         let file = File::from(OwnedFd::from(socket));
         let inode = file
             .metadata()
             .map_err(|error| wrong(&format!("cannot be identified: {error}")))?
             .ino();
+        let socket = Socket::from(OwnedFd::from(file));
+        let kind = match &local {
+            Addr::Ip(addr) => Kind::Tcp(tcp::Listener::new(socket, *addr, ipv6, inode)),
+            Addr::Unix(_) => Kind::Unix(unix::Listener::new(socket, inode)),
+        };
         Ok(Self {
-            socket: Socket::from(OwnedFd::from(file)),
-            local: plain(bound),
-            ipv6: bound.is_ipv6(),
-            inode,
+            local,
             shared: false,
-            refuses: AtomicBool::new(false),
-            filtered: AtomicBool::new(false),
-            grouped: AtomicBool::new(false),
-            steers: AtomicBool::new(false),
+            kind,
         })
     }
 
-    pub(crate) fn inode(&self) -> u64 {
-        self.inode
+    fn socket(&self) -> &Socket {
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.socket(),
+            Kind::Unix(unix) => unix.socket(),
+        }
+    }
+
+    /// If it is one of TCP.
+    pub(crate) fn as_tcp(&self) -> Option<&tcp::Listener> {
+        match &self.kind {
+            Kind::Tcp(tcp) => Some(tcp),
+            Kind::Unix(_) => None,
+        }
+    }
+
+    /// If it is a Unix socket.
+    pub(crate) fn as_unix(&self) -> Option<&unix::Listener> {
+        match &self.kind {
+            Kind::Unix(unix) => Some(unix),
+            Kind::Tcp(_) => None,
+        }
     }
 
     /// Whether it still does: a host may have shut it down behind our back.
     pub(crate) fn listens(&self) -> bool {
-        self.socket.is_listener().unwrap_or(false)
+        self.socket().is_listener().unwrap_or(false)
     }
 
     pub(crate) fn is_shared(&self) -> bool {
@@ -212,160 +239,65 @@ impl Listener {
     }
 
     pub(crate) fn accept(&self) -> std::result::Result<Connected, NotAccepted> {
-        // Each time: another process may have made it blocking since.
-        sys::ensure_nonblocking(self.socket.as_fd());
-        let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        let (socket, peer) = self.socket.accept4(flags).map_err(NotAccepted::from)?;
-        if self.filtered.load(Ordering::Relaxed) {
-            let _ = socket.detach_filter();
-        }
-        let stream = TcpStream::from(socket);
-        let local = if self.local.ip().is_unspecified() {
-            stream.local_addr().map_or(self.local, plain)
-        } else {
-            self.local
-        };
-        let peer = peer.as_socket().ok_or(NotAccepted::Gone)?;
-        Ok((stream, plain(peer), local))
-    }
-
-    /// Whether the kernel counts it, and all its clients, to IPv6.
-    pub(crate) fn is_ipv6(&self) -> bool {
-        self.ipv6
-    }
-
-    /// Whether it takes no client of IPv4.
-    pub(crate) fn is_only_ipv6(&self) -> bool {
-        self.socket.only_v6().unwrap_or(false)
-    }
-
-    /// Whether it was in a group with others when a stop looked last.
-    pub(crate) fn is_grouped(&self) -> bool {
-        self.grouped.load(Ordering::Relaxed)
-    }
-
-    /// A stop has seen whether others listen on its address. Who does refuses nobody: the kernel sends to no other socket
-    /// what a filter drops.
-    ///
-    /// # Errors
-    /// As [`Listener::refuse_new`].
-    pub(crate) fn found_grouped(&self, grouped: bool) -> io::Result<()> {
-        self.grouped.store(grouped, Ordering::Relaxed);
-        if grouped {
-            self.hear_new_again();
-            return Ok(());
-        }
-        self.steer_no_more();
-        self.refuse_new()
-    }
-
-    /// Keeps those out who want to connect from now on, but not those whose handshake has begun.
-    ///
-    /// With a filter it looks to them like a lost segment: they try again after a second, and are refused cleanly when
-    /// the socket is closed. Newer kernels want `CAP_NET_ADMIN` for that, multipath sockets take no filter, and a host may
-    /// have locked one of its own. Then the socket is bound to an interface that does not exist, and they are refused at
-    /// once. The kernel finds a handshake that has begun before it looks for a listening socket; but not one by SYN
-    /// cookie, which is why this comes second.
-    ///
-    /// # Errors
-    /// Neither is possible: EPERM if the host has bound the socket to an interface, and before Linux 5.7. It is said once.
-    fn refuse_new(&self) -> io::Result<()> {
-        if self.refuses.swap(true, Ordering::Relaxed) {
-            return Ok(());
-        }
-        let socket = self.socket.as_fd();
-        // A deferred accept would leave clients that are established and silent half-way in the handshake.
-        let _ = sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0);
-        if self.socket.attach_filter(&drop_new_handshakes()).is_ok() {
-            self.filtered.store(true, Ordering::Relaxed);
-            return Ok(());
-        }
-        sys::set_option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, i32::MAX)
-    }
-
-    /// Undoes the filter of [`Listener::refuse_new`]. A socket that refuses by its interface is in no group with a newcomer.
-    fn hear_new_again(&self) {
-        if self.refuses.swap(false, Ordering::Relaxed) {
-            let _ = self.socket.detach_filter();
-        }
-    }
-
-    /// Gives the group this program, which chooses the member that a new handshake comes to.
-    ///
-    /// # Errors
-    /// The kernel does not take it: `ENOMEM`; `EPERM` if the host has locked the filter of the socket.
-    pub(crate) fn steer(&self, program: &[SockFilter]) -> io::Result<()> {
-        sys::attach_group_program(self.socket.as_fd(), program)?;
-        self.steers.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes the group's program away. Says whether there was one.
-    ///
-    /// # Errors
-    /// `ENOPROTOOPT`: the kernel knows no such thing, before Linux 5.3.
-    pub(crate) fn take_group_program_away(&self) -> io::Result<bool> {
-        const SO_DETACH_REUSEPORT_BPF: i32 = 68;
-        let socket = self.socket.as_fd();
-        match sys::set_option(socket, libc::SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0) {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
-    pub(crate) fn steer_no_more(&self) {
-        if self.steers.swap(false, Ordering::Relaxed) {
-            let _ = self.take_group_program_away();
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.accept(),
+            Kind::Unix(unix) => unix.accept(&self.local),
         }
     }
 
     /// How many connections wait to be accepted.
     pub(crate) fn queued(&self) -> u32 {
-        sys::accept_queue_len(self.socket.as_fd())
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.queued(),
+            Kind::Unix(unix) => unix.queued(),
+        }
     }
 
     /// Unless it is shared, nobody can connect to it any more, whoever has a copy.
     pub(crate) fn shut(&self) -> io::Result<()> {
-        if self.shared {
-            return Ok(());
-        }
-        if self.steers.load(Ordering::Relaxed) {
-            // Right before: a program that stayed would choose among the others as they are numbered now. Whoever comes to
-            // ours in between is not heard, and tries again after a second; else it would be reset.
-            let _ = self.refuse_new();
-            self.steer_no_more();
-        }
-        match self.socket.shutdown(std::net::Shutdown::Read) {
-            // Somebody shut it down before us.
-            Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
-            result => result,
+        match &self.kind {
+            _ if self.shared => Ok(()),
+            Kind::Tcp(tcp) => tcp.shut(),
+            Kind::Unix(unix) => unix.refuse_new(),
         }
     }
 
     /// Shuts it, and closes it.
     pub(crate) fn close(self) -> io::Result<()> {
         let shut = self.shut();
+        // The file of a Unix socket goes before the socket does.
+        let socket = match self.kind {
+            Kind::Tcp(tcp) => tcp.into_socket(),
+            Kind::Unix(unix) => unix.into_socket(),
+        };
         if let Err(error) = &shut
             && let Some(libc::EBADF | libc::ENOTSOCK) = error.raw_os_error()
         {
             // The number is no longer ours: closing it might close something of the host's.
-            let _ = self.socket.into_raw_fd();
+            let _ = socket.into_raw_fd();
             return shut;
         }
-        sys::close(OwnedFd::from(self.socket)).and(shut)
+        sys::close(OwnedFd::from(socket)).and(shut)
     }
+}
+
+/// Takes a connection from a socket's queue: non-blocking.
+pub(super) fn accept(socket: &Socket) -> std::result::Result<(Socket, SockAddr), NotAccepted> {
+    // Each time: another process may have made it blocking since.
+    sys::ensure_nonblocking(socket.as_fd());
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    socket.accept4(flags).map_err(NotAccepted::from)
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.socket().as_fd()
     }
 }
 
 impl AsRawFd for Listener {
     fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.socket().as_raw_fd()
     }
 }
 
@@ -416,6 +348,14 @@ impl TryFrom<TcpListener> for Listener {
     }
 }
 
+impl TryFrom<UnixListener> for Listener {
+    type Error = Error;
+
+    fn try_from(listener: UnixListener) -> Result<Self> {
+        Self::from_fd(listener.into())
+    }
+}
+
 /// The listening sockets of a server.
 ///
 /// ```
@@ -442,75 +382,4 @@ impl From<Vec<Listener>> for Listeners {
     fn from(listeners: Vec<Listener>) -> Self {
         Self(listeners)
     }
-}
-
-/// Drops the segments that have SYN and not ACK. A socket's filter sees a segment from its TCP header on.
-fn drop_new_handshakes() -> [SockFilter; 5] {
-    const FLAGS: u32 = 13; // the byte that has them
-    const SYN: u32 = 0x02;
-    const ACK: u32 = 0x10;
-    let [if_new, drop] = bpf::return_if_equal(SYN, 0);
-    [
-        bpf::load_byte(FLAGS),
-        bpf::and(SYN | ACK),
-        if_new,
-        drop,
-        bpf::ret(u32::MAX),
-    ]
-}
-
-fn listen(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(addr),
-        Type::STREAM.nonblocking().cloexec(),
-        Some(Protocol::TCP),
-    )?;
-    // A restart must not wait for connections of the last run to leave TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    if reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    if addr.is_ipv6() {
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
-    socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket)
-}
-
-/// An address of IPv4 as such, where the kernel has it mapped into IPv6 (`::ffff:127.0.0.1`), as it does for clients of
-/// a socket that takes both.
-fn plain(mut addr: SocketAddr) -> SocketAddr {
-    addr.set_ip(addr.ip().to_canonical());
-    addr
-}
-
-/// The addresses to try, in order.
-fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
-    let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
-    let (host, port) = addr
-        .rsplit_once(':')
-        .ok_or_else(|| wrong("no port; write HOST:PORT"))?;
-    if host.contains(':') && !host.starts_with('[') {
-        return Err(wrong("an IPv6 address must stand in brackets"));
-    }
-    let digits = Some(port).filter(|port| port.bytes().all(|byte| byte.is_ascii_digit()));
-    let port: u16 = digits
-        .and_then(|digits| digits.parse().ok())
-        .ok_or_else(|| wrong("the port is not a number from 0 to 65535"))?;
-    if host.is_empty() {
-        // Where IPv6 is switched off, the second is all there is.
-        return Ok(vec![
-            (Ipv6Addr::UNSPECIFIED, port).into(),
-            (Ipv4Addr::UNSPECIFIED, port).into(),
-        ]);
-    }
-    let mut found: Vec<_> = addr
-        .to_socket_addrs()
-        .map_err(|error| wrong(&error.to_string()))?
-        .map(plain)
-        .collect();
-    found.sort_by_key(SocketAddr::is_ipv6);
-    found.truncate(1);
-    Ok(found)
 }

@@ -1,9 +1,13 @@
-//! Listening sockets: where they come from, who is on the way to them, how they are left.
+//! Sockets: where we listen, who is on the way there, how that ends; and the links to clients.
 
 mod bpf;
 pub(crate) mod census;
 pub(crate) mod group;
+pub(crate) mod link;
 mod listener;
+mod sock_diag;
+pub(crate) mod tcp;
+mod unix;
 
 pub(crate) use listener::{Connected, NotAccepted};
 pub use listener::{Listener, Listeners};

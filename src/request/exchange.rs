@@ -214,7 +214,7 @@ impl Exchange {
 
     /// The connection that it came on.
     #[must_use]
-    pub fn conn(&self) -> ConnInfo {
+    pub fn conn(&self) -> &ConnInfo {
         self.0.slot.inflight().conn().info()
     }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,12 +14,13 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
+use crate::addr::Addr;
 use crate::conn::{Accepted, Conn};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::net::census::{self, Census, Spot, View};
 use crate::net::group::{self, Leaving};
-use crate::net::{Connected, Listener, NotAccepted};
+use crate::net::{Connected, Listener, NotAccepted, tcp};
 use crate::shared::Shared;
 use crate::sys;
 use crate::threads::Executor;
@@ -57,8 +57,8 @@ struct Entrance {
 }
 
 impl Entrance {
-    fn enter(&self, (stream, peer, local): Connected) -> Accepted {
-        Conn::accept(&self.shared, stream, peer, local)
+    fn enter(&self, connected: Connected) -> Accepted {
+        Conn::accept(&self.shared, connected)
     }
 
     /// Takes a connection from the kernel's queue, and enters it into the registry, unless it is closed.
@@ -78,6 +78,7 @@ impl Entrance {
     /// end, as long as the stop itself.
     fn quiesce(&self, mut census: Census) {
         self.door.close();
+        self.shut_where_none_is_lost();
         let began = Instant::now();
         let mut counted = true;
         let mut leaving = BTreeMap::new();
@@ -89,7 +90,7 @@ impl Entrance {
             if left != Left::Exhausted && began.elapsed() >= self.shared.options.quiesce_timeout {
                 break;
             }
-            let in_handshake = || match census.look(self.owned()) {
+            let in_handshake = || match census.look(self.owned_tcp()) {
                 Ok(view) => self.keep_new_out(Some(&view)) | self.leave_groups(&view, &mut leaving),
                 Err(error) => {
                     if std::mem::take(&mut counted) {
@@ -98,7 +99,10 @@ impl Entrance {
                     self.keep_new_out(None)
                 }
             };
-            let waits = || self.alone().any(|listener| listener.queued() > 0);
+            let waits = || {
+                let listeners = self.owned().filter(|listener| !is_grouped(listener));
+                listeners.map(Listener::queued).any(|count| count > 0)
+            };
             quiet.look(in_handshake, waits);
             let all_seen = || self.alone().next().is_none() || (counted && !census.any_cookies());
             if quiet.is_certain() && (began.elapsed() >= ROUND_TRIP || all_seen()) {
@@ -114,18 +118,31 @@ impl Entrance {
         *self.leaving() = leaving;
     }
 
+    /// Refuses new clients of Unix sockets, which have no handshake that may be under way.
+    fn shut_where_none_is_lost(&self) {
+        for listener in self.owned() {
+            if let Some(unix) = listener.as_unix()
+                && let Err(error) = unix.refuse_new()
+            {
+                self.may_lose(listener.local_addr(), "a client that connects now", &error);
+            }
+        }
+    }
+
+    fn may_lose(&self, addr: &Addr, who: &str, error: &io::Error) {
+        self.warn(format!("{addr}: {who} may be lost: {error}"));
+    }
+
     /// Has sockets refuse new handshakes; but not those in a group with others, whose clients would not be heard
     /// (ADR 0015). Where it is not known, a handshake that is repeated is better than one that is lost. Says whether one has
     /// begun at those that refuse.
     fn keep_new_out(&self, view: Option<&View>) -> bool {
         // All of them first: in a group of sockets on one port, each is sent some of the clients.
-        for listener in self.owned() {
+        for listener in self.owned_tcp() {
             let group = view.and_then(|view| view.group_of(listener));
             if let Err(error) = listener.found_grouped(group.is_some()) {
-                let addr = listener.local_addr();
-                self.warn(format!(
-                    "{addr}: a handshake that begins now may be lost: {error}"
-                ));
+                let addr = listener.addr().into();
+                self.may_lose(&addr, "a handshake that begins now", &error);
             }
         }
         view.is_some_and(|view| {
@@ -137,17 +154,17 @@ impl Entrance {
     /// Goes on leaving the groups in which others stay. Says whether that wants more time.
     fn leave_groups(&self, view: &View, leaving: &mut BTreeMap<Spot, Leaving>) -> bool {
         let empty: &group::Empty<'_> = &|listener, take| {
-            self.take_batch(listener, take);
+            self.take_batch(|| listener.accept(), take);
         };
         let mut groups = BTreeMap::<_, Vec<_>>::new();
-        for listener in self.owned() {
+        for listener in self.owned_tcp() {
             if let Some(group) = view.group_of(listener) {
                 groups.entry(group).or_default().push(listener);
             }
         }
         let mut pending = false;
         for (group, ours) in groups {
-            let addr = ours[0].local_addr();
+            let addr = ours[0].addr();
             let warn = |why: &str| self.warn(format!("{addr}: {why}"));
             let leaving = leaving.entry(group.at).or_default();
             pending |= leaving.go_on(&group, view, &ours, empty, &warn);
@@ -183,25 +200,33 @@ impl Entrance {
         self.shared.events.log(LogLevel::Warning, why);
     }
 
-    /// Those in no group with others'.
-    fn alone(&self) -> impl Iterator<Item = &Listener> {
-        self.owned().filter(|listener| !listener.is_grouped())
+    fn owned_tcp(&self) -> impl Iterator<Item = &tcp::Listener> {
+        self.owned().filter_map(Listener::as_tcp)
+    }
+
+    /// Those of TCP, and in no group with others'.
+    fn alone(&self) -> impl Iterator<Item = &tcp::Listener> {
+        self.owned_tcp().filter(|listener| !listener.is_grouped())
     }
 
     /// Accepts what waits, in turns, until nothing does or a socket has had [`BATCH`] of them.
     fn empty(&self) -> Left {
         let left = self
             .owned()
-            .map(|listener| self.take_batch(listener, &mut |_| false));
+            .map(|listener| self.take_batch(|| listener.accept(), &mut |_| false));
         left.max().unwrap_or(Left::Nothing)
     }
 
     /// `take` says of each client's address whether that connection is its own, and not to be served.
-    fn take_batch(&self, listener: &Listener, take: &mut dyn FnMut(SocketAddr) -> bool) -> Left {
+    fn take_batch(
+        &self,
+        accept: impl Fn() -> std::result::Result<Connected, NotAccepted>,
+        take: &mut dyn FnMut(&Addr) -> bool,
+    ) -> Left {
         for _ in 0..BATCH {
             // Not by way of tokio, whose budget may call a full queue empty.
-            match listener.accept() {
-                Ok((_, peer, _)) if take(peer) => {}
+            match accept() {
+                Ok(connected) if take(&connected.peer) => {}
                 Ok(connected) => (self.serve)(self.enter(connected)),
                 Err(NotAccepted::Gone) => {}
                 Err(NotAccepted::Exhausted(_)) => return Left::Exhausted,
@@ -220,13 +245,13 @@ impl Entrance {
             return;
         }
         for _ in 0..BATCH {
-            if self.take_batch(listener, &mut |_| false) != Left::More {
+            if self.take_batch(|| listener.accept(), &mut |_| false) != Left::More {
                 break;
             }
         }
         let waiting = listener.queued();
         // In a group, the kernel may give them to the others.
-        if waiting > 0 && !(listener.is_grouped() && census::migrates()) {
+        if waiting > 0 && !(is_grouped(listener) && census::migrates()) {
             self.shared.unaccepted.add(waiting.into());
         }
     }
@@ -263,6 +288,11 @@ impl Entrance {
             }
         }
     }
+}
+
+/// Whether it is in a group with others'.
+fn is_grouped(listener: &Listener) -> bool {
+    listener.as_tcp().is_some_and(tcp::Listener::is_grouped)
 }
 
 fn is_owned(listener: &Listener) -> bool {

@@ -399,7 +399,7 @@ impl Builder {
     {
         let make = move |conn: &Arc<Conn>| {
             let server = Server::of(Arc::clone(conn.shared()));
-            Plain(make(&server, conn.info()))
+            Plain(make(&server, conn.info().clone()))
         };
         self.start(listeners.into(), |_, _| (make, Backend::Direct))
     }
@@ -467,7 +467,11 @@ impl Builder {
             self.options.clone(),
             clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
             Events::new(self.interest(), self.pulled.is_some()),
-            listeners.iter().map(Listener::local_addr).collect(),
+            listeners
+                .iter()
+                .map(Listener::local_addr)
+                .cloned()
+                .collect(),
             runtime,
             self.runtime.clone(),
         )

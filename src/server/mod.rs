@@ -8,13 +8,13 @@ mod signals;
 
 use std::fmt;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::pin::pin;
 use std::sync::{Arc, PoisonError};
 use std::task::Poll;
 use std::time::Instant;
 
+use crate::addr::Addr;
 use crate::contain::for_tasks;
 use crate::error::{Error, Result};
 use crate::events::Event;
@@ -343,7 +343,7 @@ impl Server {
 
     /// The addresses that the server listens on, or did, in the order of its listeners.
     #[must_use]
-    pub fn local_addrs(&self) -> &[SocketAddr] {
+    pub fn local_addrs(&self) -> &[Addr] {
         &self.shared.local_addrs
     }
 

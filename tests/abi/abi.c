@@ -94,6 +94,11 @@ SIZE(httpdown_bytes, 16);
 AT(httpdown_bytes, data, 0);
 AT(httpdown_bytes, len, 8);
 
+SIZE(httpdown_credentials, 12);
+AT(httpdown_credentials, pid, 0);
+AT(httpdown_credentials, uid, 4);
+AT(httpdown_credentials, gid, 8);
+
 SIZE(httpdown_header, 32);
 AT(httpdown_header, name, 0);
 AT(httpdown_header, value, 16);

@@ -145,6 +145,8 @@ static void null_is_never_a_crash(void) {
     CHECK(httpdown_request_header(NULL, "host").data == NULL);
     CHECK(httpdown_request_header(NULL, NULL).data == NULL);
     CHECK(httpdown_request_peer_addr(NULL).data == NULL);
+    httpdown_credentials client;
+    EQUAL(httpdown_request_peer_credentials(NULL, &client), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     CHECK(httpdown_request_local_addr(NULL).data == NULL);
     CHECK(httpdown_request_server(NULL) == NULL);
     EQUAL(httpdown_request_version(NULL), 0);
@@ -328,6 +330,8 @@ static void addresses_that_make_no_sense(void) {
         "[::1:0",     "[::1]",         "::1]:0",         "[]:0",            "[127.0.0.1]:0",    "127.0.0.1:0,",
         ",127.0.0.1:0", ",",            "127.0.0.1:0,,127.0.0.1:0", "127.0.0.1:0;127.0.0.1:0", "no.such.host.invalid:0",
         "http://127.0.0.1:0", "[::1%nosuchinterface]:0", "a b:0", "256.0.0.1:0",
+        "unix:",      "unix:@",        "unix:/tmp/x?mode=9", "unix:/tmp/x?user=no such user", "unix:@x?mode=600",
+        "unix:/tmp/x?color=red",
     };
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         int status = try_addr(wrong[i]);
@@ -449,7 +453,7 @@ static void descriptors_that_make_no_sense(void) {
     try_fd(closed, INVALID);
     try_fd(1 << 20, INVALID);
     int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC), tcp = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int udp = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), local = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int udp = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), local = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     struct sockaddr_un addr = {.sun_family = AF_UNIX}; /* the kernel finds a name */
     CHECK(bind(local, (struct sockaddr *)&addr, sizeof addr.sun_family) == 0 && listen(local, 16) == 0);
     CHECK(pipe(pair) == 0);

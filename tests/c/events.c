@@ -50,7 +50,7 @@ static void every_kind_can_be_pulled(void) {
                 stats++;
             }
         } else if (event.kind == HTTPDOWN_EVENT_CONN) {
-            CHECK(strncmp(event.name, "127.0.0.1:", 10) == 0);
+            CHECK(is_client_addr(event.name, strlen(event.name)));
             CHECK(event.code >= HTTPDOWN_CONN_NEW && event.code <= HTTPDOWN_CONN_CLOSED);
             conns++;
         } else if (event.kind == HTTPDOWN_EVENT_PHASE) {

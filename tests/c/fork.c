@@ -21,7 +21,7 @@ static void on_release(void *user_data) {
 enum { FORKED = HTTPDOWN_STATUS_FORKED };
 
 static void in_child(fixture *f, httpdown_server *server, httpdown_clock *clock) {
-    httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:0", .handler = hello};
+    httpdown_options options = {.struct_size = sizeof options, .addr = any_addr(), .handler = hello};
     httpdown_server *other = server;
     httpdown_stop_report report = {.struct_size = sizeof report};
     httpdown_event event = {.struct_size = sizeof event};
@@ -273,7 +273,7 @@ static void a_child_is_told(httpdown_server *server) {
     pid_t pid = fork();
     if (pid == 0) {
         alarm(PATIENCE_S);
-        httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:0", .handler = hello};
+        httpdown_options options = {.struct_size = sizeof options, .addr = any_addr(), .handler = hello};
         httpdown_server *other = NULL;
         EQUAL(httpdown_serve(&options, &other, NULL, 0), FORKED);
         EQUAL(httpdown_stop(server), FORKED);

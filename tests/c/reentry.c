@@ -225,7 +225,7 @@ static void stops_the_other(httpdown_request *request, void *user_data) {
 
 static void starts_another(httpdown_request *request, void *user_data) {
     (void)user_data;
-    httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:0", .handler = hello};
+    httpdown_options options = {.struct_size = sizeof options, .addr = any_addr(), .handler = hello};
     httpdown_server *server;
     EQUAL(httpdown_serve(&options, &server, NULL, 0), 0);
     get(server, 200, "Hello, World!");

@@ -67,10 +67,14 @@ static void asks_everything(httpdown_request *request, fixture *f) {
     EQUAL(httpdown_local_addr(f->server, 0, local, sizeof local), 0);
     CHECK(is(httpdown_request_local_addr(request), local));
     httpdown_bytes peer = httpdown_request_peer_addr(request);
-    CHECK(peer.len > 10 && memcmp(peer.data, "127.0.0.1:", 10) == 0);
+    CHECK(is_client_addr(peer.data, peer.len));
     told conn = wait_told(f, HTTPDOWN_EVENT_CONN, HTTPDOWN_CONN_NEW, NULL, 1);
     EQUAL(httpdown_request_conn_id(request), conn.conn);
     CHECK(is(peer, conn.text));
+    httpdown_credentials client = {0, 0, 0};
+    EQUAL(httpdown_request_peer_credentials(request, &client), by_unix() ? 0 : HTTPDOWN_STATUS_NOT_FOUND);
+    if (by_unix()) CHECK(client.pid == (uint32_t)getpid() && client.uid == geteuid() && client.gid == getegid());
+    EQUAL(httpdown_request_peer_credentials(request, NULL), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     CHECK(!httpdown_request_cancelled(request));
     /* Asked again, they are the same bytes. */
     CHECK(httpdown_request_peer_addr(request).data == peer.data);
@@ -908,7 +912,7 @@ static void a_slow_client_slows_the_writer(void) {
     fixture *f = begin(writes_much);
     int fd = dial(f->server);
     put(fd, GET("/"));
-    gate_wait(&f->entered, 1);
+    if (!by_unix()) gate_wait(&f->entered, 1); /* a Unix socket takes less than a piece */
     for (int before = -1; before != gate_value(&f->entered);) { /* until it stands still */
         before = gate_value(&f->entered);
         nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
@@ -1049,7 +1053,7 @@ static void check_head(httpdown_request *request, bool lives) {
     EQUAL(httpdown_request_header_count(request), lives ? 3 : 0);
     EQUAL(httpdown_request_headers(request, 0, fields, 4, &count), lives ? 0 : HTTPDOWN_STATUS_ALREADY_REPLIED);
     if (lives) EQUAL(count, 3);
-    CHECK((httpdown_request_peer_addr(request).len > 10) == lives);
+    CHECK((httpdown_request_peer_addr(request).len > 4) == lives);
     CHECK((httpdown_request_local_addr(request).len > 10) == lives);
 }
 

@@ -535,7 +535,7 @@ static void a_run_that_fails_restores(void) {
         EQUAL(gate_value(&f->destroyed), i + 1);
         EQUAL(report.requests, 5);
     }
-    options.addr = "127.0.0.1:0";
+    options.addr = any_addr();
     httpdown_stop_report wrong = {.struct_size = 1};
     EQUAL(httpdown_run(&options, &wrong, NULL, 0), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     EQUAL(gate_value(&f->destroyed), 4);

@@ -17,6 +17,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stddef.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -339,11 +340,33 @@ T double wait_stat(fixture *f, int code, const char *key, int times) {
 
 /* ---- the server ---- */
 
-/* Options for a test: the kernel's port, the fixture, and its destructor. */
+/* Whether servers listen on Unix sockets: so the same tests are run once more (HTTPDOWN_TEST_SOCKETS=unix). */
+T bool by_unix(void) {
+    const char *kind = getenv("HTTPDOWN_TEST_SOCKETS");
+    return kind != NULL && strcmp(kind, "unix") == 0;
+}
+
+/* An address that nobody else has: the kernel's choice of a port; or an abstract name, in which a number stands for it. */
+T const char *any_addr(void) {
+    static char names[256][32];
+    static int count;
+    if (!by_unix()) return "127.0.0.1:0";
+    int number = count++ % 256;
+    snprintf(names[number], sizeof names[number], "unix:@httpdown-c:%d", getpid() * 256 + number);
+    return names[number];
+}
+
+/* What a server has to say of a client that has not bound its socket. */
+T bool is_client_addr(const char *addr, size_t len) {
+    if (by_unix()) return len == 5 && memcmp(addr, "unix:", 5) == 0;
+    return len > 10 && memcmp(addr, "127.0.0.1:", 10) == 0;
+}
+
+/* Options for a test: an address of its own, the fixture, and its destructor. */
 T httpdown_options options_for(fixture *f, httpdown_handler_fn handler) {
     httpdown_options options = {
         .struct_size = sizeof options,
-        .addr = "127.0.0.1:0",
+        .addr = any_addr(),
         .handler = handler,
         .user_data = f,
         .destroy = on_destroy,
@@ -376,8 +399,9 @@ T httpdown_server *start(const httpdown_options *options) {
     return server;
 }
 
+/* Its port; of a Unix socket, the number in its name. */
 T int port_of(const httpdown_server *server) {
-    char addr[64];
+    char addr[128];
     EQUAL(httpdown_local_addr(server, 0, addr, sizeof addr), 0);
     return atoi(strrchr(addr, ':') + 1);
 }
@@ -434,14 +458,21 @@ T void slow(httpdown_request *request, void *user_data) {
 T int connect_to(int port) {
     struct sockaddr_in addr = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
     addr.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int len = snprintf(name.sun_path + 1, sizeof name.sun_path - 1, "httpdown-c:%d", port);
+    bool is_unix = by_unix() && port > 65535;
+    int fd = socket(is_unix ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     CHECK(fd >= 0);
     struct timeval limit = {.tv_sec = PATIENCE_S};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    if (connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0) return fd;
+    int connected;
+    if (is_unix)
+        connected = connect(fd, (struct sockaddr *)&name, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)len));
+    else connected = connect(fd, (struct sockaddr *)&addr, sizeof addr);
+    if (connected == 0) return fd;
     int error = errno;
     close(fd);
     errno = error;

@@ -6,11 +6,15 @@
     reason = "every test file uses some of it, and a helper that fails fails its test"
 )]
 
+pub(crate) mod deny;
+
 use std::convert::Infallible;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,10 +27,10 @@ use http::Response as HttpResponse;
 use http_body::{Body, Frame};
 use http_body_util::Full;
 use httpdown::{
-    Builder, ConnEvent, Dispatch, Event, Exchange, Listener, Listeners, Phase, Report, Result,
-    Server, Stats,
+    Addr, Builder, ConnEvent, Dispatch, Event, Exchange, Listener, Listeners, Phase, Report,
+    Result, Server, Stats,
 };
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Nothing that must happen takes longer, on however slow a machine; the deadline of every wait.
 pub(crate) const LONG: Duration = Duration::from_secs(50);
@@ -38,9 +42,25 @@ pub(crate) fn builder() -> Builder {
         .linger_timeout(Duration::from_millis(50))
 }
 
+/// A listener as [`tcp_listener`], or, where the environment says `HTTPDOWN_TEST_SOCKETS=unix`, of a Unix socket: so the
+/// same tests are run once more.
+pub(crate) fn listener() -> Listener {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    if std::env::var("HTTPDOWN_TEST_SOCKETS").is_ok_and(|kind| kind == "unix") {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        // Without a file: what is killed leaves nothing behind.
+        return Listener::bind(&format!(
+            "unix:@httpdown-test-{}-{count}",
+            std::process::id()
+        ))
+        .unwrap();
+    }
+    tcp_listener()
+}
+
 /// A listener on a free port, and on a loopback address of its own: else a client that comes again after a stop might
 /// find the server of another test, to which the kernel has given the same port.
-pub(crate) fn listener() -> Listener {
+pub(crate) fn tcp_listener() -> Listener {
     static COUNT: AtomicU32 = AtomicU32::new(1);
     let count = COUNT.fetch_add(1, Ordering::Relaxed) % 2_000 + 1;
     let own = (std::process::id() % 8_000) << 11 | count;
@@ -48,8 +68,52 @@ pub(crate) fn listener() -> Listener {
     Listener::bind(&format!("{addr}:0")).unwrap()
 }
 
-pub(crate) fn addr(server: &Server) -> SocketAddr {
-    server.local_addrs()[0]
+/// Where a client connects to.
+pub(crate) trait Place {
+    fn sockaddr(&self) -> SockAddr;
+}
+
+impl Place for SocketAddr {
+    fn sockaddr(&self) -> SockAddr {
+        (*self).into()
+    }
+}
+
+impl Place for Addr {
+    fn sockaddr(&self) -> SockAddr {
+        if let Some(ip) = self.as_ip() {
+            return ip.into();
+        }
+        let unix = self.as_unix().unwrap();
+        let addr = match (unix.path(), unix.abstract_name()) {
+            (Some(path), _) => SockAddr::unix(path),
+            (_, name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name.unwrap()].concat())),
+        };
+        addr.unwrap()
+    }
+}
+
+impl<P: Place> Place for &P {
+    fn sockaddr(&self) -> SockAddr {
+        (*self).sockaddr()
+    }
+}
+
+/// A socket that can connect to that place.
+pub(crate) fn unconnected(to: impl Place) -> (SockAddr, Socket) {
+    let addr = to.sockaddr();
+    let socket = Socket::new(addr.domain(), Type::STREAM, None).unwrap();
+    (addr, socket)
+}
+
+/// Where a server listens: for ever, so that it can be handed around.
+pub(crate) fn addr(server: &Server) -> &'static Addr {
+    Box::leak(Box::new(server.local_addrs()[0].clone()))
+}
+
+/// As [`addr`], of a server that listens on TCP.
+pub(crate) fn ip(server: &Server) -> SocketAddr {
+    server.local_addrs()[0].as_ip().unwrap()
 }
 
 /// Stops the server and waits for the end: for less than its stop timeout, so that a stop that hangs is seen.
@@ -145,7 +209,7 @@ impl Body for Unsized {
 /// A client's connection.
 #[derive(Debug)]
 pub(crate) struct Client {
-    stream: TcpStream,
+    stream: Socket,
     /// Read, and not yet part of a response.
     rest: Vec<u8>,
 }
@@ -176,31 +240,39 @@ impl Answer {
     }
 }
 
-impl From<TcpStream> for Client {
-    fn from(stream: TcpStream) -> Self {
+impl From<Socket> for Client {
+    fn from(stream: Socket) -> Self {
         let rest = Vec::new();
         Self { stream, rest }
     }
 }
 
+impl From<TcpStream> for Client {
+    fn from(stream: TcpStream) -> Self {
+        Self::from(Socket::from(stream))
+    }
+}
+
 impl Client {
-    pub(crate) fn connect(addr: SocketAddr) -> Self {
-        Self::try_connect(addr).unwrap()
+    pub(crate) fn connect(to: impl Place) -> Self {
+        Self::try_connect(to).unwrap()
     }
 
-    pub(crate) fn try_connect(addr: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn try_connect(to: impl Place) -> io::Result<Self> {
+        let (addr, stream) = unconnected(to);
         // While a server quiesces, its kernel ignores who wants to connect: not worth a second's wait here.
-        let stream = TcpStream::connect_timeout(&addr, Duration::from_millis(250))?;
+        stream.connect_timeout(&addr, Duration::from_millis(250))?;
         stream.set_read_timeout(Some(LONG))?;
         stream.set_write_timeout(Some(LONG))?;
-        stream.set_nodelay(true)?;
-        let rest = Vec::new();
-        Ok(Self { stream, rest })
+        if !addr.is_unix() {
+            stream.set_tcp_nodelay(true)?;
+        }
+        Ok(stream.into())
     }
 
     /// Connects and sends a request.
-    pub(crate) fn get(addr: SocketAddr, path: &str) -> Self {
-        let mut client = Self::connect(addr);
+    pub(crate) fn get(to: impl Place, path: &str) -> Self {
+        let mut client = Self::connect(to);
         client.ask(path);
         client
     }
@@ -222,18 +294,30 @@ impl Client {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// Ends the connection with a reset.
+    /// Ends the connection, with a reset where there is such a thing: a Unix socket is closed.
     pub(crate) fn reset(self) {
         let linger = Some(Duration::ZERO);
-        SockRef::from(&self.stream).set_linger(linger).unwrap();
+        self.stream.set_linger(linger).unwrap();
     }
 
     pub(crate) fn set_read_timeout(&self, timeout: Duration) {
         self.stream.set_read_timeout(Some(timeout)).unwrap();
     }
 
-    pub(crate) fn socket(&self) -> &TcpStream {
+    pub(crate) fn socket(&self) -> &Socket {
         &self.stream
+    }
+
+    /// Its own address as a server sees it.
+    pub(crate) fn name(&self) -> String {
+        let own = self.stream.local_addr().unwrap();
+        let ip = own.as_socket();
+        ip.map_or_else(|| "unix:".to_owned(), |ip| ip.to_string())
+    }
+
+    /// Its own address, of TCP.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.stream.local_addr().unwrap().as_socket().unwrap()
     }
 
     pub(crate) fn answer(&mut self) -> Answer {
@@ -553,7 +637,7 @@ impl Deaf {
         }
         self.0.set_nonblocking(false).unwrap();
         self.0.set_read_timeout(Some(LONG)).unwrap();
-        Client::from(TcpStream::from(self.0))
+        Client::from(self.0)
     }
 }
 

@@ -18,6 +18,7 @@ for standard in ${STANDARDS:-17 20}; do
     build tests/cpp/test.cpp tests/cpp/second.cpp "$out/without_exceptions.o" -o "$out/test"
     "$out/test"
 done
+HTTPDOWN_TEST_SOCKETS=unix "$out/test"
 
 if command -v valgrind >/dev/null; then
     echo "# under valgrind"

@@ -7,11 +7,14 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cstddef>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -36,14 +39,25 @@ inline bool contains(std::string_view text, std::string_view part) { return text
 // A connection. Reading gives up after half a minute, so that nothing hangs.
 class client {
 public:
-    explicit client(const std::string &addr) : fd_(socket(AF_INET, SOCK_STREAM, 0)) {
+    explicit client(const std::string &addr) {
+        const std::string abstract = "unix:@";
+        const bool is_unix = addr.compare(0, abstract.size(), abstract) == 0;
+        fd_ = socket(is_unix ? AF_UNIX : AF_INET, SOCK_STREAM, 0);
+        const timeval limit{30, 0};
+        setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+        if (is_unix) {
+            sockaddr_un to{};
+            to.sun_family = AF_UNIX;
+            const auto length = addr.copy(to.sun_path + 1, sizeof to.sun_path - 1, abstract.size());
+            const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
+            connected_ = connect(fd_, reinterpret_cast<const sockaddr *>(&to), size) == 0;
+            return;
+        }
         const auto colon = addr.rfind(':');
         sockaddr_in to{};
         to.sin_family = AF_INET;
         to.sin_port = htons(static_cast<std::uint16_t>(std::stoi(addr.substr(colon + 1))));
         inet_pton(AF_INET, addr.substr(0, colon).c_str(), &to.sin_addr);
-        const timeval limit{30, 0};
-        setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
         connected_ = connect(fd_, reinterpret_cast<const sockaddr *>(&to), sizeof to) == 0;
     }
     client(const client &) = delete;
@@ -83,7 +97,7 @@ public:
     }
 
 private:
-    int fd_;
+    int fd_ = -1;
     bool connected_ = false;
     std::string received_{};
 };
@@ -152,11 +166,29 @@ private:
     std::vector<std::string> all_{};
 };
 
-// Options for a test: a port that the kernel chooses.
+// Whether servers listen on Unix sockets: so the same tests are run once more (HTTPDOWN_TEST_SOCKETS=unix).
+inline bool by_unix() {
+    const char *kind = std::getenv("HTTPDOWN_TEST_SOCKETS");
+    return kind != nullptr && std::string_view(kind) == "unix";
+}
+
+// An address that nobody else has: the kernel's choice of a port, or an abstract name.
+inline std::string any_addr() {
+    static std::atomic<int> count{0};
+    if (!by_unix()) return "127.0.0.1:0";
+    return "unix:@httpdown-cpp-" + std::to_string(getpid()) + "-" + std::to_string(count++);
+}
+
+// Whether a server says that of a client.
+inline bool is_client_addr(std::string_view addr) {
+    return by_unix() ? addr == "unix:" : starts_with(addr, "127.0.0.1:");
+}
+
+// Options for a test: an address of its own.
 template <typename Handler>
 httpdown::options serving(Handler handler) {
     httpdown::options options;
-    options.addr = "127.0.0.1:0";
+    options.addr = any_addr();
     options.handler = std::move(handler);
     return options;
 }

@@ -32,7 +32,7 @@ from ._errors import (
 )
 from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase
-from ._request import Address, Headers, Query, Reply, Request
+from ._request import Address, Credentials, Headers, Query, Reply, Request
 from ._server import Report, Server, Stats, run
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "AlreadyReplied",
     "BadBody",
     "ConnState",
+    "Credentials",
     "Forked",
     "Gone",
     "Headers",

@@ -229,6 +229,10 @@ class Bytes(ctypes.Structure):
     _fields_ = [("data", c_void_p), ("len", c_size_t)]
 
 
+class Credentials(ctypes.Structure):
+    _fields_ = [("pid", c_uint32), ("uid", c_uint32), ("gid", c_uint32)]
+
+
 class Header(ctypes.Structure):
     _fields_ = [("name", Bytes), ("value", Bytes)]
 
@@ -385,6 +389,12 @@ httpdown_request_peer_addr = _plain("httpdown_request_peer_addr", Bytes, c_void_
 
 # httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
 httpdown_request_local_addr = _plain("httpdown_request_local_addr", Bytes, c_void_p)
+
+# int httpdown_request_peer_credentials(const httpdown_request *request, httpdown_credentials
+#     *credentials);
+httpdown_request_peer_credentials = _plain(
+    "httpdown_request_peer_credentials", c_int, c_void_p, POINTER(Credentials)
+)
 
 # uint64_t httpdown_request_conn_id(const httpdown_request *request);
 httpdown_request_conn_id = _plain("httpdown_request_conn_id", c_uint64, c_void_p)

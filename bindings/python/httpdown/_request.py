@@ -33,18 +33,38 @@ _HEADERS_AT_ONCE = 64
 
 
 class Address(NamedTuple):
-    """A host and a port. As a str it is what stands in a URL: "127.0.0.1:8080", "[::1]:8080"."""
+    """A host and a port. As a str it is what stands in a URL: "127.0.0.1:8080", "[::1]:8080".
+
+    Of a Unix socket, `host` is its path, "@name", or "" (most clients have no address), and `port`
+    is None; as a str, it is "unix:" and the host.
+    """
 
     host: str
-    port: int
+    port: int | None
 
     @classmethod
     def parse(cls, text: str) -> Address:
+        if text.startswith("unix:"):
+            return cls(text.removeprefix("unix:"), None)
         host, _, port = text.rpartition(":")
         return cls(host.strip("[]"), int(port))
 
     def __str__(self) -> str:
+        if self.port is None:
+            return f"unix:{self.host}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Credentials(NamedTuple):
+    """The process that has connected by a Unix socket.
+
+    `pid` is 0 if it is of another PID namespace, which ours does not see; `uid` and `gid` are its
+    effective user and group.
+    """
+
+    pid: int
+    uid: int
+    gid: int
 
 
 class Headers(Mapping[str, str]):
@@ -202,12 +222,21 @@ class Request:
     @property
     def peer(self) -> Address:
         """The client's address."""
-        return Address.parse(self._text("peer_addr", _ffi.httpdown_request_peer_addr))
+        return self._address("peer_addr", _ffi.httpdown_request_peer_addr)
 
     @property
     def local(self) -> Address:
         """The server's address that the client connected to."""
-        return Address.parse(self._text("local_addr", _ffi.httpdown_request_local_addr))
+        return self._address("local_addr", _ffi.httpdown_request_local_addr)
+
+    @property
+    def peer_credentials(self) -> Credentials | None:
+        """Which process has connected, as the kernel knew it at that moment.
+
+        None if the client has not come by a Unix socket.
+        """
+        found: Credentials | None = self._field("peer_credentials", _read_credentials)
+        return found
 
     @property
     def conn_id(self) -> int:
@@ -412,6 +441,12 @@ class Request:
         text: str = self._field(name, lambda pointer: _decode(get(pointer)))
         return text
 
+    def _address(self, name: str, get: Callable[[int], _ffi.Bytes]) -> Address:
+        address: Address = self._field(
+            name, lambda pointer: Address.parse(_ffi.copy(get(pointer)).decode())
+        )
+        return address
+
     def __del__(self) -> None:
         # Nobody else has it any more: no lock is needed, and a fork may have left it locked.
         if self._pointer is not None:
@@ -496,6 +531,16 @@ def _read_headers(pointer: int) -> Headers:
         for field in fields[: count.value]:
             pairs.append((_decode(field.name), _decode(field.value)))
     return Headers(pairs)
+
+
+def _read_credentials(pointer: int) -> Credentials | None:
+    found = _ffi.Credentials()
+    status = _ffi.httpdown_request_peer_credentials(pointer, ctypes.byref(found))
+    if status == Status.NOT_FOUND:
+        return None
+    if status:
+        raise _ffi.failure(status)
+    return Credentials(found.pid, found.uid, found.gid)
 
 
 def _read_query(pointer: int) -> Query:

@@ -150,9 +150,12 @@ class Server:
     handler that returns without an answer the exception is Unanswered. What `on_error` itself
     raises is logged, along with what it was told.
 
-    `bind` is where to listen: "HOST:PORT", several separated by commas; an IPv6 address stands in
-    brackets, no host is every address, port 0 lets the kernel choose. Default: 127.0.0.1:8080, or
-    nothing if there are `fds`.
+    `bind` is where to listen: "HOST:PORT", or a Unix socket; several are separated by commas. An
+    IPv6 address stands in brackets, no host is every address, port 0 lets the kernel choose.
+    "unix:/run/app.sock" is a Unix socket at that path. One on which nobody listens is replaced. Who
+    may connect can stand behind it: "unix:/run/app.sock?mode=0660&group=www-data" (the mode is
+    octal; `user` and `group` are names or numbers). "unix:@name" is an abstract socket. Default:
+    127.0.0.1:8080, or nothing if there are `fds`.
 
     `fds` are descriptors, or sockets, that listen already: the server's from now on, unless the
     constructor raises. `fds_shared`: the socket outlives this server (systemd, or workers restarted
@@ -761,7 +764,7 @@ def _start(options: _ffi.Options) -> _Handle:
 
 def _addresses(handle: _Handle) -> list[Address]:
     addresses: list[Address] = []
-    buffer = ctypes.create_string_buffer(64)
+    buffer = ctypes.create_string_buffer(512)
     # The end is where there is no such index.
     with contextlib.suppress(InvalidArgument):
         while True:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,8 +28,48 @@ LONG = 30.0  # What should happen at once has happened by then.
 T = TypeVar("T")
 
 
+# Where servers listen on Unix sockets, the same tests are run once more.
+BY_UNIX = os.environ.get("HTTPDOWN_TEST_SOCKETS") == "unix"
+_numbers = itertools.count()
+
+
+def any_address() -> str:
+    """An address that nobody else has: the kernel's choice of a port, or an abstract name."""
+    if BY_UNIX:
+        return f"unix:@httpdown-python-{os.getpid()}-{next(_numbers)}"
+    return "127.0.0.1:0"
+
+
+def is_client(address: httpdown.Address) -> bool:
+    return address == ("", None) if BY_UNIX else address.host == "127.0.0.1"
+
+
+def dial(address: httpdown.Address, timeout: float = LONG) -> socket.socket:
+    """A connection to a server."""
+    if address.port is not None:
+        return socket.create_connection((address.host, address.port), timeout)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(re.sub("^@", "\0", address.host))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, address: httpdown.Address) -> None:
+        host = "localhost" if address.port is None else address.host
+        super().__init__(host, address.port, timeout=LONG)
+        self._address = address
+
+    def connect(self) -> None:
+        self.sock = dial(self._address)
+
+
 def connect(server: httpdown.Server) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection(*server.address, timeout=LONG)
+    return Connection(server.address)
 
 
 def fetch(

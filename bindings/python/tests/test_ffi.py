@@ -29,6 +29,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "httpdown_event": _ffi.Event,
     "httpdown_bytes": _ffi.Bytes,
     "httpdown_header": _ffi.Header,
+    "httpdown_credentials": _ffi.Credentials,
 }
 ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "httpdown_status": ("STATUS", _errors.Status),

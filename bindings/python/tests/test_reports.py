@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Callable
 
 import pytest
-from conftest import LONG, Gate, Program, fetch, in_thread
+from conftest import LONG, Gate, Program, any_address, dial, fetch, in_thread
 
 import httpdown
 from httpdown import Request, Server, Unanswered
@@ -45,7 +45,7 @@ def leaves_it_unfinished(request: Request) -> None:
 def test_what_a_handler_raises_is_logged_with_its_request(
     handler: Callable[[Request], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Server(handler, "127.0.0.1:0") as server:
+    with Server(handler, any_address()) as server:
         fetch(server, "/place?secret", "PUT")
     assert records(caplog) == [(logging.ERROR, "PUT /place: the handler failed")]
     (record,) = caplog.records
@@ -63,7 +63,7 @@ def test_what_a_handler_raises_is_logged_with_its_request(
 def test_a_handler_that_does_not_answer_is_logged(
     handler: Callable[[Request], None], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Server(handler, "127.0.0.1:0") as server, contextlib.suppress(Exception):
+    with Server(handler, any_address()) as server, contextlib.suppress(Exception):
         fetch(server, "/place")
     assert records(caplog) == [(logging.ERROR, f"GET /place: {why}")]
 
@@ -79,7 +79,7 @@ def test_a_request_that_was_aborted_or_deferred_needs_no_answer(
         request.defer()
         kept.append(request)
 
-    with Server(handler, "127.0.0.1:0") as server:
+    with Server(handler, any_address()) as server:
         assert fetch(server, "/abort").status == 500
         client = in_thread(fetch, server)
         while not kept:
@@ -90,8 +90,8 @@ def test_a_request_that_was_aborted_or_deferred_needs_no_answer(
 
 
 def test_a_path_cannot_forge_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    with Server(forgets, "127.0.0.1:0") as server:
-        with socket.create_connection(server.address, LONG) as client:
+    with Server(forgets, any_address()) as server:
+        with dial(server.address) as client:
             client.sendall(b"GET /\xc2\x85\xe2\x80\xa8x HTTP/1.0\r\n\r\n")
             assert client.recv(1000).startswith(b"HTTP/1.0 400 ")
             while client.recv(1000):
@@ -150,7 +150,7 @@ def test_on_error_is_told_instead_of_the_log(caplog: pytest.LogCaptureFixture) -
     def on_error(request: Request, error: BaseException) -> None:
         told.append((request.method, request.path, error))
 
-    with Server(handler, "127.0.0.1:0", on_error=on_error) as server:
+    with Server(handler, any_address(), on_error=on_error) as server:
         assert fetch(server, "/raises").status == 200
         assert fetch(server, "/forgets", "DELETE").status == 500
     (raised, forgot) = told
@@ -164,7 +164,7 @@ def test_on_error_may_answer(caplog: pytest.LogCaptureFixture) -> None:
     def on_error(request: Request, error: BaseException) -> None:
         request.reply(418, f"{error}")
 
-    with Server(raises, "127.0.0.1:0", on_error=on_error) as server:
+    with Server(raises, any_address(), on_error=on_error) as server:
         response: Any = fetch(server)
     assert (response.status, response.body) == (418, b"what it raised")
     assert records(caplog) == []
@@ -175,7 +175,7 @@ def test_an_on_error_that_raises_hides_nothing(caplog: pytest.LogCaptureFixture)
         raise SystemExit(3)
 
     # One thread: it must survive.
-    with Server(raises, "127.0.0.1:0", threads=1, on_error=on_error) as server:
+    with Server(raises, any_address(), threads=1, on_error=on_error) as server:
         for _ in range(2):
             assert fetch(server).status == 500
     assert (
@@ -198,7 +198,7 @@ def test_logging_that_fails_ends_no_thread(caplog: pytest.LogCaptureFixture) -> 
     logger.addFilter(filter)
     try:
         with contextlib.redirect_stderr(io.StringIO()) as err:
-            with Server(raises, "127.0.0.1:0", threads=1) as server:
+            with Server(raises, any_address(), threads=1) as server:
                 for _ in range(2):
                     assert fetch(server).status == 500
     finally:
@@ -211,7 +211,7 @@ def test_what_an_observer_raises_is_logged(caplog: pytest.LogCaptureFixture) -> 
         if phase == httpdown.Phase.SERVING:
             raise ZeroDivisionError
 
-    with Server(raises, "127.0.0.1:0", on_phase=on_phase):
+    with Server(raises, any_address(), on_phase=on_phase):
         pass
     assert records(caplog) == [(logging.ERROR, "on_phase failed")]
     (record,) = caplog.records
@@ -257,8 +257,8 @@ def test_a_client_that_left_is_no_error(
             begun.open()
             handler(request)
 
-        with Server(handle, "127.0.0.1:0", on_error=on_error) as server:
-            with socket.create_connection(server.address, LONG) as client:
+        with Server(handle, any_address(), on_error=on_error) as server:
+            with dial(server.address) as client:
                 head = b"POST /gone HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf"
                 client.sendall(head)
                 begun.wait()
@@ -269,8 +269,8 @@ def test_a_client_that_left_is_no_error(
 
 
 def test_a_body_that_is_malformed_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    with Server(reads, "127.0.0.1:0") as server:
-        with socket.create_connection(server.address, LONG) as client:
+    with Server(reads, any_address()) as server:
+        with dial(server.address) as client:
             client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nz\r\n")
             while client.recv(1000):
                 pass
@@ -292,8 +292,8 @@ def test_that_the_client_of_another_request_left_is_an_error(
             kept[0].wait_cancelled()
             kept[0].reply(200)
 
-    with Server(handler, "127.0.0.1:0") as server:
-        with socket.create_connection(server.address, LONG) as client:
+    with Server(handler, any_address()) as server:
+        with dial(server.address) as client:
             client.sendall(b"GET /kept HTTP/1.1\r\nhost: x\r\n\r\n")
             begun.wait()
             reset_on_close(client)
@@ -333,7 +333,7 @@ NEVER_RUN = {
 @pytest.mark.parametrize("callee", NEVER_RUN.values(), ids=NEVER_RUN)
 @pytest.mark.parametrize("name", ["handler", "on_phase", "on_log", "on_conn_state", "on_error"])
 def test_what_a_call_would_not_run_is_refused(name: str, callee: Any) -> None:
-    options = {"handler": forgets, "bind": "127.0.0.1:0", name: callee}
+    options = {"handler": forgets, "bind": any_address(), name: callee}
     with pytest.raises(TypeError, match=f"{name} must be a plain function"):
         Server(**options)
 
@@ -343,7 +343,7 @@ def test_statistics_that_a_call_would_not_run_are_refused() -> None:
         bump_avg = bump_sum = bump_histogram = bump_time = Awaitable().method
 
     with pytest.raises(TypeError, match=r"stats\.bump_avg must be a plain function"):
-        Server(forgets, "127.0.0.1:0", stats=Stats())
+        Server(forgets, any_address(), stats=Stats())
 
 
 def test_plain_callables_of_any_kind_are_handlers() -> None:
@@ -363,7 +363,7 @@ def test_plain_callables_of_any_kind_are_handlers() -> None:
         request.reply(200)
 
     for handler in (Handler, Handler(), Handler().method, functools.partial(Handler()), runs):
-        with Server(handler, "127.0.0.1:0") as server:
+        with Server(handler, any_address()) as server:
             assert fetch(server).status == 200
 
 
@@ -384,7 +384,7 @@ def test_a_coroutine_that_a_handler_returns_is_named(
             request.reply(200)
         return NEVER_RUN_RESULTS[kind](request)
 
-    with Server(handler, "127.0.0.1:0") as server:
+    with Server(handler, any_address()) as server:
         assert fetch(server).status == (200 if answers else 500)
     message = f"GET /: the handler returned a {kind}, which nobody runs"
     assert records(caplog) == [(logging.ERROR, message + ("" if answers else ", and no answer"))]
@@ -396,7 +396,7 @@ def test_what_a_handler_returns_in_the_place_of_an_answer_is_named(
     class Response: ...
 
     for result in ("Hello", Response(), 404):
-        with Server(lambda request: result, "127.0.0.1:0") as server:  # noqa: B023
+        with Server(lambda request: result, any_address()) as server:  # noqa: B023
             assert fetch(server, "/place", "PUT").status == 500
     assert records(caplog) == [
         (logging.ERROR, f"PUT /place: the handler returned a {kind}, and no answer")
@@ -407,7 +407,7 @@ def test_what_a_handler_returns_in_the_place_of_an_answer_is_named(
 def test_a_coroutine_that_an_observer_returns_is_named(caplog: pytest.LogCaptureFixture) -> None:
     with Server(
         raises,
-        "127.0.0.1:0",
+        any_address(),
         on_error=lambda request, error: coroutine(),
         on_phase=lambda server, phase: coroutine() if phase == httpdown.Phase.SERVING else None,
     ) as server:
@@ -425,7 +425,7 @@ def test_a_deferred_request_that_is_dropped_is_logged(caplog: pytest.LogCaptureF
         if request.path == "/begun":
             request.start(200, {"content-length": "3"})
 
-    with Server(handler, "127.0.0.1:0") as server:
+    with Server(handler, any_address()) as server:
         assert fetch(server, "/place", "PUT").status == 500
         with contextlib.suppress(Exception):
             fetch(server, "/begun")
@@ -447,8 +447,8 @@ def test_a_deferred_request_whose_client_has_left_is_dropped_silently(
         kept.append(request)
         begun.open()
 
-    with Server(handler, "127.0.0.1:0") as server:
-        with socket.create_connection(server.address, LONG) as client:
+    with Server(handler, any_address()) as server:
+        with dial(server.address) as client:
             client.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
             begun.wait()
             reset_on_close(client)
@@ -473,7 +473,7 @@ def test_an_answer_without_a_body_may_be_written_to_but_not_given_twice(
         request.reply(200)
 
     is_bodyless = method == "HEAD" or status == 204
-    with Server(handler, "127.0.0.1:0") as server:
+    with Server(handler, any_address()) as server:
         for _ in range(50 if is_bodyless else 1):
             assert fetch(server, "/writes", method).status == status
             if is_bodyless:
@@ -492,7 +492,7 @@ def test_nothing_goes_to_the_unraisable_hook(
         def handler(request: Request, error: BaseException = error) -> None:
             raise error
 
-        with Server(handler, "127.0.0.1:0") as server:
+        with Server(handler, any_address()) as server:
             assert fetch(server).status == 500
     assert unraisable == []
     assert records(caplog) == [(logging.ERROR, "GET /: the handler failed")] * 4
@@ -527,7 +527,7 @@ with httpdown.Server(lambda request: request.reply(200), "127.0.0.1:0") as serve
 
 def test_on_log_is_told_instead_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     told: list[tuple[httpdown.LogLevel, str]] = []
-    with Server(forgets, "127.0.0.1:0", on_log=lambda *said: told.append(said)) as server:
+    with Server(forgets, any_address(), on_log=lambda *said: told.append(said)) as server:
         fetch(server, "/place")
     assert records(caplog) == [
         (logging.ERROR, "GET /place: the handler returned without an answer")

@@ -6,13 +6,15 @@ import contextlib
 import math
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LONG, Gate, connect, fetch, in_thread
+from conftest import LONG, Gate, any_address, connect, dial, fetch, in_thread
 
 import httpdown
 from httpdown import ConnState, LogLevel, MockClock, Phase, Request, Server, Status, _server
@@ -23,7 +25,7 @@ def hello(request: Request) -> None:
 
 
 def test_hello() -> None:
-    with Server(hello, "127.0.0.1:0") as server:
+    with Server(hello, any_address()) as server:
         assert (server.phase, server.ready) == (Phase.SERVING, True)
         response: Any = fetch(server)
         assert (response.status, response.body) == (200, b"Hello, World!")
@@ -35,7 +37,7 @@ def test_hello() -> None:
 
 
 def test_a_server_that_has_stopped_is_not_used_again() -> None:
-    with Server(hello, "127.0.0.1:0") as server:
+    with Server(hello, any_address()) as server:
         pass
     with pytest.raises(httpdown.Stopped):
         server.run()
@@ -46,7 +48,7 @@ def test_a_server_that_has_stopped_is_not_used_again() -> None:
 
 
 def test_a_stop_that_has_only_begun_is_waited_for_in_a_block() -> None:
-    server = Server(hello, "127.0.0.1:0")
+    server = Server(hello, any_address())
     server.stop_begin()
     with server:
         pass
@@ -71,7 +73,7 @@ def test_two_servers_do_not_know_of_each_other() -> None:
 
 
 def test_an_address_in_use() -> None:
-    with Server(hello, "127.0.0.1:0") as server:
+    with Server(hello, any_address()) as server:
         with pytest.raises(httpdown.AddressInUse, match="in use") as error:
             Server(hello, str(server.address))
         assert error.value.status == Status.ADDR_IN_USE
@@ -91,6 +93,24 @@ def test_given_sockets_stay_ours_on_an_error() -> None:
         with pytest.raises(httpdown.InvalidArgument, match="not a listening socket"):
             Server(hello, fds=[given, silent])
         assert given.fileno() >= 0
+
+
+def test_a_unix_socket_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "app.sock"
+    with Server(hello, f"unix:{path}?mode=0600, 127.0.0.1:0") as server:
+        assert server.address == (str(path), None)
+        assert str(server.address) == f"unix:{path}"
+        assert server.addresses[1].port is not None
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert fetch(server).status == 200
+        with pytest.raises(httpdown.AddressInUse, match="somebody listens there"):
+            Server(hello, f"unix:{path}")
+        assert "app.sock" in repr(server)
+    assert not path.exists()
+    with pytest.raises(httpdown.AddressInvalid, match="not an octal number"):
+        Server(hello, f"unix:{path}?mode=rw")
+    with pytest.raises(httpdown.InvalidArgument, match="SO_REUSEPORT"):
+        Server(hello, f"unix:{path}", reuse_port=True)
 
 
 def test_shared_sockets_keep_their_queue() -> None:
@@ -158,7 +178,7 @@ def test_shared_sockets_keep_their_queue() -> None:
     ids=str,
 )
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
-    arguments = {"handler": hello, "bind": "127.0.0.1:0", **options}
+    arguments = {"handler": hello, "bind": any_address(), **options}
     with pytest.raises((ValueError, TypeError, AttributeError, httpdown.AddressInvalid)) as error:
         Server(**arguments)
     assert str(error.value)
@@ -166,7 +186,7 @@ def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
 
 def test_durations_that_do() -> None:
     for value in (0, 1e-9, 0.5, 1, 4_294_967, math.inf, None):
-        with Server(hello, "127.0.0.1:0", stop_timeout=value, kill_timeout=value):
+        with Server(hello, any_address(), stop_timeout=value, kill_timeout=value):
             pass
 
 
@@ -185,14 +205,14 @@ def test_a_stop_lets_a_request_finish_and_refuses_new_connections() -> None:
         if phase == Phase.DRAINING:
             draining.open()
 
-    with Server(slow, "127.0.0.1:0", on_phase=on_phase) as server:
+    with Server(slow, any_address(), on_phase=on_phase) as server:
         client = in_thread(fetch, server)
         begun.wait()
         stop = in_thread(server.stop)
         draining.wait()
         assert not server.ready
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(server.address, LONG)
+            dial(server.address)
         with pytest.raises(TimeoutError):
             server.wait(0)
         finish.open()
@@ -203,7 +223,7 @@ def test_a_stop_lets_a_request_finish_and_refuses_new_connections() -> None:
 
 def test_a_lame_duck_still_accepts() -> None:
     clock = MockClock()
-    with Server(hello, "127.0.0.1:0", lame_duck=5, clock=clock) as server:
+    with Server(hello, any_address(), lame_duck=5, clock=clock) as server:
         server.stop_begin()
         clock.wait_for_timers(1)
         assert (server.phase, server.ready) == (Phase.LAME_DUCK, False)
@@ -220,7 +240,7 @@ def test_the_ready_path_while_all_threads_are_busy() -> None:
         finish.wait()
         request.reply(200)
 
-    with Server(slow, "127.0.0.1:0", threads=1, ready_path="/ready") as server:
+    with Server(slow, any_address(), threads=1, ready_path="/ready") as server:
         client = in_thread(fetch, server)
         begun.wait()
         response: Any = fetch(server, "/ready?verbose")
@@ -237,7 +257,7 @@ def test_a_lame_duck_ends_when_it_is_quiet() -> None:
     clock = MockClock()
     with Server(
         hello,
-        "127.0.0.1:0",
+        any_address(),
         clock=clock,
         ready_path="/ready",
         lame_duck=60,
@@ -258,7 +278,7 @@ def test_a_lame_duck_ends_when_it_is_quiet() -> None:
 
 
 def test_an_idle_connection_is_closed() -> None:
-    with Server(hello, "127.0.0.1:0", idle_timeout=0.1) as server:
+    with Server(hello, any_address(), idle_timeout=0.1) as server:
         client = connect(server)
         client.request("GET", "/")
         response = client.getresponse()
@@ -269,7 +289,7 @@ def test_an_idle_connection_is_closed() -> None:
 
 
 def test_responses_tell_of_the_idle_timeout() -> None:
-    with Server(hello, "127.0.0.1:0", idle_timeout=61.5, keep_alive_header=True) as server:
+    with Server(hello, any_address(), idle_timeout=61.5, keep_alive_header=True) as server:
         assert fetch(server).headers["keep-alive"] == "timeout=60"
 
 
@@ -284,7 +304,7 @@ def test_a_kill_after_the_stop_timeout() -> None:
                 out.write(b"too late")
 
     clock = MockClock()
-    server = Server(endless, "127.0.0.1:0", stop_timeout=60, clock=clock)
+    server = Server(endless, any_address(), stop_timeout=60, clock=clock)
     client = in_thread(fetch, server)
     begun.wait()
     stop = in_thread(server.stop)
@@ -313,7 +333,7 @@ def test_a_handler_that_ignores_the_kill_is_abandoned(caplog: pytest.LogCaptureF
 
     clock = MockClock()
     with contextlib.suppress(httpdown.TimedOut):
-        with Server(deaf, "127.0.0.1:0", stop_timeout=1, kill_timeout=1, clock=clock) as server:
+        with Server(deaf, any_address(), stop_timeout=1, kill_timeout=1, clock=clock) as server:
             client = in_thread(fetch, server)
             begun.wait()
             server.stop_begin()
@@ -353,7 +373,7 @@ def busy_behind_its_answer(**options: Any) -> Iterator[Server]:
         finish.wait()
 
     with contextlib.suppress(httpdown.HttpdownError):
-        with Server(handler, "127.0.0.1:0", **options) as server:
+        with Server(handler, any_address(), **options) as server:
             try:
                 assert fetch(server).status == 200
                 begun.wait()
@@ -435,7 +455,7 @@ def test_abandoned_handlers_are_not_waited_for() -> None:
         finish.wait()
 
     clock = MockClock()
-    server = Server(deaf, "127.0.0.1:0", stop_timeout=HOUR, kill_timeout=HOUR, clock=clock)
+    server = Server(deaf, any_address(), stop_timeout=HOUR, kill_timeout=HOUR, clock=clock)
     client = in_thread(fetch, server)
     begun.wait()
     server.kill_begin()
@@ -460,7 +480,7 @@ def test_stop_in_a_handler_begins_the_stop() -> None:
         with pytest.raises(httpdown.WouldDeadlock):
             request.server.stop()
 
-    with Server(handler, "127.0.0.1:0", threads=2) as server:
+    with Server(handler, any_address(), threads=2) as server:
         response: Any = fetch(server)
         assert response.body == b"stopping"
         assert server.wait(LONG).served == 1
@@ -474,8 +494,8 @@ def test_a_server_that_nobody_holds_goes_on_until_it_is_stopped() -> None:
         request.server.stop_begin()
         request.reply(200)
 
-    addresses.append(Server(handler, "127.0.0.1:0").address)
-    with socket.create_connection(addresses[0], LONG) as client:
+    addresses.append(Server(handler, any_address()).address)
+    with dial(addresses[0]) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.0 200")
 
@@ -488,7 +508,7 @@ def test_what_a_block_raises_goes_before_what_its_stop_would() -> None:
         request.wait_cancelled()
 
     with pytest.raises(ZeroDivisionError):
-        with Server(endless, "127.0.0.1:0", stop_timeout=0) as server:
+        with Server(endless, any_address(), stop_timeout=0) as server:
             client = in_thread(fetch, server)
             begun.wait()
             raise ZeroDivisionError
@@ -507,7 +527,7 @@ def test_a_hundred_servers_leave_nothing_behind() -> None:
     def one() -> None:
         def on_phase(*_: object) -> None: ...
 
-        with Server(hello, "127.0.0.1:0", threads=3, on_phase=on_phase) as server:
+        with Server(hello, any_address(), threads=3, on_phase=on_phase) as server:
             assert fetch(server).status == 200
 
     def leaves_nothing() -> bool:
@@ -563,7 +583,7 @@ def test_events_of_a_plain_stop_all_arrive() -> None:
 
     with Server(
         handler,
-        "127.0.0.1:0",
+        any_address(),
         clock=clock,
         stats=stats,
         on_conn_state=on_conn_state,
@@ -609,7 +629,7 @@ def test_an_observer_that_raises_or_stops(caplog: pytest.LogCaptureFixture) -> N
             server.stop()  # Begins it, and raises.
         raise ZeroDivisionError
 
-    with Server(hello, "127.0.0.1:0", on_phase=on_phase) as server:
+    with Server(hello, any_address(), on_phase=on_phase) as server:
         server.wait(LONG)
     assert seen[-1] == Phase.STOPPED
     assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [
@@ -619,7 +639,7 @@ def test_an_observer_that_raises_or_stops(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_run_is_for_the_main_thread() -> None:
-    with Server(hello, "127.0.0.1:0") as server:
+    with Server(hello, any_address()) as server:
         with pytest.raises(ValueError, match="main thread"):
             in_thread(server.run).result(LONG)
 

@@ -1,12 +1,13 @@
 //! What becomes of requests is counted once, whoever comes to them late.
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
+use socket2::Socket;
 
 use super::super::{Accepted, Conn};
 use super::{Bench, Run, enter};
@@ -111,14 +112,12 @@ fn what_comes_to_a_connection_when_its_books_are_closed_is_not_counted() {
 }
 
 /// A connection that is accepted, and its client's end.
-fn accepted(bench: &Bench) -> (Arc<Shared>, Accepted, TcpStream) {
+fn accepted(bench: &Bench) -> (Arc<Shared>, Accepted, Socket) {
     let handle = tokio::runtime::Handle::current();
     let shared = Server::builder().shared(0, &[], handle).unwrap();
     let shared = Arc::new(shared);
-    let local = bench.listener.local_addr().unwrap();
-    let client = TcpStream::connect(local).unwrap();
-    let (stream, peer) = bench.listener.accept().unwrap();
-    let accepted = Conn::accept(&shared, stream, peer, local);
+    let (client, connected) = bench.connect();
+    let accepted = Conn::accept(&shared, connected);
     (shared, accepted, client)
 }
 
@@ -167,7 +166,7 @@ fn a_connection_that_nobody_drives_ends_for_its_client_whoever_has_a_copy() {
     let bench = Bench::new();
     let _runtime = bench.runtime.enter();
     let (_shared, accepted, mut client) = accepted(&bench);
-    let copy = accepted.stream.try_clone().unwrap();
+    let copy = accepted.stream.as_fd().try_clone_to_owned().unwrap();
     drop(accepted);
     client
         .set_read_timeout(Some(Duration::from_secs(50)))

@@ -307,7 +307,7 @@ fn a_stop_leaves_an_idle_connection_its_grace_whatever_its_timeout() {
 
 #[test]
 fn a_connection_is_not_idle_while_its_client_still_receives() {
-    let bench = Bench::new();
+    let bench = Bench::of_tcp();
     bench.runtime.block_on(async {
         let mut run = with_timeout(&bench).await;
         run.peer.is_reading = false;

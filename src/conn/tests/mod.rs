@@ -9,17 +9,18 @@ mod requests;
 
 use std::future::{Future, poll_fn};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::Shutdown;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::test_runner::Config;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{SockRef, Socket, Type};
 use tokio::runtime::Handle;
 
 use super::{Conn, Respond, serve};
+use crate::net::{Connected, Listener};
 use crate::phase::Phase;
 use crate::server::{Builder, Server};
 use crate::shared::Shared;
@@ -58,23 +59,61 @@ fn config(cases: u32) -> Config {
 #[derive(Debug)]
 struct Bench {
     runtime: tokio::runtime::Runtime,
-    listener: TcpListener,
+    listener: Listener,
+}
+
+/// Where clients connect: as for the tests in `tests/`, also by Unix sockets.
+fn place() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    match std::env::var("HTTPDOWN_TEST_SOCKETS") {
+        Ok(kind) if kind == "unix" => {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            format!("unix:@httpdown-bench-{}-{count}", std::process::id())
+        }
+        _ => "127.0.0.1:0".into(),
+    }
 }
 
 impl Bench {
     fn new() -> Self {
+        Self::at(&place())
+    }
+
+    /// For what only TCP tells: which bytes the client's kernel has.
+    fn of_tcp() -> Self {
+        Self::at("127.0.0.1:0")
+    }
+
+    fn at(place: &str) -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
         Self {
             runtime: builder.enable_all().start_paused(true).build().unwrap(),
-            listener: TcpListener::bind("127.0.0.1:0").unwrap(),
+            listener: Listener::bind(place).unwrap(),
         }
+    }
+}
+
+impl Bench {
+    /// Both ends of a connection with small buffers.
+    fn connect(&self) -> (Socket, Connected) {
+        let addr = SockRef::from(&self.listener).local_addr().unwrap();
+        let client = Socket::new(addr.domain(), Type::STREAM, None).unwrap();
+        client.set_recv_buffer_size(BUFFER).unwrap();
+        client.connect(&addr).unwrap();
+        if !addr.is_unix() {
+            client.set_tcp_nodelay(true).unwrap();
+        }
+        let connected = self.listener.accept().unwrap();
+        let stream = SockRef::from(&connected.stream);
+        stream.set_send_buffer_size(BUFFER).unwrap();
+        (client, connected)
     }
 }
 
 /// A client's end of a connection, and what it has seen.
 #[derive(Debug)]
 struct Peer {
-    stream: Option<TcpStream>,
+    stream: Option<Socket>,
     is_reading: bool,
     got: Vec<u8>,
     /// Our end of the connection is over: whether by a FIN.
@@ -96,7 +135,7 @@ impl Peer {
             }
         }
         // Acknowledges what has come now, not within the next 40 ms of real time.
-        let _ = SockRef::from(&*stream).set_tcp_quickack(true);
+        let _ = stream.set_tcp_quickack(true);
     }
 }
 
@@ -129,17 +168,9 @@ impl Run {
             .unwrap();
         shared.options.park_after = PARK * TICK;
         let shared = Arc::new(shared);
-        let local = bench.listener.local_addr().unwrap();
-        let client = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        client.set_recv_buffer_size(BUFFER).unwrap();
-        client.connect(&local.into()).unwrap();
-        let client = TcpStream::from(client);
+        let (client, connected) = bench.connect();
         client.set_nonblocking(true).unwrap();
-        client.set_nodelay(true).unwrap();
-        let (stream, addr) = bench.listener.accept().unwrap();
-        stream.set_nonblocking(true).unwrap();
-        SockRef::from(&stream).set_send_buffer_size(BUFFER).unwrap();
-        let accepted = Conn::accept(&shared, stream, addr, local);
+        let accepted = Conn::accept(&shared, connected);
         let worker = Arc::new(Watched {
             runtime: Handle::current(),
             polls: Arc::default(),
@@ -234,9 +265,7 @@ impl Run {
         if let Some(stream) = self.peer.stream.take()
             && reset
         {
-            SockRef::from(&stream)
-                .set_linger(Some(Duration::ZERO))
-                .unwrap();
+            stream.set_linger(Some(Duration::ZERO)).unwrap();
         }
         self.settle().await;
     }

@@ -1,0 +1,199 @@
+//! Addresses of sockets: of IP, and Unix.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::option;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use socket2::SockAddr;
+
+/// What the text of a Unix socket's address begins with.
+pub(crate) const UNIX: &str = "unix:";
+
+/// The address of a socket: where a server listens, or where a client is.
+///
+/// Its text is what [`Listener::bind`](crate::Listener::bind) takes: `127.0.0.1:8080`, `[::1]:8080`, `unix:/run/app.sock`,
+/// `unix:@name`. A client of a Unix socket mostly has no address: `unix:`.
+///
+/// ```
+/// use httpdown::{Addr, Listener};
+///
+/// let listener = Listener::bind("127.0.0.1:0")?;
+/// match listener.local_addr() {
+///     Addr::Ip(addr) => println!("port {}", addr.port()),
+///     Addr::Unix(addr) => println!("path {:?}", addr.path()),
+///     _ => unreachable!(),
+/// }
+/// # Ok::<(), httpdown::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Addr {
+    /// Of TCP. An address of IPv4 is shown as such, also where the socket is of IPv6 and takes both.
+    Ip(SocketAddr),
+    /// Of a Unix socket.
+    Unix(UnixAddr),
+}
+
+/// The address of a Unix socket: a path, an abstract name, or none. See `unix(7)`.
+///
+/// ```
+/// let listener = httpdown::Listener::bind("unix:@an example")?;
+/// let addr = listener.local_addr().as_unix().unwrap();
+/// assert_eq!(addr.abstract_name(), Some(&b"an example"[..]));
+/// assert_eq!(addr.path(), None);
+/// assert_eq!(addr.to_string(), "unix:@an example");
+/// # Ok::<(), httpdown::Error>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct UnixAddr(Name);
+
+/// As the kernel has it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Name {
+    Unnamed,
+    Path(Arc<Path>),
+    Abstract(Arc<[u8]>),
+}
+
+impl Addr {
+    /// As the kernel tells it. None of a family that no server listens with.
+    pub(crate) fn from_kernel(addr: &SockAddr) -> Option<Self> {
+        if let Some(mut addr) = addr.as_socket() {
+            // Mapped into IPv6 (`::ffff:127.0.0.1`), as clients of a socket are that takes both.
+            addr.set_ip(addr.ip().to_canonical());
+            return Some(Self::Ip(addr));
+        }
+        if !addr.is_unix() {
+            return None;
+        }
+        let name = if let Some(path) = addr.as_pathname() {
+            Name::Path(path.into())
+        } else if let Some(name) = addr.as_abstract_namespace() {
+            Name::Abstract(name.into())
+        } else {
+            Name::Unnamed
+        };
+        Some(Self::Unix(UnixAddr(name)))
+    }
+
+    pub(crate) fn of_path(path: &Path) -> Self {
+        Self::Unix(UnixAddr(Name::Path(path.into())))
+    }
+
+    /// The address and port, of IP.
+    #[must_use]
+    pub fn as_ip(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Ip(addr) => Some(*addr),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The path or name, of a Unix socket.
+    #[must_use]
+    pub fn as_unix(&self) -> Option<&UnixAddr> {
+        match self {
+            Self::Unix(addr) => Some(addr),
+            Self::Ip(_) => None,
+        }
+    }
+
+    /// The port; none of a Unix socket.
+    #[must_use]
+    pub fn port(&self) -> Option<u16> {
+        self.as_ip().map(|addr| addr.port())
+    }
+}
+
+impl UnixAddr {
+    /// The path as it was bound: relative to where the process was, if it is relative.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match &self.0 {
+            Name::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The name, without the NUL that it begins with in the kernel.
+    #[must_use]
+    pub fn abstract_name(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Name::Abstract(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether it has neither: as clients have that did not bind their socket.
+    #[must_use]
+    pub fn is_unnamed(&self) -> bool {
+        matches!(self.0, Name::Unnamed)
+    }
+}
+
+/// As text. What is not UTF-8 in a path or a name is replaced, and a NUL within a name is shown as `@`, as the kernel's
+/// own list (`/proc/net/unix`) does.
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(addr) => addr.fmt(f),
+            Self::Unix(addr) => addr.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for UnixAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(UNIX)?;
+        match &self.0 {
+            Name::Unnamed => Ok(()),
+            Name::Path(path) => path.display().fmt(f),
+            Name::Abstract(name) => {
+                let name = OsStr::from_bytes(name).to_string_lossy();
+                write!(f, "@{}", name.replace('\0', "@"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for UnixAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl From<SocketAddr> for Addr {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Ip(addr)
+    }
+}
+
+impl PartialEq<SocketAddr> for Addr {
+    fn eq(&self, other: &SocketAddr) -> bool {
+        self.as_ip().as_ref() == Some(other)
+    }
+}
+
+/// For [`TcpStream::connect`](std::net::TcpStream::connect). An error of a Unix socket: connect to its path.
+impl ToSocketAddrs for Addr {
+    type Iter = option::IntoIter<SocketAddr>;
+
+    fn to_socket_addrs(&self) -> io::Result<Self::Iter> {
+        let addr = self.as_ip().ok_or_else(|| {
+            let why = format!("{self} is not an address of IP");
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        })?;
+        Ok(Some(addr).into_iter())
+    }
+}

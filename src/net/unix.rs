@@ -1,0 +1,397 @@
+//! Unix stream sockets: how one takes the place of a file on which nobody listens any more, and how it goes.
+//!
+//! To connect to one is a single step in the kernel: whoever is connected waits in the queue, and nobody is half-way.
+
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::os::unix::net::UnixStream;
+use std::path::{self, Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::{Group, User};
+use once_cell::sync::OnceCell;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::addr::Addr;
+use crate::error::{Error, Result};
+
+use super::link::Stream;
+use super::listener::{self, BACKLOG, Connected, NotAccepted};
+use super::sock_diag::{SockDiag, Which, u32_at};
+
+/// `sun_path` has 108 bytes, with the NUL at the end.
+const LONGEST_PATH: usize = 107;
+/// How long another process may hold the lock on a directory: it does so only while it binds a socket, or removes a file.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same during a stop. Rather than make it wait, the file stays: the next server replaces it.
+const LOCK_TIMEOUT_AT_END: Duration = Duration::from_millis(50);
+const LOCK_INTERVAL: Duration = Duration::from_millis(2);
+
+#[derive(Debug)]
+pub(crate) struct Listener {
+    // Gone before the socket is closed: see `SocketFile`.
+    file: Option<SocketFile>,
+    socket: Socket,
+    /// What the kernel calls it in its lists of sockets.
+    inode: u32,
+    /// Held ready: when it is asked how many wait, there may be no descriptors.
+    diag: Option<SockDiag>,
+    refuses: OnceCell<()>,
+    /// Nobody waits, and nobody will.
+    is_empty: AtomicBool,
+}
+
+impl Listener {
+    pub(super) fn new(socket: Socket, inode: u64) -> Self {
+        Self {
+            file: None,
+            socket,
+            inode: u32::try_from(inode).unwrap_or(0),
+            diag: SockDiag::new().ok(),
+            refuses: OnceCell::new(),
+            is_empty: AtomicBool::new(false),
+        }
+    }
+
+    /// The file was made here, and goes with the socket.
+    pub(super) fn own(&mut self, file: SocketFile) {
+        self.file = Some(file);
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(super) fn into_socket(self) -> Socket {
+        if let Some(file) = self.file {
+            file.remove();
+        }
+        self.socket
+    }
+
+    pub(super) fn accept(&self, local: &Addr) -> std::result::Result<Connected, NotAccepted> {
+        let (socket, peer) = match listener::accept(&self.socket) {
+            Err(NotAccepted::Empty) if self.refuses.get().is_some() => {
+                self.is_empty.store(true, Ordering::Relaxed);
+                return Err(NotAccepted::Empty);
+            }
+            accepted => accepted?,
+        };
+        Ok(Connected {
+            stream: Stream::Unix(UnixStream::from(socket)),
+            peer: Addr::from_kernel(&peer).ok_or(NotAccepted::Gone)?,
+            local: local.clone(),
+        })
+    }
+
+    /// From now on who connects is refused, whoever has a copy of the socket. Those who wait can still be accepted.
+    ///
+    /// The kernel looks at this and puts a client into the queue under one lock: nobody is lost in between.
+    pub(crate) fn refuse_new(&self) -> io::Result<()> {
+        self.refuses
+            .get_or_try_init(|| self.socket.shutdown(Shutdown::Read))
+            .copied()
+    }
+
+    /// How many connections wait to be accepted. If it is not known whether there is one, one.
+    pub(super) fn queued(&self) -> u32 {
+        if self.is_empty.load(Ordering::Relaxed) {
+            return 0;
+        }
+        self.ask_queued().unwrap_or(1)
+    }
+
+    fn ask_queued(&self) -> Option<u32> {
+        const SHOW_QUEUES: u32 = 0x10;
+        let mut queued = None;
+        let diag = self.diag.as_ref()?;
+        // struct unix_diag_req: any state, this inode, the lengths of the queues, without a cookie.
+        #[allow(clippy::cast_possible_truncation, reason = "1")]
+        let family = libc::AF_UNIX as u8;
+        let request = [
+            &[family, 0, 0, 0][..],
+            &u32::MAX.to_ne_bytes(),
+            &self.inode.to_ne_bytes(),
+            &SHOW_QUEUES.to_ne_bytes(),
+            &[0xff; 8],
+        ];
+        let asked = diag.ask(Which::One, &request.concat(), |message| {
+            queued = queue_in(message);
+            Ok(())
+        });
+        asked.ok().and(queued)
+    }
+}
+
+/// What a `struct unix_diag_msg` says of the queue that clients wait in: an attribute behind it.
+fn queue_in(message: &[u8]) -> Option<u32> {
+    const QUEUES: u16 = 4; // UNIX_DIAG_RQLEN
+    let mut rest = message.get(16..)?;
+    loop {
+        let length = u16::from_ne_bytes(*rest.first_chunk()?);
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        if kind == QUEUES {
+            return u32_at(rest, 4);
+        }
+        rest = rest.get(usize::from(length).max(4).next_multiple_of(4)..)?;
+    }
+}
+
+/// A socket that listens, and its file, if it has one.
+#[derive(Debug)]
+pub(super) struct Bound {
+    pub(super) socket: Socket,
+    pub(super) file: Option<SocketFile>,
+}
+
+/// Listens at a place: what stands behind `unix:` in `addr`.
+pub(super) fn bind(addr: &str, place: &str) -> Result<Bound> {
+    let Place { name, access } = Place::parse(addr, place)?;
+    let failed = |error| Error::io(format!("listening on {addr}"), error);
+    if let Some(name) = name.strip_prefix('@') {
+        let socket = socket().map_err(failed)?;
+        let at = SockAddr::unix(format!("\0{name}")).map_err(failed)?;
+        socket.bind(&at).map_err(failed)?;
+        socket.listen(BACKLOG).map_err(failed)?;
+        return Ok(Bound { socket, file: None });
+    }
+    let at = SockAddr::unix(name).map_err(failed)?;
+    // The process may go to another directory.
+    let path = path::absolute(name).map_err(failed)?;
+    let directory = path.parent().unwrap_or(&path);
+    let _lock = lock(directory, LOCK_TIMEOUT)
+        .map_err(|error| Error::io(format!("locking {}", directory.display()), error))?;
+    clear(&path).map_err(failed)?;
+    let socket = socket().map_err(failed)?;
+    socket.bind(&at).map_err(failed)?;
+    let file = SocketFile::at(path).map_err(failed)?;
+    // Nobody can connect before it listens.
+    access.give(&file.path).map_err(|error| {
+        let what = format!("setting mode and owner of {}", file.path.display());
+        Error::io(what, error)
+    })?;
+    socket.listen(BACKLOG).map_err(failed)?;
+    let file = Some(file);
+    Ok(Bound { socket, file })
+}
+
+fn socket() -> io::Result<Socket> {
+    Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)
+}
+
+/// Where a Unix socket shall be.
+#[derive(Debug, PartialEq, Eq)]
+struct Place<'a> {
+    /// A path, or `@` and a name.
+    name: &'a str,
+    access: Access,
+}
+
+/// Who may connect to it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Access {
+    mode: Option<u32>,
+    user: Option<u32>,
+    group: Option<u32>,
+}
+
+impl<'a> Place<'a> {
+    fn parse(addr: &str, place: &'a str) -> Result<Self> {
+        let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
+        let (name, parameters) = match place.split_once('?') {
+            Some((name, parameters)) => (name, Some(parameters)),
+            None => (place, None),
+        };
+        if name.is_empty() || name == "@" {
+            return Err(wrong("no path; write unix:PATH or unix:@NAME"));
+        }
+        if name.len() > LONGEST_PATH {
+            return Err(wrong("the path is longer than 107 bytes"));
+        }
+        if name.contains('\0') {
+            return Err(wrong("there is a NUL in the path"));
+        }
+        if name.starts_with('@') && parameters.is_some() {
+            return Err(wrong("an abstract socket has neither mode nor owner"));
+        }
+        let mut access = Access::default();
+        for parameter in parameters.into_iter().flat_map(|all| all.split('&')) {
+            let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let (slot, found) = match key {
+                "mode" => (&mut access.mode, mode(value)),
+                "user" => (&mut access.user, user(value)),
+                "group" => (&mut access.group, group(value)),
+                _ => {
+                    return Err(wrong(&format!(
+                        "{key:?} is not known; mode, user and group are"
+                    )));
+                }
+            };
+            let found = found.map_err(|why| wrong(&why))?;
+            if slot.replace(found).is_some() {
+                return Err(wrong(&format!("{key} is given twice")));
+            }
+        }
+        Ok(Self { name, access })
+    }
+}
+
+fn mode(digits: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(digits, 8).ok();
+    let mode = mode.filter(|mode| *mode <= 0o777 && !digits.starts_with('+'));
+    mode.ok_or_else(|| format!("the mode {digits:?} is not an octal number up to 0777"))
+}
+
+fn user(user: &str) -> Result<u32, String> {
+    id("user", user, || {
+        Ok(User::from_name(user)?.map(|user| user.uid.as_raw()))
+    })
+}
+
+fn group(group: &str) -> Result<u32, String> {
+    id("group", group, || {
+        Ok(Group::from_name(group)?.map(|group| group.gid.as_raw()))
+    })
+}
+
+fn id(
+    what: &str,
+    text: &str,
+    find: impl FnOnce() -> nix::Result<Option<u32>>,
+) -> Result<u32, String> {
+    // The highest number means "as it is" to chown(2).
+    let number = text.parse().ok().filter(|id| *id != u32::MAX);
+    if let Some(id) = number.filter(|_| text.bytes().all(|byte| byte.is_ascii_digit())) {
+        return Ok(id);
+    }
+    match find() {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(format!("there is no {what} {text:?}")),
+        Err(error) => Err(format!("the {what} {text:?} cannot be looked up: {error}")),
+    }
+}
+
+impl Access {
+    fn give(&self, path: &Path) -> io::Result<()> {
+        if self.user.is_some() || self.group.is_some() {
+            lchown(path, self.user, self.group)?;
+        }
+        self.mode.map_or(Ok(()), |mode| {
+            fs::set_permissions(path, Permissions::from_mode(mode))
+        })
+    }
+}
+
+/// Makes room for a socket: removes one that is there, if nobody listens on it.
+fn clear(path: &Path) -> io::Result<()> {
+    let in_use = |why| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(there) if !there.file_type().is_socket() => {
+            return in_use("what is there is not a socket");
+        }
+        Ok(_) => {}
+    }
+    // Whoever listens sees a client that comes and goes.
+    match socket()?.connect(&SockAddr::unix(path)?) {
+        Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+        _ => return in_use("somebody listens there"),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// The file of a socket that was bound here. Dropped, it is removed, if it is still that one, and by the process that has
+/// made it.
+///
+/// The kernel keeps the inode of a file for as long as the socket is open that was bound to it, also when the file is
+/// gone. So until the socket is closed, no other file has its number.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    process: u32,
+}
+
+impl SocketFile {
+    fn at(path: PathBuf) -> io::Result<Self> {
+        let there = fs::symlink_metadata(&path)?;
+        Ok(Self {
+            path,
+            device: there.dev(),
+            inode: there.ino(),
+            process: process::id(),
+        })
+    }
+
+    /// Its absolute path; none if that is longer than any that can be bound.
+    pub(super) fn addr(&self) -> Option<Addr> {
+        let fits = self.path.as_os_str().len() <= LONGEST_PATH;
+        fits.then(|| Addr::of_path(&self.path))
+    }
+
+    fn is(&self, there: &Metadata) -> bool {
+        (there.dev(), there.ino()) == (self.device, self.inode)
+    }
+
+    /// Also where the process that has bound it has forked, and ended.
+    fn remove(mut self) {
+        self.process = process::id();
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.process != process::id() {
+            return;
+        }
+        let directory = self.path.parent().unwrap_or(&self.path);
+        // Under the lock no other server of ours replaces it between the look and the removal. What fails leaves a file that
+        // the next one replaces.
+        if let Ok(_lock) = lock(directory, LOCK_TIMEOUT_AT_END)
+            && fs::symlink_metadata(&self.path).is_ok_and(|there| self.is(&there))
+        {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// The right to replace or remove sockets in a directory, which one process has at a time: `flock(2)` on the directory
+/// itself, so that no other file is needed. None where the directory cannot be read or locked.
+///
+/// # Errors
+/// Another process has it until the timeout.
+fn lock(directory: &Path, timeout: Duration) -> io::Result<Option<Flock<File>>> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_DIRECTORY);
+    let Ok(mut file) = options.open(directory) else {
+        return Ok(None);
+    };
+    let deadline = Instant::now() + timeout;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((_, nix::Error::EWOULDBLOCK)) if Instant::now() >= deadline => {
+                let why = "another process holds a lock on it";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Err((unlocked, nix::Error::EWOULDBLOCK | nix::Error::EINTR)) => {
+                thread::sleep(LOCK_INTERVAL);
+                file = unlocked;
+            }
+            Err(_) => return Ok(None),
+        }
+    }
+}
