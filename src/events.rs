@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use once_cell::sync::OnceCell;
 
 use crate::addr::Addr;
-use crate::conn_info::ConnState;
+use crate::conn_info::{ConnInfo, ConnState};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::phase::Phase;
@@ -243,9 +243,13 @@ impl Events {
         self.stat(StatKind::Sum, key, value);
     }
 
-    pub(crate) fn conn(&self, event: ConnEvent) {
+    pub(crate) fn conn(&self, conn: &ConnInfo, state: ConnState) {
         if self.interest.conns {
-            self.push(Event::Conn(event));
+            self.push(Event::Conn(ConnEvent {
+                id: conn.id,
+                peer: conn.peer.clone(),
+                state,
+            }));
         }
     }
 

@@ -19,6 +19,7 @@ use hyper::ext::ReasonPhrase;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
+use crate::conn_info::ConnInfo;
 use crate::contain::contain;
 use crate::events::LogLevel;
 
@@ -78,7 +79,9 @@ where
     fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
         let conn = inflight.conn();
         if conn.shared().options.conn_info {
-            request.extensions_mut().insert(conn.info().clone());
+            request
+                .extensions_mut()
+                .insert(ConnInfo::clone(conn.info()));
         }
         self.0.call(request)
     }

@@ -12,7 +12,6 @@ use once_cell::sync::OnceCell;
 use socket2::SockRef;
 
 use crate::conn_info::{ConnInfo, ConnState};
-use crate::events::ConnEvent;
 use crate::ledger::{Count, Ledger};
 use crate::net::Connected;
 use crate::net::link::{self, Stream};
@@ -84,7 +83,8 @@ pub(crate) enum BodyFault {
 /// One connection. Whoever drives it writes the counts; others only read them.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    info: ConnInfo,
+    /// Shared with the requests that C keeps: with a request, it would be copied each time.
+    info: Arc<ConnInfo>,
     shared: Arc<Shared>,
     state: AtomicU8,
     /// The socket's: for a reset from another thread.
@@ -154,12 +154,12 @@ impl Conn {
     ) -> Accepted {
         let registry = &shared.registry;
         let conn = Arc::new(Self {
-            info: ConnInfo {
+            info: Arc::new(ConnInfo {
                 id: registry.next_id(),
                 peer,
                 local,
                 credentials: stream.credentials(),
-            },
+            }),
             shared: Arc::clone(shared),
             state: AtomicU8::new(ConnState::New as u8),
             number: Number::new(stream.as_raw_fd()),
@@ -198,7 +198,7 @@ impl Conn {
         }
     }
 
-    pub(crate) fn info(&self) -> &ConnInfo {
+    pub(crate) fn info(&self) -> &Arc<ConnInfo> {
         &self.info
     }
 
@@ -225,12 +225,7 @@ impl Conn {
     }
 
     fn tell(&self, state: ConnState) {
-        let events = &self.shared.events;
-        events.conn(ConnEvent {
-            id: self.info.id,
-            peer: self.info.peer.clone(),
-            state,
-        });
+        self.shared.events.conn(&self.info, state);
     }
 
     /// The first byte of a request goes to hyper.

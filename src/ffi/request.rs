@@ -33,7 +33,7 @@ use super::types::{httpdown_bytes, httpdown_credentials, httpdown_destroy_fn, ht
 /// thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
 pub struct httpdown_request {
     head: Parts,
-    conn: ConnInfo,
+    conn: Arc<ConnInfo>,
     /// Until it is ended.
     exchange: UnsafeCell<Option<Exchange>>,
     /// Until it is ended; not in the exchange, because others may ask while that is used.
@@ -53,7 +53,7 @@ impl httpdown_request {
     fn new(mut exchange: Exchange, server: &Arc<httpdown_server>) -> Self {
         Self {
             head: exchange.take_head(),
-            conn: exchange.conn().clone(),
+            conn: Arc::clone(exchange.conn_info()),
             slot: UnsafeCell::new(Some(Arc::clone(exchange.slot()))),
             exchange: UnsafeCell::new(Some(exchange)),
             server: Arc::as_ptr(server),

@@ -215,6 +215,10 @@ impl Exchange {
     /// The connection that it came on.
     #[must_use]
     pub fn conn(&self) -> &ConnInfo {
+        self.conn_info()
+    }
+
+    pub(crate) fn conn_info(&self) -> &Arc<ConnInfo> {
         self.0.slot.inflight().conn().info()
     }
 

@@ -399,7 +399,7 @@ impl Builder {
     {
         let make = move |conn: &Arc<Conn>| {
             let server = Server::of(Arc::clone(conn.shared()));
-            Plain(make(&server, conn.info().clone()))
+            Plain(make(&server, ConnInfo::clone(conn.info())))
         };
         self.start(listeners.into(), |_, _| (make, Backend::Direct))
     }
