@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Group, User};
-use once_cell::sync::OnceCell;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::addr::Addr;
@@ -42,7 +41,8 @@ pub(crate) struct Listener {
     inode: u32,
     /// Held ready: when it is asked how many wait, there may be no descriptors.
     diag: Option<SockDiag>,
-    refuses: OnceCell<()>,
+    /// Shut down by a stop.
+    refuses: AtomicBool,
     /// Nobody waits, and nobody will.
     is_empty: AtomicBool,
 }
@@ -54,7 +54,7 @@ impl Listener {
             socket,
             inode: u32::try_from(inode).unwrap_or(0),
             diag: SockDiag::new().ok(),
-            refuses: OnceCell::new(),
+            refuses: AtomicBool::new(false),
             is_empty: AtomicBool::new(false),
         }
     }
@@ -77,7 +77,7 @@ impl Listener {
 
     pub(super) fn accept(&self, local: &Addr) -> std::result::Result<Connected, NotAccepted> {
         let (socket, peer) = match listener::accept(&self.socket) {
-            Err(NotAccepted::Empty) if self.refuses.get().is_some() => {
+            Err(NotAccepted::Empty) if self.refuses.load(Ordering::Relaxed) => {
                 self.is_empty.store(true, Ordering::Relaxed);
                 return Err(NotAccepted::Empty);
             }
@@ -94,9 +94,10 @@ impl Listener {
     ///
     /// The kernel looks at this and puts a client into the queue under one lock: nobody is lost in between.
     pub(crate) fn refuse_new(&self) -> io::Result<()> {
-        self.refuses
-            .get_or_try_init(|| self.socket.shutdown(Shutdown::Read))
-            .copied()
+        // Each time: by its number, which may mean something else by now, the socket must not be closed.
+        self.socket.shutdown(Shutdown::Read)?;
+        self.refuses.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// How many connections wait to be accepted. If it is not known whether there is one, one.
