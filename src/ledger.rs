@@ -1,4 +1,4 @@
-//! What became of every connection and every request: counted while serving, reported by the stop.
+//! What became of every connection and every request. It is counted while serving, and the stop reports it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,34 +9,35 @@ use crate::report::Report;
 pub(crate) struct Count(AtomicU64);
 
 impl Count {
-    /// What was counted before, in this counter or another, is seen by whoever reads that one later.
+    /// The value. What was counted before it, in this counter or another, is seen by every thread that reads that
+    /// counter afterwards.
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
-    /// For a counter that one thread writes at a time: no locked instruction.
+    /// Adds `n`. For a counter that only one thread writes at a time: needs no locked instruction.
     pub(crate) fn raise(&self, n: u64) {
         self.0.store(self.get() + n, Ordering::Release);
     }
 
-    /// As [`Count::raise`].
+    /// Subtracts `n`, like [`Count::raise`].
     pub(crate) fn lower(&self, n: u64) {
         self.0.store(self.get() - n, Ordering::Release);
     }
 
-    /// Moves what has been counted here to `other`; both as with [`Count::raise`].
+    /// Moves what has been counted here to `other`. Both counters must be written like in [`Count::raise`].
     pub(crate) fn move_to(&self, other: &Self) {
         let value = self.get();
         self.lower(value);
         other.raise(value);
     }
 
-    /// For a counter that several threads write.
+    /// Adds `n`. For a counter that several threads write.
     pub(crate) fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Release);
     }
 
-    /// As [`Count::add`].
+    /// Subtracts `n`, like [`Count::add`].
     pub(crate) fn sub(&self, n: u64) {
         self.0.fetch_sub(n, Ordering::Release);
     }
@@ -52,7 +53,7 @@ pub(crate) struct Ledger {
     pub(crate) killed: Count,
 }
 
-/// What a [`Ledger`] says at one time.
+/// The counts of a [`Ledger`] at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counts {
     pub(crate) requests: u64,
@@ -63,8 +64,8 @@ pub(crate) struct Counts {
 }
 
 impl Ledger {
-    /// No more in the columns than have come, even while the connection counts: a request comes before it is in a
-    /// column, and from `served` one may still go to `gone` or `killed`.
+    /// The counts now. The columns never hold more requests than have come, even while the connection counts: a request
+    /// comes before it is in a column, and may still move from `served` to `gone` or `killed`.
     pub(crate) fn counts(&self) -> Counts {
         let (gone, killed) = (self.gone.get(), self.killed.get());
         let (served, failed) = (self.served.get(), self.failed.get());
@@ -103,7 +104,7 @@ impl Counts {
     }
 }
 
-/// How connections ended, each in one way.
+/// How connections ended. Each has ended in one way.
 #[derive(Debug, Default)]
 pub(crate) struct Ends {
     pub(crate) closed: Count,
@@ -112,9 +113,9 @@ pub(crate) struct Ends {
     pub(crate) gone: Count,
     pub(crate) timed_out: Count,
     pub(crate) killed: Count,
-    /// Of those killed.
+    /// How many of the killed connections were hijacked.
     pub(crate) hijacked_killed: Count,
-    /// Bytes left in our kernel.
+    /// Bytes that were left in our kernel.
     pub(crate) bytes_unacked: Count,
 }
 

@@ -1,4 +1,4 @@
-//! What a host asks of a running server: from any thread, and even from a signal handler.
+//! What a host asks of a running server, from any thread, and even from a signal handler.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -8,7 +8,7 @@ use tokio::io::unix::AsyncFd;
 use crate::error::{Error, Result};
 use crate::sys::{self, EventFd};
 
-/// What a host can ask of a running server. A later one includes the ones before.
+/// What a host can ask of a running server. A later order includes the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Order {
@@ -16,7 +16,7 @@ pub(crate) enum Order {
     Kill = 2,
 }
 
-/// Where orders are left, from any thread, and even from a signal handler.
+/// The place where orders are left, from any thread, and even from a signal handler.
 #[derive(Debug)]
 pub(crate) struct Orders {
     given: AtomicU8,
@@ -32,7 +32,7 @@ impl Orders {
         })
     }
 
-    /// Async-signal-safe: an atomic operation and a `write(2)`.
+    /// Gives an order. Async-signal-safe: an atomic operation and a `write(2)`.
     pub(crate) fn give(&self, order: Order) {
         self.given.fetch_max(order as u8, Ordering::Release);
         self.wake.set();
@@ -63,7 +63,7 @@ impl<'a> Inbox<'a> {
                     self.orders.wake.clear();
                     ready.clear_ready();
                 }
-                Err(_) => return, // The runtime is going away, and we with it.
+                Err(_) => return, // The runtime is going away, and this task with it.
             }
         }
     }

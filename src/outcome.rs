@@ -9,7 +9,8 @@ use std::time::Instant;
 use crate::contain::contain;
 use crate::error::Result;
 
-/// Threads that wait are told first, and then tasks one by one: a task's waker is the host's, and may panic or block.
+/// Threads that wait are told first, and then tasks, one by one: a task's waker is the host's code, and may panic or
+/// block.
 #[derive(Default)]
 pub(crate) struct Outcome {
     state: Mutex<State>,
@@ -25,17 +26,17 @@ struct State {
 }
 
 impl Outcome {
-    /// What it is, also before those who wait are told.
+    /// The outcome, even before those who wait are told.
     pub(crate) fn get(&self) -> Option<Result<()>> {
         self.lock().result.clone()
     }
 
-    /// The first time counts.
+    /// Sets the outcome. Only the first call counts.
     pub(crate) fn settle(&self, result: Result<()>) {
         self.lock().result.get_or_insert(result);
     }
 
-    /// Lets go those who wait.
+    /// Tells the outcome to those who wait.
     pub(crate) fn tell(&self) {
         let mut state = self.lock();
         state.told = true;
@@ -53,7 +54,8 @@ impl Outcome {
             number: None,
         };
         poll_fn(|cx| {
-            // Not within the lock, which who settles needs: to clone and to drop a waker is the host's code.
+            // The waker is cloned and dropped outside the lock: that is the host's code, and the thread that settles
+            // the outcome needs the lock.
             let waker = cx.waker().clone();
             let mut state = self.lock();
             if let Some(result) = state.told() {
@@ -78,7 +80,7 @@ impl Outcome {
         .await
     }
 
-    /// Blocks; `None` if the deadline passes before.
+    /// Blocks until the outcome is told. Returns `None` if the deadline passes before.
     pub(crate) fn wait_until(&self, deadline: Option<Instant>) -> Option<Result<()>> {
         let mut state = self.lock();
         loop {
@@ -113,7 +115,7 @@ impl State {
     }
 }
 
-/// Somebody who waits, until it does so no more.
+/// The place of a task that waits. When it is dropped, the task waits no more.
 struct Place<'a> {
     outcome: &'a Outcome,
     number: Option<u64>,

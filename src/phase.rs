@@ -1,4 +1,4 @@
-//! How far a server has come, what that means for everybody else, and who is told of it.
+//! How far a server has come, what that means for its other parts, and who is told.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -27,33 +27,34 @@ use tokio::sync::futures::Notified;
 #[non_exhaustive]
 #[repr(u8)]
 pub enum Phase {
-    /// Accepting and answering.
+    /// The server accepts and answers.
     #[default]
     Serving = 0,
-    /// Still accepting, but no longer ready: load balancers should look elsewhere.
+    /// The server still accepts, but is no longer ready: load balancers should look elsewhere.
     LameDuck = 1,
-    /// New handshakes are refused, the old ones taken over, the listening sockets closed; connections begin to drain.
+    /// New handshakes are refused, old ones are taken over, and the listening sockets are closed. Connections begin to
+    /// drain.
     Quiescing = 2,
-    /// No new connections; what is there is finished.
+    /// There are no new connections; requests under way are finished.
     Draining = 3,
     /// The stop timeout has passed: what is left is cut.
     Killing = 4,
-    /// The end.
+    /// The server has ended.
     Stopped = 5,
 }
 
 impl Phase {
-    /// The next response on a connection says that it ends.
+    /// Whether the next response on a connection says that the connection ends.
     pub(crate) fn announces_close(self) -> bool {
         self >= Self::LameDuck
     }
 
-    /// No new connections: those that are there come to their end.
+    /// Whether there are no new connections, and the open ones come to their end.
     pub(crate) fn drains(self) -> bool {
         self >= Self::Quiescing
     }
 
-    /// What is there is cut.
+    /// Whether connections and requests are cut.
     pub(crate) fn cuts(self) -> bool {
         self >= Self::Killing
     }
@@ -70,22 +71,22 @@ impl Phase {
     }
 }
 
-/// The phase, to be looked at by every connection; and the stop and the kill, to be waited for.
+/// The phase, which every connection looks at; and the stop and the kill, for which one can wait.
 #[derive(Debug, Default)]
 pub(crate) struct Phases {
     current: AtomicU8,
     killing: Notify,
     killing_for_tasks: Notify,
-    /// For tasks, too.
+    /// Tasks wait for this, too.
     stopping: Notify,
 }
 
-/// Who waits: whose waker is to be called.
+/// Who waits, and so whose waker is to be called.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Waiter {
-    /// A thread, by a waker of ours.
+    /// A thread, which has a waker of ours.
     Thread,
-    /// A task of the host's, by the host's waker, which may block: it is told last.
+    /// The host's task. Its waker is the host's and may block, so it is told last.
     Task,
 }
 
@@ -98,7 +99,7 @@ impl Phases {
         self.current.store(phase as u8, Ordering::Release);
     }
 
-    /// Waits until the stop begins, if it has not before this call.
+    /// Waits for a stop that begins after this call.
     pub(crate) fn stopping(&self) -> Notified<'_> {
         self.stopping.notified()
     }
@@ -121,7 +122,7 @@ impl Phases {
         }
     }
 
-    /// Tells the tasks that wait for this phase: by the host's wakers.
+    /// Tells the tasks that wait for this phase, by calling the host's wakers.
     pub(crate) fn tell_tasks(&self, phase: Phase) {
         if phase.cuts() {
             self.killing_for_tasks.notify_waiters();

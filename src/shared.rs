@@ -21,11 +21,11 @@ use crate::report::Report;
 use crate::threads::{Helper, LentRuntime, Thread};
 use crate::throttle::Throttle;
 
-/// How long a client may at most pipeline requests in a stop before it is told that its connection ends: without limit, a
-/// stop timeout without limit would be one for ever. Half of the default stop timeout.
+/// How long a client may pipeline requests in a stop, at most, before it is told that its connection ends. Without this
+/// limit, a stop without a timeout might wait for ever. Half of the default stop timeout.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
-/// On the server's clock.
+/// The times of a stop, on the server's clock.
 #[derive(Clone, Copy, Debug, Default)]
 struct StopTimes {
     began: Option<Duration>,
@@ -38,19 +38,19 @@ struct StopTimes {
 pub(crate) struct Shared {
     pub(crate) id: u64,
     pub(crate) options: Options,
-    /// What responses say of the idle timeout, in a `Keep-Alive` field.
+    /// What responses say about the idle timeout, in a `Keep-Alive` field.
     pub(crate) announcement: Option<HeaderValue>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) events: Events,
-    /// Of accepting, and of driving what was accepted.
+    /// The failures of accepting, and of driving what was accepted.
     pub(crate) accept_failures: Throttle,
     pub(crate) drive_failures: Throttle,
     pub(crate) orders: Orders,
     pub(crate) phases: Phases,
-    /// When the last request came that shows that somebody still sends work: known only in the lame duck.
+    /// When the last request came that shows that somebody still sends work. Noted only in the lame duck.
     pub(crate) last_request: Latest,
     pub(crate) registry: Registry,
-    /// Of connections that are no longer in the registry.
+    /// The counts of connections that are no longer in the registry.
     pub(crate) ledger: Ledger,
     /// How connections ended.
     pub(crate) ends: Ends,
@@ -59,19 +59,19 @@ pub(crate) struct Shared {
     stop: Mutex<StopTimes>,
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
-    /// The counts when the outcome was settled: what happens in handlers that were abandoned changes nothing.
+    /// The counts at the moment when the outcome was settled. What happens later in abandoned handlers changes nothing.
     last_report: OnceCell<Report>,
     pub(crate) local_addrs: Vec<Addr>,
-    /// The control thread's.
+    /// The control thread's runtime.
     pub(crate) runtime: tokio::runtime::Handle,
-    /// If connections run on it.
+    /// The host's runtime, if connections run on it.
     pub(crate) lent: Option<Arc<LentRuntime>>,
     pub(crate) threads: Mutex<Vec<Thread>>,
 }
 
 impl Shared {
-    /// Of a server that has not begun. `runtime`: the control thread's. `lent`: where connections will run, if that is
-    /// the host's.
+    /// Makes the shared state of a server that has not begun. `runtime`: the control thread's runtime. `lent`: the
+    /// host's runtime, if connections will run on it.
     pub(crate) fn new(
         id: u64,
         options: Options,
@@ -114,7 +114,7 @@ impl Shared {
         self.stop_times().began = Some(at);
     }
 
-    /// No new connections from now on: the stop timeout runs.
+    /// From now on, there are no new connections, and the stop timeout runs.
     pub(crate) fn quiescing_began(&self, at: Duration) {
         self.stop_times().quiescing = Some(at);
     }
@@ -123,8 +123,8 @@ impl Shared {
         self.stop_times().ended = Some(at);
     }
 
-    /// Whether half of the stop timeout has passed: then a client that never ceases to pipeline requests must be told
-    /// that its connection ends, though it has sent more of them.
+    /// Whether half of the stop timeout has passed. Then a client that never stops pipelining requests must be told
+    /// that its connection ends, though it has sent more requests.
     pub(crate) fn is_stop_pressing(&self) -> bool {
         let began = self.stop_times().quiescing;
         let patience = (self.options.stop_timeout / 2).min(MOST_PATIENCE);
@@ -139,8 +139,8 @@ impl Shared {
         self.phases.get() == Phase::Serving && !self.orders.given(Order::Stop)
     }
 
-    /// Tells of a phase that has begun. Every connection looks at it, if it changes what they do between two requests or
-    /// in one.
+    /// Tells all who wait that a phase has begun. If the phase changes what connections do between two requests or in
+    /// one, every connection looks at it.
     pub(crate) fn announce(&self, phase: Phase) {
         self.phases.tell_threads(phase);
         if !matches!(phase, Phase::LameDuck | Phase::Draining) {
@@ -149,16 +149,16 @@ impl Shared {
         self.phases.tell_tasks(phase);
     }
 
-    /// A request has come, and not one that only asks whether the server is ready.
+    /// A request has come. Requests that only ask whether the server is ready are not reported here.
     pub(crate) fn request_came(&self) {
         if self.phases.get() == Phase::LameDuck {
             self.last_request.note(self.clock.now());
         }
     }
 
-    /// How it has ended. The first time counts. Those who wait are not told yet.
+    /// Sets how the server has ended. Only the first call counts. Those who wait are not told yet.
     pub(crate) fn settle(&self, outcome: Result<()>) {
-        // A report asks the clock, which is the host's.
+        // A report calls the clock, which is the host's code.
         if let Some(report) = contain(|| self.report()) {
             let _ = self.last_report.set(report);
         }

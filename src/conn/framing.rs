@@ -1,9 +1,9 @@
 //! Where requests begin and end in the bytes of a connection.
 //!
-//! hyper reads as much as there is, and does not tell what it holds. So it gets its bytes request by request: then at
-//! the end of each it holds nothing, and what has been received behind it is known here. Heads are not parsed: a head
-//! ends with its first empty line, as hyper's parser has it, and hyper says what body follows. Chunks are followed more
-//! strictly than hyper does, so that both cannot but agree on where they end.
+//! hyper reads as much as there is, and does not tell what it holds. So this module gives hyper its bytes request by
+//! request. Then hyper holds nothing at the end of each request, and the bytes received behind that request are known
+//! here. Heads are not parsed: a head ends with its first empty line, like in hyper's parser, and hyper says what body
+//! follows. The rules for chunks are stricter here than in hyper, so that both always agree on where the chunks end.
 
 use std::io;
 
@@ -11,21 +11,21 @@ use memchr::memmem::Finder;
 use memchr::{memchr, memchr3, memrchr};
 use once_cell::sync::Lazy;
 
-/// How far the bytes have been followed.
+/// How far the bytes of the connection have been followed.
 #[derive(Debug, Default)]
 pub(super) enum Framing {
-    /// Between two requests: empty lines may come, which are no request (RFC 9112, 2.2).
+    /// Between two requests. Empty lines may come here; they are no request (RFC 9112, 2.2).
     #[default]
     Between,
     /// In a head.
     Head(Line, RequestLine),
-    /// Behind a head: what follows is to be said by [`Framing::follow`].
+    /// Behind a head. The caller says by [`Framing::follow`] what comes next.
     AfterHead,
-    /// In a body of known length: so much is left.
+    /// In a body of known length. The number is the bytes that are left.
     Body(u64),
     /// In a chunked body.
     Chunked(Chunks),
-    /// No longer HTTP: after an upgrade.
+    /// After an upgrade: the bytes are no longer HTTP.
     Opaque,
 }
 
@@ -40,33 +40,33 @@ pub(super) enum Line {
 /// How much of a head's first line has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestLine {
-    /// Not yet the space behind its method, in which there may be a `#`.
+    /// The space behind the method has not come yet. The method may contain a `#`.
     Method,
     Target,
-    /// All of it.
+    /// The line has come to its end.
     Past,
 }
 
-/// What a body is, by the head before it.
+/// The length of a body, as the head before it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyLength {
     Known(u64),
     Chunked,
 }
 
-/// What some bytes are.
+/// The result of [`Framing::scan`]: how to split the bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Scan {
-    /// So many, at the beginning, are empty lines between requests.
+    /// The number of bytes at the beginning that are empty lines between requests.
     pub(super) skip: usize,
-    /// So many, behind those, belong to the present request. The rest is to be scanned again.
+    /// The number of bytes behind those that belong to the present request. The rest is to be scanned again.
     pub(super) take: usize,
-    /// The head's target has bytes in it that none may have.
+    /// The head's target contains bytes that no target may have.
     pub(super) is_foreign: bool,
 }
 
 impl Framing {
-    /// What follows the head that has ended.
+    /// Sets what follows the head that has ended.
     pub(super) fn follow(&mut self, length: BodyLength) {
         *self = match length {
             BodyLength::Known(0) => Self::Between,
@@ -75,12 +75,12 @@ impl Framing {
         };
     }
 
-    /// Whether the body has not come to its end.
+    /// Whether the bytes are in a body that has not come to its end.
     pub(super) fn is_in_body(&self) -> bool {
         matches!(self, Self::Body(_) | Self::Chunked(_))
     }
 
-    /// How much of the body is still to come; `None` if only its end will tell.
+    /// How many bytes of the body are still to come; `None` if only the end of the body will tell.
     pub(super) fn left(&self) -> Option<u64> {
         match self {
             Self::Body(left) => Some(*left),
@@ -90,7 +90,7 @@ impl Framing {
         }
     }
 
-    /// Follows the bytes to the end of the head or body that they belong to, or to their own end.
+    /// Follows the bytes to the end of the head or body that they belong to, or to the end of the bytes.
     ///
     /// # Errors
     /// The chunks are malformed.
@@ -147,14 +147,14 @@ impl Framing {
 }
 
 impl RequestLine {
-    /// Whether the target has bytes in it that hyper lets pass, or, from a `#` on, takes away: none of them may stand in
-    /// a URI (RFC 3986, 2), and who sees them otherwise sees another target.
+    /// Whether the target contains bytes that hyper lets pass, or that hyper removes (everything from a `#` on). None
+    /// of these bytes may stand in a URI (RFC 3986, 2), and a program that treats them differently sees another target.
     #[inline]
     fn is_foreign(&mut self, bytes: &[u8]) -> bool {
         if *self == Self::Past {
             return false;
         }
-        // In one go, for the line that comes in one piece.
+        // Fast path, for a line that comes in one piece.
         let found = memchr3(b'\n', b'#', b'"', bytes);
         let line = &bytes[..found.unwrap_or(bytes.len())];
         if found.is_some_and(|at| bytes[at] == b'\n') && line.is_ascii() {
@@ -181,12 +181,13 @@ impl RequestLine {
     }
 }
 
-/// Whether the bytes, between two requests, are the beginning of one.
+/// Whether the bytes, received between two requests, are the beginning of a request.
 pub(super) fn is_request(bytes: &[u8]) -> bool {
     !matches!(bytes[empty_lines(bytes)..], [] | [b'\r'])
 }
 
-/// The end of the last empty line: what begins a request and reaches so far holds its whole head.
+/// The end of the last empty line. If the bytes begin with a request, its whole head lies before this end (if it is not
+/// 0).
 pub(super) fn heads_end(bytes: &[u8]) -> usize {
     let mut lines = bytes;
     while let Some(end) = memrchr(b'\n', lines) {
@@ -207,9 +208,9 @@ fn empty_lines(bytes: &[u8]) -> usize {
     bytes.len() - rest.len()
 }
 
-/// The end of the head: that of its first empty line.
+/// The end of the head, which is the end of its first empty line.
 fn head_end(line: &mut Line, bytes: &[u8]) -> Option<usize> {
-    // In one go, for the head that comes in one piece, as most do.
+    // Fast path, for a head that comes in one piece. Most do.
     if *line == Line::Nothing
         && !matches!(bytes, [b'\r' | b'\n', ..])
         && let Some(end) = EMPTY_LINE.find(bytes)
@@ -238,11 +239,11 @@ fn head_end(line: &mut Line, bytes: &[u8]) -> Option<usize> {
     None
 }
 
-/// An empty line behind another line.
+/// The end of a line, and an empty line behind it.
 static EMPTY_LINE: Lazy<Finder<'static>> = Lazy::new(|| Finder::new(b"\n\r\n"));
 static BARE_EMPTY_LINE: Lazy<Finder<'static>> = Lazy::new(|| Finder::new(b"\n\n"));
 
-/// How far a chunked body has been followed: what comes next. A size of 0 is that of the last chunk.
+/// How far a chunked body has been followed: each variant says what comes next. A size of 0 is that of the last chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chunks {
     /// A digit of a chunk's size, or what follows it.
@@ -250,26 +251,26 @@ pub(super) enum Chunks {
         value: u64,
         digits: u8,
     },
-    /// White space behind the size, which is allowed only before an extension (RFC 9112, 7.1.1).
+    /// White space behind the size. It is allowed only before an extension (RFC 9112, 7.1.1).
     Space(u64),
-    /// An extension, ignored.
+    /// An extension, which is ignored.
     Extension(u64),
     /// The line feed behind a size.
     SizeEnd(u64),
-    /// The chunk: so much is left.
+    /// The data of the chunk. The number is the bytes that are left.
     Data(u64),
-    /// The carriage return behind a chunk, then its line feed.
+    /// The carriage return behind a chunk; after it, the line feed.
     DataEnd,
     DataEndLf,
     /// A line of the trailers.
     Trailer,
-    /// More of its name.
+    /// More of a trailer's name.
     TrailerName,
-    /// More of its value.
+    /// More of a trailer's value.
     TrailerText,
-    /// Its line feed.
+    /// The line feed behind a trailer.
     TrailerLf,
-    /// The line feed of the empty line: the end.
+    /// The line feed of the empty line, which ends the body.
     End,
 }
 
@@ -279,8 +280,9 @@ impl Chunks {
         digits: 0,
     };
 
-    /// How many of these bytes belong to the body, and whether they end it. Its last byte is taken by itself: hyper asks
-    /// for it only when it has given away all chunks. So it is known whether it holds some that nobody has read.
+    /// Says how many of these bytes belong to the body, and whether they end it. The last byte of a body is taken by
+    /// itself: hyper asks for it only when it has given away all chunks. So it is known whether hyper holds chunks that
+    /// nobody has read.
     fn follow(&mut self, bytes: &[u8]) -> io::Result<(usize, bool)> {
         let mut at = 0;
         while at < bytes.len() {
@@ -304,7 +306,7 @@ impl Chunks {
     }
 
     fn after(self, byte: u8) -> io::Result<Self> {
-        const MAX_DIGITS: u8 = 16; // of 64 bits
+        const MAX_DIGITS: u8 = 16; // the hexadecimal digits of 64 bits
         Ok(match (self, byte) {
             (Self::Size { value, digits }, b) if b.is_ascii_hexdigit() && digits < MAX_DIGITS => {
                 let digit = char::from(b).to_digit(16).unwrap_or(0);
@@ -343,7 +345,7 @@ impl Chunks {
     }
 }
 
-/// Whether it may stand in a field's name (RFC 9110, 5.6.2).
+/// Whether the byte may stand in a field's name (RFC 9110, 5.6.2).
 fn is_of_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -356,7 +358,7 @@ fn at_most(len: usize, left: u64) -> usize {
 mod tests {
     use super::*;
 
-    /// Follows the bytes, in pieces of that size, and says what each request was.
+    /// Follows the bytes, in pieces of `piece` bytes, and returns the bytes of each request.
     fn requests(bytes: &[u8], piece: usize, mut bodies: &[BodyLength]) -> io::Result<Vec<Vec<u8>>> {
         let mut framing = Framing::default();
         let mut requests = Vec::new();
@@ -402,7 +404,7 @@ mod tests {
             ),
             ("GET / HTTP/1.1\r\n\r\n", BodyLength::Known(0)),
             ("POST / HTTP/1.1\r\n\n0;e\r\n\r\n", BodyLength::Chunked),
-            ("\rGET \r\r\n\r\n", BodyLength::Known(0)), // for hyper to refuse
+            ("\rGET \r\r\n\r\n", BodyLength::Known(0)), // hyper is to refuse it
         ];
         for separator in ["", "\r\n", "\n\r\n\n"] {
             let bytes: Vec<_> = cases

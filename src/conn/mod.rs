@@ -5,9 +5,9 @@
 //!    └──time over, or the client has left──► closing ◄──the last response──┘
 //! ```
 //!
-//! hyper speaks HTTP over a [`Transport`] that notices every byte, and to a service that notices every request; both
-//! tell the [`Conn`], which is the one place that knows the connection's state. hyper's own graceful shutdown is never
-//! called: it closes a new or an idle connection whatever is on its way.
+//! hyper speaks HTTP over a [`Transport`], which notices every byte, and calls a service that notices every request.
+//! Both tell the [`Conn`], which is the one place that knows the connection's state. hyper's own graceful shutdown is
+//! never called: it closes a new or an idle connection even when a request is on its way.
 
 mod framing;
 mod number;
@@ -41,19 +41,19 @@ use park::Resume;
 use service::Tracked;
 use wire::{Slot, Transport, Wire};
 
-/// How often it is looked whether a client has acknowledged what it was sent: soon at first, and at last, by a stop,
-/// about as often as a client's kernel, which may delay an acknowledgement so long. Before a stop nobody waits for it.
-/// In milliseconds.
+/// How often the connection checks whether its client has acknowledged all that it was sent. The pause, in
+/// milliseconds, is short at first, and grows. During a stop its maximum is about as long as a client's kernel may
+/// delay an acknowledgement. Before a stop, nobody waits for the acknowledgement, so the pause may be longer.
 const MIN_PAUSE: u32 = 1;
 const MAX_PAUSE_AT_STOP: u32 = 50;
 const MAX_PAUSE: u32 = 1_000;
 
-/// How much longer a new connection's grace is for each repetition that its handshake needed. Its client took that for
-/// the round trip, and, should its request be lost on the way too, repeats it only after three times as long: 3 s after
-/// the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
+/// How much longer a new connection's grace is for each time that the handshake was repeated. The client took the delay
+/// of that repetition for the round trip. If its request is lost on the way too, the client repeats it only after three
+/// times as long: 3 s after the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
 
-/// Serves one connection to its end. `make`: has what answers its requests.
+/// Serves one connection to its end. `make` creates the service that answers its requests.
 pub(crate) fn serve<M, R, S>(accepted: Accepted, make: &Arc<Mutex<M>>, worker: Arc<S>)
 where
     M: FnMut(&Arc<Conn>) -> R + Send + 'static,
@@ -63,7 +63,8 @@ where
     let runs = Arc::clone(&worker);
     let make = Arc::clone(make);
     runs.spawn(async move {
-        // Here, because the thread that accepts must survive what the host does there.
+        // `make` is called here, and not in the thread that accepts: that thread must survive what the host's code
+        // does.
         let service = contain(|| {
             let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
             make(accepted.conn())
@@ -93,13 +94,14 @@ where
             respond,
             worker,
         });
-        // Mostly its first request is here already, and when tokio has looked, it needs not be parked for that.
+        // Mostly the first request is here already. When tokio has looked, the connection need not be parked to wait
+        // for it.
         yield_now().await;
         go_on(parked).await;
     });
 }
 
-/// Drives a connection as long as there is something to do: the task of one that is not parked.
+/// The task of a connection that is not parked: drives the connection as long as there is something to do.
 async fn go_on<R, S>(mut parked: Box<Parked<R, S>>)
 where
     R: Respond + Clone,
@@ -124,7 +126,7 @@ where
                 break false;
             }
         }
-        // What has just been idle for long, or is new, will probably be idle for long again.
+        // A connection that is new, or has just been idle for long, will probably be idle for long again.
         let park_after = conn.shared().options.park_after;
         let requests = conn.requests();
         let is_busy = requests > 0 && parked.idle_since.elapsed() < park_after;
@@ -135,7 +137,7 @@ where
         };
         let Some(left) = left else {
             conn.hijacked_if_open();
-            // Who has it now may have it for long, and no use for the task's waker.
+            // The new owner of the connection may keep it for long, and does not need the task's waker.
             conn.driver().look();
             return;
         };
@@ -144,7 +146,7 @@ where
             // Empty lines are no request.
             End::Parked(_) if conn.requests() == requests => {}
             End::Parked(since) => parked.rests_since(since),
-            // hyper reads no body to its end that nobody reads.
+            // hyper does not read a body to its end if nobody else reads it.
             End::Done if conn.goes_on() && !conn.has_read_body() => {
                 let rescue = until_kill(&conn, |cx| parked.wire.poll_rescue(cx));
                 let Some(Ok(())) = rescue.await else {
@@ -160,7 +162,7 @@ where
                 break false;
             }
             End::Cut => {
-                // What was answered before goes out before the reset, as far as the kernel takes it now.
+                // Earlier answers go out before the reset, as far as the kernel takes them now.
                 let _ = poll_fn(|cx| Poll::Ready(parked.wire.poll_rescue(cx))).await;
                 return;
             }
@@ -169,14 +171,15 @@ where
     Box::pin(close(parked.wire, complete)).await;
 }
 
-/// Has a connection driven to the end of its activity. `None` if the host's code panics in it where nobody expects that:
-/// when something is dropped, say. Then, and if the runtime ends before, the requests under way have failed.
+/// Drives a connection to the end of its activity. Returns `None` if the host's code panics where nobody expects a
+/// panic, for example when something is dropped. After such a panic, or if the runtime ends before the activity does,
+/// the requests under way have failed.
 async fn unless_it_panics<T>(
     active: Pin<Box<impl Future<Output = T>>>,
     conn: &Arc<Conn>,
 ) -> Option<T> {
     let mut unfinished = Unfinished {
-        // Dropped after the connection has been told.
+        // The activity is dropped after the connection has been told.
         active: Some(active),
         conn: Some(conn),
     };
@@ -198,7 +201,7 @@ async fn unless_it_panics<T>(
         events.log(LogLevel::Error, "the host's code panicked in a connection");
         events.sum("handler.error", 1.0);
     }
-    // What is left of it may be the host's, too.
+    // What is left of the activity may be the host's code, too, and may panic when dropped.
     contain(|| drop(unfinished));
     end
 }
@@ -218,8 +221,8 @@ impl<F> Drop for Unfinished<'_, F> {
     }
 }
 
-/// A connection that is new or idle, with no parser: while nothing happens, all that there is of it, for it needs no
-/// task either.
+/// A connection that is new or idle, and has no parser. While nothing happens, this is all that is kept of the
+/// connection; it needs no task either.
 struct Parked<R, S> {
     wire: Wire,
     idle_since: Instant,
@@ -228,17 +231,17 @@ struct Parked<R, S> {
     worker: Arc<S>,
 }
 
-/// What ends its rest.
+/// What ends the rest of a parked connection.
 enum Event {
     /// There is something to read.
     Bytes,
     /// The client has left.
     Left,
-    /// It is to be closed.
+    /// The connection is to be closed.
     TimeOver,
 }
 
-/// For how long a connection may still be parked. Most need none.
+/// How long a connection may still be parked. Most connections need no timer.
 struct Timers {
     patience: Option<Pin<Box<Sleep>>>,
     last_answer: Backoff,
@@ -247,7 +250,8 @@ struct Timers {
 }
 
 impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
-    /// Whether there is something to do. If not, it is to be parked: what happens from now on is told to its connection.
+    /// Whether there is something to do. If not, the caller must park this connection: what happens from now on is told
+    /// to its [`Conn`].
     fn look(&mut self) -> Poll<Event> {
         let conn = Arc::clone(self.wire.conn());
         conn.driver().look();
@@ -262,7 +266,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         let Self { wire, timers, .. } = self;
-        // A request that has reached this host is served.
+        // A request that has reached this host is served, whatever the timers say.
         if let Poll::Ready(has_bytes) = wire.poll_readable(cx) {
             return Poll::Ready(if has_bytes { Event::Bytes } else { Event::Left });
         }
@@ -279,7 +283,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
                 last_answer,
                 ..
             } = &mut **timers.get_or_insert_default();
-            // Nobody is idle who has not got the last answer yet.
+            // A client that has not received the last answer yet is not idle.
             if patience.is_none() && ready!(last_answer.poll_until(cx, || !wire.is_delivering())) {
                 self.idle_since = Instant::now();
             }
@@ -293,7 +297,8 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
                 last_answer_at_stop,
                 ..
             } = &mut **timers.get_or_insert_default();
-            // A request that is on its way is served: it has the grace to arrive in, from when the last answer has.
+            // A request that is on its way is served: the grace is the time in which it may arrive. The grace begins
+            // when the last answer has arrived.
             if grace.is_none() {
                 ready!(last_answer_at_stop.poll_until(cx, || !wire.is_delivering()));
             }
@@ -304,7 +309,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
             });
             ready!(grace.as_mut().poll(cx));
         }
-        // tokio may not know yet of what the kernel has; it will wake us for it.
+        // tokio may not know yet that the kernel has bytes. It will wake this connection for them.
         if !phase.cuts() && conn.has_unread() {
             return Poll::Pending;
         }
@@ -329,7 +334,7 @@ impl Default for Timers {
     }
 }
 
-/// Looks again and again for what no event tells of.
+/// Checks a condition again and again, where no event reports it.
 #[derive(Debug)]
 struct Backoff {
     /// In milliseconds.
@@ -347,7 +352,8 @@ impl Backoff {
         }
     }
 
-    /// Waits until it is true, and says whether it was not at once.
+    /// Waits until the condition is true. Returns whether it had to wait, that is, whether the condition was not true
+    /// at once.
     fn poll_until(&mut self, cx: &mut Context<'_>, condition: impl Fn() -> bool) -> Poll<bool> {
         loop {
             if let Some(timer) = &mut self.timer {
@@ -363,22 +369,23 @@ impl Backoff {
     }
 }
 
-/// How hyper came to an end with a connection.
+/// How hyper's work on a connection ended.
 enum End {
-    /// There has been nothing to do since then, for a while; or there is nothing, and the server stops.
+    /// There has been nothing to do for a while, since this moment. Or there is nothing to do, and the server stops.
     Parked(Instant),
-    /// All has been written, and it is to be closed, or somebody upgraded it.
+    /// All has been written. The connection is to be closed, or it was upgraded.
     Done,
-    /// As that, but perhaps not all has been written.
+    /// hyper has ended with an error. Some bytes of the answers may not have been written.
     Failed,
     /// A request's head did not come in time.
     Late,
-    /// A kill cut it, or an error did in a response that only its end would end.
+    /// A kill has cut the connection. Or an error has ended it during a response whose end is the end of the
+    /// connection.
     Cut,
 }
 
-/// Has hyper drive it, until it has been idle for a while, or, if it is not busy, for a moment. Then the wire is
-/// there again, unless the connection was upgraded.
+/// Lets hyper drive the connection until it has been idle for a while or, if it is not busy, for a moment. Returns the
+/// wire, unless the connection was upgraded.
 async fn active<R: Respond>(
     wire: Wire,
     service: Tracked<R>,
@@ -390,7 +397,7 @@ async fn active<R: Respond>(
     (end, wire::take(&slot))
 }
 
-/// As [`active`]; the wire stays in the slot.
+/// Like [`active`], but the wire stays in the slot.
 async fn drive<R: Respond>(
     service: Tracked<R>,
     slot: &Slot,
@@ -398,9 +405,10 @@ async fn drive<R: Respond>(
     is_busy: bool,
 ) -> End {
     let shared = conn.shared();
-    // half_close: a client that sends its request and then a FIN still reads; by default hyper would cancel its handler.
-    // writev: what hyper writes at once it copies together, which for short responses costs less than to keep account of
-    // their pieces, and for long ones no more, if the kernel finds the copy in the processor's cache.
+    // half_close: a client that sends its request and then a FIN still reads the answer; by default hyper would cancel
+    // its handler.
+    // writev: what hyper writes at once it copies together. For short responses, the copy costs less than to keep
+    // account of their pieces; for long ones it costs no more, if the kernel finds the copy in the processor's cache.
     let http = http1::Builder::new()
         .half_close(true)
         .writev(false)
@@ -412,8 +420,8 @@ async fn drive<R: Respond>(
     let mut rest = None;
 
     poll_fn(|cx| {
-        // Before hyper is asked, which might just now get an answer that comes too late; but a 503 of the kill's own
-        // may still go out.
+        // This check comes before hyper is polled, because hyper might just now get an answer that comes too late. But
+        // the kill's own 503 may still go out.
         let phase = shared.phases.get();
         if phase.cuts() && !conn.is_refused() {
             conn.cut();
@@ -439,7 +447,8 @@ async fn drive<R: Respond>(
         }
         let idle_since = if phase.drains() && conn.is_at_rest() {
             if conn.may_have_chunks() {
-                // Who still reads gets the rest of it from hyper, within the time that a next request would have.
+                // A handler that still reads gets the rest of the body from hyper, within the time that a next request
+                // would have.
                 let grace = || Box::pin(sleep(shared.options.idle_grace));
                 ready!(rest.get_or_insert_with(grace).as_mut().poll(cx));
             }
@@ -454,7 +463,7 @@ async fn drive<R: Respond>(
             None
         };
         if let Some(since) = idle_since {
-            // hyper may still wait to tell a handler of the end of a body that it does not want.
+            // hyper may still wait to tell a handler that a body has ended, though the handler does not want that body.
             let is_last = conn.is_close_announced();
             return Poll::Ready(if is_last {
                 End::Done
@@ -466,7 +475,7 @@ async fn drive<R: Respond>(
             header_timer = None;
             return Poll::Pending;
         }
-        // Another head may have begun where the one before has ended.
+        // Another head may have begun right where the previous one has ended.
         let head = conn.requests();
         header_timer.take_if(|(timed, _)| *timed != head);
         let (_, timer) = header_timer
@@ -478,11 +487,12 @@ async fn drive<R: Respond>(
     .await
 }
 
-/// A pause between two requests: how many had come when it was first seen, when that was, and when to look again.
+/// A pause between two requests: the number of requests when the pause was first seen, the moment of that, and the
+/// timer that says when to look again.
 type Pause = (u64, Instant, Pin<Box<Sleep>>);
 
 /// Since when a connection has been idle, if that is long enough for it to be parked. A timer for each pause would cost
-/// every request; so it is looked only now and then whether there has been another.
+/// every request something; so the number of requests is compared only now and then.
 fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> Option<Instant> {
     let requests = conn.requests();
     match pause {
@@ -492,16 +502,17 @@ fn long_pause(pause: &mut Option<Pause>, conn: &Conn, cx: &mut Context<'_>) -> O
     }
     let options = &conn.shared().options;
     let mut timer = Box::pin(sleep(options.park_after.min(options.idle_timeout)));
-    // It is not asked again: it must be set, also where tokio wants the task to pause.
+    // The timer is not polled again here, so it must be registered by this poll, even when tokio wants the task to
+    // pause.
     let _ = Pin::new(&mut unconstrained(timer.as_mut())).poll(cx);
     *pause = Some((requests, Instant::now(), timer));
     None
 }
 
-/// Closes our side, and then reads and discards until the client closes its own. If the socket were closed while the
+/// Closes our side, and then reads and discards until the client closes its side. If the socket were closed while the
 /// client still sends, the kernel would answer with a reset, which destroys what the client has not read yet
-/// (RFC 9112, 9.6). A stop also waits until the client's kernel has acknowledged all of it: what comes after the stop,
-/// the end of a process or of a machine, must not destroy it either.
+/// (RFC 9112, 9.6). During a stop, this function also waits until the client's kernel has acknowledged all bytes: the
+/// end of the process or of the machine, which may follow the stop, must not destroy them either.
 ///
 /// `complete`: all that hyper had is written, or waits in the wire.
 async fn close(mut wire: Wire, complete: bool) {
@@ -511,11 +522,12 @@ async fn close(mut wire: Wire, complete: bool) {
         wire.flushed();
     }
     let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
-        return; // The client has gone, if it is no kill.
+        return; // The client has gone, or a kill has begun.
     };
     let mut linger: Option<Pin<Box<Sleep>>> = None;
     until_kill(&conn, |cx| {
-        // The timer first: a client that sends without pause leaves it nothing of what tokio lets a task do at a time.
+        // The timer is polled first. A client that sends without pause uses up all that tokio lets a task do at a time,
+        // and leaves nothing for the timer.
         if let Some(timer) = &mut linger
             && timer.as_mut().poll(cx).is_ready()
         {
@@ -524,7 +536,7 @@ async fn close(mut wire: Wire, complete: bool) {
         if wire.poll_discard(cx).is_ready() {
             return Poll::Ready(());
         }
-        // Mostly the client has closed already, and it does not come to this.
+        // Mostly the client has closed already, and this timer is never created.
         let timeout = conn.shared().options.linger_timeout;
         let timer = linger.get_or_insert_with(|| Box::pin(sleep(timeout)));
         timer.as_mut().poll(cx)
@@ -532,10 +544,10 @@ async fn close(mut wire: Wire, complete: bool) {
     .await;
     let mut delivery = Backoff::up_to(MAX_PAUSE_AT_STOP);
     until_kill(&conn, |cx| {
-        // A stop may begin meanwhile.
+        // A stop may begin while this waits.
         let has_arrived = || !conn.is_stopping() || !wire.is_delivering();
         if delivery.poll_until(cx, has_arrived).is_pending() {
-            // What is left unread would become a reset.
+            // Bytes left unread would cause a reset.
             let _ = wire.poll_discard(cx);
             return Poll::Pending;
         }
@@ -544,7 +556,8 @@ async fn close(mut wire: Wire, complete: bool) {
     .await;
 }
 
-/// Waits until it is ready; not after the server has begun to kill. It is asked whenever the task is woken.
+/// Waits until `poll` is ready, or until the server has begun to kill; then returns `None`. `poll` is called whenever
+/// the task is woken.
 async fn until_kill<T>(
     conn: &Conn,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>,

@@ -1,12 +1,12 @@
-//! A socket as it is known to those who do not own it: by its number, for as long as it is open.
+//! A socket's number, for threads that do not own the socket. The number is known as long as the socket is open.
 //!
-//! It knows nothing of connections, so that all its interleavings can be gone through (`tests/models.rs`).
+//! This module knows nothing of connections, so that a model checker can try all its interleavings (`tests/models.rs`).
 
 use std::os::fd::RawFd;
 
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// `None` from shortly before the socket is closed.
+/// The number is `None` from shortly before the socket is closed.
 #[derive(Debug)]
 pub(super) struct Number(Mutex<Option<RawFd>>);
 
@@ -15,19 +15,20 @@ impl Number {
         Self(Mutex::new(Some(fd)))
     }
 
-    /// Does that while the socket cannot be closed; not at all if it is.
+    /// Calls `f` while the socket cannot be closed; does not call it if the socket is closed.
     pub(super) fn with<T>(&self, f: impl FnOnce(RawFd) -> T) -> Option<T> {
         self.lock().map(f)
     }
 
-    /// The socket is about to be closed. Does that before, unless somebody has been here: from then on, nobody else comes to
-    /// it by its number.
+    /// The socket is about to be closed. Calls `f` first, unless the number was forgotten before. From then on, no
+    /// thread can reach the socket by its number.
     pub(super) fn forget<T>(&self, f: impl FnOnce(RawFd) -> T) -> Option<T> {
         let mut number = self.lock();
         number.take().map(f)
     }
 
-    /// Does what closes the socket if it fails: meanwhile nobody comes to it, and afterwards only if it has not failed.
+    /// Calls `f`, which closes the socket if it fails. Meanwhile no thread can reach the socket by its number, and
+    /// afterwards only if `f` has not failed.
     pub(super) fn forget_if_err<T, E>(&self, f: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let mut number = self.lock();
         let result = f();

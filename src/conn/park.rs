@@ -1,47 +1,47 @@
-//! Who goes on with a connection when something happens: its task, or, if it is parked, a new one.
+//! Which task continues a connection when something happens: its own task or, if the connection is parked, a new one.
 //!
-//! A task lives as long as there is something to do. What is left then waits here, in the connection's `Conn`, which is
-//! the waker that its socket, its timers and the phases know: so an idle connection has no task. All that holds it are its
-//! own wakers. The end of a runtime wakes those that wait in it before it drops them, and the phases wake all: then it goes
-//! on, or, where nothing runs any more, is dropped.
+//! A task lives as long as there is something to do. What is left of the connection then waits here, in its `Conn`. The
+//! `Conn` is the waker that the socket, the timers and the phases know: so an idle connection has no task, and only its
+//! own wakers hold it. A runtime that ends wakes the connections that wait in it before it drops the wakers, and the
+//! phases wake all: then the connection goes on, or, where nothing runs any more, is dropped.
 //!
-//! It knows nothing of connections, so that all its interleavings can be gone through (`tests/models.rs`).
+//! This module knows nothing of connections, so that a model checker can try all its interleavings (`tests/models.rs`).
 
 use std::fmt;
 use std::task::Waker;
 
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What can go on by itself.
+/// A parked connection, which can go on by itself.
 pub(super) trait Resume: Send {
-    /// Spawns a task that looks what has happened.
+    /// Spawns a task that looks at what has happened.
     fn resume(self: Box<Self>);
 }
 
-/// See the module.
+/// Who goes on with a connection: see the module.
 #[derive(Default)]
 pub(super) struct Driver(Mutex<State>);
 
 #[derive(Default)]
 enum State {
-    /// Somebody looks whether there is something to do, and will say who waits.
+    /// A task looks whether there is something to do, and will then set the next state.
     #[default]
     Looking,
-    /// Something has happened since, and nobody has seen it for sure.
+    /// Something has happened since the task began to look, and the task may not have seen it.
     Woken,
-    /// It has a task.
+    /// The connection has a task, with this waker.
     Driven(Waker),
-    /// It has none.
+    /// The connection has no task.
     Parked(Box<dyn Resume>),
 }
 
 impl Driver {
-    /// From now on, what happens is not lost: to be called before it is looked whether there is something to do.
+    /// To be called before looking whether there is something to do. What happens from then on is not lost.
     pub(super) fn look(&self) {
         *self.state() = State::Looking;
     }
 
-    /// A task of this waker drives it: to be called before that looks for the first time.
+    /// The task with this waker drives the connection. To be called before that task looks for the first time.
     pub(super) fn driven_by(&self, task: &Waker) {
         *self.state() = State::Driven(task.clone());
     }
@@ -67,7 +67,8 @@ impl Driver {
                 *state = State::Driven(task);
             }
             State::Parked(parked) => {
-                // Elsewhere it may look, and park, before this is over.
+                // Another thread may run the resumed task, and park it again, before this call returns. So the lock
+                // must be free.
                 drop(state);
                 parked.resume();
             }

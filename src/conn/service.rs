@@ -1,4 +1,4 @@
-//! The service as hyper sees it: every request and every response passes here.
+//! The service that hyper calls: every request and every response passes here.
 
 use std::error::Error as StdError;
 use std::future::Future;
@@ -31,7 +31,7 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Whatever answers requests: a hyper service of the host's, or a handler behind one of the dispatch modes.
+/// What answers requests: the host's hyper service, or a handler behind one of the dispatch modes.
 pub(crate) trait Respond: Send + 'static {
     type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
     type Error: Into<BoxError>;
@@ -43,7 +43,7 @@ pub(crate) trait Respond: Send + 'static {
     fn respond(&self, request: Request<Incoming>, outcome: &Self::Outcome) -> Self::Future;
 }
 
-/// Is told what becomes of a request, once: its response has been given to hyper, all of it, or never will be.
+/// Is told once what becomes of a request: hyper has been given the whole response, or will never have it.
 pub(crate) trait Outcome: Send + 'static {
     fn inflight(&self) -> &Inflight;
     fn complete(&self);
@@ -52,11 +52,11 @@ pub(crate) trait Outcome: Send + 'static {
     /// What is left of the request's body, if it is known that nobody reads it.
     fn take_unread(&self) -> Option<Incoming>;
 
-    /// Whether hyper cannot find it dropped before the answer is complete.
+    /// Whether the unread body is kept, so that hyper cannot find it dropped before the answer is complete.
     fn keeps_unread(&self) -> bool;
 }
 
-/// A hyper service of the host's.
+/// The host's hyper service.
 #[derive(Clone, Debug)]
 pub(crate) struct Plain<S>(pub(crate) S);
 
@@ -87,12 +87,12 @@ where
     }
 }
 
-/// Has what answers requests cloned for each connection.
+/// Makes a function that clones `respond` for each connection.
 pub(crate) fn clones<R: Respond + Clone>(respond: R) -> impl FnMut(&Arc<Conn>) -> R + Send {
     move |_| respond.clone()
 }
 
-/// A service learns of it when its future or its body is dropped.
+/// A hyper service learns what becomes of a request when its future or its body is dropped.
 impl Outcome for Inflight {
     fn inflight(&self) -> &Inflight {
         self
@@ -102,7 +102,7 @@ impl Outcome for Inflight {
 
     fn lose(&self) {}
 
-    /// It has been dropped.
+    /// The body has been dropped.
     fn take_unread(&self) -> Option<Incoming> {
         None
     }
@@ -112,7 +112,7 @@ impl Outcome for Inflight {
     }
 }
 
-/// Tells the connection of each request, and what became of it.
+/// Tells the connection about each request, and what becomes of it.
 pub(super) struct Tracked<R> {
     respond: R,
     conn: Arc<Conn>,
@@ -141,7 +141,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
                 return TrackedFuture::refusal(status, is_http10);
             }
         };
-        // hyper gives a request no other extension than the upgrade that it asks for.
+        // The only extension that hyper gives a request is the upgrade that the request asks for.
         let is_upgrade = !request.extensions().is_empty();
         let has_body = length != BodyLength::Known(0);
         let waits = has_body && request.headers().contains_key(EXPECT);
@@ -179,7 +179,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     }
 }
 
-/// Whether the host's own words are that the connection ends. Looking at each is quicker than looking one up.
+/// Whether the host's own headers say that the connection ends. Looking at each header is quicker than looking one up.
 fn says_close(headers: &HeaderMap) -> bool {
     let mut fields = headers.iter().filter(|(name, _)| *name == CONNECTION);
     fields.any(|(_, field)| has_option(field, b"close"))
@@ -190,7 +190,7 @@ fn is_empty(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
 }
 
-/// Held while a response is owed: dropped before hyper has all of it, the request is lost.
+/// Held while a response is owed. If this value is dropped before hyper has the whole response, the request is lost.
 #[derive(Debug)]
 #[allow(
     clippy::struct_excessive_bools,
@@ -203,16 +203,17 @@ struct Answering<O: Outcome> {
     /// The request asks for an upgrade, or a tunnel.
     is_upgrade: bool,
     is_http10: bool,
-    /// The body has a length, and the client sends it unasked: so where it ends is known, read or not. The end of one in
-    /// chunks is not enough: hyper ends the connection, and says so, if there is also a length, which it does not show.
+    /// The body has a length, and the client sends it without being asked. So the end of the body is known, whether it
+    /// is read or not. To know the end of a chunked body is not enough: if there is also a length, which hyper does not
+    /// show, hyper ends the connection, and says so.
     has_plain_length: bool,
     /// The client wants the connection to go on.
     keep_alive: bool,
-    /// The response tells of the idle timeout, if the connection goes on behind it.
+    /// The response tells the client the idle timeout, if the connection goes on after it.
     announces: bool,
 }
 
-/// What a successful answer to a request has behind its head.
+/// What follows the head of a successful answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum AsksFor {
     Body,
@@ -241,7 +242,7 @@ impl<O: Outcome> Answering<O> {
         self.conn().response_written();
     }
 
-    /// What becomes of a service's failure: a line in the log, and a 500. Where the client has not sent a whole request,
+    /// The answer after a service's failure: a 500, and a line in the log. If the client has not sent a whole request,
     /// a 400, whatever the service makes of that.
     fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B, O>> {
         if let Some(fault) = self.conn().body_fault().filter(|_| why != PANICKED) {
@@ -270,7 +271,7 @@ impl<O: Outcome> Answering<O> {
         mut response: Response<S>,
         source: impl FnOnce(S) -> Source<B>,
     ) -> Response<TrackedBody<B, O>> {
-        // The host's body is asked for its length.
+        // This calls the host's code: its body is asked for its length.
         let Some(remaining) = contain(|| self.prepare(&mut response)) else {
             contain(|| drop(response));
             return self.failed(PANICKED);
@@ -285,8 +286,8 @@ impl<O: Outcome> Answering<O> {
         })
     }
 
-    /// An answer whose status says that it has no content: whatever there is of it is dropped. hyper says how long
-    /// nothing is, if that is to be said.
+    /// An answer whose status says that it has no content. Any content that it has is dropped. hyper states the length
+    /// of nothing, if a length must be stated.
     #[cold]
     fn emptied<S: Body, B: Body>(self, response: Response<S>) -> Response<TrackedBody<B, O>> {
         let (head, body) = response.into_parts();
@@ -301,16 +302,17 @@ impl<O: Outcome> Answering<O> {
         Response::from_parts(head, body)
     }
 
-    /// Has the head say what there is to say of the connection, and the connection know what becomes of it. How many
-    /// bytes hyper will take of the body, where that is known.
+    /// Writes into the head what there is to say about the connection, and tells the connection what becomes of it.
+    /// Returns how many bytes of the body hyper will take, if that is known.
     fn prepare<S: Body>(&self, response: &mut Response<S>) -> Option<u64> {
-        // Whatever a service says: of any other, hyper says what is not so, or nothing at all.
+        // The version is set, whatever the service says: for any other version, hyper writes something untrue, or
+        // nothing at all.
         *response.version_mut() = Version::HTTP_11;
         let status = response.status();
         if status.canonical_reason().is_none()
             && response.extensions().get::<ReasonPhrase>().is_none()
         {
-            // Otherwise hyper sends "<none>". It may be empty (RFC 9112, 4).
+            // Otherwise hyper sends "<none>". The phrase may be empty (RFC 9112, 4).
             let none = ReasonPhrase::from_static(b"");
             response.extensions_mut().insert(none);
         }
@@ -318,7 +320,8 @@ impl<O: Outcome> Answering<O> {
             || (self.asks_for == AsksFor::Tunnel && status.is_success());
         let upgrades = self.is_upgrade && agrees;
         if upgrades || status.is_informational() || is_empty(status) {
-            // RFC 9110, 8.6 and 15.3.6; RFC 9112, 6.1. For 205, hyper says that it is 0.
+            // Such an answer has neither field: RFC 9110, 8.6 and 15.3.6; RFC 9112, 6.1. For 205, hyper adds a length
+            // of 0.
             response.headers_mut().remove(CONTENT_LENGTH);
             response.headers_mut().remove(TRANSFER_ENCODING);
         }
@@ -350,26 +353,26 @@ impl<O: Outcome> Answering<O> {
         remaining
     }
 
-    /// Whether the connection ends behind this answer.
+    /// Whether the connection ends after this answer.
     fn is_last(&self, headers: &HeaderMap, has_own_end: bool) -> bool {
         let conn = self.conn();
         if !has_own_end {
-            // Its end is the connection's: cut, it must not end like that.
+            // This answer ends with the connection. If it is cut, the connection must not end in that way.
             conn.response_ends_with_connection();
         }
-        // Whether somebody will still read its rest, nobody knows.
+        // Nobody knows whether somebody will still read the rest of the body.
         let is_unread = !conn.has_read_body() && !self.may_be_skipped();
         let stops = conn.shared().phases.get().announces_close()
             && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
         if stops {
-            // The client is told, and sends its next request on another.
+            // The client is told of the end, and sends its next request on another connection.
             conn.close_announced();
         }
         stops || !self.keep_alive || !has_own_end || is_unread || says_close(headers)
     }
 
-    /// Whether the connection can go on behind a body that nobody reads: what is left of it is short and will come, or is
-    /// here already. And hyper does not say that the connection ends.
+    /// Whether the connection can go on after a body that nobody reads. The rest of the body must be short and sure to
+    /// come, or be here already. And hyper must not say that the connection ends.
     fn may_be_skipped(&self) -> bool {
         let conn = self.conn();
         let is_short = || matches!(conn.body_length(), BodyLength::Known(left) if left <= SKIPPED);
@@ -379,7 +382,8 @@ impl<O: Outcome> Answering<O> {
             && (is_short() || conn.has_request_behind())
     }
 
-    /// Says that the connection ends. What the host says of it may stay, but not that it goes on.
+    /// Says that the connection ends. The host's other connection options may stay, but not those that say that it goes
+    /// on.
     #[cold]
     fn say_close<S>(&self, response: &mut Response<S>) {
         let mut others = Vec::new();
@@ -397,24 +401,25 @@ impl<O: Outcome> Answering<O> {
         }
         let headers = response.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        // By itself, because hyper does not look for `close` in a field in which it cannot read all.
+        // `close` has a field of its own, because hyper does not look for `close` in a field that it cannot read
+        // completely.
         if let (false, Ok(others)) = (others.is_empty(), HeaderValue::from_bytes(&others)) {
             headers.append(CONNECTION, others);
         }
         headers.remove(&KEEP_ALIVE);
         if self.is_http10 {
-            // Else hyper adds `keep-alive`, if the client has asked for that.
+            // Otherwise hyper adds `keep-alive`, if the client has asked for that.
             *response.version_mut() = Version::HTTP_10;
         }
     }
 
-    /// Says when an idle connection ends, unless the response says something of the kind itself.
+    /// Says when an idle connection ends, unless the response itself says something about that.
     fn announce(&self, headers: &mut HeaderMap) {
         if let Some(timeout) = &self.conn().shared().announcement
             && !headers.contains_key(CONNECTION)
             && !headers.contains_key(&KEEP_ALIVE)
         {
-            // A field about the connection must be named there (RFC 9110, 7.6.1).
+            // `Connection` must name every field about the connection (RFC 9110, 7.6.1).
             headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
             headers.insert(KEEP_ALIVE.clone(), timeout.clone());
         }
@@ -431,7 +436,7 @@ impl<O: Outcome> Drop for Answering<O> {
 
 const PANICKED: &str = "it panicked";
 
-/// What a readiness probe is told.
+/// What the answer to a readiness probe says.
 #[derive(Clone, Copy, Debug)]
 enum Readiness {
     Ready,
@@ -442,7 +447,7 @@ enum Readiness {
 impl Readiness {
     fn of(method: &Method, ready: bool) -> Self {
         match *method {
-            // OPTIONS is what HAProxy sends by default.
+            // HAProxy sends OPTIONS by default.
             Method::GET | Method::HEAD | Method::OPTIONS if ready => Self::Ready,
             Method::GET | Method::HEAD | Method::OPTIONS => Self::Stopping,
             _ => Self::WrongMethod,
@@ -467,7 +472,7 @@ impl Readiness {
     }
 }
 
-/// An answer that the host has no part in.
+/// An answer that does not come from the host.
 fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Source<B>> {
     let body = Full::new(Bytes::from_static(text.as_bytes()));
     let mut response = Response::new(Source::Own { body });
@@ -475,14 +480,14 @@ fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Sourc
     response
 }
 
-/// The rest of a body that nobody reads: if it is short, it is read here, so that the connection can go on.
+/// The rest of a body that nobody reads. If the rest is short, it is read here, so that the connection can go on.
 struct Unread {
     body: Incoming,
-    /// So many bytes are worth it.
+    /// How many more bytes are worth reading.
     left: u64,
 }
 
-/// So many bytes that nobody reads cost less than another connection.
+/// To read and discard this many bytes costs less than another connection.
 const SKIPPED: u64 = 64 << 10;
 
 impl Unread {
@@ -491,7 +496,7 @@ impl Unread {
         Self { body, left }
     }
 
-    /// Reads what is there, as long as it is not too much.
+    /// Reads and discards what is there, unless it is too much.
     fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
         let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left;
         while !conn.has_read_body() && !is_too_long(&self.body, self.left) {
@@ -504,10 +509,10 @@ impl Unread {
                     self.left = left;
                 }
                 Poll::Ready(_) => break,
-                // hyper has not got more either.
+                // hyper does not have more bytes either.
                 Poll::Pending if conn.is_waiting_for_bytes() => break,
                 Poll::Pending => {
-                    // It gives the next piece when it is asked again.
+                    // hyper gives the next piece when it is asked again.
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
@@ -517,12 +522,12 @@ impl Unread {
     }
 }
 
-/// What there is for hyper before it may have it.
+/// What is there for hyper, but may not be given to it yet.
 enum Early<B: Body> {
     Answer(Response<Source<B>>),
-    /// Why there is none.
+    /// There is no answer, for this reason.
     Failure(String),
-    /// The answer to what is no request.
+    /// The answer to bytes that are no request.
     Refusal(Response<Source<B>>),
 }
 
@@ -531,11 +536,11 @@ pin_project! {
         // None if there is no service to be asked (any more).
         #[pin]
         future: Option<F>,
-        // That is rare.
+        // In a box, because it is rare.
         early: Option<Box<Early<B>>>,
-        // Of the request's body, before that.
+        // The rest of the request's body, which is read before `early` is given to hyper.
         unread: Option<Box<Unread>>,
-        // None for a refusal: nobody has been asked.
+        // None for a refusal: no service has been asked.
         answering: Option<Answering<O>>,
     }
 }
@@ -547,7 +552,7 @@ impl<F, B: Body, O: Outcome> TrackedFuture<F, B, O> {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(CONNECTION, close);
         if is_http10 {
-            // Else hyper adds `keep-alive`, if the client has asked for that.
+            // Otherwise hyper adds `keep-alive`, if the client has asked for that.
             *response.version_mut() = Version::HTTP_10;
         }
         Self {
@@ -580,7 +585,7 @@ where
             && waiting.conn().must_ask()
         {
             *this.answering = answering;
-            return Poll::Pending; // The transport wakes us when it has.
+            return Poll::Pending; // The transport wakes us when it has asked.
         }
         if let Some(early) = this.early.take() {
             return Poll::Ready(Ok(match (*early, answering) {
@@ -599,15 +604,15 @@ where
             }));
         }
         let Some(answering) = answering else {
-            return Poll::Pending; // Polled again after its end.
+            return Poll::Pending; // The future was polled again after its end.
         };
         let Some(future) = this.future.as_mut().as_pin_mut() else {
-            return Poll::Pending; // As above.
+            return Poll::Pending; // The future was polled again after its end.
         };
-        // Not by the value of a closure, or of a function: each would copy the response.
+        // The closure does not return the response, and no function does: each would copy it.
         let mut result = None;
         let poll = || {
-            // What an error has to say is the host's code, too.
+            // The text of an error comes from the host's code, too.
             if let Poll::Ready(ready) = future.poll(cx) {
                 result = Some(ready.map_err(|error| error.into().to_string()));
             }
@@ -618,8 +623,8 @@ where
             return Poll::Pending;
         }
         if !answering.conn().has_read_body() {
-            // Before hyper asks again, it looks whether anybody still reads the body, and whether the rest is there. If
-            // not, the head of this answer will say that the connection ends.
+            // Return to hyper once: before it polls again, it looks whether anybody still reads the body, and whether
+            // the rest is there. If not, the head of this answer will say that the connection ends.
             *this.unread = answering
                 .outcome
                 .take_unread()
@@ -642,17 +647,17 @@ where
     }
 }
 
-/// hyper is given a body in pieces of at most so many bytes, because it copies each.
+/// hyper is given a body in pieces of at most this many bytes, because it copies each piece.
 const PIECE: usize = 64 << 10;
 
 pin_project! {
-    // The body of an answer: of the host's, or of our own.
+    // The body of an answer: the host's body, or our own.
     #[project = SourceProjection]
     enum Source<B: Body> {
         Host {
             #[pin]
             body: B,
-            // Of its last frame: what hyper has not been given.
+            // The part of the body's last frame that hyper has not been given.
             rest: Option<B::Data>,
         },
         Own { #[pin] body: Full<Bytes> },
@@ -719,7 +724,7 @@ pin_project! {
     pub(super) struct TrackedBody<B: Body, O: Outcome> {
         #[pin]
         body: Source<B>,
-        // Bytes that hyper will still take, where that is known: it does not ask for the end after the last one.
+        // How many bytes hyper will still take, if that is known. hyper does not ask for the end after the last byte.
         remaining: Option<u64>,
         answering: Option<Answering<O>>,
     }
@@ -727,7 +732,8 @@ pin_project! {
     impl<B: Body, O: Outcome> PinnedDrop for TrackedBody<B, O> {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            // Before the body, so that its writer is told what has become of it, not only that nobody takes more.
+            // The answer is completed before the body is dropped. So the body's writer is told what has become of the
+            // body, not only that nobody takes more.
             if let Some(answering) = this.answering.take()
                 && *this.remaining == Some(0)
             {

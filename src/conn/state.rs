@@ -1,4 +1,4 @@
-//! What the server knows of a connection and of the requests on it.
+//! What the server knows about a connection and about the requests on it.
 
 use std::io;
 use std::net::Shutdown;
@@ -24,24 +24,24 @@ use super::framing::{BodyLength, is_request};
 use super::number::Number;
 use super::park::Driver;
 
-/// Stands for the length of a body that does not say it.
+/// Stands for the length of a body whose head does not say the length.
 const UNKNOWN: u64 = u64::MAX;
 
-/// How a connection ends, if nothing of it is lost.
+/// How a connection ends, if nothing on it is lost.
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
 enum End {
-    /// As it should.
+    /// In the normal way.
     Closed = 0,
-    /// The stop has closed it, behind a response that said so.
+    /// The stop has closed it after a response that announced the end.
     Announced = 1,
-    /// The stop, or the idle timeout, has closed it while it was new or idle.
+    /// The stop, or the idle timeout, has closed the connection while it was new or idle.
     Idle = 2,
-    /// We have closed it in one of these ways, and a request has come since.
+    /// We have closed the connection in one of these ways, and a request has come since.
     Raced = 3,
     /// A request's head did not come in time.
     TimedOut = 4,
-    /// What came is no request: the last response has said so, and that we close.
+    /// The bytes that came are no request. The last response has said so, and that we close.
     Refused = 5,
 }
 
@@ -62,11 +62,11 @@ impl End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Asking {
-    /// There is nothing to ask for, or hyper has seen to it.
+    /// There is nothing to ask for, or hyper takes care of the 100.
     Settled = 0,
     /// Nobody has read or dropped the body yet.
     Unknown = 1,
-    /// It is to be sent before the answer.
+    /// The 100 is to be sent before the answer.
     Owed = 2,
 }
 
@@ -80,45 +80,47 @@ pub(crate) enum BodyFault {
     CutShort = 2,
 }
 
-/// One connection. Whoever drives it writes the counts; others only read them.
+/// One connection. The task that drives it writes the counts; others only read them.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    /// Shared with the requests that C keeps: with a request, it would be copied each time.
+    /// Shared with the requests that C keeps. Otherwise each request would get a copy of it.
     info: Arc<ConnInfo>,
     shared: Arc<Shared>,
     state: AtomicU8,
-    /// The socket's: for a reset from another thread.
+    /// The socket's number, by which another thread can reset the socket.
     number: Number,
     driver: Driver,
     ledger: Ledger,
-    /// What the ledger said when the connection was closed is among the server's counts now. What a thread counts that
-    /// comes to it later, because a handler has blocked it, counts no more. See [`Register::settle`].
+    /// The counts that the ledger had when the connection was closed have been added to the server's counts. A handler
+    /// may have blocked a thread, which then comes to the connection later; what that thread adds is ignored. See
+    /// [`Register::settle`].
     settled: AtomicBool,
     /// Bytes of a request have come, but not yet its whole head.
     reading_head: AtomicBool,
     /// See [`Conn::is_target_foreign`].
     foreign_target: AtomicBool,
-    /// hyper has used up all that it got, and waits for more.
+    /// hyper has used up all the bytes that it got, and waits for more.
     waiting_for_bytes: AtomicBool,
-    /// Requests that the service has and whose response is not all in hyper's hands.
+    /// Requests that the service has, and whose response hyper does not have completely.
     in_service: Count,
-    /// Responses that hyper has whole and that are not yet all in the kernel's hands.
+    /// Responses that hyper has completely, and the kernel does not.
     unflushed: Count,
-    /// How many of those were answered 503 by a kill. Any thread counts.
+    /// How many of the requests in service or unflushed were answered 503 by a kill. Any thread counts.
     refused: Count,
-    /// How many were answered though the client had left them half-way. Any thread counts.
+    /// How many of them were answered although the client had left them half-way. Any thread counts.
     given_up: Count,
     /// Requests that nothing holds any more. Any thread counts.
     let_go: Count,
-    /// The last response has agreed to an upgrade: what comes now is not ours to understand.
+    /// The last response has agreed to an upgrade: the bytes that come now are not HTTP for us.
     upgraded: AtomicBool,
-    /// How much of the body of the last request has not been given to hyper; [`UNKNOWN`] if only its end will tell.
+    /// How many bytes of the last request's body have not been given to hyper; [`UNKNOWN`] if only the end of the body
+    /// will tell.
     body_left: AtomicU64,
-    /// What is wrong with that body: a [`BodyFault`], or 0. No other request comes behind it.
+    /// What is wrong with the last request's body: a [`BodyFault`], or 0. No other request comes behind such a body.
     body_fault: AtomicU8,
-    /// How many bytes have been read from the kernel that hyper has not got.
+    /// How many bytes have been read from the kernel and not yet given to hyper.
     ahead: AtomicU32,
-    /// If the last request is complete: those bytes are more than empty lines.
+    /// If the last request is complete: the bytes ahead are more than empty lines.
     ahead_is_request: AtomicBool,
     /// See [`Conn::is_answered_alone`].
     answered_alone: AtomicBool,
@@ -128,22 +130,23 @@ pub(crate) struct Conn {
     is_chunked: AtomicBool,
     /// The head of the last response does not say that the connection ends.
     goes_on: AtomicBool,
-    /// The response under way has no other end than the connection's: a FIN in its middle would make it look complete.
+    /// The response under way ends only with the connection. A FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
-    /// How it ends: an [`End`].
+    /// How the connection ends: an [`End`].
     end: AtomicU8,
-    /// Closed without that, a cut response would look complete.
+    /// The connection must be closed by a reset. Without the reset, a cut response would look complete.
     is_to_be_reset: AtomicBool,
-    /// Both sides have closed it.
+    /// Both sides have closed the connection.
     is_over: AtomicBool,
-    /// Responses that had been flushed did not arrive.
+    /// Some responses that had been flushed did not arrive.
     undelivered: AtomicBool,
-    /// How many bytes the client had not acknowledged when a kill reset it: the kernel cannot tell any more.
+    /// How many bytes the client had not acknowledged when a kill reset the connection. After the reset, the kernel
+    /// cannot tell any more.
     unacked_at_reset: OnceCell<u32>,
 }
 
 impl Conn {
-    /// A new connection, which is in the registry. The stream is non-blocking.
+    /// Creates a new connection and enters it into the registry. The stream is non-blocking.
     pub(crate) fn accept(
         shared: &Arc<Shared>,
         Connected {
@@ -210,7 +213,7 @@ impl Conn {
         &self.shared
     }
 
-    /// Who is told of what happens: of a new phase, and, while it is parked, of all else.
+    /// The driver is told of every new phase and, while the connection is parked, of all other events.
     pub(super) fn driver(&self) -> &Driver {
         &self.driver
     }
@@ -237,8 +240,8 @@ impl Conn {
         }
     }
 
-    /// hyper has read a request's head and gives it to the service. `is_upgrade`: it asks for one. `waits`: its client
-    /// waits for a 100 before it sends the body.
+    /// hyper has read a request's head and gives it to the service. `is_upgrade`: the request asks for an upgrade.
+    /// `waits`: the client waits for a 100 before it sends the body.
     pub(super) fn request_begins(
         self: &Arc<Self>,
         body: BodyLength,
@@ -265,13 +268,14 @@ impl Conn {
         }
     }
 
-    /// hyper reads the body: somebody has asked for it, and the client for the 100, or nobody will.
+    /// hyper reads the body. Either somebody has asked for it, and hyper asks the client by the 100; or nobody will
+    /// ask.
     pub(super) fn body_is_read(&self) {
         self.set_asking(Asking::Settled);
     }
 
-    /// Before an answer begins: whether its client is to be asked for the body first, by us. Somebody still has that, and
-    /// may read it when the client waits for it no longer: hyper asks only before the answer begins.
+    /// Called before an answer begins. Says whether we must ask the client for the body first. Somebody still has the
+    /// body, and may read it when the client no longer waits for the 100: hyper asks only before the answer begins.
     pub(super) fn must_ask(&self) -> bool {
         let must = self.asking() != Asking::Settled;
         if must {
@@ -301,26 +305,27 @@ impl Conn {
         self.asking.store(asking as u8, Ordering::Relaxed);
     }
 
-    /// hyper has refused a request's head, and answered: it is no request.
+    /// hyper has refused a request's head, and has answered it. The head does not count as a request.
     pub(super) fn head_refused(&self) {
         self.reading_head.store(false, Ordering::Relaxed);
         self.set_goes_on(false);
         self.set_end(End::Refused);
     }
 
-    /// As [`Conn::head_refused`], by the service; such a body would follow.
+    /// Like [`Conn::head_refused`], but the service has refused the head. `body`: the length of the body that would
+    /// follow.
     pub(super) fn request_refused(&self, body: BodyLength) {
         self.head_refused();
         self.set_body_length(body);
     }
 
-    /// The head that hyper gets has bytes in its target that it will not show.
+    /// The head that hyper gets has bytes in its target that hyper will not show.
     pub(super) fn target_is_foreign(&self) {
         self.foreign_target.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the target of the head that hyper has got is not all that the client has sent, or has bytes in it that no
-    /// target may have.
+    /// Whether the target of the head that hyper has got is incomplete, compared with what the client has sent, or has
+    /// bytes in it that no target may have.
     pub(super) fn is_target_foreign(&self) -> bool {
         self.foreign_target.load(Ordering::Relaxed)
     }
@@ -339,19 +344,19 @@ impl Conn {
         self.ledger.requests.get()
     }
 
-    /// Whether the answer to the last request must not wait for the next. hyper may never come to the next while it holds
-    /// chunks that nobody reads, and does not flush before it gives the connection away.
+    /// Whether the answer to the last request must not wait for the next answer. hyper may never come to the next
+    /// request while it holds chunks that nobody reads. And hyper does not flush before it gives the connection away.
     pub(super) fn is_answered_alone(&self) -> bool {
         self.answered_alone.load(Ordering::Relaxed)
     }
 
-    /// hyper has all of a response.
+    /// hyper has the whole response.
     pub(super) fn response_written(&self) {
         self.in_service.move_to(&self.unflushed);
     }
 
-    /// The service failed when the response had begun: hyper will cut it. After a kill that is what was asked of it, and
-    /// behind half a request there may be no other way.
+    /// The service has failed after the response had begun: hyper will cut the response. After a kill, the service was
+    /// asked to end like this. Behind half a request, there may be no other way.
     pub(super) fn response_failed(&self) {
         if self.is_killed() {
             self.in_service.move_to(&self.ledger.killed);
@@ -377,13 +382,13 @@ impl Conn {
         }
     }
 
-    /// The last request is answered only in case that its client, which has left it half-way, still reads: it counts as
-    /// gone, not as served.
+    /// The client has left the last request half-way, and is answered only in case that it still reads. The request
+    /// counts as gone, not as served.
     pub(crate) fn gave_up(&self) {
         self.given_up.add(1);
     }
 
-    /// Whatever is under way on it will not be finished, and not by its client's doing.
+    /// Nothing that is under way on the connection will be finished, and that is not the client's doing.
     pub(super) fn requests_failed(&self) {
         let column = if self.is_killed() {
             &self.ledger.killed
@@ -403,27 +408,27 @@ impl Conn {
         self.shared.phases.get().cuts()
     }
 
-    /// Responses that the kernel has not got to their ends.
+    /// The number of responses that the kernel does not have completely.
     pub(super) fn unflushed(&self) -> u64 {
         self.unflushed.get()
     }
 
-    /// The kernel has so many of the responses that it had not got to their ends, the first of them. Says how many were
-    /// served by that.
+    /// The kernel now has the first `count` unflushed responses completely. Returns how many requests were served by
+    /// that.
     pub(super) fn responses_flushed(&self, count: u64) -> u64 {
         let flushed = count.min(self.unflushed.get());
         if flushed == 0 {
             return 0;
         }
         self.unflushed.lower(flushed);
-        // The refused are the last: behind them, a kill lets nothing else come.
+        // The refused requests are the last ones: after a kill, no other request comes.
         let behind = self.in_service.get() + self.unflushed.get();
         let killed = self.refused.get().saturating_sub(behind).min(flushed);
         if killed > 0 {
             self.refused.sub(killed);
             self.ledger.killed.raise(killed);
         }
-        // Nor does anything come behind half a request.
+        // No other request comes behind half a request, either.
         let gone = self.given_up.get().saturating_sub(behind);
         let gone = gone.min(flushed - killed);
         if gone > 0 {
@@ -451,21 +456,21 @@ impl Conn {
         self.reading_head.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is under way, not even the rest of a request that has been answered: hyper holds nothing, but
-    /// perhaps chunks, all of which have come.
+    /// Whether nothing is under way, not even the rest of a request that has been answered. hyper then holds nothing,
+    /// except perhaps chunks, all of which have come.
     pub(super) fn is_at_rest(&self) -> bool {
         let has_come = || self.may_have_chunks() && self.body_length() == BodyLength::Known(1);
         self.is_between_requests() && (self.has_read_body() || has_come())
     }
 
-    /// Whether hyper can be done without: it is at rest, and has given all of the last request to its handler, who may
-    /// read on when it has answered.
+    /// Whether the connection can do without hyper: it is at rest, and hyper has given all of the last request to the
+    /// handler, which may read on after its answer.
     pub(super) fn is_idle(&self) -> bool {
         self.is_at_rest() && self.is_waiting_for_bytes()
     }
 
-    /// Whether hyper may hold chunks of the last request's body that somebody still reads: it gives them away one by one, and
-    /// asks for more bytes when it has none left.
+    /// Whether hyper may hold chunks of the last request's body that somebody still reads. hyper gives chunks away one
+    /// by one, and asks for more bytes when it has none left.
     pub(super) fn may_have_chunks(&self) -> bool {
         self.is_chunked.load(Ordering::Relaxed) && !self.is_waiting_for_bytes()
     }
@@ -478,7 +483,8 @@ impl Conn {
         self.waiting_for_bytes.store(waiting, Ordering::Relaxed);
     }
 
-    /// Whether hyper has got all of the last request, and has given away all of its body, but perhaps the last piece.
+    /// Whether hyper has got all of the last request, and has given away all of its body, except perhaps the last
+    /// piece.
     pub(super) fn has_read_body(&self) -> bool {
         self.body_length() == BodyLength::Known(0)
     }
@@ -498,21 +504,21 @@ impl Conn {
         });
     }
 
-    /// `None`: only its end will tell.
+    /// `None`: only the end of the body will tell.
     pub(super) fn set_body_left(&self, left: Option<u64>) {
         self.body_left
             .store(left.unwrap_or(UNKNOWN), Ordering::Relaxed);
     }
 
-    /// So many bytes have been read that hyper has not got.
+    /// `count` bytes have been read that hyper has not got.
     pub(super) fn set_ahead(&self, count: usize, is_request: bool) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.ahead.store(count, Ordering::Relaxed);
         self.ahead_is_request.store(is_request, Ordering::Relaxed);
     }
 
-    /// Whether a byte of another request has reached this host, behind the one that is being answered. Where that one
-    /// is not read to its end, and does not say where that is, it cannot be known.
+    /// Whether a byte of another request has reached this host, behind the request that is being answered. If that
+    /// request has not been read to its end, and does not say where its end is, this cannot be known.
     pub(super) fn has_request_behind(&self) -> bool {
         match self.body_length() {
             BodyLength::Chunked => false,
@@ -527,10 +533,10 @@ impl Conn {
         }
     }
 
-    /// Whether the kernel has a byte of a request that has not been read.
+    /// Whether the kernel has an unread byte of a request.
     pub(super) fn has_unread(&self) -> bool {
         let mut bytes = [0; 64];
-        // With nothing there, this fails.
+        // The peek fails if there is nothing to read.
         let mut peeked =
             |fd| sys::with_fd(fd, |fd| sys::peek(fd, &mut bytes).is_ok_and(is_request));
         self.number.with(&mut peeked).unwrap_or(false)
@@ -548,7 +554,7 @@ impl Conn {
         self.close_delimited.store(true, Ordering::Relaxed);
     }
 
-    /// A kill has answered it with 503.
+    /// A kill has answered a request with 503.
     pub(super) fn is_refused(&self) -> bool {
         self.refused.get() > 0
     }
@@ -557,22 +563,22 @@ impl Conn {
         self.in_service.get() > 0
     }
 
-    /// We close it between two requests.
+    /// We close the connection between two requests.
     pub(super) fn closed_idle(&self) {
         self.set_end(End::Idle);
     }
 
-    /// The stop closes it behind the response that is being answered, which says so.
+    /// The stop closes the connection after the response under way, which says so.
     pub(super) fn close_announced(&self) {
         self.set_end(End::Announced);
     }
 
-    /// The last response has told the client of that.
+    /// Whether the last response has told the client that the connection ends.
     pub(super) fn is_close_announced(&self) -> bool {
         matches!(self.end(), End::Announced | End::Refused)
     }
 
-    /// A request has come after we had closed.
+    /// A request has come after we had closed the connection.
     pub(super) fn raced(&self) {
         let is_ours = match self.end() {
             End::Idle | End::Announced => true,
@@ -600,7 +606,8 @@ impl Conn {
         self.end.store(end as u8, Ordering::Relaxed);
     }
 
-    /// The last so many responses, and bytes, had not been acknowledged when the connection ended, during a stop.
+    /// The last `responses` responses, and the last `bytes` bytes, had not been acknowledged when the connection ended
+    /// during a stop.
     pub(super) fn unacknowledged(&self, responses: u64, bytes: u64) {
         self.shared.ends.bytes_unacked.add(bytes);
         let ledger = &self.ledger;
@@ -614,14 +621,14 @@ impl Conn {
         self.undelivered.fetch_or(responses > 0, Ordering::Relaxed);
     }
 
-    /// There is nothing left of it but the socket.
+    /// Nothing is left of the connection but the socket.
     pub(super) fn over(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
-    /// hyper is done, but the socket is still open: somebody upgraded the connection and has it now.
+    /// hyper is done, but the socket is still open: the connection was upgraded, and somebody else has it now.
     pub(super) fn hijacked_if_open(&self) {
-        // Whoever closes the socket meanwhile waits until it is marked.
+        // A thread that closes the socket meanwhile waits until the connection is marked.
         self.number.with(|_| {
             self.set_state(ConnState::Hijacked);
             self.shared.events.sum("conn.closed", 1.0);
@@ -637,7 +644,8 @@ impl Conn {
         }
     }
 
-    /// An error has ended it, and a FIN would make the response look complete, or hide that a kill has caused it.
+    /// An error has ended the connection, and a FIN would make the response look complete, or hide that a kill caused
+    /// the error.
     pub(super) fn is_cut(&self) -> bool {
         self.close_delimited.load(Ordering::Relaxed) || self.is_killed()
     }
@@ -646,19 +654,22 @@ impl Conn {
         self.unacked_at_reset.get().copied()
     }
 
-    /// What is still open when the kill timeout has passed is closed for us, though its thread may never come to it.
+    /// The connection is closed for us. When the kill timeout has passed, this happens to every connection that is
+    /// still open, though its thread may never come to it.
     fn closed(&self) {
         self.number.forget(|fd| self.close_books(Some(fd)));
     }
 
-    /// Counts the connection and its requests, and ends it, if its socket is not closed yet: whoever has a copy.
+    /// Counts the connection and its requests. If the socket is not closed yet, also ends the connection, even if
+    /// somebody has a copy of the descriptor.
     fn close_books(&self, fd: Option<RawFd>) {
         let (killed, ends) = (self.is_killed(), &self.shared.ends);
-        // The host's code has panicked while the connection was driven: its client has not left.
+        // The host's code has panicked while the connection was driven; the client has not left.
         let failed = !killed && thread::panicking();
         let mut lost = self.settle(killed, failed);
         let was_hijacked = self.state() == ConnState::Hijacked;
-        // Here, for to close it does not end the connection while a forked child holds a copy of the descriptor.
+        // The connection is ended here, because closing the socket does not end it while a forked child holds a copy of
+        // the descriptor.
         let is_reset = self.is_to_be_reset.load(Ordering::Relaxed) || (failed && lost > 0);
         let is_over = self.is_over.load(Ordering::Relaxed);
         if let Some(fd) = fd.filter(|_| is_reset || !is_over) {
@@ -693,12 +704,13 @@ impl Conn {
         count.add(1);
     }
 
-    /// Adds the counts to the server's, for good. Says how many requests were lost: those that are in no column yet.
+    /// Adds the counts to the server's counts, for good. Returns how many requests were lost: those that are in no
+    /// column yet.
     fn settle(&self, killed: bool, failed: bool) -> u64 {
-        // So that no report counts the connection twice.
+        // By the registry, so that no report counts the connection twice.
         self.shared.registry.settle(|| {
             let mut counts = self.ledger.counts();
-            // A request of which a byte has come is a request.
+            // If one byte of a request has come, it counts as a request.
             counts.requests += u64::from(killed && self.is_reading_head());
             let lost = counts.open();
             let column = match (killed, failed) {
@@ -772,11 +784,11 @@ impl Wake for Conn {
     }
 }
 
-/// A connection's socket. A reset from another thread knows it by its number alone: so the books of the connection are
-/// closed, and the number is forgotten, before the socket is closed.
+/// A connection's socket. Another thread that resets it knows only its number. So, before the socket is closed, the
+/// books of the connection are closed, and the number is forgotten.
 #[derive(Debug)]
 pub(crate) struct Socket<S> {
-    // Dropped in this order.
+    // The fields are dropped in this order.
     open: Open,
     pub(super) stream: S,
 }
@@ -789,7 +801,7 @@ impl<S> Socket<S> {
         &self.open.0
     }
 
-    /// Gives the stream another type. If that fails, it closes it.
+    /// Converts the stream to another type. If that fails, the stream is closed.
     pub(super) fn convert<T>(self, to: impl FnOnce(S) -> io::Result<T>) -> io::Result<Socket<T>> {
         let Self { open, stream } = self;
         let conn = &open.0;
@@ -803,7 +815,7 @@ impl<S> Socket<S> {
     }
 }
 
-/// Stands for an open socket: dropped just before it is closed.
+/// Stands for an open socket. It is dropped just before the socket is closed.
 #[derive(Debug)]
 struct Open(Arc<Conn>);
 
@@ -813,8 +825,8 @@ impl Drop for Open {
     }
 }
 
-/// One request, from its head to the end of its response and of its handler: as long as this lives, a stop waits for
-/// it.
+/// One request, from its head to the end of its response and of its handler. While this value lives, a stop waits for
+/// the request.
 #[derive(Debug)]
 pub(crate) struct Inflight {
     conn: Arc<Conn>,
@@ -825,7 +837,7 @@ impl Inflight {
         &self.conn
     }
 
-    /// The answer is the 503 of a kill: it counts as killed, not as served.
+    /// The answer is the 503 of a kill. The request counts as killed, not as served.
     pub(crate) fn refused(&self) {
         self.conn.refused.add(1);
     }

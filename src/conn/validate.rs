@@ -1,5 +1,5 @@
-//! What a request must be by RFC 9112, and hyper does not look at. Only what can be seen in the request as hyper gives
-//! it: what hyper takes away before is seen in [`super::framing`].
+//! Rules of RFC 9112 for a request that hyper does not check. This module checks only what can be seen in the request
+//! that hyper gives to the service; what hyper removes before is checked in [`super::framing`].
 
 use std::net::Ipv6Addr;
 
@@ -7,22 +7,22 @@ use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, Request, StatusCode, Uri, Version};
 use memchr::memchr;
 
-/// What the fields of a request's head say of its connection.
+/// What the fields of a request's head say about its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wishes {
-    /// The client wants the connection to go on behind this request (RFC 9112, 9.3).
+    /// The client wants the connection to go on after this request (RFC 9112, 9.3).
     pub(super) keep_alive: bool,
 }
 
-/// Whether it is a request that may be answered; else the status to refuse it with. The host of a target that is
-/// absolute takes the place of `Host` (RFC 9112, 3.2.2).
+/// Checks whether the request may be answered; if not, returns the status to refuse it with. If the target is absolute,
+/// its host replaces `Host` (RFC 9112, 3.2.2).
 #[inline]
 pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode> {
     let is_http11 = request.version() >= Version::HTTP_11;
     let mut has_host = false;
     let mut codings = 0;
     let (mut says_close, mut says_keep_alive) = (false, false);
-    // Looking at each is quicker than looking three up.
+    // Looking at each field is quicker than looking up three.
     for (name, value) in request.headers() {
         if name == HOST {
             if has_host || !is_host(value.as_bytes()) {
@@ -31,11 +31,11 @@ pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode
             has_host = true;
         } else if name == CONNECTION {
             says_close |= has_option(value, b"close");
-            // hyper does not look into a field in which it cannot read all.
+            // hyper ignores a field that contains unreadable bytes.
             says_keep_alive |= has_option(value, b"keep-alive") && value.to_str().is_ok();
         } else if name == TRANSFER_ENCODING {
             codings += 1;
-            // hyper has found that the last one is `chunked`, and takes away no other.
+            // hyper has found that the last coding is `chunked`, and decodes no other.
             if codings > 1 || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
                 return Err(StatusCode::NOT_IMPLEMENTED);
             }
@@ -52,23 +52,23 @@ pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode
     })
 }
 
-/// Whether a `Connection` names this option.
+/// Whether a `Connection` field names this option.
 pub(super) fn has_option(field: &HeaderValue, option: &[u8]) -> bool {
     options(field).any(|it| it.eq_ignore_ascii_case(option))
 }
 
-/// What a `Connection` names; there may be empty ones.
+/// The options that a `Connection` field names. Some may be empty.
 pub(super) fn options(field: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     let options = field.as_bytes().split(|byte| *byte == b',');
     options.map(<[u8]>::trim_ascii)
 }
 
-/// Whether the target is a path, as it mostly is.
+/// Whether the target is a path. Mostly it is.
 fn is_path(target: &Uri) -> bool {
     target.authority().is_none() && target.path().starts_with('/')
 }
 
-/// The other forms of a target (RFC 9112, 3.2).
+/// Handles the other forms of a target (RFC 9112, 3.2).
 #[cold]
 fn unusual_target<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     let is_connect = *request.method() == Method::CONNECT;
@@ -80,7 +80,7 @@ fn unusual_target<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     let is_allowed = match authority {
         // `*`, or a path.
         None => *request.method() == Method::OPTIONS,
-        // Of whom it wants something it must say, and, for a tunnel, at which port (RFC 9110, 4.2.1 and 9.3.6).
+        // The target must name a host and, for a tunnel, a port (RFC 9110, 4.2.1 and 9.3.6).
         Some(authority) => {
             let is_whole = !matches!(authority, [] | [b':', ..]) && is_host(authority);
             let has_port = matches!(authority, [.., b'0'..=b'9']) && target.port().is_some();
@@ -97,10 +97,10 @@ fn unusual_target<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     Ok(())
 }
 
-/// Whether that is what `Host` may say: a host, perhaps with a port, or nothing.
+/// Whether the bytes are a valid value of `Host`: a host, perhaps with a port, or nothing.
 #[inline]
 fn is_host(bytes: &[u8]) -> bool {
-    // Mostly a name without escapes, or an IPv4 address.
+    // Mostly the host is a name without escapes, or an IPv4 address.
     match name_end(bytes) {
         None => true,
         Some(end) if bytes[end] == b':' => is_port(&bytes[end + 1..]),
@@ -108,7 +108,7 @@ fn is_host(bytes: &[u8]) -> bool {
     }
 }
 
-/// As [`is_host`], for what is no simple name.
+/// Like [`is_host`], for a host that is no simple name.
 #[cold]
 fn is_unusual_host(host: &[u8]) -> bool {
     if let [b'[', inner @ ..] = host {
@@ -135,7 +135,7 @@ fn is_unusual_host(host: &[u8]) -> bool {
     true
 }
 
-/// Whether it may stand in brackets: an IPv6 address, or one of the future (RFC 3986, 3.2.2).
+/// Whether the bytes may stand in brackets: an IPv6 address, or an address of a future version (RFC 3986, 3.2.2).
 fn is_address(bytes: &[u8]) -> bool {
     if let [b'v' | b'V', rest @ ..] = bytes {
         let Some(dot) = memchr(b'.', rest) else {
@@ -151,7 +151,7 @@ fn is_address(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
 }
 
-/// Whether it is a number of a port, or nothing.
+/// Whether the bytes are a port number, or empty.
 fn is_port(bytes: &[u8]) -> bool {
     let digits = bytes.iter().all(u8::is_ascii_digit);
     let number = bytes.iter().fold(0_u32, |number, digit| {
@@ -161,7 +161,7 @@ fn is_port(bytes: &[u8]) -> bool {
     digits && number <= u16::MAX.into()
 }
 
-/// Where the name that they begin with ends, if not with them.
+/// Where the name at the beginning of the bytes ends; `None` if all bytes are part of it.
 fn name_end(bytes: &[u8]) -> Option<usize> {
     bytes.iter().position(|byte| !is_in_name(*byte))
 }
@@ -170,8 +170,8 @@ fn is_in_name(byte: u8) -> bool {
     IN_NAME[usize::from(byte)]
 }
 
-/// What a name consists of, apart from escapes (RFC 3986, 3.2.2). A comma may stand in one, too; but where there is one,
-/// somebody has made a list of several names.
+/// The bytes of a name, apart from escapes (RFC 3986, 3.2.2). A name may contain a comma, too; but where there is one,
+/// somebody has probably made a list of several names, so it is not in this table.
 static IN_NAME: [bool; 256] = {
     let mut table = [false; 256];
     let bytes = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~!$&'()*+;=";

@@ -1,4 +1,4 @@
-//! The socket, request by request: every byte of a connection passes here.
+//! The socket of a connection, read request by request. Every byte of the connection passes here.
 
 use std::future::Future;
 use std::io;
@@ -19,8 +19,8 @@ use crate::threads::turns::Hold;
 use super::framing::{Framing, Scan, heads_end, is_request};
 use super::state::{Accepted, BodyFault, Conn, Socket};
 
-/// As many responses to pipelined requests leave in one write, if they are short: as many requests as hyper serves
-/// before it lets other connections have their turn. So none waits for longer than a turn.
+/// How many responses to pipelined requests may leave in one write, if they are short. hyper serves this many requests
+/// before it lets other connections have their turn. So no response waits for longer than a turn.
 const BATCH: u64 = 16;
 const BATCH_BYTES: usize = 16 << 10;
 
@@ -34,46 +34,46 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub(super) struct Wire {
     socket: Socket<Link>,
     framing: Framing,
-    /// Received, and behind what hyper has got: the rest of the request, and the next ones.
+    /// Bytes that were received, but not yet given to hyper: the rest of the request, and the next requests.
     ahead: BytesMut,
-    /// So much of that holds whole heads of requests, if it begins with one.
+    /// How many bytes of `ahead` hold whole heads of requests, if `ahead` begins with a head.
     heads: usize,
-    /// Responses that wait for the next one, which is at hand, to be written together.
+    /// Responses that wait for the next response, which will follow at once, to be written together with it.
     out: BytesMut,
-    /// They may also wait for a handler …
+    /// The responses in `out` may also wait for a handler …
     hold: Option<Arc<Hold>>,
-    /// … unless the last is not finished, or the first has begun to leave.
+    /// … unless the last of them is not finished, or the first has begun to leave.
     must_leave: bool,
-    /// How many end in there, or before.
+    /// How many responses end in `out`, or before it.
     held: u64,
-    /// How many bytes the kernel has taken.
+    /// How many bytes the kernel has taken from us.
     written: u64,
-    /// Whether our FIN is behind them.
+    /// Whether our FIN follows the written bytes.
     shut: bool,
-    /// Of the responses that were written last before the server stops, and may not have arrived: where all of them
-    /// end, and how many there are.
+    /// The responses that were written last before the server stops, and may not have arrived: where they end, and how
+    /// many they are.
     last_end: u64,
     last: u32,
-    /// A read has failed. hyper takes that for the end of a body only, and lets the handler go on.
+    /// A read has failed. hyper takes that only for the end of a body, and lets the handler go on.
     failed: bool,
     /// The client has closed its side.
     finished: bool,
-    /// What few connections need.
+    /// The state that only few connections need.
     rare: Option<Box<Rare>>,
 }
 
 #[derive(Default)]
 struct Rare {
-    /// Where the responses end that were written while the server stops, and may not have arrived.
+    /// The ends of the responses that were written while the server stops, and may not have arrived.
     ends: Vec<u64>,
-    /// Ends when the connection has been reset.
+    /// This future ends when the connection has been reset.
     reset: Option<Reset>,
 }
 
 type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 impl Wire {
-    /// Needs the runtime on which the connection will run.
+    /// Must be called on the runtime on which the connection will run.
     pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
         Ok(Self {
             socket: accepted.convert(Stream::link)?,
@@ -98,7 +98,7 @@ impl Wire {
         self.socket.conn()
     }
 
-    /// Waits until there is something to read, and says whether that is bytes: else the client has left.
+    /// Waits until there is something to read. Returns `true` if that is bytes, and `false` if the client has left.
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if !ready!(self.poll_skip_body(cx)) {
             return Poll::Ready(false);
@@ -106,9 +106,9 @@ impl Wire {
         if is_request(&self.ahead) {
             return Poll::Ready(true);
         }
-        // An error shows when it is read.
+        // An error shows when the socket is read.
         let _ = ready!(self.socket.stream.poll_read_ready(cx));
-        // Only if that is an end, the kernel is asked what is before it.
+        // Only at an end of the input, the kernel is asked whether bytes are before it.
         if !self.socket.stream.is_read_closed(cx) {
             return Poll::Ready(true);
         }
@@ -120,7 +120,8 @@ impl Wire {
         Poll::Ready(false)
     }
 
-    /// Reads and discards what nobody has read of the last request's body. Says whether that has come to its end.
+    /// Reads and discards what nobody has read of the last request's body. Returns whether the body has come to its
+    /// end.
     fn poll_skip_body(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.follow_head();
         if !self.framing.is_in_body() {
@@ -140,7 +141,7 @@ impl Wire {
         Poll::Ready(true)
     }
 
-    /// Reads into `buf` what belongs to the present request, or begins the next.
+    /// Reads bytes into `buf`: those that belong to the present request, or begin the next request.
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.conn().is_upgraded() {
             self.framing = Framing::Opaque;
@@ -178,7 +179,7 @@ impl Wire {
                 buf.put_slice(&self.ahead[skip..skip + take]);
                 self.advance(skip + take);
                 if !self.ahead.is_empty() && take == 0 {
-                    // A carriage return that may yet become an empty line.
+                    // This is a carriage return that may yet become an empty line.
                     ready!(self.poll_read_ahead(cx))?;
                     if self.finished {
                         return Poll::Ready(Ok(()));
@@ -196,7 +197,7 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// Of a body that is malformed, the connection knows so.
+    /// Tells the connection if the scan has found a malformed body, or a foreign target.
     fn followed(&self, scan: io::Result<Scan>) -> io::Result<Scan> {
         match &scan {
             Ok(scan) if scan.is_foreign => self.conn().target_is_foreign(),
@@ -206,7 +207,7 @@ impl Wire {
         scan
     }
 
-    /// So much of what was ahead is behind now.
+    /// Takes the first `count` bytes out of `ahead`.
     fn advance(&mut self, count: usize) {
         self.heads = self.heads.saturating_sub(count);
         if count == self.ahead.len() {
@@ -216,14 +217,14 @@ impl Wire {
         }
     }
 
-    /// Whoever reads on behind a head has been told by the service what follows it.
+    /// Behind a head, sets what follows it. The service has told the connection that before anything more is read.
     fn follow_head(&mut self) {
         if let Framing::AfterHead = self.framing {
             self.framing.follow(self.socket.conn().body_length());
         }
     }
 
-    /// Tells the connection what is known of the bytes to come.
+    /// Tells the connection what is known about the bytes to come.
     fn publish(&self) {
         let conn = self.conn();
         // Behind a head, the service says what is left of its request.
@@ -254,10 +255,10 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// How often the answer to a client's SYN had to be repeated, if it has sent nothing since.
+    /// How often our answer to the client's SYN had to be repeated, if the client has sent nothing since.
     pub(super) fn handshake_repeats(&self) -> u32 {
         if self.conn().is_new() {
-            // All that we have sent so far.
+            // So far, we have sent nothing else.
             let link = &self.socket.stream;
             link.kind().handshake_repeats(link.as_fd())
         } else {
@@ -265,7 +266,7 @@ impl Wire {
         }
     }
 
-    /// Writes a response, or a part of it: into `out`, if another response will follow at once.
+    /// Writes a response, or a part of it. The bytes go into `out` if another response will follow at once.
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let batched = self.out.len() + bytes.len();
         if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
@@ -279,7 +280,7 @@ impl Wire {
         Poll::Ready(Ok(bytes.len()))
     }
 
-    /// Whether the next request is here, and nobody has to be waited for before it is answered.
+    /// Whether the next request is here, and can be answered without waiting for anybody.
     fn is_response_next(&mut self) -> bool {
         if self.heads == 0 {
             return false;
@@ -293,13 +294,13 @@ impl Wire {
             && conn.unflushed() < BATCH
     }
 
-    /// hyper calls this when all it had has been written, and whenever it waits for a handler. No finished response
-    /// waits for one that blocks: if a handler on another thread does not answer as soon as it can, the connection is
-    /// woken, and comes here again.
+    /// hyper calls this when all it had has been written, and whenever it waits for a handler. A finished response
+    /// never waits for a handler that blocks: if a handler on another thread does not answer as soon as it can, the
+    /// connection is woken, and this function is called again.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_waiting = self.conn().is_waiting_for_handler();
         if self.conn().asks_now() {
-            // Behind all that has been answered before, which hyper has just written.
+            // The 100 goes behind all earlier answers, which hyper has just written.
             self.out.extend_from_slice(CONTINUE);
             self.must_leave = true;
             cx.waker().wake_by_ref();
@@ -343,8 +344,8 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// Answers a head that has not come in time, in hyper's place: it leaves when the wire is closed. Not in the middle
-    /// of another response.
+    /// Answers a head that has not come in time, because hyper does not. The answer leaves when the wire is closed.
+    /// There is no answer in the middle of another response.
     pub(super) fn answer_late(&mut self) {
         if self.conn().unflushed() == 0 && !self.conn().is_waiting_for_handler() {
             let date = fmt_http_date(SystemTime::now());
@@ -362,7 +363,7 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
-    /// All that hyper had has been given to the kernel, but for what waits in `out`.
+    /// All that hyper had has been given to the kernel, except for what waits in `out`.
     pub(super) fn flushed(&mut self) {
         if self.out.is_empty() {
             self.held = 0;
@@ -370,7 +371,7 @@ impl Wire {
         }
     }
 
-    /// Writes what waits in `out`, when hyper is done.
+    /// Writes what waits in `out`, after hyper is done.
     pub(super) fn poll_rescue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
         let held = std::mem::take(&mut self.held);
@@ -397,14 +398,14 @@ impl Wire {
         u64::from(queued).saturating_sub(self.shut.into())
     }
 
-    /// Whether bytes have not arrived that still may. After a reset they never will.
+    /// Whether there are bytes that have not arrived, but still may. After a reset they never will.
     pub(super) fn is_delivering(&self) -> bool {
         let link = &self.socket.stream;
         self.unacked() > 0 && !link.kind().is_over(link.as_fd())
     }
 
-    /// Reads and discards until the client closes its side, or an error. Whatever begins a request has crossed our
-    /// close.
+    /// Reads and discards until the client closes its side, or an error comes. If the bytes begin a request, that
+    /// request has crossed our close.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             while !self.ahead.is_empty() {
@@ -431,15 +432,16 @@ impl Wire {
         }
     }
 
-    /// Between two requests it is seen like everything else. Gives back what it takes to see it in one.
+    /// Stops watching for a reset, and frees what that needs. Between two requests, a reset is seen like every other
+    /// event.
     pub(super) fn unwatch_reset(&mut self) {
         if let Some(rare) = &mut self.rare {
             rare.reset = None;
         }
     }
 
-    /// Whether the client has left: an error then, and else a wake-up when it does. hyper reads nothing while a handler
-    /// works, so it would not notice.
+    /// Checks whether the client has left. If it has, returns an error; if not, the task is woken when it does. hyper
+    /// reads nothing while a handler works, so hyper would not notice.
     fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.failed {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
@@ -449,18 +451,18 @@ impl Wire {
             match self.socket.stream.poll_peek(cx, &mut [0]) {
                 Poll::Pending => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                // More bytes, or a FIN (the client may only have closed its half), are no loss; but they hide a reset
-                // that comes later, because there is always something to read. Watch for that alone, by a copy of the
-                // descriptor; few connections ever need it.
+                // More bytes, or a FIN (the client may only have closed its half), do not mean that the client has
+                // left. But they hide a later reset, because there is always something to read. So the reset alone is
+                // watched for, by a copy of the descriptor. Few connections ever need it.
                 Poll::Ready(Ok(_)) => {
                     let copy = self.socket.stream.as_fd().try_clone_to_owned();
                     let copy = copy.and_then(|copy| sys::watch_for(copy, Interest::ERROR));
                     let Ok(copy) = copy else {
-                        return Poll::Ready(Ok(())); // No descriptors: the write will tell.
+                        return Poll::Ready(Ok(())); // No descriptor is free: the write will show it.
                     };
                     self.rare.get_or_insert_default().reset = Some(Box::pin(async move {
-                        // Not writable, which is not watched for: an error, or closed on both sides, as a Unix socket is
-                        // whose client has closed it.
+                        // This does not wait for "writable", which is not watched for. It ends at an error, or when
+                        // both sides are closed, which is the state of a Unix socket whose client has closed it.
                         let _ = copy.writable().await;
                     }));
                 }
@@ -494,15 +496,16 @@ impl Drop for Wire {
     }
 }
 
-/// Where the wire is while hyper drives the connection, to be taken back when hyper is done: hyper gives its transport to
-/// whoever has a request that asks for an upgrade, also if that was declined, and who may keep it.
+/// The place of the wire while hyper drives the connection. The wire is taken back when hyper is done. hyper gives its
+/// transport to the holder of a request that asks for an upgrade, even if the upgrade was declined, and the holder may
+/// keep it.
 pub(super) type Slot = Arc<Mutex<Option<Wire>>>;
 
 pub(super) fn slot(wire: Wire) -> Slot {
     Arc::new(Mutex::new(Some(wire)))
 }
 
-/// Takes the wire back. An upgraded connection belongs to whoever has the transport, and ends with it.
+/// Takes the wire back. An upgraded connection belongs to the owner of the transport, and ends with it.
 pub(super) fn take(slot: &Slot) -> Option<Wire> {
     lock(slot).take_if(|wire| !wire.conn().is_upgraded())
 }
@@ -511,7 +514,7 @@ fn lock(slot: &Slot) -> MutexGuard<'_, Option<Wire>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The wire as hyper sees it.
+/// The transport through which hyper uses the wire.
 pub(super) struct Transport(Slot);
 
 impl Transport {
@@ -555,7 +558,8 @@ impl AsyncWrite for Transport {
         self.with(|wire| wire.poll_flush(cx))
     }
 
-    /// The connection is closed where it is driven, once hyper is done; but after an upgrade this is the only way.
+    /// The task that drives the connection closes it, once hyper is done. But after an upgrade this is the only way to
+    /// close it.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|wire| {
             if wire.conn().is_upgraded() {

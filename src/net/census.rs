@@ -1,4 +1,5 @@
-//! Which handshakes have begun and are not done: the kernel's own list of them, and a sign of those that it forgets.
+//! Which handshakes have begun and are not done. Sources: the kernel's own list of them, and a sign of those that the
+//! kernel forgets.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -10,22 +11,23 @@ use super::sock_diag::{SockDiag, Which, u32_at};
 use super::tcp;
 
 const STATE_LISTEN: u8 = 10;
-/// A half-open handshake, in the kernel's table of sockets. Shown to us as `SYN_RECV`. What `SYN_RECV` itself selects
-/// has a socket already (TCP Fast Open), and waits to be accepted as others do.
+/// A half-open handshake, in the kernel's table of sockets. The kernel shows it to us as `SYN_RECV`. To ask for
+/// `SYN_RECV` itself selects other handshakes: those have a socket already (TCP Fast Open), and wait to be accepted
+/// like others.
 const STATE_NEW_SYN_RECV: u8 = 12;
 
 /// Looks at the kernel's list of sockets.
 ///
-/// It is made before there is a stop: then there may be no descriptor left, and cookies may have been sent.
+/// It must be made before a stop begins: at the stop, there may be no descriptor left, and cookies may have been sent.
 #[derive(Debug)]
 pub(crate) struct Census {
-    /// `sock_diag(7)`: a walk through the table of sockets, and none of `/proc/net/tcp`'s text.
+    /// `sock_diag(7)`: the kernel walks through the table of sockets, but does not write the text of `/proc/net/tcp`.
     netlink: Option<SockDiag>,
     cookies: Option<u64>,
 }
 
 impl Census {
-    /// For the network namespace of the calling thread.
+    /// Makes a census for the network namespace of the calling thread.
     pub(crate) fn new() -> Self {
         Self {
             netlink: SockDiag::new().ok(),
@@ -33,11 +35,11 @@ impl Census {
         }
     }
 
-    /// What the kernel lists at the places of these sockets now.
+    /// What the kernel lists now at the places where these sockets listen.
     ///
     /// # Errors
-    /// The kernel does not say. A list in which a listening socket is not found itself is none: it is of another
-    /// network namespace.
+    /// The kernel does not say. A list in which one of the listening sockets is missing does not count: it is that of
+    /// another network namespace.
     pub(crate) fn look<'a>(
         &mut self,
         listeners: impl Iterator<Item = &'a tcp::Listener>,
@@ -57,8 +59,9 @@ impl Census {
         Ok(view)
     }
 
-    /// Whether the kernel may have answered a SYN with a cookie since this was made: it then knows nothing of the
-    /// handshake until it is done. Of the whole network namespace, because nothing tells it of one socket.
+    /// Whether the kernel may have answered a SYN with a cookie since this census was made. The kernel then knows
+    /// nothing of the handshake until it is done. This is about the whole network namespace, because no counter exists
+    /// for one socket.
     pub(crate) fn any_cookies(&self) -> bool {
         self.cookies.is_none() || self.cookies != syn_cookies_sent()
     }
@@ -67,7 +70,7 @@ impl Census {
         if let Some(netlink) = self.netlink.take()
             && let Ok(found) = find_by_netlink(&netlink, place)
         {
-            // Put back only now: after a failure there might be something left in it to be read.
+            // It is put back only after a success. After a failure, unread data might be left in it.
             self.netlink = Some(netlink);
             return Ok(found);
         }
@@ -75,7 +78,7 @@ impl Census {
     }
 }
 
-/// Where sockets listen. IPv4 clients of a dual-stack socket are of IPv6 to the kernel, as the socket is.
+/// Where sockets listen. If a socket is dual-stack, the kernel counts it and its IPv4 clients as IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     ipv6: bool,
@@ -95,12 +98,13 @@ impl Place {
 #[derive(Debug, Default)]
 pub(crate) struct View {
     places: BTreeMap<Place, Found>,
-    /// The inodes of the sockets that it was looked for.
+    /// The inodes of the sockets for which the census was taken.
     ours: Vec<u64>,
 }
 
 impl View {
-    /// The sockets that listen where this one does, itself among them: its group, if there are others.
+    /// The group of this socket: the sockets that listen at its address, itself included. `None` if there are no
+    /// others.
     pub(crate) fn group_of(&self, listener: &tcp::Listener) -> Option<Group> {
         let mine = self.listening(listener)?;
         let found = self.places.get(&Place::of(listener))?;
@@ -114,8 +118,9 @@ impl View {
         })
     }
 
-    /// The handshakes that have begun and are not done, and have come to this socket, or to another of its group: the kernel
-    /// tells where they came to, but not to which socket. One that may have come elsewhere does not count.
+    /// The handshakes that have begun and are not done, and have come to this socket or to another of its group: the
+    /// kernel says to which address they came, but not to which socket. A handshake that may have come elsewhere does
+    /// not count.
     pub(crate) fn half_open(&self, listener: &tcp::Listener) -> impl Iterator<Item = Handshake> {
         let found = self
             .places
@@ -138,7 +143,7 @@ impl View {
     }
 }
 
-/// A group of `SO_REUSEPORT` in which others have members: another process, a successor perhaps.
+/// A group of `SO_REUSEPORT` in which others have members, for example another process that will succeed this one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Group {
     pub(crate) at: Spot,
@@ -156,21 +161,21 @@ struct Found {
 #[derive(Debug)]
 struct Listening {
     at: Spot,
-    /// A multipath socket has a cookie of its own, but the inode of its TCP socket.
+    /// A multipath socket has its own cookie, but the inode of its TCP socket.
     inode: u64,
 }
 
-/// What sockets of one group have in common, beside the port.
+/// What all sockets of one group have in common, besides the port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Spot {
     place: Place,
     addr: Address,
-    /// The interface that they are bound to. (`/proc` does not tell.)
+    /// The interface that the sockets are bound to. (`/proc` does not show it.)
     device: u32,
 }
 
 impl fmt::Display for Spot {
-    /// For names, not for people; without what only one of the two lists has.
+    /// The text is for names, not for people. It leaves out what only one of the two lists shows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = if self.place.ipv6 { 6 } else { 4 };
         let addr = u128::from_be_bytes(self.addr);
@@ -178,21 +183,22 @@ impl fmt::Display for Spot {
     }
 }
 
-/// A handshake: where it came to, and from which address and port.
+/// A handshake: the address that it came to, and the address and port that it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Handshake {
     local: Address,
     remote: (Address, u16),
 }
 
-/// As the kernel has it: of IPv4, the first four bytes.
+/// An address as the kernel stores it. An IPv4 address has the first four bytes.
 type Address = [u8; 16];
 
 /// Any address.
 const UNSPECIFIED: Address = [0; 16];
 
 impl Found {
-    /// The sockets that a handshake may have come to: those of its very address are chosen before those of any.
+    /// The sockets that a handshake may have come to. The kernel prefers sockets bound to exactly this address to
+    /// sockets bound to any address.
     fn candidates(&self, local: Address) -> impl Iterator<Item = &Listening> {
         let at = |addr: Address| self.listening.iter().filter(move |it| it.at.addr == addr);
         let addr = if at(local).next().is_some() {
@@ -216,7 +222,7 @@ fn find_by_netlink(netlink: &SockDiag, place: Place) -> io::Result<Found> {
     } else {
         libc::AF_INET
     };
-    // struct inet_diag_req_v2; the kernel sends only what has this port.
+    // struct inet_diag_req_v2. The kernel sends only sockets with this port.
     let request = [
         &[family as u8, libc::IPPROTO_TCP as u8, 0, 0][..],
         &STATES.to_ne_bytes(),
@@ -291,7 +297,7 @@ fn find_in_proc(place: Place) -> io::Result<Found> {
     Ok(found)
 }
 
-/// As they stand in `/proc`.
+/// Parses an address and a port as written in `/proc`.
 fn address_and_port(text: &str) -> Option<(Address, u16)> {
     let (addr, port) = text.split_once(':')?;
     Some((address(addr)?, u16::from_str_radix(port, 16).ok()?))
@@ -310,13 +316,14 @@ fn address(digits: &str) -> Option<Address> {
     Some(address)
 }
 
-/// Whether the kernel moves the clients of a socket that is closed to others of its group: since Linux 5.14, if told to.
+/// Whether the kernel moves the clients of a closed socket to others of its group. It can do so since Linux 5.14, if a
+/// setting says so.
 pub(crate) fn migrates() -> bool {
     let setting = fs::read_to_string("/proc/sys/net/ipv4/tcp_migrate_req");
     setting.is_ok_and(|text| text.trim() != "0")
 }
 
-/// The names of these counters are in one line, and their values in the next.
+/// The counters' names are in one line, and their values in the next.
 fn syn_cookies_sent() -> Option<u64> {
     let counters = fs::read_to_string("/proc/thread-self/net/netstat").ok()?;
     let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));

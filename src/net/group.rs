@@ -1,9 +1,9 @@
 //! How listening sockets leave a group of `SO_REUSEPORT` in which others stay (ADR 0015).
 //!
-//! The kernel gives each new handshake to one member of the group. Who closed its socket would reset what is half open there.
-//! So the group is given a program first, which chooses among the others; the handshakes that have begun come to their end;
-//! and then the socket is closed. The program wants the members' numbers, which the kernel tells nobody. They are found by
-//! connecting to each of them.
+//! The kernel gives each new handshake to one member of the group. If a member simply closed its socket, it would reset
+//! its half-open handshakes. So the group is first given a program, which chooses among the others; then the handshakes
+//! that have begun come to their end; and then the socket is closed. The program needs the members' numbers, which the
+//! kernel tells nobody. They are found by connecting to each member.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,42 +19,43 @@ use super::bpf;
 use super::census::{Group, Handshake, Spot, View};
 use super::tcp;
 
-/// How long handshakes that have begun are waited for: a round trip to nearly anywhere. Not longer, because they may be
-/// those of the others.
+/// How long to wait for handshakes that have begun: a round trip to nearly anywhere. Not longer, because they may be
+/// handshakes of the other members.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long probes may take to arrive. They go from us to us.
+/// How long probes may take to arrive. They go from this host to this host.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(100);
 const PROBE_INTERVAL: Duration = Duration::from_micros(200);
-/// Of a larger group the members are not probed.
+/// The members of a larger group are not probed.
 const MOST_MEMBERS: usize = 64;
-/// When the kernel has been given the program, another processor may still be at work by the one before; by this look it
-/// is not.
+/// From this look on, every processor uses the new program. Before it, another processor may still be at work by the
+/// previous program.
 const SETTLED: u32 = 2;
-/// How often the members are looked for. A group may change between the kernel's list of it and the probes.
+/// How often to try to find the members. A group may change between the kernel's list of it and the probes.
 const TRIES: u32 = 5;
 
-/// Takes what waits at a socket; `take` says of each client's address whether it has taken that connection itself.
+/// Takes the connections that wait at a socket. `take` gets each client's address, and returns whether it has taken
+/// that connection itself.
 pub(crate) type Empty<'a> = dyn Fn(&tcp::Listener, &mut dyn FnMut(&Addr) -> bool) + 'a;
 
-/// The leaving of one group.
+/// The state of leaving one group.
 #[derive(Debug, Default)]
 pub(crate) struct Leaving {
     /// Only one server at a time leaves a group: their programs would replace each other.
     turn: Option<Turn>,
-    /// As the group was when its program was made, and when that was.
+    /// The group for which the program was made, and when it was made.
     steered: Option<(Group, Instant)>,
-    /// Since then.
+    /// How often the group was looked at since then.
     looks: u32,
     awaited: BTreeSet<Handshake>,
-    /// How often it was tried in vain.
+    /// How many tries have failed.
     failures: u32,
     /// New clients cannot be sent to the others.
     given_up: bool,
 }
 
 impl Leaving {
-    /// Does what is to be done now to leave with these sockets, which are all that are ours. Says whether clients of ours
-    /// are still to be waited for.
+    /// Does the next step to leave the group with the sockets `ours`, which are all of ours in it. Returns whether we
+    /// must still wait for clients of ours.
     pub(crate) fn go_on(
         &mut self,
         group: &Group,
@@ -68,7 +69,7 @@ impl Leaving {
         }
         if self.turn.is_none() {
             self.turn = Turn::take(group.at);
-            // Whoever had it before may have left since the kernel listed the members.
+            // The server that had the turn before may have left since the kernel listed the members.
             return true;
         }
         if self
@@ -116,7 +117,7 @@ impl Leaving {
     }
 }
 
-/// Has new clients sent to the others. `replaced` is called if the group had a program before.
+/// Makes the kernel send new clients to the other members. `replaced` is called if the group had a program before.
 fn steer(
     group: &Group,
     ours: &[&tcp::Listener],
@@ -128,7 +129,7 @@ fn steer(
     if count > MOST_MEMBERS {
         return Err(io::Error::other(format!("it has {count} members")));
     }
-    // Where that cannot be done at the end, nothing must be begun.
+    // The program must be taken away at the end. Where that is impossible, nothing must be begun.
     if first.take_group_program_away()? {
         replaced();
     }
@@ -140,7 +141,7 @@ fn steer(
     steered
 }
 
-/// The numbers that these sockets have in their group.
+/// Finds the numbers that our sockets have in their group.
 fn find(count: usize, ours: &[&tcp::Listener], empty: &Empty<'_>) -> io::Result<BTreeSet<usize>> {
     let [first, ..] = ours else {
         return Ok(BTreeSet::new());
@@ -171,7 +172,8 @@ fn find(count: usize, ours: &[&tcp::Listener], empty: &Empty<'_>) -> io::Result<
         }
         thread::sleep(PROBE_INTERVAL);
     }
-    // More, if there are fewer members than the kernel lists: what is sent to one that does not exist comes to any.
+    // More probes than sockets arrive here if the group has fewer members than the kernel lists: a probe to a member
+    // that does not exist comes to any member.
     if found.len() == ours.len() {
         Ok(found)
     } else {
@@ -181,7 +183,7 @@ fn find(count: usize, ours: &[&tcp::Listener], empty: &Empty<'_>) -> io::Result<
     }
 }
 
-/// The n-th probe goes to the n-th member; others' clients where they would go without us.
+/// A program that sends the n-th probe to the n-th member, and other clients where they would go without it.
 fn choose_by_probe(probes: &[Probe]) -> Vec<SockFilter> {
     let Some(first) = probes.first() else {
         return Vec::new();
@@ -195,7 +197,7 @@ fn choose_by_probe(probes: &[Probe]) -> Vec<SockFilter> {
     program
 }
 
-/// A new client goes to any member but these.
+/// A program that sends a new client to any member except ours.
 fn choose_others(count: usize, ours: &BTreeSet<usize>) -> Vec<SockFilter> {
     let others = (0..)
         .zip(0..count)
@@ -209,7 +211,8 @@ fn choose_others(count: usize, ours: &BTreeSet<usize>) -> Vec<SockFilter> {
     program
 }
 
-/// A connection from us to a member of the group, to see who it is. Another sees a client that says nothing and goes.
+/// A connection from us to a member of the group, to see whether the member is ours. If not, the other process sees a
+/// client that says nothing and goes.
 #[derive(Debug)]
 struct Probe {
     socket: Socket,
@@ -238,7 +241,7 @@ impl Probe {
     }
 
     fn send(&self) {
-        // In progress, or it will not arrive.
+        // The connection is in progress now. After a failure, it will never arrive.
         let _ = self.socket.connect(&self.to.into());
     }
 
@@ -252,16 +255,16 @@ impl Probe {
     }
 }
 
-/// The right to leave a group: a name that only one can have at a time, in the network namespace that the group is of. The
-/// kernel takes it from a process that ends.
+/// The right to leave a group: a name that only one server can have at a time, in the network namespace of the group.
+/// When a process ends, the kernel takes the name from it.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    /// None where there are no Unix sockets: then it is not known whether another one leaves.
+    /// None where there are no Unix sockets: then it is not known whether another server is leaving.
     _name: Option<Socket>,
 }
 
 impl Turn {
-    /// None if another one leaves.
+    /// Takes the turn. Returns `None` if another server is leaving the group.
     fn take(spot: Spot) -> Option<Self> {
         let name = || {
             let socket = Socket::new(Domain::UNIX, Type::DGRAM.cloexec(), None)?;

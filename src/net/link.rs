@@ -1,6 +1,6 @@
-//! A connection's way to its client: what the rest of the server needs of a socket, whatever its kind.
+//! A connection's way to its client: what the rest of the server needs from a socket of any kind.
 //!
-//! An enum, not a trait object: there are few kinds, and every byte passes here.
+//! It is an enum, not a trait object: there are few kinds, and every byte passes here.
 
 use std::io;
 use std::net;
@@ -24,14 +24,14 @@ pub(crate) enum Stream {
     Unix(unix::UnixStream),
 }
 
-/// A connection that the runtime drives on which it was made.
+/// A connection that is driven by the runtime on which this value was made.
 #[derive(Debug)]
 pub(crate) enum Link {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-/// Does the same with either kind.
+/// Evaluates an expression with the stream of either kind.
 macro_rules! either {
     ($link:expr, $stream:ident => $body:expr) => {
         match $link {
@@ -42,7 +42,7 @@ macro_rules! either {
 }
 
 impl Stream {
-    /// Needs the runtime on which it will be driven.
+    /// Must be called on the runtime that will drive the connection.
     pub(crate) fn link(self) -> io::Result<Link> {
         Ok(match self {
             Self::Tcp(stream) => {
@@ -55,7 +55,7 @@ impl Stream {
         })
     }
 
-    /// Who has connected.
+    /// The process that has connected, if the socket is a Unix socket.
     pub(crate) fn credentials(&self) -> Option<Credentials> {
         match self {
             Self::Tcp(_) => None,
@@ -96,7 +96,7 @@ impl From<unix::UnixStream> for Stream {
 }
 
 impl Link {
-    /// Reads; nothing is the end.
+    /// Reads bytes. If nothing was read, the stream has ended.
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -125,13 +125,13 @@ impl Link {
 
     /// Whether tokio knows that the client has closed its side, though there may be bytes before that.
     pub(crate) fn is_read_closed(&self, cx: &mut Context<'_>) -> bool {
-        // Does not wait: it is asked behind `poll_read_ready`.
+        // This does not wait, because it is called after `poll_read_ready`.
         let known =
             either!(self, stream => std::pin::pin!(stream.ready(Interest::READABLE)).poll(cx));
         matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed())
     }
 
-    /// What there is to read, up to the length of the buffer, without taking it.
+    /// Returns the bytes that can be read, up to the length of the buffer, without taking them.
     pub(crate) fn poll_peek<'a>(
         &self,
         cx: &mut Context<'_>,
@@ -162,7 +162,7 @@ impl AsFd for Link {
     }
 }
 
-/// What can be asked of a socket, and done to it, by whoever only knows its descriptor.
+/// What code that knows only a socket's descriptor can ask of the socket, and do to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Tcp,
@@ -170,7 +170,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    /// Of a connection with this address on our side.
+    /// The kind of a connection that has this address on our side.
     pub(crate) fn of(local: &Addr) -> Self {
         match local {
             Addr::Ip(_) => Self::Tcp,
@@ -178,8 +178,8 @@ impl Kind {
         }
     }
 
-    /// How much of what was written has not reached the client's kernel: bytes, and a FIN counts 1. On a Unix socket that
-    /// kernel is ours: what is written has arrived, and stays there for the client whatever becomes of us.
+    /// How much of what was written has not reached the client's kernel: bytes, and a FIN counts 1. On a Unix socket,
+    /// that kernel is ours: written bytes have arrived, and stay there for the client whatever becomes of us.
     pub(crate) fn unacked(self, fd: BorrowedFd<'_>) -> u32 {
         match self {
             Self::Tcp => sys::unacked(fd),
@@ -187,7 +187,7 @@ impl Kind {
         }
     }
 
-    /// Whether it is closed on both sides, or reset.
+    /// Whether the connection is closed on both sides, or reset.
     pub(crate) fn is_over(self, fd: BorrowedFd<'_>) -> bool {
         match self {
             Self::Tcp => sys::is_over(fd),
@@ -195,7 +195,7 @@ impl Kind {
         }
     }
 
-    /// How often the answer to a client's SYN had to be repeated, if we have sent nothing else so far.
+    /// How often our answer to the client's SYN had to be repeated, if we have sent nothing else so far.
     pub(crate) fn handshake_repeats(self, fd: BorrowedFd<'_>) -> u32 {
         match self {
             Self::Tcp => sys::retransmissions(fd),
@@ -203,11 +203,11 @@ impl Kind {
         }
     }
 
-    /// Ends it at once, whoever else holds a copy of the descriptor and whatever the thread that drives it is doing; a
-    /// reader or writer of it is woken.
+    /// Ends the connection at once, even if somebody else holds a copy of the descriptor, and whatever the thread that
+    /// drives it is doing. A task that waits to read or write is woken.
     ///
-    /// The client of a Unix socket sees the end of the connection: no call makes that a reset, which the kernel sends only
-    /// if there is something left that we have not read.
+    /// The client of a Unix socket sees the end of the connection. No call makes that a reset: the kernel sends a reset
+    /// only if there are bytes that we have not read.
     pub(crate) fn reset(self, fd: BorrowedFd<'_>) {
         match self {
             Self::Tcp => sys::reset(fd),

@@ -1,4 +1,4 @@
-//! Listening sockets: where they come from, and whose they are.
+//! Listening sockets: where they come from, and who owns them.
 
 use std::fmt;
 use std::fs::File;
@@ -17,18 +17,19 @@ use crate::sys;
 use super::link::Stream;
 use super::{tcp, unix};
 
-/// How many connections may wait to be accepted: the kernel caps it at `net.core.somaxconn` (4,096 since Linux 5.4).
+/// How many connections may wait to be accepted. The kernel caps the number at `net.core.somaxconn` (4,096 since Linux
+/// 5.4).
 pub(super) const BACKLOG: i32 = 4096;
 
-/// A listening socket: of TCP, or a Unix stream socket.
+/// A listening socket: a TCP socket, or a Unix stream socket.
 ///
-/// One of TCP may be in a group of `SO_REUSEPORT`, in which other servers or processes listen on the same address. A stop
-/// then has the kernel send new clients to the others before it closes the socket. To that end it connects to each of them
-/// once, and replaces the program of the group, if they have set one by `SO_ATTACH_REUSEPORT_CBPF` or
+/// A TCP socket may be in a group of `SO_REUSEPORT`, in which other servers or processes listen on its address. A stop
+/// then makes the kernel send new clients to the others before it closes the socket. For that, the stop connects to
+/// each of them once, and replaces the group's program, if they have set one by `SO_ATTACH_REUSEPORT_CBPF` or
 /// `SO_ATTACH_REUSEPORT_EBPF`: a warning in the log says so.
 ///
-/// The file of a Unix socket that was bound here is removed when the socket is closed, unless another has taken its place
-/// by then.
+/// If a Unix socket was bound here, its file is removed when the socket is closed, unless another file has taken its
+/// place by then.
 ///
 /// ```
 /// use std::net::{Ipv4Addr, TcpListener};
@@ -58,7 +59,7 @@ enum Kind {
     Unix(unix::Listener),
 }
 
-/// A connection fresh from the kernel: non-blocking; the client's address, and ours.
+/// A new connection from the kernel, which is non-blocking, with the client's address and ours.
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) stream: Stream,
@@ -69,32 +70,33 @@ pub(crate) struct Connected {
 /// Why a try to accept brought no connection.
 #[derive(Debug)]
 pub(crate) enum NotAccepted {
-    /// It was gone before it could be accepted, or belongs to no one: try the next.
+    /// The connection was gone before it could be accepted, or belongs to no one: try the next.
     Gone,
-    /// None waits.
+    /// No connection waits.
     Empty,
-    /// No descriptors or no memory: try later, when connections have ended.
+    /// There are no descriptors or no memory: try later, when connections have ended.
     Exhausted(io::Error),
-    /// The kernel, or a filter of system calls, does not let us: try later.
+    /// The kernel, or a filter of system calls, does not allow it: try later.
     Refused(io::Error),
     /// The socket itself is unusable.
     Failed(io::Error),
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT`, or on a Unix socket. Blocks while a host name is looked up, and as long as another process
-    /// holds a lock on the directory of a Unix socket: at most a second.
+    /// Listens on `HOST:PORT`, or on a Unix socket. Blocks while a host name is looked up. Also blocks while another
+    /// process holds a lock on the directory of a Unix socket, for at most a second.
     ///
-    /// An IPv6 address stands in brackets (`[::1]:8080`). Without a host (`:8080`) it listens on every address, IPv4
-    /// and IPv6. Port 0 lets the kernel choose: see [`Listener::local_addr`]. Of a name with several addresses it
-    /// takes the first IPv4 one, or else the first.
+    /// An IPv6 address stands in brackets (`[::1]:8080`). Without a host (`:8080`), the socket listens on every
+    /// address, IPv4 and IPv6. With port 0, the kernel chooses the port: see [`Listener::local_addr`]. If a name has
+    /// several addresses, the first IPv4 address is used, or else the first address.
     ///
-    /// `unix:/run/app.sock` is a Unix stream socket at that path. A socket that is there, and on which nobody listens,
-    /// is replaced; one on which somebody listens is in use, and so is a file that is no socket. Behind a `?` stands who
-    /// may connect, which on Linux takes the permission to write to the file: `unix:/run/app.sock?mode=0660&group=www-data`.
-    /// `mode` is octal, as for chmod(1); `user` and `group` are names or numbers. Without a mode it is what the umask
-    /// leaves. `unix:@name` is an abstract socket (`unix(7)`), which has no file, and to which everybody in the same network
-    /// namespace may connect. A path may have 107 bytes. What has a `?` in its path can be bound elsewhere, and given by
+    /// `unix:/run/app.sock` is a Unix stream socket at that path. If a socket is there on which nobody listens, it is
+    /// replaced. If somebody listens on it, or if the file is no socket, the address is in use. A `?` is followed by
+    /// who may connect, which on Linux takes the permission to write to the file:
+    /// `unix:/run/app.sock?mode=0660&group=www-data`. `mode` is octal, as for chmod(1); `user` and `group` are names or
+    /// numbers. Without a mode, the umask decides. `unix:@name` is an abstract socket (`unix(7)`): it has no file, and
+    /// everybody in its network namespace may connect. A path may have 107 bytes. A path that contains a `?` can be
+    /// bound elsewhere, and the socket given by
     /// [`TryFrom<UnixListener>`](Listener#impl-TryFrom<UnixListener>-for-Listener).
     ///
     /// ```
@@ -106,20 +108,20 @@ impl Listener {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Address`] if it cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
+    /// [`Error::Address`] if the address cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
     /// permission, not an address of this machine).
     pub fn bind(addr: &str) -> Result<Self> {
         Self::bind_as(addr, false)
     }
 
-    /// As [`Listener::bind`], with `SO_REUSEPORT`: several processes of the same user can each listen on the address,
-    /// with a socket of its own, if all of them bind so; the kernel spreads new clients over them. A stop has it send
-    /// them to the others before it closes the socket, so that workers can be restarted one by one, and none is lost.
-    /// Nobody is told any more that the address is in use.
+    /// Like [`Listener::bind`], with `SO_REUSEPORT`: several processes of one user can each listen on the address, each
+    /// with its own socket, if all of them bind like this. The kernel spreads new clients over them. Before a stop
+    /// closes its socket, it makes the kernel send new clients to the others; so workers can be restarted one by one,
+    /// and no client is lost. A process that binds like this is no longer told that the address is in use.
     ///
     /// # Errors
-    /// As [`Listener::bind`]; in use if somebody listens there who has bound otherwise, or is another user.
-    /// [`Error::InvalidArgument`] of a Unix socket: the kernel has no such groups of them.
+    /// The errors of [`Listener::bind`]; in use if another user listens there, or somebody who has bound in another
+    /// way. [`Error::InvalidArgument`] for a Unix socket: the kernel has no such groups of them.
     pub fn bind_reuse_port(addr: &str) -> Result<Self> {
         Self::bind_as(addr, true)
     }
@@ -144,33 +146,34 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes a descriptor that listens already. A server that accepts from it sets `O_NONBLOCK`: on the open file
-    /// description, so for whoever else has a copy too. The file of a Unix socket stays the caller's, to be removed or kept.
+    /// Takes a descriptor that listens already. A server that accepts from it sets `O_NONBLOCK` on the open file
+    /// description, so also for everybody else who has a copy. The file of a Unix socket remains the caller's: the
+    /// caller may remove or keep it.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if it is not a listening TCP or Unix stream socket; it is closed then.
+    /// [`Error::InvalidArgument`] if the descriptor is not a listening TCP or Unix stream socket; it is closed then.
     pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         let number = fd.as_raw_fd();
         Self::from_copy(fd, number)
     }
 
-    /// As [`Listener::from_fd`], of a copy: errors name the descriptor that the host knows.
+    /// Like [`Listener::from_fd`], for a copy: errors name the descriptor that the host knows.
     pub(crate) fn from_copy(copy: OwnedFd, given: RawFd) -> Result<Self> {
         Self::new(Socket::from(copy), given)
     }
 
-    /// Declares that the socket outlives this server (systemd, or workers restarted one by one). Whoever keeps it must
-    /// go on accepting, or waiting clients are reset. A stop then closes our copy and leaves the connections that wait
-    /// in it to the others. Where all may stop together, let each have a socket of its own:
-    /// [`Listener::bind_reuse_port`].
+    /// Declares that the socket outlives this server (systemd, or workers restarted one by one). The process that keeps
+    /// the socket must go on accepting, or waiting clients are reset. A stop then closes only our copy, and leaves the
+    /// connections that wait in the socket to the others. If all of them may stop together, let each have its own
+    /// socket: [`Listener::bind_reuse_port`].
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.shared = true;
         self
     }
 
-    /// The address that it listens on. The path of a Unix socket that was bound here is absolute, if an absolute one fits
-    /// into an address.
+    /// The address that the socket listens on. The path of a Unix socket that was bound here is absolute, if an
+    /// absolute path fits into an address.
     #[must_use]
     pub fn local_addr(&self) -> &Addr {
         &self.local
@@ -213,7 +216,7 @@ impl Listener {
         }
     }
 
-    /// If it is one of TCP.
+    /// The TCP socket, if this is one.
     pub(crate) fn as_tcp(&self) -> Option<&tcp::Listener> {
         match &self.kind {
             Kind::Tcp(tcp) => Some(tcp),
@@ -221,7 +224,7 @@ impl Listener {
         }
     }
 
-    /// If it is a Unix socket.
+    /// The Unix socket, if this is one.
     pub(crate) fn as_unix(&self) -> Option<&unix::Listener> {
         match &self.kind {
             Kind::Unix(unix) => Some(unix),
@@ -229,7 +232,7 @@ impl Listener {
         }
     }
 
-    /// Whether it still does: a host may have shut it down behind our back.
+    /// Whether the socket still listens. The host may have shut it down without telling us.
     pub(crate) fn listens(&self) -> bool {
         self.socket().is_listener().unwrap_or(false)
     }
@@ -253,7 +256,8 @@ impl Listener {
         }
     }
 
-    /// Unless it is shared, nobody can connect to it any more, whoever has a copy.
+    /// Makes the socket refuse all new clients, even if somebody has a copy of it. Does nothing if the socket is
+    /// shared.
     pub(crate) fn shut(&self) -> io::Result<()> {
         match &self.kind {
             _ if self.shared => Ok(()),
@@ -262,10 +266,10 @@ impl Listener {
         }
     }
 
-    /// Shuts it, and closes it.
+    /// Shuts the socket, and closes it.
     pub(crate) fn close(self) -> io::Result<()> {
         let shut = self.shut();
-        // The file of a Unix socket goes before the socket does.
+        // The file of a Unix socket is removed before the socket is closed.
         let socket = match self.kind {
             Kind::Tcp(tcp) => tcp.into_socket(),
             Kind::Unix(unix) => unix.into_socket(),
@@ -273,7 +277,7 @@ impl Listener {
         if let Err(error) = &shut
             && let Some(libc::EBADF | libc::ENOTSOCK) = error.raw_os_error()
         {
-            // The number is no longer ours: closing it might close something of the host's.
+            // The number is no longer ours: to close it might close a descriptor of the host.
             let _ = socket.into_raw_fd();
             return shut;
         }
@@ -281,9 +285,9 @@ impl Listener {
     }
 }
 
-/// Takes a connection from a socket's queue: non-blocking.
+/// Takes a connection from a socket's queue. The connection is non-blocking.
 pub(super) fn accept(socket: &Socket) -> std::result::Result<(Socket, SockAddr), NotAccepted> {
-    // Each time: another process may have made it blocking since.
+    // Set before each accept: another process may have made the socket blocking since.
     sys::ensure_nonblocking(socket.as_fd());
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     socket.accept4(flags).map_err(NotAccepted::from)
@@ -322,7 +326,8 @@ impl From<io::Error> for NotAccepted {
             | libc::EOPNOTSUPP
             | libc::EFAULT
             | libc::ENOSYS => Self::Failed(error),
-            // accept(2): errors of the network that wait on the new connection are reported here; go on.
+            // accept(2) also reports network errors that wait on the new connection. They are no reason to stop
+            // accepting.
             libc::EINTR
             | libc::ECONNABORTED
             | libc::ECONNRESET
@@ -334,7 +339,7 @@ impl From<io::Error> for NotAccepted {
             | libc::EHOSTUNREACH
             | libc::ENONET
             | libc::ETIMEDOUT => Self::Gone,
-            // EPERM, above all. It may be for good: whoever tried again at once might do so for ever.
+            // EPERM, above all. It may last for ever: a server that tried again at once might never stop trying.
             _ => Self::Refused(error),
         }
     }

@@ -1,4 +1,4 @@
-//! Sockets: where we listen, who is on the way there, how that ends; and the links to clients.
+//! Sockets: where we listen, which clients are on the way there, how listening ends; and the links to clients.
 
 mod bpf;
 pub(crate) mod census;

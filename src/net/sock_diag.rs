@@ -7,14 +7,14 @@ use socket2::{Domain, Protocol, Socket, Type};
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `struct nlmsghdr`
 const HEADER: usize = 16;
-/// What the kernel writes at most at a time into a netlink socket.
+/// The most that the kernel writes at a time into a netlink socket, in bytes.
 const CHUNK: usize = 32 << 10;
 
-/// Asks for sockets of the network namespace of the thread that has made it.
+/// Asks for sockets in the network namespace of the thread that has made this value.
 #[derive(Debug)]
 pub(super) struct SockDiag(Socket);
 
-/// Whether all sockets are asked for that fit the description, or one.
+/// Whether the request asks for all sockets that fit the description, or for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Which {
     All,
@@ -30,11 +30,11 @@ impl SockDiag {
         Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(protocol)).map(Self)
     }
 
-    /// Sends a request, and calls `each` for what the kernel tells of a socket.
+    /// Sends a request, and calls `each` for each socket that the kernel reports.
     ///
     /// # Errors
-    /// The kernel's answer is an error, or malformed. There may then be something left to be read: such a socket must not
-    /// be used again.
+    /// The kernel's answer is an error, or malformed. Unread data may then be left in the socket, so it must not be
+    /// used again.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -52,7 +52,7 @@ impl SockDiag {
         let flags = libc::NLM_F_REQUEST
             | match which {
                 Which::All => libc::NLM_F_DUMP,
-                // So that the end is told, as that of a list is.
+                // So that the kernel reports the end, as it does for a list.
                 Which::One => libc::NLM_F_ACK,
             };
         let length = (HEADER + request.len()) as u32;
@@ -67,7 +67,8 @@ impl SockDiag {
         let wrong = || io::Error::from(io::ErrorKind::InvalidData);
         let mut chunk = vec![0; CHUNK];
         loop {
-            // The kernel has the next chunk ready when it has been asked, and when the last one is read.
+            // The kernel has the first chunk ready when it has got the request, and the next chunk when the last one
+            // has been read.
             let length = socket.read(&mut chunk)?;
             let mut rest = &chunk[..length];
             while let Some(length) = u32_at(rest, 0) {

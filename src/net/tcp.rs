@@ -1,4 +1,4 @@
-//! Listening sockets of TCP: how they let nobody new in, alone or in a group of `SO_REUSEPORT`.
+//! Listening sockets of TCP: how they keep new clients out, alone or in a group of `SO_REUSEPORT`.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, ToSocketAddrs};
@@ -21,19 +21,19 @@ const SO_BINDTOIFINDEX: i32 = 62;
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: Socket,
-    /// One of IPv4 as such, also where the socket is of IPv6.
+    /// The address. An IPv4 address is stored as IPv4, even if the socket is of IPv6.
     addr: SocketAddr,
-    /// As the kernel sees it: also of an address of IPv4 that is mapped.
+    /// Whether the kernel sees the socket as IPv6. It does so even if the address is a mapped IPv4 address.
     ipv6: bool,
-    /// What the kernel calls it in its lists of sockets.
+    /// The number of this socket in the kernel's lists of sockets.
     inode: u64,
     /// New handshakes are refused.
     refuses: AtomicBool,
-    /// It has had a filter, which is inherited by what is accepted.
+    /// The socket has had a filter, which accepted connections inherit.
     filtered: AtomicBool,
-    /// Others listen on its address, in a group of `SO_REUSEPORT`.
+    /// Others listen on the socket's address, in a group of `SO_REUSEPORT`.
     grouped: AtomicBool,
-    /// It has given its group a program that sends new handshakes to the others.
+    /// The socket has given its group a program that sends new handshakes to the others.
     steers: AtomicBool,
 }
 
@@ -59,7 +59,7 @@ impl Listener {
         Err(refused.unwrap_or_else(|| Error::Address(format!("{addr:?} has no address"))))
     }
 
-    /// `ipv6`: whether the kernel counts it to IPv6.
+    /// `ipv6`: whether the kernel counts the socket as IPv6.
     pub(super) fn new(socket: Socket, addr: SocketAddr, ipv6: bool, inode: u64) -> Self {
         Self {
             socket,
@@ -107,26 +107,26 @@ impl Listener {
         })
     }
 
-    /// Whether the kernel counts it, and all its clients, to IPv6.
+    /// Whether the kernel counts the socket, and all its clients, as IPv6.
     pub(crate) fn is_ipv6(&self) -> bool {
         self.ipv6
     }
 
-    /// Whether it takes no client of IPv4.
+    /// Whether the socket takes no IPv4 clients.
     pub(crate) fn is_only_ipv6(&self) -> bool {
         self.socket.only_v6().unwrap_or(false)
     }
 
-    /// Whether it was in a group with others when a stop looked last.
+    /// Whether the socket was in a group with others when a stop last looked.
     pub(crate) fn is_grouped(&self) -> bool {
         self.grouped.load(Ordering::Relaxed)
     }
 
-    /// A stop has seen whether others listen on its address. Who does refuses nobody: the kernel sends to no other socket
-    /// what a filter drops.
+    /// A stop has seen whether others listen on the socket's address. If they do, the socket refuses nobody: what a
+    /// filter drops, the kernel sends to no other socket.
     ///
     /// # Errors
-    /// As [`Listener::refuse_new`].
+    /// The errors of [`Listener::refuse_new`].
     pub(crate) fn found_grouped(&self, grouped: bool) -> io::Result<()> {
         self.grouped.store(grouped, Ordering::Relaxed);
         if grouped {
@@ -137,22 +137,23 @@ impl Listener {
         self.refuse_new()
     }
 
-    /// Keeps those out who want to connect from now on, but not those whose handshake has begun.
+    /// Keeps out clients that connect from now on, but not those whose handshake has begun.
     ///
-    /// With a filter it looks to them like a lost segment: they try again after a second, and are refused cleanly when
-    /// the socket is closed. Newer kernels want `CAP_NET_ADMIN` for that, multipath sockets take no filter, and a host may
-    /// have locked one of its own. Then the socket is bound to an interface that does not exist, and they are refused at
-    /// once. The kernel finds a handshake that has begun before it looks for a listening socket; but not one by SYN
-    /// cookie, which is why this comes second.
+    /// To new clients, a filter looks like a lost segment: they try again after a second, and are refused cleanly when
+    /// the socket is closed. Newer kernels want `CAP_NET_ADMIN` for a filter, multipath sockets take none, and a host
+    /// may have locked its own. Then the socket is bound to an interface that does not exist, and new clients are
+    /// refused at once. The kernel finds a handshake that has begun before it looks for a listening socket; but it does
+    /// not find one by SYN cookie, so this method comes second.
     ///
     /// # Errors
-    /// Neither is possible: EPERM if the host has bound the socket to an interface, and before Linux 5.7. It is said once.
+    /// Neither method is possible: EPERM if the host has bound the socket to an interface, and before Linux 5.7. Only
+    /// the first call returns the error.
     fn refuse_new(&self) -> io::Result<()> {
         if self.refuses.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
         let socket = self.socket.as_fd();
-        // A deferred accept would leave clients that are established and silent half-way in the handshake.
+        // A deferred accept would leave clients half-way in the handshake that have connected and say nothing.
         let _ = sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 0);
         if self.socket.attach_filter(&drop_new_handshakes()).is_ok() {
             self.filtered.store(true, Ordering::Relaxed);
@@ -161,27 +162,28 @@ impl Listener {
         sys::set_option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, i32::MAX)
     }
 
-    /// Undoes the filter of [`Listener::refuse_new`]. A socket that refuses by its interface is in no group with a newcomer.
+    /// Undoes the filter of [`Listener::refuse_new`]. A socket that refuses by its interface cannot be in a group with
+    /// a newcomer.
     fn hear_new_again(&self) {
         if self.refuses.swap(false, Ordering::Relaxed) {
             let _ = self.socket.detach_filter();
         }
     }
 
-    /// Gives the group this program, which chooses the member that a new handshake comes to.
+    /// Gives the group this program, which chooses the member that gets a new handshake.
     ///
     /// # Errors
-    /// The kernel does not take it: `ENOMEM`; `EPERM` if the host has locked the filter of the socket.
+    /// The kernel does not take the program: `ENOMEM`; `EPERM` if the host has locked the filter of the socket.
     pub(crate) fn steer(&self, program: &[SockFilter]) -> io::Result<()> {
         sys::attach_group_program(self.socket.as_fd(), program)?;
         self.steers.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Takes the group's program away. Says whether there was one.
+    /// Takes the group's program away. Returns whether there was one.
     ///
     /// # Errors
-    /// `ENOPROTOOPT`: the kernel knows no such thing, before Linux 5.3.
+    /// `ENOPROTOOPT`: before Linux 5.3, the kernel has no such option.
     pub(crate) fn take_group_program_away(&self) -> io::Result<bool> {
         const SO_DETACH_REUSEPORT_BPF: i32 = 68;
         let socket = self.socket.as_fd();
@@ -203,11 +205,12 @@ impl Listener {
         sys::accept_queue_len(self.socket.as_fd())
     }
 
-    /// Nobody can connect to it any more, whoever has a copy.
+    /// Makes the socket refuse all new clients, even if somebody has a copy of it.
     pub(super) fn shut(&self) -> io::Result<()> {
         if self.steers.load(Ordering::Relaxed) {
-            // Right before: a program that stayed would choose among the others as they are numbered now. Whoever comes to
-            // ours in between is not heard, and tries again after a second; else it would be reset.
+            // This comes right before the shutdown: a program that stayed would choose among the others by their
+            // present numbers. A client that comes to our socket in between is not heard, and tries again after a
+            // second; without the filter, it would be reset.
             let _ = self.refuse_new();
             self.steer_no_more();
         }
@@ -219,9 +222,9 @@ impl Listener {
     }
 }
 
-/// Drops the segments that have SYN and not ACK. A socket's filter sees a segment from its TCP header on.
+/// Drops segments that have SYN and not ACK. A socket's filter sees a segment from its TCP header on.
 fn drop_new_handshakes() -> [SockFilter; 5] {
-    const FLAGS: u32 = 13; // the byte that has them
+    const FLAGS: u32 = 13; // the byte that has the flags
     const SYN: u32 = 0x02;
     const ACK: u32 = 0x10;
     let [if_new, drop] = bpf::return_if_equal(SYN, 0);
@@ -253,7 +256,7 @@ fn listen(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The addresses of IP that `HOST:PORT` may stand for, to be tried in this order.
+/// The IP addresses that `HOST:PORT` may stand for, in the order in which to try them.
 fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
     let (host, port) = addr
@@ -267,7 +270,7 @@ fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
         .and_then(|digits| digits.parse().ok())
         .ok_or_else(|| wrong("the port is not a number from 0 to 65535"))?;
     if host.is_empty() {
-        // Where IPv6 is switched off, the second is all there is.
+        // Where IPv6 is switched off, only the second address works.
         return Ok(vec![
             (Ipv6Addr::UNSPECIFIED, port).into(),
             (Ipv4Addr::UNSPECIFIED, port).into(),

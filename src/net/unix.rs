@@ -1,6 +1,7 @@
-//! Unix stream sockets: how one takes the place of a file on which nobody listens any more, and how it goes.
+//! Unix stream sockets: how a new socket replaces a file on which nobody listens any more, and how a socket is closed.
 //!
-//! To connect to one is a single step in the kernel: whoever is connected waits in the queue, and nobody is half-way.
+//! To connect to a Unix socket is a single step in the kernel: a connected client waits in the queue, and no client is
+//! half-way.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -24,26 +25,28 @@ use super::link::Stream;
 use super::listener::{self, BACKLOG, Connected, NotAccepted};
 use super::sock_diag::{SockDiag, Which, u32_at};
 
-/// `sun_path` has 108 bytes, with the NUL at the end.
+/// `sun_path` has 108 bytes, including the NUL at the end.
 const LONGEST_PATH: usize = 107;
-/// How long another process may hold the lock on a directory: it does so only while it binds a socket, or removes a file.
+/// How long another process may hold the lock on a directory. It holds the lock only while it binds a socket, or
+/// removes a file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
-/// The same during a stop. Rather than make it wait, the file stays: the next server replaces it.
+/// How long to wait for that lock during a stop. If that is not enough, the stop does not wait: the file stays, and the
+/// next server replaces it.
 const LOCK_TIMEOUT_AT_END: Duration = Duration::from_millis(50);
 const LOCK_INTERVAL: Duration = Duration::from_millis(2);
 
 #[derive(Debug)]
 pub(crate) struct Listener {
-    // Gone before the socket is closed: see `SocketFile`.
+    // Dropped before the socket is closed: see `SocketFile`.
     file: Option<SocketFile>,
     socket: Socket,
-    /// What the kernel calls it in its lists of sockets.
+    /// The number of this socket in the kernel's lists of sockets.
     inode: u32,
-    /// Held ready: when it is asked how many wait, there may be no descriptors.
+    /// Made in advance: when the number of waiting clients is asked for, there may be no descriptors left.
     diag: Option<SockDiag>,
-    /// Shut down by a stop.
+    /// A stop has shut the socket down.
     refuses: AtomicBool,
-    /// Nobody waits, and nobody will.
+    /// No client waits, and none will.
     is_empty: AtomicBool,
 }
 
@@ -59,7 +62,7 @@ impl Listener {
         }
     }
 
-    /// The file was made here, and goes with the socket.
+    /// The file was made here, and is removed with the socket.
     pub(super) fn own(&mut self, file: SocketFile) {
         self.file = Some(file);
     }
@@ -90,17 +93,20 @@ impl Listener {
         })
     }
 
-    /// From now on who connects is refused, whoever has a copy of the socket. Those who wait can still be accepted.
+    /// Refuses all clients that connect from now on, even if somebody has a copy of the socket. Clients that wait can
+    /// still be accepted.
     ///
-    /// The kernel looks at this and puts a client into the queue under one lock: nobody is lost in between.
+    /// The kernel checks for the shutdown and puts a client into the queue under one lock: no client is lost in
+    /// between.
     pub(crate) fn refuse_new(&self) -> io::Result<()> {
-        // Each time: by its number, which may mean something else by now, the socket must not be closed.
+        // Done at each call, not only at the first. An error shows that the number means something else by now, and
+        // that the socket must not be closed by it.
         self.socket.shutdown(Shutdown::Read)?;
         self.refuses.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// How many connections wait to be accepted. If it is not known whether there is one, one.
+    /// How many connections wait to be accepted; 1 if it is not known whether there is one.
     pub(super) fn queued(&self) -> u32 {
         if self.is_empty.load(Ordering::Relaxed) {
             return 0;
@@ -130,7 +136,7 @@ impl Listener {
     }
 }
 
-/// What a `struct unix_diag_msg` says of the queue that clients wait in: an attribute behind it.
+/// Reads from a `struct unix_diag_msg` how many clients wait in the queue: the number is in an attribute behind it.
 fn queue_in(message: &[u8]) -> Option<u32> {
     const QUEUES: u16 = 4; // UNIX_DIAG_RQLEN
     let mut rest = message.get(16..)?;
@@ -151,7 +157,7 @@ pub(super) struct Bound {
     pub(super) file: Option<SocketFile>,
 }
 
-/// Listens at a place: what stands behind `unix:` in `addr`.
+/// Listens at `place`, which is the part of `addr` behind `unix:`.
 pub(super) fn bind(addr: &str, place: &str) -> Result<Bound> {
     let Place { name, access } = Place::parse(addr, place)?;
     let failed = |error| Error::io(format!("listening on {addr}"), error);
@@ -163,7 +169,7 @@ pub(super) fn bind(addr: &str, place: &str) -> Result<Bound> {
         return Ok(Bound { socket, file: None });
     }
     let at = SockAddr::unix(name).map_err(failed)?;
-    // The process may go to another directory.
+    // The path is made absolute, because the process may change its directory.
     let path = path::absolute(name).map_err(failed)?;
     let directory = path.parent().unwrap_or(&path);
     let _lock = lock(directory, LOCK_TIMEOUT)
@@ -172,7 +178,7 @@ pub(super) fn bind(addr: &str, place: &str) -> Result<Bound> {
     let socket = socket().map_err(failed)?;
     socket.bind(&at).map_err(failed)?;
     let file = SocketFile::at(path).map_err(failed)?;
-    // Nobody can connect before it listens.
+    // Nobody can connect before the socket listens.
     access.give(&file.path).map_err(|error| {
         let what = format!("setting mode and owner of {}", file.path.display());
         Error::io(what, error)
@@ -186,7 +192,7 @@ fn socket() -> io::Result<Socket> {
     Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)
 }
 
-/// Where a Unix socket shall be.
+/// Where to bind a Unix socket, and who may connect to it.
 #[derive(Debug, PartialEq, Eq)]
 struct Place<'a> {
     /// A path, or `@` and a name.
@@ -194,7 +200,7 @@ struct Place<'a> {
     access: Access,
 }
 
-/// Who may connect to it.
+/// Who may connect to a Unix socket.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Access {
     mode: Option<u32>,
@@ -289,7 +295,7 @@ impl Access {
     }
 }
 
-/// Makes room for a socket: removes one that is there, if nobody listens on it.
+/// Makes room for a socket: removes a socket that is there, if nobody listens on it.
 fn clear(path: &Path) -> io::Result<()> {
     let in_use = |why| Err(io::Error::new(io::ErrorKind::AddrInUse, why));
     match fs::symlink_metadata(path) {
@@ -300,7 +306,7 @@ fn clear(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    // Whoever listens sees a client that comes and goes.
+    // If somebody listens there, it sees a client that comes and goes.
     match socket()?.connect(&SockAddr::unix(path)?) {
         Err(error) if error.raw_os_error() == Some(libc::ECONNREFUSED) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -313,11 +319,11 @@ fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file of a socket that was bound here. Dropped, it is removed, if it is still that one, and by the process that has
-/// made it.
+/// The file of a socket that was bound here. When this value is dropped in the process that made the file, the file is
+/// removed, unless another file has taken its place.
 ///
-/// The kernel keeps the inode of a file for as long as the socket is open that was bound to it, also when the file is
-/// gone. So until the socket is closed, no other file has its number.
+/// While the socket is open, the kernel keeps the inode of the file that it was bound to, even if the file is gone. So
+/// until the socket is closed, no other file has that inode number.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -337,7 +343,7 @@ impl SocketFile {
         })
     }
 
-    /// Its absolute path; none if that is longer than any that can be bound.
+    /// The absolute path of the file; none if it is longer than any path that can be bound.
     pub(super) fn addr(&self) -> Option<Addr> {
         let fits = self.path.as_os_str().len() <= LONGEST_PATH;
         fits.then(|| Addr::of_path(&self.path))
@@ -347,7 +353,7 @@ impl SocketFile {
         (there.dev(), there.ino()) == (self.device, self.inode)
     }
 
-    /// Also where the process that has bound it has forked, and ended.
+    /// Removes the file even in another process: the one that bound the socket may have forked and ended.
     fn remove(mut self) {
         self.process = process::id();
     }
@@ -359,8 +365,8 @@ impl Drop for SocketFile {
             return;
         }
         let directory = self.path.parent().unwrap_or(&self.path);
-        // Under the lock no other server of ours replaces it between the look and the removal. What fails leaves a file that
-        // the next one replaces.
+        // While we hold the lock, no other server of ours replaces the file between the check and the removal. If
+        // something fails, a file is left that the next server replaces.
         if let Ok(_lock) = lock(directory, LOCK_TIMEOUT_AT_END)
             && fs::symlink_metadata(&self.path).is_ok_and(|there| self.is(&there))
         {
@@ -370,10 +376,10 @@ impl Drop for SocketFile {
 }
 
 /// The right to replace or remove sockets in a directory, which one process has at a time: `flock(2)` on the directory
-/// itself, so that no other file is needed. None where the directory cannot be read or locked.
+/// itself, so that no other file is needed. None if the directory cannot be read or locked.
 ///
 /// # Errors
-/// Another process has it until the timeout.
+/// Another process holds the lock until the timeout.
 fn lock(directory: &Path, timeout: Duration) -> io::Result<Option<Flock<File>>> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_DIRECTORY);

@@ -1,5 +1,5 @@
-//! All connections of a server that anything still holds: a socket, a handler, a queued request. A stop is over when there
-//! are none.
+//! All connections of a server that anything still holds: a socket, a handler, a queued request. A stop is over when
+//! there are no such connections.
 
 mod register;
 
@@ -14,24 +14,25 @@ use crate::report::Report;
 
 use register::Register;
 
-/// A connection, as the stop sees it. Any thread may call these.
+/// A connection, as far as the stop knows it. Any thread may call these methods.
 pub(crate) trait Member: fmt::Debug + Send + Sync + 'static {
-    /// Has whoever drives the connection look at the phase.
+    /// Makes the task that drives the connection look at the phase.
     fn wake(&self);
 
     /// Resets the socket, if it is still connected.
     fn reset(&self);
 
-    /// Closes the books: nobody will come to the connection any more, because a handler blocks its thread.
+    /// Closes the books of the connection. It is called when nobody will come to the connection any more, because a
+    /// handler blocks its thread.
     fn abandon(&self);
 
     /// How many requests are held by handlers, or wait in a queue.
     fn held(&self) -> u64;
 
-    /// Whether its counts are among those of the server.
+    /// Whether the connection's counts have been added to those of the server.
     fn is_settled(&self) -> bool;
 
-    /// Adds its state, and the counts of its requests.
+    /// Adds the connection's state, and the counts of its requests.
     fn add_to(&self, report: &mut Report);
 }
 
@@ -43,12 +44,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// The number of a new connection.
+    /// Returns the number for a new connection.
     pub(crate) fn next_id(&self) -> u64 {
         self.accepted.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Takes a new connection in.
+    /// Enters a new connection.
     pub(crate) fn enter(&self, id: u64, member: Arc<impl Member>) {
         let member: Arc<dyn Member> = member;
         self.members.insert(id, &member);
@@ -59,12 +60,12 @@ impl Registry {
         self.members.remove(id, || self.emptied.notify_waiters());
     }
 
-    /// Has a connection add its counts to those of the server: nobody looks meanwhile.
+    /// Lets a connection add its counts to those of the server. Nobody reads the counts meanwhile.
     pub(crate) fn settle<T>(&self, settle: impl FnOnce() -> T) -> T {
         self.members.settle(settle)
     }
 
-    /// Waits until there is none.
+    /// Waits until there is no connection.
     pub(crate) async fn emptied(&self) {
         loop {
             let emptied = self.emptied.notified();
@@ -75,14 +76,14 @@ impl Registry {
         }
     }
 
-    /// Has every connection look at the phase.
+    /// Makes every connection look at the phase.
     pub(crate) fn wake_all(&self) {
         for member in self.members.all() {
             member.wake();
         }
     }
 
-    /// Resets whatever is still connected.
+    /// Resets all connections that are still connected.
     pub(crate) fn reset_all(&self) {
         for member in self.members.all() {
             member.reset();

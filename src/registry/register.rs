@@ -1,13 +1,14 @@
-//! Who is there, and whose account has been settled: each in one of the two, whenever one looks.
+//! Which members exist, and which of their accounts have been settled. At every moment, each account is either with its
+//! member or in the sum.
 //!
-//! It knows nothing of connections, so that all its interleavings can be gone through (`tests/models.rs`).
+//! This module knows nothing of connections, so that a model checker can try all its interleavings (`tests/models.rs`).
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Those that anything still holds, by number.
+/// The members that anything still holds, by number.
 #[derive(Debug)]
 pub(crate) struct Register<T: ?Sized>(Mutex<HashMap<u64, Weak<T>>>);
 
@@ -22,7 +23,7 @@ impl<T: ?Sized> Register<T> {
         self.lock().insert(number, Arc::downgrade(one));
     }
 
-    /// Takes out who is being dropped, and does that if it was the last.
+    /// Takes out a member that is being dropped. Calls `when_empty` if it was the last.
     pub(crate) fn remove(&self, number: u64, when_empty: impl FnOnce()) {
         let mut all = self.lock();
         all.remove(&number);
@@ -39,13 +40,15 @@ impl<T: ?Sized> Register<T> {
         self.lock().values().filter_map(Weak::upgrade).collect()
     }
 
-    /// Adds an account to the sum of those that are settled, and marks it as one: nobody looks meanwhile.
+    /// Calls `settle`, which adds an account to the sum of the settled accounts, and marks it as settled. Nobody looks
+    /// meanwhile.
     pub(crate) fn settle<R>(&self, settle: impl FnOnce() -> R) -> R {
         let _all = self.lock();
         settle()
     }
 
-    /// Those that are not settled, when all others are in the sum: what `take_sum` does with it comes at the same time.
+    /// Returns the members that are not settled, at a moment when all others are in the sum. `take_sum` reads the sum
+    /// at that moment.
     pub(crate) fn unsettled(
         &self,
         is_settled: impl Fn(&T) -> bool,
@@ -56,7 +59,7 @@ impl<T: ?Sized> Register<T> {
         let (settled, unsettled): (Vec<_>, _) = held.partition(|one| is_settled(one));
         take_sum();
         drop(all);
-        // Who is dropped here takes itself out, for which it needs the lock.
+        // A member that is dropped here takes itself out, and needs the lock for that.
         drop(settled);
         unsettled
     }

@@ -1,4 +1,4 @@
-//! New connections: a task beside the others takes them from the kernel, until the stop has the helper do it.
+//! New connections. A task next to the others takes them from the kernel, until the stop lets the helper do it.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -29,19 +29,19 @@ use super::door::{Door, Quiet};
 
 /// How long accepting pauses when there are no descriptors or no memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long it is from one look to the next.
+/// The time from one look to the next.
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
-/// How long handshakes that the kernel does not list are waited for: a round trip to anywhere, or to most places with
-/// a segment lost.
+/// How long to wait for handshakes that the kernel does not list: a round trip to anywhere, or a round trip to most
+/// places with one lost segment.
 const ROUND_TRIP: Duration = Duration::from_secs(1);
-/// How long the task may take to let go of the sockets, and the helper to close them. Only a host that blocks their
-/// threads makes it take so long.
+/// How long the task may take to let go of the sockets, and the helper to close them. They take so long only if the
+/// host blocks their threads.
 const RELEASE_GRACE: Duration = Duration::from_millis(100);
-/// How many connections are taken from one socket before the next has its turn, and before it is looked whether time is
-/// over. A batch is some 100 us' work.
+/// How many connections are taken from one socket before the next socket has its turn, and before the time limit is
+/// checked. A batch takes about 100 us.
 const BATCH: usize = 32;
 
-/// Has a connection driven.
+/// Starts to drive a connection.
 pub(crate) type Serve = Arc<dyn Fn(Accepted) + Send + Sync>;
 
 /// What the task and the stop share.
@@ -50,9 +50,9 @@ struct Entrance {
     door: Door,
     serve: Serve,
     shared: Arc<Shared>,
-    /// No more time for [`Entrance::quiesce`].
+    /// Raised when there is no more time for [`Entrance::quiesce`].
     time_over: Flag,
-    /// How the groups are left in which others stay, from the quiescing until the sockets are closed.
+    /// The state of leaving each group in which others stay, from the quiescing until the sockets are closed.
     leaving: Mutex<BTreeMap<Spot, Leaving>>,
 }
 
@@ -61,21 +61,22 @@ impl Entrance {
         Conn::accept(&self.shared, connected)
     }
 
-    /// Takes a connection from the kernel's queue, and enters it into the registry, unless it is closed.
+    /// Takes a connection from the kernel's queue, and enters it into the registry, unless the door is closed.
     fn accept_if_open(&self, listener: &Listener) -> std::result::Result<Accepted, NotAccepted> {
         let accept = || Ok(self.enter(listener.accept()?));
         let accepted = self.door.pass(accept);
         accepted.unwrap_or(Err(NotAccepted::Empty))
     }
 
-    /// Those that listen, and that nobody else accepts from: what waits in a shared one is for whoever does.
+    /// The sockets that listen, and from which nobody else accepts. Clients that wait in a shared socket are left to
+    /// the others that accept from it.
     fn owned(&self) -> impl Iterator<Item = &Listener> {
         self.listeners.iter().filter(|listener| is_owned(listener))
     }
 
-    /// Takes over who is connected from its own point of view, and lets nobody else in: refuses new handshakes, and
-    /// accepts until no old one is left, or until the timeout. Where descriptors are short, it waits for connections to
-    /// end, as long as the stop itself.
+    /// Takes over the clients that are connected from their own point of view, and lets no others in: refuses new
+    /// handshakes, and accepts until no old handshake is left, or until the timeout. If descriptors are short, it waits
+    /// for connections to end, as long as the stop itself waits.
     fn quiesce(&self, mut census: Census) {
         self.door.close();
         self.shut_where_none_is_lost();
@@ -86,7 +87,7 @@ impl Entrance {
         while self.owned().next().is_some() && !self.time_over.is_up() {
             let looked = Instant::now();
             let left = self.empty();
-            // In real time, as the retransmissions of the kernel are.
+            // Measured in real time, like the kernel's retransmissions.
             if left != Left::Exhausted && began.elapsed() >= self.shared.options.quiesce_timeout {
                 break;
             }
@@ -108,7 +109,7 @@ impl Entrance {
             if quiet.is_certain() && (began.elapsed() >= ROUND_TRIP || all_seen()) {
                 break;
             }
-            // A look takes as long as the machine has sockets: half of our time is enough.
+            // The more sockets the machine has, the longer a look takes. Half of our time is enough for looking.
             self.time_over.wait(match left {
                 Left::Nothing => LOOK_INTERVAL.max(looked.elapsed()),
                 Left::More => Duration::ZERO,
@@ -118,7 +119,7 @@ impl Entrance {
         *self.leaving() = leaving;
     }
 
-    /// Refuses new clients of Unix sockets, which have no handshake that may be under way.
+    /// Refuses new clients of Unix sockets. They have no handshake that may be under way.
     fn shut_where_none_is_lost(&self) {
         for listener in self.owned() {
             if let Some(unix) = listener.as_unix()
@@ -133,11 +134,12 @@ impl Entrance {
         self.warn(format!("{addr}: {who} may be lost: {error}"));
     }
 
-    /// Has sockets refuse new handshakes; but not those in a group with others, whose clients would not be heard
-    /// (ADR 0015). Where it is not known, a handshake that is repeated is better than one that is lost. Says whether one has
-    /// begun at those that refuse.
+    /// Makes sockets refuse new handshakes, except those in a group with others: their clients would not be heard (ADR
+    /// 0015). If it is not known who is in a group, all refuse: a handshake that is repeated is better than one that is
+    /// lost. Returns whether a handshake has begun at a socket that refuses.
     fn keep_new_out(&self, view: Option<&View>) -> bool {
-        // All of them first: in a group of sockets on one port, each is sent some of the clients.
+        // All sockets refuse before any is looked at: in a group of sockets on one port, each is sent some of the
+        // clients.
         for listener in self.owned_tcp() {
             let group = view.and_then(|view| view.group_of(listener));
             if let Err(error) = listener.found_grouped(group.is_some()) {
@@ -151,7 +153,7 @@ impl Entrance {
         })
     }
 
-    /// Goes on leaving the groups in which others stay. Says whether that wants more time.
+    /// Continues to leave the groups in which others stay. Returns whether that needs more time.
     fn leave_groups(&self, view: &View, leaving: &mut BTreeMap<Spot, Leaving>) -> bool {
         let empty: &group::Empty<'_> = &|listener, take| {
             self.take_batch(|| listener.accept(), take);
@@ -176,7 +178,8 @@ impl Entrance {
         self.leaving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Accepting has failed, and pauses. It may do so for as long as somebody waits, many times a second.
+    /// Reports that accepting has failed and pauses. This may happen many times a second, for as long as somebody
+    /// waits.
     fn fails(&self, why: &NotAccepted) {
         let Shared {
             events,
@@ -204,12 +207,12 @@ impl Entrance {
         self.owned().filter_map(Listener::as_tcp)
     }
 
-    /// Those of TCP, and in no group with others'.
+    /// The TCP sockets that are in no group with others' sockets.
     fn alone(&self) -> impl Iterator<Item = &tcp::Listener> {
         self.owned_tcp().filter(|listener| !listener.is_grouped())
     }
 
-    /// Accepts what waits, in turns, until nothing does or a socket has had [`BATCH`] of them.
+    /// Accepts the connections that wait, socket by socket, until none waits or a socket has had [`BATCH`] of them.
     fn empty(&self) -> Left {
         let left = self
             .owned()
@@ -217,14 +220,14 @@ impl Entrance {
         left.max().unwrap_or(Left::Nothing)
     }
 
-    /// `take` says of each client's address whether that connection is its own, and not to be served.
+    /// `take` gets each client's address, and returns whether that connection is its own, and not to be served.
     fn take_batch(
         &self,
         accept: impl Fn() -> std::result::Result<Connected, NotAccepted>,
         take: &mut dyn FnMut(&Addr) -> bool,
     ) -> Left {
         for _ in 0..BATCH {
-            // Not by way of tokio, whose budget may call a full queue empty.
+            // This does not go by tokio, whose budget may make a full queue look empty.
             match accept() {
                 Ok(connected) if take(&connected.peer) => {}
                 Ok(connected) => (self.serve)(self.enter(connected)),
@@ -237,9 +240,9 @@ impl Entrance {
         Left::More
     }
 
-    /// A last look into a queue, for where nothing can keep new clients out. It ends, however fast they come. Counts the
-    /// connections that are lost when the socket is closed now. Handshakes that are not done are no connections yet, from
-    /// our point of view.
+    /// A last look into a queue, for sockets where nothing can keep new clients out. It ends, however fast clients
+    /// come. Counts the connections that are lost when the socket is closed now. From our point of view, handshakes
+    /// that are not done are no connections yet.
     fn sweep(&self, listener: &Listener) {
         if !is_owned(listener) {
             return;
@@ -250,13 +253,13 @@ impl Entrance {
             }
         }
         let waiting = listener.queued();
-        // In a group, the kernel may give them to the others.
+        // In a group, the kernel may give the waiting clients to the others.
         if waiting > 0 && !(is_grouped(listener) && census::migrates()) {
             self.shared.unaccepted.add(waiting.into());
         }
     }
 
-    /// Nobody can connect any more, whoever has a copy of the sockets. Returns the first error.
+    /// Makes the sockets refuse all new clients, even if somebody has copies of them. Returns the first error.
     fn shut(&self) -> Option<io::Error> {
         let shut = self.listeners.iter().map(Listener::shut);
         shut.filter_map(io::Result::err).reduce(|first, _| first)
@@ -268,7 +271,7 @@ impl Entrance {
             Ok(mut entrance) => {
                 let listeners = std::mem::take(&mut entrance.listeners);
                 let closed = listeners.into_iter().map(|listener| {
-                    // With nothing in between: in a group with others, clients still come.
+                    // The close follows directly: in a group with others, clients still come.
                     entrance.sweep(&listener);
                     listener.close()
                 });
@@ -280,7 +283,8 @@ impl Entrance {
                 }
                 let error = entrance.shut();
                 entrance.leaving().clear();
-                // The task closes them, when the host lets its thread go; but not by a number that is no longer ours.
+                // The task closes the sockets when the host lets its thread go. But they must not be closed by a number
+                // that is no longer ours.
                 if error.is_some() {
                     let _ = Arc::into_raw(entrance);
                 }
@@ -290,7 +294,7 @@ impl Entrance {
     }
 }
 
-/// Whether it is in a group with others'.
+/// Whether the socket is in a group with others' sockets.
 fn is_grouped(listener: &Listener) -> bool {
     listener.as_tcp().is_some_and(tcp::Listener::is_grouped)
 }
@@ -299,7 +303,7 @@ fn is_owned(listener: &Listener) -> bool {
     !listener.is_shared() && listener.listens()
 }
 
-/// What a look into the queues has left there.
+/// What a look into the queues has left in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Left {
     Nothing,
@@ -310,7 +314,7 @@ enum Left {
     Exhausted,
 }
 
-/// Goes up once; any thread may wait for it.
+/// A flag that goes up once. Any thread may wait for it.
 #[derive(Debug, Default)]
 struct Flag(Mutex<bool>, Condvar);
 
@@ -324,7 +328,7 @@ impl Flag {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// At most so long.
+    /// Waits for the flag, at most for `time`.
     fn wait(&self, time: Duration) {
         let is_up = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !time.is_zero() {
@@ -337,13 +341,13 @@ impl Flag {
 struct Acceptor<'a> {
     entrance: &'a Entrance,
     listeners: Vec<(&'a Listener, AsyncFd<BorrowedFd<'a>>)>,
-    /// Whose turn it is: where one socket always has clients, the others have theirs.
+    /// The socket whose turn it is. If one socket always has clients, the others still have their turns.
     next: usize,
     paused: Option<Pin<Box<Sleep>>>,
 }
 
 impl<'a> Acceptor<'a> {
-    /// Needs the runtime on which it will run.
+    /// Must be called on the runtime on which the acceptor will run.
     fn new(entrance: &'a Entrance) -> Result<Self> {
         let watch = |listener: &'a Listener| Ok((listener, sys::watch(listener.as_fd())?));
         let watched = entrance.listeners.iter().map(watch);
@@ -363,7 +367,7 @@ impl<'a> Acceptor<'a> {
             ready!(pause.as_mut().poll(cx));
             self.paused = None;
         }
-        // As many turns without a connection as there are sockets: none has one.
+        // No socket has a connection after as many turns without one as there are sockets.
         let mut empty = 0;
         while empty < self.listeners.len() {
             let turn = self.next;
@@ -386,7 +390,7 @@ impl<'a> Acceptor<'a> {
         Poll::Pending
     }
 
-    /// One socket's turn: pending if nobody waits there.
+    /// One socket's turn. Pending if nobody waits there.
     fn poll_turn(
         &self,
         turn: usize,
@@ -402,7 +406,7 @@ impl<'a> Acceptor<'a> {
                 }
                 Err(NotAccepted::Gone) => {}
                 Err(NotAccepted::Empty) => ready.clear_ready(),
-                // The kernel looks for a descriptor first, and then whether anybody waits.
+                // The kernel looks for a free descriptor before it looks whether anybody waits.
                 Err(NotAccepted::Exhausted(_)) if !sys::may_be_readable(listener.as_fd()) => {
                     ready.clear_ready();
                 }
@@ -413,20 +417,21 @@ impl<'a> Acceptor<'a> {
     }
 }
 
-/// The control thread's side.
+/// The control thread's side of accepting.
 pub(crate) struct Accepting {
     entrance: Arc<Entrance>,
     executor: Executor,
-    /// Which worker has the task that accepts now. (Whoever holds a worker counts as its load.)
+    /// The number of the worker that has the accepting task now. (A reference to the worker itself would count as its
+    /// load.)
     at: usize,
-    /// A thread has been found that does not get on, or does again.
+    /// Notified when a thread is found that does not get on, or gets on again.
     changed: Arc<Notify>,
-    /// The task; and those that were given up because their threads did not get on.
+    /// The accepting task, and earlier ones that were given up because their threads did not get on.
     tasks: JoinSet<Error>,
 }
 
 impl Accepting {
-    /// Starts the task. `serve` has a connection driven; it is not dropped here, if the caller keeps it.
+    /// Starts the task. `serve` starts to drive a connection; it is not dropped here, if the caller keeps a copy.
     pub(crate) fn start(
         listeners: Vec<Listener>,
         shared: &Arc<Shared>,
@@ -457,7 +462,8 @@ impl Accepting {
         }
     }
 
-    /// Waits until accepting fails for good. If the host blocks the thread on which that is done, it goes on on another.
+    /// Waits until accepting fails for good. If the host blocks the thread that accepts, another thread goes on with
+    /// it.
     pub(crate) async fn failed(&mut self) -> Error {
         loop {
             tokio::select! {
@@ -465,7 +471,7 @@ impl Accepting {
                 ended = self.tasks.join_next() => match ended {
                     Some(Ok(error)) => return error,
                     Some(Err(error)) if error.is_panic() => return Error::Panicked,
-                    // One that was given up.
+                    // A task that was given up has ended.
                     _ if !self.tasks.is_empty() => {}
                     _ => return runtime_gone(),
                 },
@@ -475,7 +481,7 @@ impl Accepting {
     }
 
     fn move_on(&mut self) {
-        // If none gets on, connections would wait elsewhere, too.
+        // If no thread gets on, connections would have to wait on any other, too.
         let (at, worker) = self.executor.for_accepting();
         if at != self.at && !worker.is_stuck() {
             self.tasks.abort_all();
@@ -484,7 +490,8 @@ impl Accepting {
         }
     }
 
-    /// Ends when whoever is connected from its own point of view has been taken over: [`Entrance::quiesce`].
+    /// Ends when all clients that are connected from their own point of view have been taken over:
+    /// [`Entrance::quiesce`].
     pub(crate) async fn quiesce(&mut self, census: Census) {
         self.tasks.abort_all();
         let entrance = Arc::clone(&self.entrance);
@@ -492,14 +499,14 @@ impl Accepting {
         let _ = helper.run(move || entrance.quiesce(census)).await;
     }
 
-    /// Waits until the tasks have let go of the sockets, if they may: they have them in epoll sets, where they would stay
-    /// if another process had a copy.
+    /// Waits until the tasks have let go of the sockets, if they can. The tasks have the sockets in epoll sets, where a
+    /// socket would stay if another process had a copy.
     pub(crate) async fn released(&mut self) {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         let _ = timeout(RELEASE_GRACE, all).await;
     }
 
-    /// Closes the sockets, and counts the connections that are lost by it. Returns the first error.
+    /// Closes the sockets, and counts the connections that this loses. Returns the first error.
     pub(crate) async fn close(self) -> Option<Error> {
         let helper = self.entrance.shared.helper.clone();
         self.entrance.time_over.raise();
@@ -508,7 +515,7 @@ impl Accepting {
         let closing = helper.run(move || entrance.close());
         let error = match timeout(RELEASE_GRACE, closing).await {
             Ok(Ok(error)) => error,
-            // The helper is held up. It closes them when it is not; until then nobody is let in.
+            // The helper is held up. It will close the sockets later; until then, nobody is let in.
             _ => left.upgrade().and_then(|entrance| {
                 let waiting = entrance
                     .owned()
@@ -521,7 +528,7 @@ impl Accepting {
     }
 }
 
-/// What a server ends with whose connections have lost their runtime.
+/// The error of a server whose connections have lost their runtime.
 pub(crate) fn runtime_gone() -> Error {
     let gone = io::Error::other("its runtime has been shut down");
     Error::io("driving connections", gone)

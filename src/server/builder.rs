@@ -1,4 +1,4 @@
-//! How a server shall be, and its start.
+//! The settings of a server, and its start.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -29,7 +29,7 @@ use crate::threads::{self, Executor, IoThreads, LentRuntime, Role};
 
 use super::Server;
 use super::lifecycle::Control;
-/// Says how a server shall be, and starts it.
+/// Collects the settings of a server, and starts it.
 ///
 /// ```
 /// # use std::convert::Infallible;
@@ -64,121 +64,121 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// How long a stop waits for what is there to finish, before it kills; counted from the end of the lame duck. Once half
-    /// of it has passed, or 30 seconds, responses say `Connection: close` also to a client that has sent more requests
-    /// behind, because one that never ceases to pipeline would else never come to its end. Default: 1 minute.
-    /// [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
+    /// How long a stop waits for connections and requests to finish before it kills them, counted from the end of the
+    /// lame duck. Once half of this time has passed, or 30 seconds, responses say `Connection: close` even to a client
+    /// that has already sent more requests, because a client that never stops pipelining would otherwise never come to
+    /// its end. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.options.stop_timeout = timeout;
         self
     }
 
-    /// How long a kill waits for handlers that were cut to return, before it abandons them; and the end of the server
-    /// for what else of the host's runs on its threads (the handler's `Drop`, thread-local destructors), there at
-    /// least a second, and in real time. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's
+    /// How long a kill waits until the handlers that it cut return, before it abandons them. The end of the server
+    /// waits as long, but at least a second and in real time, for the host's other code on the server's threads (the
+    /// handler's `Drop`, thread-local destructors). Default: 1 minute. [`Duration::MAX`]: no limit. On the server's
     /// [clock](Builder::clock).
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.options.kill_timeout = timeout;
         self
     }
 
-    /// How long a stop goes on accepting, while [`Server::is_ready`] says no and responses say `Connection: close`, so
-    /// that load balancers and clients go elsewhere. Default: 0. On the server's [clock](Builder::clock).
+    /// How long a stop goes on accepting. Meanwhile [`Server::is_ready`] says no and responses say `Connection: close`,
+    /// so that load balancers and clients go elsewhere. Default: 0. On the server's [clock](Builder::clock).
     pub fn lame_duck(mut self, duration: Duration) -> Self {
         self.options.lame_duck = duration;
         self
     }
 
-    /// Ends the lame duck early, once no request has come for so long: then nobody sends any here. Requests for the
-    /// [ready path](Builder::ready_path) do not count, nor do connections without a request. At most the lame duck's
-    /// time. Default: 0, which is never early. On the server's [clock](Builder::clock).
+    /// Ends the lame duck early, once no request has come for this time, because then nobody sends requests here any
+    /// more. Requests for the [ready path](Builder::ready_path) do not count, nor do connections without a request. At
+    /// most the lame duck's time. Default: 0, which is never early. On the server's [clock](Builder::clock).
     pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
         self.options.lame_duck_quiet = silence;
         self
     }
 
-    /// How long the lame duck takes at least, however quiet it is: as long as a load balancer needs to notice (its
-    /// checks' interval, times the failures that it wants to see). At most the lame duck's time. Default: 0. On the
-    /// server's [clock](Builder::clock).
+    /// The shortest time of the lame duck, however quiet it is: as long as a load balancer needs to notice (the
+    /// interval of its checks, times the failures that it wants to see). At most the lame duck's time. Default: 0. On
+    /// the server's [clock](Builder::clock).
     pub fn lame_duck_min(mut self, duration: Duration) -> Self {
         self.options.lame_duck_min = duration;
         self
     }
 
-    /// A path, `/healthz` say, that the server answers itself, whatever the handlers are doing: 200 while
-    /// [`Server::is_ready`], then 503. For GET, HEAD, and OPTIONS; compared with the path of a request's target byte
-    /// for byte, without the query. Such a request counts like any other. Default: none.
+    /// A path, for example `/healthz`, that the server answers itself, whatever the handlers are doing: 200 while
+    /// [`Server::is_ready`], then 503. For GET, HEAD, and OPTIONS. The path of a request's target, without the query,
+    /// must match it byte for byte. Such a request counts like any other. Default: none.
     pub fn ready_path(mut self, path: impl Into<String>) -> Self {
         self.options.ready_path = Some(path.into());
         self
     }
 
     /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
-    /// extensions. Default: no, because the first extension of a request costs three allocations, about a tenth of
-    /// what a request costs in user space.
+    /// extensions. Default: no, because a request's first extension costs three allocations, about a tenth of what a
+    /// request costs in user space.
     pub fn conn_info(mut self, inserts: bool) -> Self {
         self.options.conn_info = inserts;
         self
     }
 
-    /// How long a request's head may take from its first byte to its last; then the client gets a 408, and the
+    /// How long a request's head may take from its first byte to its last. After that the client gets a 408, and the
     /// connection is closed. Default: 30 seconds. [`Duration::MAX`]: no limit. In real time, whatever the clock.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.options.header_timeout = timeout;
         self
     }
 
-    /// How long a connection may be without a request while the server serves: between two, or before the first. Then it
-    /// is closed; it may live on for a second more. Not 0. Default: no limit ([`Duration::MAX`]), because a close can
-    /// cross a request on its way, which is lost then (`raced` in the [`Report`](crate::Report)). Against that, be more
-    /// patient than the clients (a load balancer's timeout for idle connections, say), or tell them:
-    /// [`Builder::keep_alive_header`]. In real time, whatever the clock.
+    /// How long a connection may be without a request while the server serves: between two requests, or before the
+    /// first. Then the server closes it, at most a second later. Not 0. Default: no limit ([`Duration::MAX`]), because
+    /// a close can cross a request on its way, which is then lost (`raced` in the [`Report`](crate::Report)). To avoid
+    /// that, make this timeout longer than the clients' (for example a load balancer's timeout for idle connections),
+    /// or tell them the timeout: [`Builder::keep_alive_header`]. In real time, whatever the clock.
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.options.idle_timeout = timeout;
         self
     }
 
-    /// Has responses tell of the idle timeout, `Keep-Alive: timeout=N`, so that clients that know this field leave an
+    /// Makes responses tell the idle timeout, `Keep-Alive: timeout=N`, so that clients that know this field leave an
     /// idle connection before the server does. N is the [idle timeout](Builder::idle_timeout) less the
-    /// [idle grace](Builder::idle_grace), in whole seconds, and at least 1, so that a request that was sent in the last
-    /// moment still comes in time. It is not said where the connection ends, nor in a response that has a `Connection`
-    /// or `Keep-Alive` field of its own. Default: false.
+    /// [idle grace](Builder::idle_grace), in whole seconds, and at least 1; so a request that is sent in the last
+    /// moment still comes in time. A response does not have the field if it ends the connection, or if it has its own
+    /// `Connection` or `Keep-Alive` field. Default: false.
     pub fn keep_alive_header(mut self, announce: bool) -> Self {
         self.options.keep_alive_header = announce;
         self
     }
 
-    /// How long a stop goes on accepting connections whose handshake had begun, before it closes the listening sockets
-    /// all the same. It ends as soon as there are none; counts within the stop timeout. Default: 4 seconds, which gives
-    /// a handshake that lost a segment two more chances (retransmissions come after 1 s and 3 s). In real time, whatever
-    /// the clock.
+    /// How long a stop goes on accepting connections whose handshake had begun. It ends as soon as there are none;
+    /// after this time, it closes the listening sockets even if there are some. This time counts within the stop
+    /// timeout. Default: 4 seconds, which gives a handshake that lost a segment two more chances (retransmissions come
+    /// after 1 s and 3 s). In real time, whatever the clock.
     pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
         self.options.quiesce_timeout = timeout;
         self
     }
 
-    /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served
-    /// and answered with `Connection: close`. More than the round trip to the clients. It is counted from when the
-    /// client's kernel has the last answer, and a new connection whose handshake needed repetition gets 4.5 seconds
-    /// more for each: so late would its client repeat a request that was lost. Default: 1 second. In real time,
-    /// whatever the clock.
+    /// How long a stop leaves a connection open that is between two requests, so that a request that is on its way is
+    /// served and answered with `Connection: close`. Set it to more than the round trip to the clients. It is counted
+    /// from when the client's kernel has the last answer. A new connection whose handshake needed repetition gets 4.5
+    /// seconds more for each repetition, because its client would repeat a lost request only that late. Default: 1
+    /// second. In real time, whatever the clock.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.options.idle_grace = grace;
         self
     }
 
-    /// How long a connection that we have closed waits for the client to close its side, so that what was sent last is
-    /// not destroyed by a reset. A stop waits longer where a client has not acknowledged all that it was sent, up to the
-    /// stop timeout. Default: 2 seconds. In real time, whatever the clock.
+    /// How long a connection that we have closed waits for the client to close its side, so that no reset destroys what
+    /// was sent last. If a client has not acknowledged all that it was sent, a stop waits longer, up to the stop
+    /// timeout. Default: 2 seconds. In real time, whatever the clock.
     pub fn linger_timeout(mut self, timeout: Duration) -> Self {
         self.options.linger_timeout = timeout;
         self
     }
 
-    /// How long after the first signal of a [run](Server::run) another one counts as the second, which kills; and after
-    /// that, as the third. One that comes sooner has told the same thing again: a process manager signals the whole
-    /// group, and a wrapper in it forwards what it gets. Zero: at once; [`Duration::MAX`]: never. Default: 500
-    /// milliseconds. In real time, whatever the clock.
+    /// How long after the first signal of a [run](Server::run) another signal counts as the second, which kills; and
+    /// how long after the second, one counts as the third. A signal that comes sooner only repeats the one before: a
+    /// process manager signals the whole group, and a wrapper in the group forwards what it gets. Zero: at once;
+    /// [`Duration::MAX`]: never. Default: 500 milliseconds. In real time, whatever the clock.
     pub fn second_signal(mut self, pause: Duration) -> Self {
         self.options.second_signal = pause;
         self
@@ -193,33 +193,34 @@ impl Builder {
         self
     }
 
-    /// A client for statistics, called on the events thread.
+    /// A client for statistics. It is called on the events thread.
     pub fn stats(mut self, stats: impl Stats) -> Self {
         self.observers.stats = Some(Box::new(stats));
         self
     }
 
-    /// Called on the events thread whenever a connection's state changes.
+    /// Sets a callback, called on the events thread whenever a connection's state changes.
     pub fn on_conn_state(mut self, callback: impl FnMut(ConnEvent) + Send + 'static) -> Self {
         self.observers.conns = Some(Box::new(callback));
         self
     }
 
-    /// Called on the events thread whenever the server enters a phase, from [`Phase::Serving`] to [`Phase::Stopped`]:
-    /// there [`Server::outcome`] and [`Server::wait`] say how it has ended, and those who wait are told afterwards.
+    /// Sets a callback, called on the events thread whenever the server enters a phase, from [`Phase::Serving`] to
+    /// [`Phase::Stopped`]. In the call for [`Phase::Stopped`], [`Server::outcome`] and [`Server::wait`] say how the
+    /// server has ended; the tasks and threads that wait for the end are told afterwards.
     pub fn on_phase(mut self, callback: impl FnMut(Phase) + Send + 'static) -> Self {
         self.observers.phases = Some(Box::new(callback));
         self
     }
 
-    /// Called on the events thread with what a person should know. The library itself prints nothing.
+    /// Sets a callback, called on the events thread with what a person should know. The library itself prints nothing.
     pub fn on_log(mut self, callback: impl FnMut(LogLevel, &str) + Send + 'static) -> Self {
         self.observers.logs = Some(Box::new(callback));
         self
     }
 
-    /// Makes events of all kinds, to be taken by [`Server::next_event`]; callbacks set here are not called then, and
-    /// there is no events thread.
+    /// Makes events of all kinds, to be taken by [`Server::next_event`]. Callbacks that are set here are then not
+    /// called, and there is no events thread.
     pub fn pull_events(self) -> Self {
         self.pull(Interest {
             stats: true,
@@ -234,7 +235,7 @@ impl Builder {
         self
     }
 
-    /// Has the server put there before any of its threads runs, and so before any callback does.
+    /// Puts the server into `slot` before any of its threads runs, and so before any callback is called.
     #[cfg(feature = "capi")]
     pub(crate) fn slot(mut self, slot: Arc<OnceCell<Server>>) -> Self {
         self.slot = Some(slot);
@@ -247,32 +248,33 @@ impl Builder {
         self
     }
 
-    /// Accepts and drives connections on this runtime, whose I/O and time must be enabled, instead of threads of the
-    /// server's own. It must outlive the server, which else stops with an error. Not the one that this is called on,
-    /// unless you say so: a server on its own threads stops on time whatever happens on the host's.
+    /// Accepts and drives connections on this runtime, instead of on the server's own threads. Its I/O and time must be
+    /// enabled. The runtime must outlive the server, or the server stops with an error. The runtime that this is called
+    /// on is used only if you pass it here: a server on its own threads stops on time whatever happens on the host's
+    /// threads.
     ///
-    /// What a service spawns is the host's then, and goes on behind the stop.
+    /// Tasks that a service spawns there are the host's, and go on after the stop.
     ///
-    /// On its threads wait by [`Server::stop`] and [`Server::wait`], which are async. A call that blocks there, such as
-    /// [`Server::stop_blocking`] or [`Server::run`], fails with [`Error::WouldDeadlock`] if the runtime does not get on
-    /// meanwhile: on the thread of a current-thread runtime, or on the last worker of another that is not blocked. In
-    /// `spawn_blocking` it may wait.
+    /// On the runtime's threads, wait by [`Server::stop`] and [`Server::wait`], which are async. A call that blocks
+    /// there, such as [`Server::stop_blocking`] or [`Server::run`], fails with [`Error::WouldDeadlock`] if the runtime
+    /// does not get on meanwhile: on the thread of a current-thread runtime, or on the last unblocked worker of another
+    /// runtime. In `spawn_blocking`, such a call may wait.
     pub fn runtime(mut self, runtime: tokio::runtime::Handle) -> Self {
         self.runtime = Some(Arc::new(LentRuntime::new(runtime)));
         self
     }
 
-    /// [`Builder::listen`] binds as [`Listener::bind_reuse_port`]. Default: no.
+    /// [`Builder::listen`] binds like [`Listener::bind_reuse_port`]. Default: no.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.reuse_port = reuse;
         self
     }
 
-    /// As [`Listener::bind`], and counts a failure: `listen.error` is told to the [`Stats`] set so far, on this thread,
-    /// because there is no events thread yet.
+    /// Like [`Listener::bind`], but also counts a failure: the [`Stats`] set so far are told `listen.error`, on this
+    /// thread, because there is no events thread yet.
     ///
     /// # Errors
-    /// As [`Listener::bind`].
+    /// The errors of [`Listener::bind`].
     pub fn listen(&mut self, addr: &str) -> Result<Listener> {
         let bound = if self.reuse_port {
             Listener::bind_reuse_port(addr)
@@ -286,14 +288,14 @@ impl Builder {
         })
     }
 
-    /// Serves a hyper service: a clone of it for each connection. Returns at once.
+    /// Serves a hyper service. Each connection gets a clone of it. Returns at once.
     ///
-    /// The service is called on threads of the server's own, each of which has a current-thread runtime of tokio's,
-    /// whose timers and sockets it can use. Tasks that it spawns there (`tokio::spawn`) go on as long as the server
-    /// does: at the end of the stop they are dropped, which the [log](Builder::on_log) tells. `block_in_place` panics
-    /// there. A service for which that is not enough is to get a runtime of its own: [`Builder::runtime`].
+    /// The service is called on the server's own threads. Each has a tokio current-thread runtime, whose timers and
+    /// sockets the service can use. Tasks that it spawns there (`tokio::spawn`) live as long as the server: the end of
+    /// the stop drops them, and the [log](Builder::on_log) says so. `block_in_place` panics there. If that is not
+    /// enough for a service, give it its own runtime: [`Builder::runtime`].
     ///
-    /// A service that fails or panics is answered for with a 500.
+    /// If the service fails or panics, the request is answered with a 500.
     ///
     /// ```
     /// # use std::convert::Infallible;
@@ -312,8 +314,8 @@ impl Builder {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if a
-    /// thread or a descriptor cannot be had; [`Error::Forked`].
+    /// [`Error::InvalidArgument`] without a listener, or if a setting makes no sense; [`Error::OutOfResources`] if no
+    /// thread or no descriptor is available; [`Error::Forked`].
     pub fn serve<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
     where
         S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -326,10 +328,10 @@ impl Builder {
         })
     }
 
-    /// Serves a tower service, an axum `Router` for instance: as [`Builder::serve`], a clone of it for each request.
+    /// Serves a tower service, for instance an axum `Router`, like [`Builder::serve`]. Each request gets a clone of it.
     ///
     /// axum spawns a task for each upgrade, and applications spawn others: give it their [runtime](Builder::runtime). A
-    /// handler has the client's address by [`Builder::conn_info`] and `Extension<ConnInfo>`. `examples/axum.rs` is a
+    /// handler gets the client's address by [`Builder::conn_info`] and `Extension<ConnInfo>`. `examples/axum.rs` is a
     /// whole program, with streams of events and web sockets that end when a stop begins.
     ///
     /// ```
@@ -348,7 +350,7 @@ impl Builder {
     /// ```
     ///
     /// # Errors
-    /// As [`Builder::serve`].
+    /// The errors of [`Builder::serve`].
     pub fn serve_tower<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
     where
         S: tower_service::Service<Request<Incoming>, Response = Response<B>>,
@@ -360,8 +362,8 @@ impl Builder {
         self.serve(listeners, TowerToHyperService::new(service))
     }
 
-    /// Serves each connection by a service of its own, which `make` makes for it: as [`Builder::serve`]. `make` is
-    /// called on the thread that drives the connection, for one connection at a time. A tower service goes through
+    /// Serves each connection by its own service, which `make` makes for it, like [`Builder::serve`]. `make` is called
+    /// on the thread that drives the connection, for one connection at a time. A tower service must be wrapped in
     /// [`TowerToHyperService`].
     ///
     /// ```
@@ -385,7 +387,7 @@ impl Builder {
     /// ```
     ///
     /// # Errors
-    /// As [`Builder::serve`].
+    /// The errors of [`Builder::serve`].
     pub fn serve_connections<S, B>(
         self,
         listeners: impl Into<Listeners>,
@@ -404,11 +406,11 @@ impl Builder {
         self.start(listeners.into(), |_, _| (make, Backend::Direct))
     }
 
-    /// Serves a handler, on the threads that `dispatch` says. Returns at once. See [`Exchange`](crate::Exchange) for
-    /// what a handler does.
+    /// Serves a handler, on the threads that `dispatch` says. Returns at once. [`Exchange`](crate::Exchange) says what
+    /// a handler does.
     ///
     /// # Errors
-    /// As [`Builder::serve`].
+    /// The errors of [`Builder::serve`].
     pub fn handle(
         self,
         listeners: impl Into<Listeners>,
@@ -422,22 +424,22 @@ impl Builder {
         })
     }
 
-    /// Serves requests by queueing them, for the host to take on its own threads. Returns at once.
+    /// Puts requests into a queue, from which the host takes them on its own threads. Returns at once.
     ///
     /// # Errors
-    /// As [`Builder::serve`].
+    /// The errors of [`Builder::serve`].
     pub fn queue(self, listeners: impl Into<Listeners>) -> Result<(Server, RequestQueue)> {
         let queue = self.new_queue();
         let server = self.serve_by(queue.clone(), listeners)?;
         Ok((server, queue))
     }
 
-    /// For [`Builder::serve_by`].
+    /// Makes a queue for [`Builder::serve_by`].
     pub(crate) fn new_queue(&self) -> RequestQueue {
         RequestQueue::new(self.runtime.clone())
     }
 
-    /// As [`Builder::queue`], with a queue that somebody may know already.
+    /// Like [`Builder::queue`], with a queue that somebody may know already.
     pub(crate) fn serve_by(
         self,
         queue: RequestQueue,
@@ -454,7 +456,7 @@ impl Builder {
         self.pulled.unwrap_or_else(|| self.observers.interest())
     }
 
-    /// What the server's threads will share. Nothing runs yet.
+    /// Makes what the server's threads will share. Nothing runs yet.
     pub(crate) fn shared(
         &self,
         id: u64,
@@ -477,7 +479,7 @@ impl Builder {
         )
     }
 
-    /// `respond`: has what makes for each connection what answers its requests.
+    /// `respond` returns the function that makes, for each connection, what answers its requests.
     fn start<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Listeners,
@@ -495,7 +497,8 @@ impl Builder {
         threads::elsewhere(move || self.start_here(listeners, mask, respond))
     }
 
-    /// On a thread of its own. `mask`: what threads block on which the host's code runs.
+    /// Starts the server; must run on its own thread. `mask`: the signals that are blocked on threads that run the
+    /// host's code.
     fn start_here<R: Respond + Clone, M: FnMut(&Arc<Conn>) -> R + Send + 'static>(
         self,
         listeners: Vec<Listener>,
@@ -541,7 +544,8 @@ impl Builder {
         });
         let started = started.and_then(|helper| {
             let workers = executor.clone();
-            // One for all, to be called on the threads that serve: whatever the host does there.
+            // All connections share one `make`. It is called on the threads that serve, because it may run any code of
+            // the host.
             let make = Arc::new(Mutex::new(make));
             let control = Control {
                 shared: Arc::clone(&server.shared),
@@ -558,7 +562,7 @@ impl Builder {
                 }
             };
             let started = start("httpdown-ctl", None, Box::new(body));
-            // Whoever has it joins it: if there is no control thread, we do.
+            // The owner of the helper thread joins it. If there is no control thread, we are the owner.
             let ours = match &started {
                 Ok(_) => hand_over.send(helper).err().map(|unsent| unsent.0),
                 Err(_) => Some(helper),

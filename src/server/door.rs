@@ -1,12 +1,12 @@
-//! Who may take connections from the kernel: the accepting task, until the stop closes the door. And when the stop has
-//! taken all of them.
+//! Who may take connections from the kernel: the accepting task, until the stop closes the door. Also, when the stop
+//! has taken all of them.
 //!
-//! It knows nothing else, so that all its interleavings can be gone through (`tests/models.rs`).
+//! This module knows nothing else, so that a model checker can try all its interleavings (`tests/models.rs`).
 
 use crate::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Whoever takes a connection from the kernel and enters it into the registry holds the door meanwhile. So once it is
-/// closed, each connection is either in the registry or still in the kernel's queue.
+/// A thread that takes a connection from the kernel and enters it into the registry holds the door meanwhile. So once
+/// the door is closed, each connection is either in the registry or still in the kernel's queue.
 #[derive(Debug)]
 pub(crate) struct Door(Mutex<bool>);
 
@@ -17,13 +17,13 @@ impl Default for Door {
 }
 
 impl Door {
-    /// Does that while the door is open; not at all if it is closed.
+    /// Calls `take` while the door is open; does not call it if the door is closed.
     pub(crate) fn pass<T>(&self, take: impl FnOnce() -> T) -> Option<T> {
         let is_open = self.is_open();
         is_open.then(take)
     }
 
-    /// Waits for who is passing. Nobody does from now on.
+    /// Closes the door: waits for a thread that is passing it. From now on, nobody passes.
     pub(crate) fn close(&self) {
         *self.is_open() = false;
     }
@@ -33,8 +33,8 @@ impl Door {
     }
 }
 
-/// How often nobody must be found outside, one time after the other: a client whose SYN, or whose last segment, is in the
-/// hands of another processor is not to be seen for a moment.
+/// How many looks in a row must find nobody outside. A client whose SYN, or whose last segment, is being handled by
+/// another processor cannot be seen for a moment.
 const QUIET_LOOKS: u32 = 2;
 
 /// Whether somebody is still outside the door.
@@ -44,8 +44,8 @@ pub(crate) struct Quiet {
 }
 
 impl Quiet {
-    /// One look: whether a handshake is under way, and whether a connection waits. In this order: whoever is through with the
-    /// handshake meanwhile waits.
+    /// One look: whether a handshake is under way, and then whether a connection waits. The order matters: a client
+    /// that ends its handshake between the two is seen waiting.
     pub(crate) fn look(
         &mut self,
         in_handshake: impl FnOnce() -> bool,
@@ -55,7 +55,7 @@ impl Quiet {
         self.looks = if is_quiet { self.looks + 1 } else { 0 };
     }
 
-    /// Nobody is.
+    /// Whether it is certain that nobody is outside.
     pub(crate) fn is_certain(&self) -> bool {
         self.looks >= QUIET_LOOKS
     }

@@ -22,8 +22,9 @@ use crate::threads::{self, END_GRACE, Executor, IoThreads, Thread};
 
 use super::accept::{self, Accepting, Serve};
 
-/// How long connections may take to notice a kill by themselves before their sockets are reset from here. Only those
-/// whose I/O thread a handler blocks need that; the others use the time to write what is ready to be written.
+/// How long connections may take to notice a kill by themselves before their sockets are reset by the control thread.
+/// Only connections whose I/O thread is blocked by a handler need the reset; the others use the time to write what is
+/// ready to be written.
 const KILL_GRACE: Duration = Duration::from_millis(100);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
@@ -35,15 +36,15 @@ pub(crate) struct Control {
     pub(crate) executor: Executor,
     pub(crate) threads: IoThreads,
     pub(crate) backend: Backend,
-    /// Has a connection driven on the executor. The last one of these is to be dropped by the helper: what answers
-    /// requests is the host's, and goes with it.
+    /// Starts to drive a connection on the executor. The helper must drop the last copy: what answers requests is the
+    /// host's code, and is dropped with it.
     pub(crate) serve: Serve,
 }
 
 impl Control {
-    /// The life of the control thread: from the first connection to the last, and then the answer to all who wait.
+    /// The life of the control thread: from the first connection to the last; then the outcome is told to all who wait.
     pub(crate) fn run(self, runtime: tokio::runtime::Runtime, helpers: Thread) {
-        // Whatever happens here, those who wait get an answer.
+        // Whatever happens here, all who wait for the end get an answer.
         let settling = Settling(Arc::clone(&self.shared));
         let life = live(
             &self.shared,
@@ -60,7 +61,8 @@ impl Control {
         drop(runtime);
         let deadline = threads::deadline(end.patience);
         let helper = self.shared.helper.clone();
-        // What serves goes before those that wait are told: then nothing of the host's is called any more.
+        // What answers requests is dropped before those that wait are told. So none of the host's code is called after
+        // that.
         let serve = self.serve;
         drop(helper.run(move || drop(serve)));
         let mut ended = self.backend.end_threads(deadline);
@@ -78,43 +80,44 @@ impl Control {
         helper.end();
         ended &= helpers.join(deadline);
         self.shared.phases.set(Phase::Stopped);
-        // What of the host's is still running then has been abandoned.
+        // Host code that is still running then has been abandoned.
         let result = match end.result {
             Ok(()) | Err(Error::Killed(_)) if !ended => Err(Error::TimedOut(None)),
             result => result,
         };
         settling.0.settle(result);
-        // Behind that: the callback for the end knows how it went.
+        // After the outcome is settled: so the callback for the end knows it.
         self.shared.events.phase(Phase::Stopped);
         self.shared.events.close();
-        // A callback that blocks is no reason to keep those who wait.
+        // A callback that blocks must not delay those who wait.
         let deadline = threads::deadline(END_GRACE);
         self.shared.events.wait_delivered(deadline);
         drop(settling);
     }
 }
 
-/// Dropped, it tells those who wait how the server has ended; if that is not settled, that the control thread has
-/// failed.
+/// When dropped, it tells those who wait how the server has ended. If the outcome is not settled by then, it tells them
+/// that the control thread has failed.
 struct Settling(Arc<Shared>);
 
 impl Drop for Settling {
     fn drop(&mut self) {
         self.0.settle(Err(Error::Panicked));
         self.0.outcome.tell();
-        // Behind that: who sees this finds how it has ended.
+        // After the outcome is told: who sees the end of the events finds the outcome.
         self.0.events.end();
     }
 }
 
-/// How the last connection has ended, and how long threads may take to do so.
+/// How the last connection has ended, and how long threads may take to end.
 struct End {
     result: Result<()>,
     patience: Duration,
 }
 
-/// Begins a phase. Every connection looks at it, if it changes what they do between two requests or in one; but not
-/// before the helper comes to it, for to wake a task may be to drop it, if its runtime has gone.
+/// Begins a phase. If the phase changes what connections do between two requests or in one, every connection looks at
+/// it; but only when the helper comes to it. The helper does that because waking a task may drop the task, if its
+/// runtime has gone.
 fn enter(shared: &Arc<Shared>, phase: Phase) {
     shared.phases.set(phase);
     shared.events.phase(phase);
@@ -122,7 +125,7 @@ fn enter(shared: &Arc<Shared>, phase: Phase) {
     drop(shared.helper.run(move || tells.announce(phase)));
 }
 
-/// Serves until a stop, and stops.
+/// Serves until a stop is ordered, and then stops.
 async fn live(
     shared: &Arc<Shared>,
     listeners: Vec<Listener>,
@@ -204,7 +207,7 @@ async fn live(
             () = shared.registry.emptied() => true,
             () = &mut out_of_time => false,
         };
-    // Connections that end because the host's runtime does are not drained.
+    // Connections that end because the host's runtime ends are not drained.
     if drained && serve_error.is_none() && executor.is_gone().await {
         serve_error = Some(accept::runtime_gone());
     }
@@ -226,12 +229,12 @@ async fn live(
     conclude(shared, cut, serve_error.or(close_error))
 }
 
-/// What a stop comes to. `cut`: how the kill went, if it came to one.
+/// The result of a stop. `cut`: how the kill went, if there was one.
 fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
     let kill_timeout = shared.options.kill_timeout;
     let patience = match cut {
         None => kill_timeout,
-        // What has not ended by now is the host's, and its time is over.
+        // What has not ended by now is the host's code, and its time is over.
         Some(Cut { ended: false, .. }) => {
             return End {
                 result: Err(Error::TimedOut(None)),
@@ -252,7 +255,7 @@ fn conclude(shared: &Shared, cut: Option<Cut>, error: Option<Error>) -> End {
     }
 }
 
-/// Waits until no request has come for as long as it takes to believe that nobody sends any more.
+/// Waits until no request has come for the time after which nobody is expected to send any more.
 async fn quiet(shared: &Shared, lame_since: Duration) {
     let options = &shared.options;
     let earliest = lame_since.saturating_add(options.lame_duck_min);
@@ -313,7 +316,7 @@ async fn kill(shared: &Arc<Shared>, backend: &Backend) -> Cut {
     }
 }
 
-/// Once a minute, the number of connections in each state.
+/// Once a minute, reports the number of connections in each state.
 async fn count_connections(shared: Arc<Shared>) {
     loop {
         shared.clock.sleep(STATE_INTERVAL).await;

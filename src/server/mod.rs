@@ -1,4 +1,4 @@
-//! The server as its host sees it: asked, stopped, waited for.
+//! The server as its host uses it: the host asks it, stops it and waits for it.
 
 mod accept;
 mod builder;
@@ -30,7 +30,8 @@ use crate::threads::{self, END_GRACE, Role, Thread};
 pub use builder::Builder;
 pub use signals::Signals;
 
-/// A running server. Clones are the same server; any thread may use them. Dropping them does not stop it.
+/// A running server. All clones stand for one server, and any thread may use them. Dropping them does not stop the
+/// server.
 ///
 /// | | in async code | blocking |
 /// | --- | --- | --- |
@@ -64,7 +65,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server with the default settings, to be changed and started.
+    /// Makes a builder with the default settings. Change them, and then start the server.
     pub fn builder() -> Builder {
         Builder::default()
     }
@@ -73,7 +74,7 @@ impl Server {
         Self { shared }
     }
 
-    /// Begins the stop, and returns at once. A second time it does nothing. May be called anywhere, even in a signal
+    /// Begins the stop, and returns at once. A second call does nothing. May be called anywhere, even in a signal
     /// handler.
     pub fn stop_begin(&self) {
         self.order(Order::Stop);
@@ -90,9 +91,9 @@ impl Server {
         }
     }
 
-    /// Stops: no new connections, what is there is finished, and then the answer. Whoever calls later, or meanwhile,
-    /// waits for the same end and gets the same answer. Before that the callbacks for events have been called, to the
-    /// last, [`Phase::Stopped`]; but for callbacks that block no stop waits longer than a second.
+    /// Stops the server: takes no new connections, finishes what is there, and then returns the report. Other calls,
+    /// later or meanwhile, wait for this end and get this answer. Before the answer, all callbacks for events have been
+    /// called, up to the last, for [`Phase::Stopped`]; but a stop waits at most a second for callbacks that block.
     ///
     /// ```
     /// # use httpdown::{Dispatch, Exchange, Listener, Server};
@@ -109,38 +110,39 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Killed`] if requests were cut; [`Error::TimedOut`] if handlers had to be abandoned; [`Error::Io`] if
-    /// serving had failed or a listening socket could not be closed; [`Error::WouldDeadlock`] on a thread of the
-    /// server's own, on one that holds a request from the queue, and in a handler, a service or a response's body, on
-    /// whatever runtime: the stop would wait for that. The stop has begun then. [`Error::Forked`].
+    /// serving had failed or a listening socket could not be closed; [`Error::WouldDeadlock`] on one of the server's
+    /// own threads, on a thread that holds a request from the queue, and in a handler, a service or a response's body,
+    /// on any runtime: the stop would wait for its caller. In that case, the stop has begun. [`Error::Forked`].
     ///
-    /// What cannot be seen is a task of the host's that a handler waits for, or that holds an upgraded connection:
-    /// there this takes as long as the stop timeout.
+    /// The server cannot see a task of the host that a handler waits for, or that holds an upgraded connection. In such
+    /// a task, this call takes as long as the stop timeout.
     pub async fn stop(&self) -> Result<Report> {
         self.stop_begin();
         self.wait().await
     }
 
-    /// As [`Server::stop`], for code that is not async: blocks.
+    /// Like [`Server::stop`], for code that is not async: blocks.
     ///
     /// # Errors
-    /// As [`Server::stop`]; [`Error::WouldDeadlock`] also on a thread without which the [runtime](Builder::runtime)
-    /// that drives the connections does not get on. That takes a second to be found out. The stop has begun then.
+    /// The errors of [`Server::stop`]; [`Error::WouldDeadlock`] also on a thread without which the
+    /// [runtime](Builder::runtime) that drives the connections does not get on. To find that out takes a second. In
+    /// that case, the stop has begun.
     pub fn stop_blocking(&self) -> Result<Report> {
         self.stop_begin();
         self.wait_blocking(None)
     }
 
-    /// Waits until the server has ended, whoever has stopped it.
+    /// Waits until the server has ended, no matter who has stopped it.
     ///
     /// # Errors
-    /// As [`Server::stop`].
+    /// The errors of [`Server::stop`].
     pub async fn wait(&self) -> Result<Report> {
         if let Some(ended) = self.cannot_wait() {
             return self.ended(ended);
         }
         let mut outcome = pin!(self.shared.outcome.wait());
         let result = poll_fn(|cx| match outcome.as_mut().poll(cx) {
-            // A handler may go on with a wait that was begun elsewhere.
+            // A handler may continue a wait that was begun elsewhere.
             Poll::Pending if threads::on_thread_of(self.shared.id) => {
                 Poll::Ready(Err(Error::WouldDeadlock))
             }
@@ -149,12 +151,12 @@ impl Server {
         self.ended(result.await)
     }
 
-    /// Waits until a stop begins, whoever begins it: ready at once if one has begun. For what would go on for ever: a
-    /// stream of events ends, a task takes no more work, so that the stop needs not wait for the stop timeout. With a
-    /// [lame duck](Builder::lame_duck) it is ready at the beginning of that, while clients that come again still come
-    /// here; [`Builder::on_phase`] tells of [`Phase::Quiescing`], when they no longer can.
+    /// Waits until a stop begins, whoever begins it; ready at once if one has begun. Use it for work that would go on
+    /// for ever: a stream of events ends, a task takes no more work, so that the stop need not wait for the stop
+    /// timeout. With a [lame duck](Builder::lame_duck), it is ready when the lame duck begins; then clients that come
+    /// again still come here. [`Builder::on_phase`] reports [`Phase::Quiescing`], when they no longer can.
     ///
-    /// Does not keep the server from ending. Any task may wait, on whatever runtime, within a handler too
+    /// This does not keep the server from ending. Any task may wait, on any runtime, also within a handler
     /// ([`Exchange::server`](crate::Exchange::server)). In a forked child it is ready at once.
     ///
     /// ```
@@ -184,24 +186,24 @@ impl Server {
                 tokio::select! {
                     biased;
                     () = told => {}
-                    // Should that have failed.
+                    // In case the notification fails.
                     _ = shared.outcome.wait() => {}
                 }
             }
         })
     }
 
-    /// As [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
+    /// Like [`Server::wait`], for code that is not async: blocks, at most until `deadline`.
     ///
     /// # Errors
-    /// As [`Server::stop_blocking`]; [`Error::WouldBlock`] if the deadline passes before.
+    /// The errors of [`Server::stop_blocking`]; [`Error::WouldBlock`] if the deadline passes before.
     pub fn wait_blocking(&self, deadline: Option<Instant>) -> Result<Report> {
         let waits = || self.shared.outcome.wait_until(deadline);
         let outcome = self.cannot_block(deadline).or_else(waits);
         self.ended(outcome.unwrap_or(Err(Error::WouldBlock)))
     }
 
-    /// A call that waits for the server to end must not be made where it would wait for itself.
+    /// Checks that a call that waits for the server's end is not made where the call would wait for itself.
     fn check_can_wait(&self) -> Result<()> {
         if process::forked() {
             return Err(Error::Forked);
@@ -213,8 +215,8 @@ impl Server {
         Ok(())
     }
 
-    /// Like [`Server::check_can_wait`], for a call that blocks the thread: it may be one that drives connections, be it
-    /// the host's.
+    /// Like [`Server::check_can_wait`], for a call that blocks the thread: the thread may drive connections, even if it
+    /// is the host's.
     fn check_can_block(&self, deadline: Option<Instant>) -> Result<()> {
         self.check_can_wait()?;
         match &self.shared.lent {
@@ -223,7 +225,7 @@ impl Server {
         }
     }
 
-    /// The answer to who has waited for the end.
+    /// The answer to a caller that has waited for the end.
     fn ended(&self, outcome: Result<()>) -> Result<Report> {
         match outcome {
             Ok(()) => Ok(self.report()),
@@ -231,14 +233,14 @@ impl Server {
         }
     }
 
-    /// What is said where nobody may wait for the end: how it was, if that is known; the callbacks for the last events
-    /// are told, too.
+    /// The answer where the caller may not wait for the end: how the server has ended, if that is known. The callbacks
+    /// for the last events get this answer, too.
     fn cannot_wait(&self) -> Option<Result<()>> {
         let error = self.check_can_wait().err()?;
         Some(self.shared.outcome.get().unwrap_or(Err(error)))
     }
 
-    /// As [`Server::cannot_wait`], for a call that blocks.
+    /// Like [`Server::cannot_wait`], for a call that blocks.
     fn cannot_block(&self, deadline: Option<Instant>) -> Option<Result<()>> {
         let check = match self.shared.outcome.get() {
             None => self.check_can_block(deadline),
@@ -249,42 +251,43 @@ impl Server {
     }
 
     /// Serves until SIGTERM or SIGINT, stops, and returns the answer: blocks. A second signal goes straight to the
-    /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. What
-    /// the signals did before is restored at the end. A signal that comes before this call is not caught: see
-    /// [`Signals`]. The calling thread takes the signals meanwhile, also if it blocks them: one that was blocked and
-    /// came before stops the server, too. A SIGINT that is ignored stays so, as where a shell that is not interactive
-    /// starts a program in the background; SIGTERM always stops.
+    /// kill, unless it [comes too soon](Builder::second_signal); a third does what it would have done without us. At
+    /// the end, the signals do again what they did before. A signal that comes before this call is not caught: see
+    /// [`Signals`]. Meanwhile the calling thread takes the signals, even if it blocks them: a signal that was blocked
+    /// and came before this call stops the server, too. An ignored SIGINT stays ignored, for example where a
+    /// non-interactive shell starts a program in the background; SIGTERM always stops.
     ///
     /// # Errors
-    /// As [`Server::stop_blocking`], but that no stop has begun where it would wait for itself;
+    /// The errors of [`Server::stop_blocking`], but no stop has begun where it would wait for itself;
     /// [`Error::Unsupported`] if another run is under way in this process.
     pub fn run(&self) -> Result<Report> {
         Signals::catch()?.run(self)
     }
 
-    /// As [`Server::run`], for async code: waits without blocking, on whatever runtime. Dropped before its end, it
-    /// restores what the signals did before, and the server goes on.
+    /// Like [`Server::run`], for async code: waits without blocking, on any runtime. If the future is dropped before
+    /// its end, the signals do again what they did before, and the server goes on.
     ///
     /// # Errors
-    /// As [`Server::stop`], but that no stop has begun where it would wait for itself; [`Error::Unsupported`] if
+    /// The errors of [`Server::stop`], but no stop has begun where it would wait for itself; [`Error::Unsupported`] if
     /// another run is under way in this process.
     pub async fn run_async(&self) -> Result<Report> {
         Signals::catch()?.run_async(self).await
     }
 
-    /// Ends the server and frees its threads: stops it if nobody has, and returns when its threads have ended, those
-    /// of the callbacks included. Handlers that had to be abandoned, and callbacks that do not return within the kill
-    /// timeout or a second, whichever is longer, are left behind. Blocks; on a thread that would wait for itself, it
-    /// returns at once and the rest follows elsewhere.
+    /// Ends the server and frees its threads: stops it if nobody has, and returns when its threads have ended,
+    /// including those of the callbacks. Left behind are handlers that had to be abandoned, and callbacks that do not
+    /// return within the kill timeout or a second, whichever is longer. Blocks; on a thread that would wait for itself,
+    /// it returns at once and the rest follows on another thread.
     pub fn close(self) {
         self.stop_begin();
         match self.check_can_block(None) {
             Err(Error::Forked) => {}
             Err(_) => {
-                // Should no thread be had, the server still ends; only its threads are then not joined.
+                // If no thread can be started, the server still ends; only its threads are then not joined.
                 let id = self.shared.id;
                 let body = move || self.wait_and_join();
-                // The last of the host's callbacks may be called there, too: as where they were called before.
+                // The host's last callbacks may be called on that thread, too: so its signal mask is that of the other
+                // threads that call them.
                 let mask = Some(SignalMask::here().and_pipe());
                 let _ = threads::spawn_thread("httpdown-free", id, Role::Other, mask, body);
             }
@@ -312,7 +315,7 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it has ended; `None` before. Never blocks.
+    /// How the server has ended; `None` before its end. Never blocks.
     ///
     /// The error is the one that [`Server::stop`] and [`Server::wait`] return.
     #[must_use]
@@ -322,14 +325,14 @@ impl Server {
         Some(outcome.map_err(|error| error.with(self.report())))
     }
 
-    /// How far the server has come.
+    /// The phase that the server has reached.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.shared.phases.get()
     }
 
-    /// Whether new requests are welcome: for a readiness probe. False from the moment when a stop is asked for, and so
-    /// from the lame duck on. Never blocks; may be called anywhere, even in a signal handler.
+    /// Whether new requests are welcome, for a readiness probe. False from the moment when a stop is asked for, so also
+    /// in the lame duck. Never blocks; may be called anywhere, even in a signal handler.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.is_ready()
@@ -347,11 +350,11 @@ impl Server {
         &self.shared.local_addrs
     }
 
-    /// Takes the oldest event, waiting for one until `deadline` (`None`: as long as the server lives).
+    /// Takes the oldest event. If there is none, waits for one until `deadline` (`None`: as long as the server lives).
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] unless the server was built with [`Builder::pull_events`]; [`Error::WouldBlock`]
-    /// when the deadline has passed; [`Error::Stopped`] when the server has ended and all were taken.
+    /// [`Error::InvalidArgument`] unless the server was built with [`Builder::pull_events`]; [`Error::WouldBlock`] when
+    /// the deadline has passed; [`Error::Stopped`] when the server has ended and all events were taken.
     pub fn next_event(&self, deadline: Option<Instant>) -> Result<Event> {
         if !self.shared.events.are_pulled() {
             return Err(Error::InvalidArgument(
@@ -361,15 +364,15 @@ impl Server {
         self.shared.events.next(deadline)
     }
 
-    /// A descriptor for an event loop: readable (level-triggered) while events wait to be taken by
-    /// [`Server::next_event`], and after the end, when [`Server::wait_blocking`] does not wait any more; the latter
-    /// also without [`Builder::pull_events`]. It belongs to the server. Never blocks.
+    /// A descriptor for an event loop. It is readable (level-triggered) while events wait to be taken by
+    /// [`Server::next_event`], and after the end, when [`Server::wait_blocking`] does not wait any more. The end makes
+    /// it readable even without [`Builder::pull_events`]. The descriptor belongs to the server. Never blocks.
     ///
-    /// With it, and that of the [queue](crate::RequestQueue::descriptor), one thread can serve and stop: it begins the
-    /// stop, and goes on taking, answering and looking until it finds the end here.
+    /// With this descriptor, and that of the [queue](crate::RequestQueue::descriptor), one thread can serve and stop:
+    /// it begins the stop, and goes on taking, answering and looking until it finds the end here.
     ///
     /// # Errors
-    /// [`Error::OutOfResources`] or [`Error::Io`] if no descriptor can be had.
+    /// [`Error::OutOfResources`] or [`Error::Io`] if no descriptor is available.
     pub fn event_descriptor(&self) -> Result<BorrowedFd<'_>> {
         let descriptor = self.shared.events.descriptor();
         descriptor.map_err(|error| Error::io("making the events' descriptor", error))
@@ -377,7 +380,7 @@ impl Server {
 }
 
 impl Exchange {
-    /// The server that it came to.
+    /// The server that the request came to.
     #[must_use]
     pub fn server(&self) -> Server {
         Server::of(Arc::clone(self.shared()))

@@ -10,9 +10,9 @@ use crate::process::{self, SignalWatch, StopSignals};
 use crate::report::Report;
 
 use super::Server;
-/// SIGTERM and SIGINT, caught: from before a server starts, so that none is missed. Dropped, it restores what the
-/// signals did before. In a child that is forked meanwhile they do what they did before at once, and no server can be
-/// started there ([`Error::Forked`]): a daemon forks first.
+/// Catches SIGTERM and SIGINT, from before a server starts, so that no signal is missed. When this value is dropped,
+/// the signals do again what they did before. In a child that is forked meanwhile, they do so at once, and no server
+/// can be started there ([`Error::Forked`]): a daemon forks first.
 ///
 /// ```no_run
 /// # fn serve() -> httpdown::Result<httpdown::Server> { unimplemented!() }
@@ -28,10 +28,10 @@ use super::Server;
 pub struct Signals(StopSignals);
 
 impl Signals {
-    /// Catches them. Only one server, or group of servers, can be run by signals in a process.
+    /// Catches the signals. Only one server, or group of servers, can be run by signals in a process.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] if they are caught already; [`Error::Forked`].
+    /// [`Error::Unsupported`] if the signals are caught already; [`Error::Forked`].
     pub fn catch() -> Result<Self> {
         if process::forked() {
             return Err(Error::Forked);
@@ -41,10 +41,10 @@ impl Signals {
         signals.map(Self).ok_or_else(busy)
     }
 
-    /// As [`Server::run`].
+    /// Like [`Server::run`].
     ///
     /// # Errors
-    /// As [`Server::run`].
+    /// The errors of [`Server::run`].
     pub fn run(self, server: &Server) -> Result<Report> {
         if let Some(Err(error)) = server.cannot_block(None) {
             return Err(error);
@@ -52,16 +52,17 @@ impl Signals {
         let hearing = self.0.hear_here();
         let watching = self.watch(server);
         let result = server.wait_blocking(None);
-        // First: a signal that was blocked must not do now what it would have done if it had not been.
+        // `hearing` is dropped first: a signal that was blocked must not do now what it would have done if it had not
+        // been blocked.
         drop(hearing);
         drop(watching);
         result
     }
 
-    /// As [`Server::run_async`].
+    /// Like [`Server::run_async`].
     ///
     /// # Errors
-    /// As [`Server::run_async`].
+    /// The errors of [`Server::run_async`].
     pub async fn run_async(self, server: &Server) -> Result<Report> {
         if let Some(Err(error)) = server.cannot_wait() {
             return Err(error);
@@ -70,7 +71,7 @@ impl Signals {
         server.wait().await
     }
 
-    /// Has the signals stop the server.
+    /// Makes the signals stop the server.
     fn watch(self, server: &Server) -> Watching {
         let Self(signals) = self;
         let kept = Arc::new(Mutex::new(Some(signals)));
@@ -83,7 +84,7 @@ impl Signals {
             watched.stop_begin();
             watch.next(pause).await?;
             watched.kill_begin();
-            // What tells the second again is not the third.
+            // A signal that only repeats the second is not the third.
             tokio::time::sleep(pause).await;
             let_go(&caught);
             Ok::<_, io::Error>(())
@@ -93,13 +94,13 @@ impl Signals {
     }
 }
 
-/// Signals are watched until it is dropped, or the server has ended.
+/// Signals are watched until this value is dropped, or the server has ended.
 struct Watching {
     task: JoinHandle<io::Result<()>>,
     caught: Arc<Mutex<Option<StopSignals>>>,
 }
 
-/// Has signals do again what they did before.
+/// Makes the signals do again what they did before.
 fn let_go(caught: &Mutex<Option<StopSignals>>) {
     drop(caught.lock().unwrap_or_else(PoisonError::into_inner).take());
 }

@@ -1,8 +1,8 @@
-//! The helper: a thread that does for the control thread what may wait, or may run code of the host's.
+//! The helper: a thread that does for the control thread what may wait, or may run the host's code.
 //!
-//! The control thread decides, and waits only for timers and messages. What it cannot bound itself it has done here: a
-//! system call that another process can make block, the waking of tasks, the dropping of what the host has given us. If the
-//! helper is held up, the control thread goes on without it when its time is over.
+//! The control thread decides, and waits only for timers and messages. The helper does what the control thread cannot
+//! limit in time: a system call that another process can make block, the waking of tasks, the dropping of what the host
+//! has given us. If the helper is held up, the control thread goes on without it when its time is over.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::contain::contain;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// What the helper has to do, in this order. Clones are the same.
+/// The helper's jobs, in the order in which they are done. All clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Helper(Arc<Jobs>);
 
@@ -31,22 +31,22 @@ struct State {
 }
 
 impl Helper {
-    /// The life of the thread: until [`Helper::end`], and then what was asked for before it.
+    /// The life of the thread: it does the jobs that were given before [`Helper::end`], and then ends.
     pub(crate) fn live(&self) {
         while let Some(job) = self.next() {
-            // Host code that panics costs its own job, whose waiter sees that no answer comes.
+            // If the host's code panics, only its own job is lost. The job's waiter sees that no answer comes.
             contain(job);
         }
     }
 
-    /// Has `job` done. The answer never comes if it panics, or is asked for after the end.
+    /// Lets the helper do `job`. The answer never comes if the job panics, or is given after the end.
     pub(crate) fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> T + Send + 'static,
     ) -> oneshot::Receiver<T> {
         let (answer, answered) = oneshot::channel();
         let job: Job = Box::new(move || {
-            // A caller that waits no more has left what the answer holds to us.
+            // If the caller waits no more, the answer is left to us, and is dropped here.
             drop(answer.send(job()));
         });
         let mut state = self.lock();
@@ -58,7 +58,7 @@ impl Helper {
         answered
     }
 
-    /// Nothing more will be asked for.
+    /// No more jobs will be given.
     pub(crate) fn end(&self) {
         self.lock().ended = true;
         self.0.changed.notify_all();

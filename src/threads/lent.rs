@@ -1,8 +1,9 @@
 //! A runtime that the host lends us to drive connections, and what must not wait on its threads.
 //!
-//! A thread of ours knows that it is one. Of a host's thread we only see which runtime it belongs to, and that can mean
-//! two things: that the runtime runs on it, and stands still while the thread waits; or that it is beside the runtime
-//! (`spawn_blocking`, or a `Handle::enter` somewhere), which is where one should wait. So we ask the runtime itself.
+//! Our own threads are marked as ours. Of a host's thread we only see which runtime it belongs to, and that can mean
+//! two things. Either the runtime runs on the thread, and stands still while the thread waits; or the thread is beside
+//! the runtime (`spawn_blocking`, or a `Handle::enter` somewhere), which is where one should wait. So we ask the
+//! runtime itself.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -17,14 +18,14 @@ use crate::error::{Error, Result};
 use crate::threads::{self, END_GRACE};
 
 thread_local! {
-    /// Of which runtime this thread has run tasks of ours.
+    /// The runtime for which this thread has run our tasks.
     static RAN_FOR: Cell<Option<Id>> = const { Cell::new(None) };
 }
 
 #[derive(Debug)]
 pub(crate) struct LentRuntime {
     handle: Handle,
-    /// It has run a task of ours, on some thread.
+    /// The runtime has run a task of ours, on some thread.
     was_seen: AtomicBool,
 }
 
@@ -40,17 +41,17 @@ impl LentRuntime {
         &self.handle
     }
 
-    /// Notes on which thread a task of it runs.
+    /// Notes that the current thread runs a task on this runtime.
     pub(crate) fn seen(&self) {
         RAN_FOR.set(Some(self.handle.id()));
         self.was_seen.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the runtime gets on while this thread waits. Blocks for at most a second, to find out; less if `awaited`
-    /// is ready before, or the deadline passes.
+    /// Checks whether the runtime gets on while this thread waits. To find out, blocks for at most a second; less if
+    /// `awaited` is ready before, or the deadline passes.
     ///
     /// # Errors
-    /// [`Error::WouldDeadlock`]: it does not.
+    /// [`Error::WouldDeadlock`]: the runtime does not get on.
     pub(crate) fn check_gets_on(
         self: &Arc<Self>,
         awaited: impl Future,
@@ -61,12 +62,12 @@ impl LentRuntime {
         }
         let probed = Arc::clone(self);
         let probe = self.handle.spawn(async move { probed.seen() });
-        // What comes first is the answer; nothing here is to end the thread's turn.
+        // What comes first is the answer. Nothing here may end the thread's turn, so tokio's budget does not apply.
         let answer = unconstrained(async {
             tokio::select! {
                 biased;
                 _ = awaited => {}
-                // Or the runtime has been shut down: then nothing is to be expected of it.
+                // This is also ready if the runtime has been shut down: then nothing can be expected of it.
                 _ = probe => {}
             }
         });
@@ -75,7 +76,7 @@ impl LentRuntime {
         if threads::block_on(answer, Some(until)).is_some() || until < patience {
             return Ok(());
         }
-        // It may be a thread beside the runtime, and another one holds that up.
+        // The thread may be beside the runtime, and another thread may hold the runtime up.
         let was_here = RAN_FOR.get() == Some(self.handle.id());
         if was_here || !self.was_seen.load(Ordering::Relaxed) {
             return Err(Error::WouldDeadlock);

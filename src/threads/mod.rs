@@ -1,4 +1,4 @@
-//! The server's threads: how they are made, whose they are, and what runs on them.
+//! The server's threads: how they are made, who owns them, and what runs on them.
 
 mod helper;
 mod lent;
@@ -30,20 +30,21 @@ pub(crate) use lent::LentRuntime;
 use turns::Turns;
 use watchdog::Watchdog;
 
-/// What C programs get from `pthread_create` on Linux: handlers run on our threads and may expect as much.
+/// The stack size that C programs get from `pthread_create` on Linux, in bytes. Handlers run on our threads and may
+/// expect as much.
 const STACK_SIZE: usize = 8 << 20;
 
 /// How long a runtime may take to show that it has been shut down.
 const GONE_GRACE: Duration = Duration::from_millis(100);
 
-/// How long our threads may take to end, and the host's code on them, however short the kill timeout is: they mostly
-/// need some milliseconds, on a busy machine more.
+/// How long our threads, and the host's code on them, may take to end, however short the kill timeout is. They mostly
+/// need some milliseconds; on a busy machine, they need more.
 pub(crate) const END_GRACE: Duration = Duration::from_secs(1);
 
 /// What a thread of ours does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Drives connections: must not wait for what connections do.
+    /// The thread drives connections. It must not wait for what connections do.
     Io,
     /// Everything else.
     Other,
@@ -53,7 +54,7 @@ thread_local! {
     static OWNER: Cell<Option<(u64, Role)>> = const { Cell::new(None) };
 }
 
-/// Whether the calling thread is one of that server's.
+/// Whether the calling thread is one of this server's threads.
 pub(crate) fn on_thread_of(server: u64) -> bool {
     OWNER.get().is_some_and(|(owner, _)| owner == server)
 }
@@ -63,10 +64,10 @@ pub(crate) fn on_io_thread() -> bool {
     OWNER.get().is_some_and(|(_, role)| role == Role::Io)
 }
 
-/// Has a connection driven: whatever thread this is, a runtime's of the host's perhaps, it is the server's meanwhile.
-/// So what the host does there, in a handler in place, a service, a body, must not wait for the server.
+/// Drives a connection. Meanwhile the calling thread counts as the server's, even if it is a thread of the host's
+/// runtime. So what the host does there, in a handler in place, a service, a body, must not wait for the server.
 pub(crate) fn driving<T>(server: u64, drive: impl FnOnce() -> T) -> T {
-    /// Puts back what was there, also if the host's code panics.
+    /// Puts back the old value, even if the host's code panics.
     struct Before(Option<(u64, Role)>);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -81,8 +82,8 @@ pub(crate) fn driving<T>(server: u64, drive: impl FnOnce() -> T) -> T {
 #[derive(Debug)]
 pub(crate) struct Thread {
     handle: JoinHandle<()>,
-    /// Beside the thread's own: so a server is one of ours until somebody has joined its threads, and not until they
-    /// happen to end, which nobody could know.
+    /// A second count, next to the thread's own. So a server counts as ours until somebody has joined its threads, and
+    /// not until the threads happen to end, which nobody could know.
     ours: Ours,
 }
 
@@ -91,7 +92,7 @@ impl Thread {
         self.handle.is_finished()
     }
 
-    /// Waits until it has ended; at the deadline it is left to itself. Says whether it has ended.
+    /// Waits until the thread has ended; at the deadline, the thread is left to itself. Returns whether it has ended.
     #[must_use]
     pub(crate) fn join(self, deadline: Instant) -> bool {
         let ended = sys::join_until(self.handle, deadline);
@@ -100,7 +101,7 @@ impl Thread {
     }
 }
 
-/// Waits until all of them have ended, as [`Thread::join`].
+/// Waits until all threads have ended, like [`Thread::join`].
 #[must_use]
 pub(crate) fn join_all(threads: Vec<Thread>, deadline: Instant) -> bool {
     let mut all = true;
@@ -110,8 +111,8 @@ pub(crate) fn join_all(threads: Vec<Thread>, deadline: Instant) -> bool {
     all
 }
 
-/// Starts a thread of a server, named. `runs_hosts_code`: what it blocks then, and what children that are made there
-/// inherit; other threads block all signals but faults.
+/// Starts a thread of a server, with a name. `runs_hosts_code`: if the thread runs the host's code, the signals that it
+/// blocks, which children that are made there inherit. Other threads block all signals except faults.
 pub(crate) fn spawn_thread(
     name: &str,
     server: u64,
@@ -127,14 +128,14 @@ pub(crate) fn spawn_thread(
     let its = Ours::count().map_err(failed)?;
     let spawned = sys::with_signals_blocked(|| {
         builder.spawn(move || {
-            // To the end: all that is left then are the host's thread-local destructors.
+            // Kept to the end: only the host's thread-local destructors run after it.
             let _its = its;
             sys::never_cancel();
             OWNER.set(Some((server, role)));
             if let Some(mask) = runs_hosts_code {
                 mask.set();
             }
-            // What a thread ends with is dropped by std, which aborts where that panics.
+            // std drops what a thread returns or panics with, and aborts if that panics.
             contain(body);
         })
     });
@@ -143,7 +144,7 @@ pub(crate) fn spawn_thread(
         .map_err(failed)
 }
 
-/// A runtime that runs on the thread that calls its `block_on`.
+/// Makes a runtime that runs on the thread that calls its `block_on`.
 pub(crate) fn new_runtime() -> Result<Runtime> {
     build(&mut runtime_builder())
 }
@@ -160,8 +161,8 @@ fn build(builder: &mut tokio::runtime::Builder) -> Result<Runtime> {
         .map_err(|error| Error::io("making a runtime", error))
 }
 
-/// What a thread does who waits, and how it is woken. Not `thread::park`: that needs a local of the thread, which may be
-/// gone where a program stops a server at its exit, or when a thread ends.
+/// How a thread waits, and how it is woken. Not `thread::park`: that needs a thread-local, which may be gone where a
+/// program stops a server at its exit, or when a thread ends.
 #[derive(Default)]
 struct Parker {
     woken: Mutex<bool>,
@@ -169,7 +170,7 @@ struct Parker {
 }
 
 impl Parker {
-    /// Waits until it is woken, if it has not been since the last time; at the deadline it says no.
+    /// Waits until the thread is woken, if it has not been woken since the last time. Returns false at the deadline.
     fn park(&self, deadline: Option<Instant>) -> bool {
         let mut woken = self.lock();
         while !*woken {
@@ -210,7 +211,7 @@ impl Wake for Parker {
 
 /// Waits on the calling thread until `future` is ready, or the deadline has passed.
 ///
-/// Works anywhere: the future may be tied to no runtime's timers or sockets (channels are not).
+/// Works anywhere. But the future must not need a runtime's timers or sockets (channels need none).
 pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
     let parker = Arc::<Parker>::default();
     let waker = Waker::from(Arc::clone(&parker));
@@ -226,8 +227,8 @@ pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Optio
     }
 }
 
-/// Runs `f` on a thread of its own, because tokio needs locals of the thread to make a runtime: they may be gone on one
-/// that ends, and what they keep looks like a leak on the main thread of a C program.
+/// Runs `f` on its own thread, because tokio needs thread-locals to make a runtime. They may be gone on a thread that
+/// ends; and on the main thread of a C program, what they keep looks like a leak.
 pub(crate) fn elsewhere<T: Send + 'static>(
     f: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -239,9 +240,9 @@ pub(crate) fn elsewhere<T: Send + 'static>(
     joined.unwrap_or(Err(Error::Panicked))
 }
 
-/// So long from now.
+/// The moment that is `patience` from now.
 pub(crate) fn deadline(patience: Duration) -> Instant {
-    // For ever is a year: an Instant cannot say more on every system.
+    // "For ever" is a year: an Instant cannot hold more on every system.
     let now = Instant::now();
     now.checked_add(patience)
         .unwrap_or(now + Duration::from_secs(365 * 24 * 3600))
@@ -252,19 +253,20 @@ pub(crate) trait Spawn: Send + Sync + 'static {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
 }
 
-/// A thread that drives connections, or a runtime of the host's. Each connection holds the one that drives it, until it
-/// is closed or upgraded: how many there are is its load.
+/// A thread that drives connections, or the host's runtime. Each connection holds a reference to its worker, until it
+/// is closed or upgraded. The number of references is the worker's load.
 #[derive(Debug)]
 pub(crate) struct Worker {
     runtime: Handle,
-    /// If requests are handed over to other threads.
+    /// Present if requests are handed over to other threads.
     turns: Option<Arc<Turns>>,
-    /// If there are others.
+    /// Present if there are other workers.
     watchdog: Option<Arc<Watchdog>>,
 }
 
 impl Worker {
-    /// Notes, and tells, when its thread does not get on and when it does again. Ends only if there is nothing to watch.
+    /// Notes when the worker's thread does not get on, and when it gets on again, and notifies `changed` each time.
+    /// Ends only if there is nothing to watch.
     pub(crate) async fn watch(self: Arc<Self>, changed: Arc<Notify>) {
         let Some(watchdog) = &self.watchdog else {
             return;
@@ -282,14 +284,14 @@ impl Worker {
         }
     }
 
-    /// Whether the runtime has been shut down: then it drops every task that it is given, at once. One that does not
-    /// run a task either is blocked by the host, or not driven.
+    /// Whether the runtime has been shut down: then it drops every task that it is given, at once. A runtime that
+    /// neither runs nor drops a task is blocked by the host, or not driven.
     async fn is_gone(&self) -> bool {
         let ran = timeout(GONE_GRACE, self.runtime.spawn(async {}));
         ran.await.is_ok_and(|ran| ran.is_err())
     }
 
-    /// As [`Spawn::spawn`], for whoever wants to hear of its end, or to end it.
+    /// Like [`Spawn::spawn`], for callers that want to know when the task ends, or to end it.
     pub(crate) fn spawn_into<T: Send + 'static>(
         &self,
         tasks: &mut JoinSet<T>,
@@ -301,7 +303,7 @@ impl Worker {
         };
     }
 
-    /// Whether its thread was found not to get on.
+    /// Whether the worker's thread was found not to get on.
     pub(crate) fn is_stuck(&self) -> bool {
         self.watchdog
             .as_ref()
@@ -318,7 +320,7 @@ impl Spawn for Worker {
     }
 }
 
-/// Where connections run: one worker or more. Clones are the same.
+/// Where connections run: one worker or more. All clones share the workers.
 #[derive(Clone, Debug)]
 pub(crate) struct Executor {
     workers: Arc<[Arc<Worker>]>,
@@ -326,14 +328,14 @@ pub(crate) struct Executor {
 }
 
 impl Executor {
-    /// On a runtime of the host's.
+    /// An executor on the host's runtime.
     pub(crate) fn on(lent: Arc<LentRuntime>) -> Self {
         let worker = Worker {
             runtime: lent.handle().clone(),
             turns: None,
             watchdog: None,
         };
-        // So that it is known as soon as possible on which threads it runs.
+        // This task shows as soon as possible on which threads the runtime runs.
         drop(worker.runtime.spawn(async move { lent.seen() }));
         Self {
             workers: [Arc::new(worker)].into(),
@@ -345,20 +347,20 @@ impl Executor {
         self.workers.iter()
     }
 
-    /// Whether it was the host's and has been shut down.
+    /// Whether the connections ran on the host's runtime, and it has been shut down.
     pub(crate) async fn is_gone(&self) -> bool {
         // Our own threads end after the last connection.
         self.is_hosts && self.workers[0].is_gone().await
     }
 
-    /// Where connections are accepted: the first worker whose thread gets on, and its number.
+    /// The worker that accepts connections, and its number: the first one whose thread gets on.
     pub(crate) fn for_accepting(&self) -> (usize, &Arc<Worker>) {
         let mut numbered = self.workers().enumerate();
         let gets_on = numbered.find(|(_, worker)| !worker.is_stuck());
         gets_on.unwrap_or((0, &self.workers[0]))
     }
 
-    /// For a new connection: of those whose threads get on, the one that has the fewest.
+    /// The worker for a new connection: of those whose threads get on, the one with the fewest connections.
     pub(crate) fn worker(&self) -> Arc<Worker> {
         let load = |worker: &&Arc<Worker>| (worker.is_stuck(), Arc::strong_count(worker));
         let least = self.workers().min_by_key(load);
@@ -366,11 +368,11 @@ impl Executor {
     }
 }
 
-/// The I/O threads, for whoever ends them. None, if connections run on a runtime of the host's.
+/// The I/O threads, for the code that ends them. There are none if connections run on the host's runtime.
 #[derive(Debug, Default)]
 pub(crate) struct IoThreads {
     threads: Vec<IoThread>,
-    /// Tasks that their runtimes still had at the end.
+    /// The number of tasks that the threads' runtimes still had at the end.
     left: Arc<AtomicUsize>,
 }
 
@@ -381,8 +383,9 @@ struct IoThread {
 }
 
 impl IoThreads {
-    /// Starts `count`, each with a runtime of its own; by default one for each processor that this process may use.
-    /// `hands_over`: requests go to other threads from there. `mask`: where they do not, and the host's code runs there.
+    /// Starts `count` threads, each with its own runtime; by default one for each processor that this process may use.
+    /// `hands_over`: the threads hand requests over to other threads. `mask`: the signal mask for the threads if they
+    /// do not, and run the host's code.
     pub(crate) fn start(
         server: u64,
         count: Option<NonZeroUsize>,
@@ -410,8 +413,8 @@ impl IoThreads {
         Ok((threads, executor))
     }
 
-    /// Ends them; those that a handler still holds at the deadline are left to themselves. Says whether all have ended,
-    /// and how many tasks were left on those that have.
+    /// Ends the threads. A thread that a handler still holds at the deadline is left to itself. Returns whether all
+    /// have ended, and how many tasks were left on those that have.
     #[must_use]
     pub(crate) fn stop(mut self, deadline: Instant) -> (bool, usize) {
         let left = Arc::clone(&self.left);
@@ -431,7 +434,7 @@ impl IoThreads {
     }
 }
 
-/// If they have not been stopped, their server could not be started: nothing runs on them, and they end at once.
+/// If the threads have not been stopped, their server could not be started. Nothing runs on them, and they end at once.
 impl Drop for IoThreads {
     fn drop(&mut self) {
         let _ = self.end(deadline(END_GRACE));
@@ -481,13 +484,13 @@ impl IoThread {
                 Some(turns) => runtime.block_on(turns.live(stopped)),
                 None => runtime.block_on(async {
                     let _ = stopped.await;
-                    // What is ready to end does so.
+                    // Tasks that are ready to end do so now.
                     yield_now().await;
                 }),
             }
             left.fetch_add(runtime.metrics().num_alive_tasks(), Ordering::Release);
-            // Here, on a thread of its own and outside of it, which is the only safe place to drop a runtime; and
-            // without waiting for what a service may have given to spawn_blocking.
+            // The runtime is dropped here, on its own thread and outside of itself, which is the only safe place to
+            // drop a runtime. This does not wait for what a service may have given to spawn_blocking.
             runtime.shutdown_background();
         })?;
         Ok((Self { stop, thread }, Arc::new(worker)))

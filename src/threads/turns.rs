@@ -1,15 +1,15 @@
-//! An I/O thread, where it meets the threads to which it hands requests over.
+//! How an I/O thread works together with the threads to which it hands requests over.
 //!
-//! To wake a thread costs more than most requests do. So what crosses is gathered, both ways. What the I/O thread has
-//! to tell others it tells once for all connections that were ready together ([`at_turn_end`]). And tasks that others
-//! wake are noted in a list; only if the I/O thread is asleep, the first makes it wake ([`Turns`]).
+//! To wake a thread costs more than most requests do. So messages are gathered in both directions. What the I/O thread
+//! has to tell others, it tells once for all connections that were ready together ([`at_turn_end`]). Tasks that other
+//! threads wake are noted in a list; only if the I/O thread is asleep, the first of them makes it wake ([`Turns`]).
 //!
-//! The list is looked through when the thread has slept, when it wants to sleep, and before each connection is driven.
-//! That is enough where nothing but connections lives on the thread: a task of somebody else's could keep tokio from
-//! ever sleeping. So threads that run services of the host's, which may spawn what they like, gather nothing.
+//! The I/O thread looks through the list when it has slept, when it wants to sleep, and before it drives each
+//! connection. That is enough if only connections live on the thread: a task of other code could keep tokio from ever
+//! sleeping. So threads that run the host's services, which may spawn any tasks, gather nothing.
 //!
-//! A connection that waits for its next answer may hold finished ones back, for all to leave together ([`Hold`]): as
-//! long as that comes as soon as it can, in the next turn.
+//! A connection that waits for its next answer may hold finished answers back, so that all leave together ([`Hold`]).
+//! It may do so only while the next answer comes as soon as it can, in the next turn.
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
@@ -23,36 +23,38 @@ use std::time::{Duration, Instant};
 use once_cell::sync::OnceCell;
 use pin_project_lite::pin_project;
 
-/// How long a turn may be. It ends before, whenever the thread has nothing more to do.
+/// How long a turn may be. A turn ends earlier when the thread has nothing more to do.
 const TURN: Duration = Duration::from_micros(500);
 
 /// How long a connection may hold something back, however quick its handlers are.
 const MAX_HOLD: Duration = Duration::from_micros(1_500);
 
-/// An I/O thread, for those who wake what lives on it.
+/// An I/O thread, as seen by those who wake what lives on it.
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     calls: Mutex<Calls>,
-    /// Whether there are some, to be asked without the lock; who asks too early asks again before it sleeps.
+    /// Whether there are calls; it can be read without the lock. A thread that reads it too early reads it again before
+    /// it sleeps.
     called: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct Calls {
     woken: Vec<Arc<TurnWaker>>,
-    /// Wakes the thread, as long as it lives here.
+    /// Wakes the thread, while the thread lives here.
     bell: Option<Waker>,
-    /// Nobody has rung yet since the thread last wanted to sleep.
+    /// No thread has rung the bell since this thread last wanted to sleep.
     asleep: bool,
 }
 
-/// Wakes a connection's task: on the thread that it lives on as tokio does, from elsewhere by the list.
+/// Wakes a connection's task. On the thread that the task lives on, tokio wakes it; from other threads, the list is
+/// used.
 #[derive(Debug)]
 struct TurnWaker {
     turns: Arc<Turns>,
-    /// There when the connection has been driven for the first time.
+    /// Set when the connection has been driven for the first time.
     task: OnceCell<Waker>,
-    /// Whom this would wake has ended.
+    /// The task that this would wake has ended.
     ended: AtomicBool,
 }
 
@@ -62,7 +64,7 @@ pin_project! {
         #[pin]
         connection: F,
         address: Arc<TurnWaker>,
-        // The same.
+        // Another reference to `address`.
         waker: Waker,
     }
 
@@ -96,9 +98,9 @@ pub(crate) trait TurnEnd {
 /// An I/O thread on which connections live.
 struct Here {
     turns: Arc<Turns>,
-    /// The number of its present turn.
+    /// The number of the thread's present turn.
     turn: u64,
-    /// When that ends at the latest; if something is to be done then.
+    /// When the turn ends at the latest; set if something is to be done at its end.
     latest: Option<Instant>,
     put_off: Option<Arc<dyn TurnEnd>>,
     holds: Vec<Arc<Hold>>,
@@ -108,11 +110,12 @@ thread_local! {
     static HERE: RefCell<Option<Here>> = const { RefCell::new(None) };
 }
 
-/// Tells `work` when the connections have been driven that are ready now; at once, on a thread that gathers nothing.
+/// Tells `work` that the turn ends, when all connections that are ready now have been driven. On a thread that gathers
+/// nothing, tells it at once.
 pub(crate) fn at_turn_end(work: &Arc<impl TurnEnd + 'static>) {
     let is_put_off = HERE.with_borrow_mut(|here| {
         let Some(here) = here else { return false };
-        // The thread is one server's, which has no more than one of this kind.
+        // The thread belongs to one server, which has at most one such work.
         if here.put_off.is_none() {
             here.put_off = Some(Arc::clone(work) as _);
             here.time_turn();
@@ -124,21 +127,21 @@ pub(crate) fn at_turn_end(work: &Arc<impl TurnEnd + 'static>) {
     }
 }
 
-/// A connection's leave to hold something back while it waits for another thread. It ends, and the connection is woken,
-/// when the connection has got nothing from there for a turn, when the thread has nothing else to do, or when it has
-/// lasted for [`MAX_HOLD`].
+/// A connection's permission to hold something back while it waits for another thread. The permission ends, and the
+/// connection is woken, when the connection has got nothing from that thread for a turn, when its own thread has
+/// nothing else to do, or when it has lasted for [`MAX_HOLD`].
 #[derive(Debug)]
 pub(crate) struct Hold {
     waker: Waker,
     latest: Instant,
-    /// The turn for which it was last asked for.
+    /// The turn for which the permission was last asked for.
     turn: AtomicU64,
 }
 
 impl Hold {
     const OVER: u64 = 0;
 
-    /// Asks for leave, or, if there is `some`, for more of it. None is given on a thread that gathers nothing.
+    /// Asks for permission or, if there is `some`, for an extension of it. A thread that gathers nothing gives none.
     pub(crate) fn ask(some: &mut Option<Arc<Self>>, waker: &Waker) -> bool {
         HERE.with_borrow_mut(|here| {
             let Some(here) = here else { return false };
@@ -161,7 +164,7 @@ impl Hold {
         })
     }
 
-    /// It is not needed any more.
+    /// The permission is not needed any more.
     pub(crate) fn end(&self) {
         self.turn.store(Self::OVER, Ordering::Relaxed);
     }
@@ -182,12 +185,12 @@ impl Here {
         }
     }
 
-    /// There is something to be done at the end of the turn.
+    /// There is something to do at the end of the turn.
     fn time_turn(&mut self) {
         self.latest.get_or_insert_with(|| Instant::now() + TURN);
     }
 
-    /// Begins another turn, and says which holds have ended by that.
+    /// Begins another turn, and returns the holds that have ended by that.
     fn end_turn(&mut self, is_last: bool) -> Vec<Arc<Hold>> {
         let turn = self.turn;
         self.turn += 1;
@@ -209,7 +212,7 @@ impl Here {
 }
 
 impl Turns {
-    /// Makes the calling thread live here until `end`: the future that its runtime is to run for.
+    /// Makes the calling thread live here until `end`, the future that its runtime is to run for.
     pub(crate) async fn live(self: Arc<Self>, end: impl Future) {
         let mut end = pin!(end);
         poll_fn(|cx| {
@@ -219,12 +222,12 @@ impl Turns {
         .await;
         call_others();
         end_turn(true);
-        // They know the list: it must not know them for ever.
+        // The calls refer to the list, so the list must not refer to them for ever.
         let calls = std::mem::take(&mut *self.calls());
         drop(calls);
     }
 
-    /// The task of a connection that lives here.
+    /// Makes the task of a connection that lives here.
     pub(crate) fn gather<F: Future>(self: Arc<Self>, connection: F) -> Gathered<F> {
         let address = Arc::new(TurnWaker {
             turns: self,
@@ -238,12 +241,12 @@ impl Turns {
         }
     }
 
-    /// tokio has nothing more to do, and looks again after this.
+    /// tokio has nothing more to do, and will look again after this.
     pub(crate) fn before_sleep(&self) {
         call_others();
         let mut has_more = self.answer(self.calls());
         if !has_more && is_holding() {
-            // Those that have just been called may be quick, if there is a processor for them.
+            // The threads that have just been called may be quick, if a processor is free for them.
             thread::yield_now();
             has_more = self.answer(self.calls());
         }
@@ -264,13 +267,13 @@ impl Turns {
         self.answer(calls);
     }
 
-    /// Whether anybody has something to do now.
+    /// Wakes the tasks in the list. Returns whether any of them has something to do now.
     fn answer(&self, mut calls: MutexGuard<'_, Calls>) -> bool {
         if calls.woken.is_empty() {
             return false;
         }
         self.called.store(false, Ordering::Relaxed);
-        // As many are likely to come again.
+        // A similar number of tasks is likely to come again.
         let room = Vec::with_capacity(calls.woken.len());
         let woken = std::mem::replace(&mut calls.woken, room);
         drop(calls);
@@ -303,7 +306,7 @@ impl Turns {
             here.as_ref()
                 .is_some_and(|here| std::ptr::eq(Arc::as_ptr(&here.turns), self))
         };
-        // A thread that has no locals any more is another.
+        // A thread that has no thread-locals any more is another thread.
         HERE.try_with(is_here).unwrap_or(false)
     }
 
@@ -312,7 +315,7 @@ impl Turns {
     }
 }
 
-/// Before a connection is driven that lives here.
+/// Called before a connection that lives here is driven.
 fn enter(turns: &Arc<Turns>) {
     let latest = HERE.with_borrow_mut(|here| here.get_or_insert_with(|| Here::new(turns)).latest);
     if latest.is_some_and(|latest| latest <= Instant::now()) {
@@ -321,7 +324,7 @@ fn enter(turns: &Arc<Turns>) {
     }
 }
 
-/// Does what has been put off.
+/// Does the work that has been put off.
 fn call_others() {
     let work = HERE.with_borrow_mut(|here| here.as_mut()?.put_off.take());
     if let Some(work) = work {
@@ -333,7 +336,7 @@ fn is_holding() -> bool {
     HERE.with_borrow(|here| here.as_ref().is_some_and(|here| !here.holds.is_empty()))
 }
 
-/// Ends the turn, and, if it is the last before the thread sleeps, all holds.
+/// Ends the turn. If it is the last before the thread sleeps, also ends all holds.
 fn end_turn(is_last: bool) {
     let ended = HERE.with_borrow_mut(|here| Some(here.as_mut()?.end_turn(is_last)));
     for hold in ended.into_iter().flatten() {
@@ -346,7 +349,7 @@ fn end_turn(is_last: bool) {
 
 impl TurnWaker {
     fn wake_here(&self) {
-        // What has not been driven yet will be.
+        // A task that has not been driven yet will be driven anyway.
         if let Some(task) = self.task.get() {
             task.wake_by_ref();
         }
@@ -386,7 +389,7 @@ mod tests {
         let mut hold = None;
         assert!(Hold::ask(&mut hold, Waker::noop()));
         turns.call(late);
-        // The thread would sleep now, for nobody has anything to do.
+        // The thread would sleep now, because nobody has anything to do.
         turns.before_sleep();
         assert!(hold.is_some_and(|hold| hold.is_over()));
     }
