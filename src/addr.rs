@@ -1,7 +1,7 @@
 //! Addresses of sockets: of IP, and Unix.
 
 use std::ffi::OsStr;
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::option;
@@ -152,13 +152,31 @@ impl fmt::Display for UnixAddr {
         f.write_str(UNIX)?;
         match &self.0 {
             Name::Unnamed => Ok(()),
-            Name::Path(path) => path.display().fmt(f),
+            Name::Path(path) => {
+                // Not to be taken for an abstract name.
+                if path.as_os_str().as_bytes().first() == Some(&b'@') {
+                    f.write_str("./")?;
+                }
+                write_safely(f, path.as_os_str())
+            }
             Name::Abstract(name) => {
-                let name = OsStr::from_bytes(name).to_string_lossy();
-                write!(f, "@{}", name.replace('\0', "@"))
+                f.write_char('@')?;
+                write_safely(f, OsStr::from_bytes(name))
             }
         }
     }
+}
+
+/// Writes what a client may have chosen, so that it stays in one line of a log.
+fn write_safely(f: &mut fmt::Formatter<'_>, name: &OsStr) -> fmt::Result {
+    for character in name.to_string_lossy().chars() {
+        match character {
+            '\0' => f.write_char('@')?,
+            control if control.is_control() => write!(f, "{}", control.escape_default())?,
+            other => f.write_char(other)?,
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Addr {

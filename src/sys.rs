@@ -420,6 +420,38 @@ pub(crate) fn with_fd<T>(fd: RawFd, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
     f(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
+/// Takes the exclusive lock of `flock(2)`, if nobody has one on this file. Says whether it was free.
+pub(crate) fn try_lock(file: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: no pointers.
+    match unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Gives the lock back. It belongs to the open file: whoever has a copy of the descriptor has it no more either.
+pub(crate) fn unlock(file: BorrowedFd<'_>) {
+    // SAFETY: no pointers; an error leaves the lock to the end of the open file.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// Whether a socket receives nothing any more: its peer, or a `shutdown`, has ended that. True of no socket that cannot
+/// be asked.
+pub(crate) fn is_read_shut(socket: BorrowedFd<'_>) -> bool {
+    let mut watched = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which lives as long as the call; it does not wait.
+    unsafe { libc::poll(&raw mut watched, 1, 0) };
+    watched.revents & libc::POLLRDHUP != 0
+}
+
 /// Closes a descriptor and says how that went, which dropping it does not.
 pub(crate) fn close(fd: OwnedFd) -> io::Result<()> {
     // SAFETY: the descriptor was ours alone and is not used again.

@@ -7,6 +7,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
+use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -424,26 +425,118 @@ fn of_many_that_start_at_once_one_listens() {
     }
 }
 
+/// As `flock -n DIRECTORY ./server` does, or any user who can read the directory.
 #[test]
 fn a_directory_that_somebody_has_locked_is_not_waited_for_without_end() {
     let directory = Directory::new();
     let lock = File::open(&directory.0).unwrap();
     let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
-    let error = Listener::bind(&directory.addr()).unwrap_err();
-    assert!(
-        format!("{error:#}").contains("another process holds a lock"),
-        "{error:#}"
-    );
-    drop(lock);
-    // A stop does not wait for it: the file stays, and is replaced by the next.
     let server = hello(builder(), bind(&directory.addr()));
-    let lock = File::open(&directory.0).unwrap();
-    let lock = Flock::lock(lock, FlockArg::LockExclusive).unwrap();
+    assert_eq!(Client::get(addr(&server), "/").answer().text(), "hello");
+    // A stop waits for it even less: the file stays, and is replaced by the next.
     stop(&server).unwrap();
     assert!(directory.path().exists());
     drop(lock);
     drop(bind(&directory.addr()));
     assert!(!directory.path().exists());
+}
+
+#[test]
+fn a_socket_that_cannot_be_given_away_leaves_no_file() {
+    let directory = Directory::new();
+    for call in [libc::SYS_lchown, libc::SYS_fchownat] {
+        deny(call, &[], libc::EPERM);
+    }
+    let why = refusal(&format!("{}?user=1", directory.addr()));
+    assert!(why.contains("setting mode and owner"), "{why}");
+    assert!(!directory.path().exists());
+}
+
+/// As for TCP: else the server would be awake for ever, and serve nobody.
+#[test]
+fn a_listener_that_somebody_else_shuts_down_ends_the_server() {
+    let directory = Directory::new();
+    let listener = bind(&directory.addr());
+    let copy = socket2::Socket::from(listener.as_fd().try_clone_to_owned().unwrap());
+    let server = hello(builder(), listener);
+    assert_eq!(Client::get(addr(&server), "/").answer().text(), "hello");
+    copy.shutdown(Shutdown::Read).unwrap();
+    let error = common::wait(&server).unwrap_err();
+    assert!(error.to_string().contains("accepting"), "{error:#}");
+}
+
+/// The first worker that stops must not take the others' file away.
+#[test]
+fn a_socket_that_was_bound_here_and_is_shared_keeps_its_file() {
+    let directory = Directory::new();
+    let listener = bind(&directory.addr());
+    let theirs = UnixListener::from(listener.as_fd().try_clone_to_owned().unwrap());
+    let server = hello(builder(), listener.shared());
+    stop(&server).unwrap();
+    let client = UnixStream::connect(directory.path()).unwrap();
+    theirs.set_nonblocking(false).unwrap();
+    theirs.accept().unwrap();
+    drop(client);
+}
+
+/// Who waits in `connect`, because the queue is full, is told, though somebody still has a copy of the socket.
+#[test]
+fn who_waits_for_a_place_in_the_queue_is_refused_by_a_stop() {
+    let directory = Directory::new();
+    let at = socket2::SockAddr::unix(directory.path()).unwrap();
+    let listening = socket2::Socket::new(at.domain(), socket2::Type::STREAM, None).unwrap();
+    listening.bind(&at).unwrap();
+    listening.listen(1).unwrap();
+    let copy = listening.try_clone().unwrap();
+    let run = || {
+        deny(libc::SYS_accept4, &[], libc::EMFILE);
+        let listener = Listener::from_fd(listening.into()).unwrap();
+        let server = hello(builder().stop_timeout(Duration::from_millis(50)), listener);
+        let waiting: Vec<_> = (0..6)
+            .map(|_| {
+                let path = directory.path();
+                thread::spawn(move || UnixStream::connect(path))
+            })
+            .collect();
+        // Two have a place: one more than the backlog.
+        let has_place = || waiting.iter().filter(|client| client.is_finished()).count();
+        while has_place() < 2 {
+            thread::yield_now();
+        }
+        let _ = stop(&server);
+        let ends = waiting.into_iter().map(|client| client.join().unwrap());
+        let refused = ends.filter_map(Result::err).map(|error| error.kind());
+        assert_eq!(
+            refused.collect::<Vec<_>>(),
+            [ErrorKind::ConnectionRefused; 4]
+        );
+    };
+    thread::scope(|scope| scope.spawn(run).join().unwrap());
+    drop(copy);
+}
+
+/// A client may choose its own address: what it chooses stays in one line.
+#[test]
+fn a_clients_own_path_cannot_forge_a_line() {
+    let directory = Directory::new();
+    let whoami = |exchange: Exchange| {
+        let peer = exchange.conn().peer.to_string();
+        let _ = reply(exchange, peer);
+    };
+    let server = builder()
+        .handle(bind(&directory.addr()), Dispatch::default(), whoami)
+        .unwrap();
+    for (name, shown) in [("a\nb\x1b[0m", "a\\nb\\u{1b}[0m"), ("plain", "plain")] {
+        let own = socket2::SockAddr::unix(directory.0.join(name)).unwrap();
+        let (at, client) = common::unconnected(addr(&server));
+        client.bind(&own).unwrap();
+        client.connect(&at).unwrap();
+        let mut client = Client::from(client);
+        client.ask("/");
+        let expected = format!("unix:{}/{shown}", directory.0.display());
+        assert_eq!(client.answer().text(), expected);
+    }
+    stop(&server).unwrap();
 }
 
 /// Relative to where the process is when it binds; afterwards it may go elsewhere.

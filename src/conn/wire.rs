@@ -461,8 +461,8 @@ impl Wire {
                         return Poll::Ready(Ok(())); // No descriptor is free: the write will show it.
                     };
                     self.rare.get_or_insert_default().reset = Some(Box::pin(async move {
-                        // This does not wait for "writable", which is not watched for. It ends at an error, or when
-                        // both sides are closed, which is the state of a Unix socket whose client has closed it.
+                        // The copy is registered without EPOLLOUT. So this ends only when both sides are closed
+                        // (EPOLLHUP): after a reset, or when the client has closed its Unix socket.
                         let _ = copy.writable().await;
                     }));
                 }

@@ -110,7 +110,21 @@ impl Link {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write(cx, bytes))
+        let stream = match self {
+            Self::Tcp(stream) => return Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => &*stream,
+        };
+        // Not by `write`, which raises SIGPIPE: a host's thread may drive this connection, and a C host does not
+        // ignore that signal. (For TCP, std says MSG_NOSIGNAL itself.)
+        let socket = SockRef::from(stream);
+        let send = || socket.send_with_flags(bytes, libc::MSG_NOSIGNAL);
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
     }
 
     /// Closes our side.

@@ -165,10 +165,14 @@ impl Listener {
     /// Declares that the socket outlives this server (systemd, or workers restarted one by one). The process that keeps
     /// the socket must go on accepting, or waiting clients are reset. A stop then closes only our copy, and leaves the
     /// connections that wait in the socket to the others. If all of them may stop together, let each have its own
-    /// socket: [`Listener::bind_reuse_port`].
+    /// socket: [`Listener::bind_reuse_port`]. The file of a Unix socket stays, too: the process that closes the last copy
+    /// removes it.
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.shared = true;
+        if let Kind::Unix(unix) = &mut self.kind {
+            unix.keep_file();
+        }
         self
     }
 
@@ -234,7 +238,10 @@ impl Listener {
 
     /// Whether the socket still listens. The host may have shut it down without telling us.
     pub(crate) fn listens(&self) -> bool {
-        self.socket().is_listener().unwrap_or(false)
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.socket().is_listener().unwrap_or(false),
+            Kind::Unix(unix) => unix.listens(),
+        }
     }
 
     pub(crate) fn is_shared(&self) -> bool {
@@ -262,21 +269,27 @@ impl Listener {
         match &self.kind {
             _ if self.shared => Ok(()),
             Kind::Tcp(tcp) => tcp.shut(),
-            Kind::Unix(unix) => unix.refuse_new(),
+            Kind::Unix(unix) => unix.shut(),
         }
     }
 
     /// Shuts the socket, and closes it.
-    pub(crate) fn close(self) -> io::Result<()> {
+    pub(crate) fn close(mut self) -> io::Result<()> {
         let shut = self.shut();
+        let is_ours = shut.as_ref().map_or_else(
+            |error| !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)),
+            |()| true,
+        );
+        if let (Kind::Unix(unix), false) = (&mut self.kind, is_ours) {
+            // Without the socket, another file may have the number of its inode.
+            unix.keep_file();
+        }
         // The file of a Unix socket is removed before the socket is closed.
         let socket = match self.kind {
             Kind::Tcp(tcp) => tcp.into_socket(),
             Kind::Unix(unix) => unix.into_socket(),
         };
-        if let Err(error) = &shut
-            && let Some(libc::EBADF | libc::ENOTSOCK) = error.raw_os_error()
-        {
+        if !is_ours {
             // The number is no longer ours: to close it might close a descriptor of the host.
             let _ = socket.into_raw_fd();
             return shut;

@@ -3,10 +3,11 @@
 //! To connect to a Unix socket is a single step in the kernel: a connected client waits in the queue, and no client is
 //! half-way.
 
-use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, lchown};
 use std::os::unix::net::UnixStream;
 use std::path::{self, Path, PathBuf};
 use std::process;
@@ -14,12 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use nix::unistd::{Group, User};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::addr::Addr;
 use crate::error::{Error, Result};
+use crate::sys;
 
 use super::link::Stream;
 use super::listener::{self, BACKLOG, Connected, NotAccepted};
@@ -48,6 +51,8 @@ pub(crate) struct Listener {
     refuses: AtomicBool,
     /// No client waits, and none will.
     is_empty: AtomicBool,
+    /// Nobody accepts from this socket any more.
+    is_over: AtomicBool,
 }
 
 impl Listener {
@@ -59,6 +64,7 @@ impl Listener {
             diag: SockDiag::new().ok(),
             refuses: AtomicBool::new(false),
             is_empty: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
         }
     }
 
@@ -71,6 +77,13 @@ impl Listener {
         &self.socket
     }
 
+    /// Leaves the file where it is, for others who have the socket.
+    pub(super) fn keep_file(&mut self) {
+        if let Some(file) = self.file.take() {
+            file.keep();
+        }
+    }
+
     pub(super) fn into_socket(self) -> Socket {
         if let Some(file) = self.file {
             file.remove();
@@ -78,11 +91,24 @@ impl Listener {
         self.socket
     }
 
+    /// Whether the socket still listens. A shutdown by somebody who has a copy is not an error of `accept`, and leaves
+    /// the socket readable for ever.
+    pub(super) fn listens(&self) -> bool {
+        let is_shut = || sys::is_read_shut(self.socket.as_fd());
+        !self.is_over.load(Ordering::Relaxed)
+            && self.socket.is_listener().unwrap_or(false)
+            && (self.refuses.load(Ordering::Relaxed) || !is_shut())
+    }
+
     pub(super) fn accept(&self, local: &Addr) -> std::result::Result<Connected, NotAccepted> {
         let (socket, peer) = match listener::accept(&self.socket) {
             Err(NotAccepted::Empty) if self.refuses.load(Ordering::Relaxed) => {
                 self.is_empty.store(true, Ordering::Relaxed);
                 return Err(NotAccepted::Empty);
+            }
+            // This is the error that `accept` gives if somebody has shut a TCP socket down.
+            Err(NotAccepted::Empty) if sys::is_read_shut(self.socket.as_fd()) => {
+                return Err(io::Error::from_raw_os_error(libc::EINVAL).into());
             }
             accepted => accepted?,
         };
@@ -103,7 +129,17 @@ impl Listener {
         // that the socket must not be closed by it.
         self.socket.shutdown(Shutdown::Read)?;
         self.refuses.store(true, Ordering::Relaxed);
+        // A client that waits in `connect`, because the queue is full, does not notice the shutdown. It is woken when
+        // the queue becomes longer, and is refused then.
+        let _ = self.socket.listen(0);
+        let _ = self.socket.listen(BACKLOG);
         Ok(())
+    }
+
+    /// Refuses all clients; nobody accepts those that wait.
+    pub(super) fn shut(&self) -> io::Result<()> {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.refuse_new()
     }
 
     /// How many connections wait to be accepted; 1 if it is not known whether there is one.
@@ -168,19 +204,22 @@ pub(super) fn bind(addr: &str, place: &str) -> Result<Bound> {
         socket.listen(BACKLOG).map_err(failed)?;
         return Ok(Bound { socket, file: None });
     }
-    let at = SockAddr::unix(name).map_err(failed)?;
     // The path is made absolute, because the process may change its directory.
     let path = path::absolute(name).map_err(failed)?;
+    let fits = path.as_os_str().len() <= LONGEST_PATH;
+    let at = SockAddr::unix(if fits { &*path } else { Path::new(name) }).map_err(failed)?;
+    // If something fails, the file is dropped after the lock, and takes the lock itself.
+    let file;
     let directory = path.parent().unwrap_or(&path);
-    let _lock = lock(directory, LOCK_TIMEOUT)
-        .map_err(|error| Error::io(format!("locking {}", directory.display()), error))?;
+    // A lock that is held for longer is not another server's: it says nothing of the socket.
+    let _lock = lock(directory, LOCK_TIMEOUT).ok();
     clear(&path).map_err(failed)?;
     let socket = socket().map_err(failed)?;
     socket.bind(&at).map_err(failed)?;
-    let file = SocketFile::at(path).map_err(failed)?;
+    file = SocketFile::at(path.clone()).map_err(failed)?;
     // Nobody can connect before the socket listens.
-    access.give(&file.path).map_err(|error| {
-        let what = format!("setting mode and owner of {}", file.path.display());
+    access.give(&path).map_err(|error| {
+        let what = format!("setting mode and owner of {}", path.display());
         Error::io(what, error)
     })?;
     socket.listen(BACKLOG).map_err(failed)?;
@@ -286,12 +325,16 @@ fn id(
 
 impl Access {
     fn give(&self, path: &Path) -> io::Result<()> {
+        // Neither follows a symbolic link that somebody has put in the place of the socket. The mode comes first: who
+        // gives a file away may not change it any more.
+        if let Some(mode) = self.mode {
+            let mode = Mode::from_bits_truncate(mode);
+            fchmodat(AT_FDCWD, path, mode, FchmodatFlags::NoFollowSymlink)?;
+        }
         if self.user.is_some() || self.group.is_some() {
             lchown(path, self.user, self.group)?;
         }
-        self.mode.map_or(Ok(()), |mode| {
-            fs::set_permissions(path, Permissions::from_mode(mode))
-        })
+        Ok(())
     }
 }
 
@@ -329,17 +372,22 @@ pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
-    process: u32,
+    /// The process that removes the file; none does, if others have the socket.
+    process: Option<u32>,
 }
 
 impl SocketFile {
     fn at(path: PathBuf) -> io::Result<Self> {
         let there = fs::symlink_metadata(&path)?;
+        if !there.file_type().is_socket() {
+            let why = "something else has taken the socket's place";
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, why));
+        }
         Ok(Self {
             path,
             device: there.dev(),
             inode: there.ino(),
-            process: process::id(),
+            process: Some(process::id()),
         })
     }
 
@@ -355,13 +403,17 @@ impl SocketFile {
 
     /// Removes the file even in another process: the one that bound the socket may have forked and ended.
     fn remove(mut self) {
-        self.process = process::id();
+        self.process = Some(process::id());
+    }
+
+    fn keep(mut self) {
+        self.process = None;
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.process != process::id() {
+        if self.process != Some(process::id()) {
             return;
         }
         let directory = self.path.parent().unwrap_or(&self.path);
@@ -376,28 +428,32 @@ impl Drop for SocketFile {
 }
 
 /// The right to replace or remove sockets in a directory, which one process has at a time: `flock(2)` on the directory
-/// itself, so that no other file is needed. None if the directory cannot be read or locked.
-///
-/// # Errors
-/// Another process holds the lock until the timeout.
-fn lock(directory: &Path, timeout: Duration) -> io::Result<Option<Flock<File>>> {
+/// itself, so that no other file is needed.
+struct Lock(File);
+
+/// Another process has held the lock until the timeout.
+struct Busy;
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that was forked meanwhile has a copy.
+        sys::unlock(self.0.as_fd());
+    }
+}
+
+/// Waits for the lock on a directory. None if the directory cannot be read or locked.
+fn lock(directory: &Path, timeout: Duration) -> Result<Option<Lock>, Busy> {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags(libc::O_DIRECTORY);
-    let Ok(mut file) = options.open(directory) else {
+    let Ok(file) = options.open(directory) else {
         return Ok(None);
     };
     let deadline = Instant::now() + timeout;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => return Ok(Some(lock)),
-            Err((_, nix::Error::EWOULDBLOCK)) if Instant::now() >= deadline => {
-                let why = "another process holds a lock on it";
-                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
-            }
-            Err((unlocked, nix::Error::EWOULDBLOCK | nix::Error::EINTR)) => {
-                thread::sleep(LOCK_INTERVAL);
-                file = unlocked;
-            }
+        match sys::try_lock(file.as_fd()) {
+            Ok(true) => return Ok(Some(Lock(file))),
+            Ok(false) if Instant::now() >= deadline => return Err(Busy),
+            Ok(false) => thread::sleep(LOCK_INTERVAL),
             Err(_) => return Ok(None),
         }
     }

@@ -40,6 +40,8 @@ const RELEASE_GRACE: Duration = Duration::from_millis(100);
 /// How many connections are taken from one socket before the next socket has its turn, and before the time limit is
 /// checked. A batch takes about 100 us.
 const BATCH: usize = 32;
+/// At the end, as many batches are taken as a queue can hold, and one more. (4,096 is the backlog that we ask for.)
+const LAST_BATCHES: usize = 4096 / BATCH + 1;
 
 /// Starts to drive a connection.
 pub(crate) type Serve = Arc<dyn Fn(Accepted) + Send + Sync>;
@@ -247,7 +249,7 @@ impl Entrance {
         if !is_owned(listener) {
             return;
         }
-        for _ in 0..BATCH {
+        for _ in 0..LAST_BATCHES {
             if self.take_batch(|| listener.accept(), &mut |_| false) != Left::More {
                 break;
             }
