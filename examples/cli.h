@@ -46,7 +46,7 @@ static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
 
 /* Tells where SERVER listens. */
 static inline void cli_tell_address(const httpdown_server *server) {
-    char addr[128];
+    char addr[512];
     if (httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
     if (strncmp(addr, "unix:", 5) == 0) printf("serving on %s with pid %d\n", addr, getpid());
     else printf("serving on http://%s/ with pid %d\n", addr, getpid());

@@ -1,4 +1,4 @@
-//! Addresses of sockets: of IP, and Unix.
+//! Addresses of IP and Unix sockets.
 
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use socket2::SockAddr;
 
-/// What the text of a Unix socket's address begins with.
+/// The beginning of the text of a Unix socket's address.
 pub(crate) const UNIX: &str = "unix:";
 
-/// The address of a socket: where a server listens, or where a client is.
+/// The address of a socket: of a server's listening socket, or of a client.
 ///
-/// Its text is what [`Listener::bind`](crate::Listener::bind) takes: `127.0.0.1:8080`, `[::1]:8080`, `unix:/run/app.sock`,
-/// `unix:@name`. A client of a Unix socket mostly has no address: `unix:`.
+/// The address's text has the form that [`Listener::bind`](crate::Listener::bind) takes: `127.0.0.1:8080`,
+/// `[::1]:8080`, `unix:/run/app.sock`, `unix:@name`. A client of a Unix socket mostly has no address; its text is
+/// `unix:`.
 ///
 /// ```
 /// use httpdown::{Addr, Listener};
@@ -33,9 +34,10 @@ pub(crate) const UNIX: &str = "unix:";
 #[derive(Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Addr {
-    /// Of TCP. An address of IPv4 is shown as such, also where the socket is of IPv6 and takes both.
+    /// The address of a TCP socket. An IPv4 address is shown as IPv4, even if the socket is an IPv6 socket that takes
+    /// both.
     Ip(SocketAddr),
-    /// Of a Unix socket.
+    /// The address of a Unix socket.
     Unix(UnixAddr),
 }
 
@@ -52,7 +54,7 @@ pub enum Addr {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct UnixAddr(Name);
 
-/// As the kernel has it.
+/// The name in the kernel's form.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Name {
     Unnamed,
@@ -61,10 +63,10 @@ enum Name {
 }
 
 impl Addr {
-    /// As the kernel tells it. None of a family that no server listens with.
+    /// Takes the address that the kernel gives. `None` if the address family is one that no server listens with.
     pub(crate) fn from_kernel(addr: &SockAddr) -> Option<Self> {
         if let Some(mut addr) = addr.as_socket() {
-            // Mapped into IPv6 (`::ffff:127.0.0.1`), as clients of a socket are that takes both.
+            // If a socket takes IPv4 and IPv6, its IPv4 clients are mapped into IPv6 (`::ffff:127.0.0.1`).
             addr.set_ip(addr.ip().to_canonical());
             return Some(Self::Ip(addr));
         }
@@ -85,7 +87,7 @@ impl Addr {
         Self::Unix(UnixAddr(Name::Path(path.into())))
     }
 
-    /// The address and port, of IP.
+    /// The address and port, if this is an IP address.
     #[must_use]
     pub fn as_ip(&self) -> Option<SocketAddr> {
         match self {
@@ -94,7 +96,7 @@ impl Addr {
         }
     }
 
-    /// The path or name, of a Unix socket.
+    /// The path or name, if this is the address of a Unix socket.
     #[must_use]
     pub fn as_unix(&self) -> Option<&UnixAddr> {
         match self {
@@ -103,7 +105,7 @@ impl Addr {
         }
     }
 
-    /// The port; none of a Unix socket.
+    /// The port; `None` for a Unix socket.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.as_ip().map(|addr| addr.port())
@@ -111,7 +113,7 @@ impl Addr {
 }
 
 impl UnixAddr {
-    /// The path as it was bound: relative to where the process was, if it is relative.
+    /// The path as it was bound. A relative path is relative to the working directory that the process had then.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match &self.0 {
@@ -120,7 +122,7 @@ impl UnixAddr {
         }
     }
 
-    /// The name, without the NUL that it begins with in the kernel.
+    /// The abstract name, without the NUL that it begins with in the kernel.
     #[must_use]
     pub fn abstract_name(&self) -> Option<&[u8]> {
         match &self.0 {
@@ -129,15 +131,15 @@ impl UnixAddr {
         }
     }
 
-    /// Whether it has neither: as clients have that did not bind their socket.
+    /// Whether the address has neither path nor name, like the address of a client that did not bind its socket.
     #[must_use]
     pub fn is_unnamed(&self) -> bool {
         matches!(self.0, Name::Unnamed)
     }
 }
 
-/// As text. What is not UTF-8 in a path or a name is replaced, and a NUL within a name is shown as `@`, as the kernel's
-/// own list (`/proc/net/unix`) does.
+/// Writes the address as text. Bytes of a path or a name that are not UTF-8 are replaced. A NUL inside a name is shown
+/// as `@`, like in the kernel's own list (`/proc/net/unix`).
 impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -203,7 +205,7 @@ impl PartialEq<SocketAddr> for Addr {
     }
 }
 
-/// For [`TcpStream::connect`](std::net::TcpStream::connect). An error of a Unix socket: connect to its path.
+/// For [`TcpStream::connect`](std::net::TcpStream::connect). For a Unix socket this is an error: connect to its path.
 impl ToSocketAddrs for Addr {
     type Iter = option::IntoIter<SocketAddr>;
 

@@ -1,4 +1,4 @@
-//! Time as the server sees it: the machine's, or a test's.
+//! The server's time: either the machine's time, or a test's.
 //!
 //! The timers of a stop and the minute between two counts of connections run on the server's clock. A test gives the
 //! server a [`MockClock`] and moves it by hand, so that a stop timeout of a minute is tested in a millisecond.
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
-/// A future that ends when its time has come.
+/// A future that ends after a duration.
 pub type Sleep = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Where the server takes its time from.
+/// The source of the server's time.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
-    /// The time since some fixed moment; never goes back.
+    /// The time since some fixed moment. It never goes back.
     fn now(&self) -> Duration;
 
-    /// A timer. It is set when this is called, not when it is first polled, and is polled only on a thread of the
-    /// server's that has a tokio runtime.
+    /// Makes a timer. The timer is set when this method is called, not when the future is first polled. It is polled
+    /// only on a thread of the server that has a tokio runtime.
     fn sleep(&self, duration: Duration) -> Sleep;
 }
 
@@ -48,7 +48,7 @@ impl Clock for SystemClock {
 
 /// A clock that stands still until it is [advanced](MockClock::advance). Clones show the same time.
 ///
-/// All of it may be called from any thread.
+/// Any thread may call all methods.
 ///
 /// ```
 /// use std::time::Duration;
@@ -94,13 +94,14 @@ struct MockTimer {
 }
 
 impl MockClock {
-    /// A clock at zero.
+    /// Makes a clock whose time is zero.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Moves the time on and fires every timer that is due by then. Does not wait for what the timers set off.
+    /// Moves the clock's time forward and fires every timer that is due by then. Does not wait for the effects of these
+    /// timers.
     pub fn advance(&self, by: Duration) {
         let mut due = Vec::new();
         {
@@ -118,13 +119,13 @@ impl MockClock {
         due.into_iter().for_each(Waker::wake);
     }
 
-    /// Blocks until at least `count` timers are set, so that a test knows that the server has come to the point where
-    /// it waits. `timeout` is real time.
+    /// Blocks until at least `count` timers are set. So a test knows that the server has come to the point where it
+    /// waits. `timeout` is in real time.
     ///
     /// A server with [`Stats`](crate::Stats) always has one timer set, for its count of connections every minute.
     ///
     /// # Errors
-    /// [`Error::WouldBlock`] if that has not happened within `timeout`.
+    /// [`Error::WouldBlock`] if the timers were not set within `timeout`.
     pub fn wait_for_timers(&self, count: usize, timeout: Duration) -> Result<()> {
         let state = self.0.lock();
         let (state, _) = self
@@ -198,7 +199,7 @@ impl Drop for MockSleep {
     }
 }
 
-/// The latest moment at which something has happened, on the server's clock. Any thread may note it.
+/// The latest moment of some event, on the server's clock. Any thread may note the event.
 #[derive(Debug, Default)]
 pub(crate) struct Latest(AtomicU64);
 

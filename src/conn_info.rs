@@ -1,9 +1,9 @@
-//! What the host may know of a connection.
+//! The information about a connection that the host can get.
 
 use crate::addr::Addr;
 
-/// The connection that a request came on: [`Exchange::conn`](crate::Exchange::conn), or, if
-/// [`Builder::conn_info`](crate::Builder::conn_info) says so, among the extensions of a service's request.
+/// The connection that a request came on. Get it by [`Exchange::conn`](crate::Exchange::conn), or, if
+/// [`Builder::conn_info`](crate::Builder::conn_info) says so, from the extensions of a service's request.
 ///
 /// ```
 /// use httpdown::Exchange;
@@ -23,12 +23,12 @@ pub struct ConnInfo {
     pub peer: Addr,
     /// The server's address that the client connected to.
     pub local: Addr,
-    /// Which process has connected; none, if not by a Unix socket.
+    /// The process that has connected; `None` if the connection is not by a Unix socket.
     pub credentials: Option<Credentials>,
 }
 
-/// The process that has connected by a Unix socket, as the kernel knew it at that moment (`SO_PEERCRED`, `unix(7)`). The
-/// connection may have been handed to another process since.
+/// The process that has connected by a Unix socket, as the kernel knew it at the time of the connect (`SO_PEERCRED`,
+/// `unix(7)`). That process may have passed the connection to another process since.
 ///
 /// ```
 /// # let info: Option<httpdown::ConnInfo> = None;
@@ -39,28 +39,28 @@ pub struct ConnInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Credentials {
-    /// Its number; none if it is of another PID namespace, which ours does not see.
+    /// The process ID; `None` if the process is in another PID namespace that ours does not see.
     pub pid: Option<u32>,
-    /// Its effective user.
+    /// The process's effective user ID.
     pub uid: u32,
-    /// Its effective group.
+    /// The process's effective group ID.
     pub gid: u32,
 }
 
-/// Where a connection is in its life.
+/// The state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 #[repr(u8)]
 pub enum ConnState {
-    /// Accepted; no byte has come yet.
+    /// The connection was accepted; no byte has come yet.
     New = 0,
-    /// From the first byte of a request to the last byte of its response.
+    /// A request is under way: from its first byte to the last byte of its response.
     Active = 1,
-    /// Between two requests.
+    /// The connection is between two requests.
     Idle = 2,
-    /// Taken over by a handler (an upgrade): no longer HTTP.
+    /// A handler has taken the connection over (an upgrade); it no longer carries HTTP.
     Hijacked = 3,
-    /// Gone.
+    /// The connection is closed.
     Closed = 4,
 }
 

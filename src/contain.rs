@@ -1,4 +1,4 @@
-//! Code of the host's, called so that its panics end there.
+//! Calls the host's code so that its panics do not spread.
 
 use std::any::Any;
 use std::future::{Future, poll_fn};
@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 
-/// Runs code that is, or may call, the host's. `None` if it panics.
+/// Runs code that is the host's code, or may call it. `None` if the code panics.
 #[inline]
 pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(code)) {
@@ -19,16 +19,17 @@ pub(crate) fn contain<T>(code: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// What a panic carries is the host's, too: to drop it may be the next panic.
+/// The payload of a panic is the host's, too, so dropping it may cause the next panic.
 #[cold]
 fn discard(payload: Box<dyn Any + Send>) {
     if let Err(next) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
-        // And so on: this one is left where it is.
+        // Dropping this payload might panic again, and so on. So this payload is leaked.
         let _ = Box::into_raw(next);
     }
 }
 
-/// Has a task of the host's wait for what tells many: its waker cannot keep the others from being told.
+/// Lets the host's task wait for an event that wakes many waiters. A panic in the task's waker cannot keep the others
+/// from being woken.
 pub(crate) async fn for_tasks<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|cx| {
@@ -38,7 +39,7 @@ pub(crate) async fn for_tasks<F: Future>(future: F) -> F::Output {
     .await
 }
 
-/// A waker of the host's, whose panic would keep what it is told of from those who are told next.
+/// The host's waker. Without this wrapper, its panic would keep the next waiters from being woken.
 struct Contained(Waker);
 
 impl Wake for Contained {

@@ -1,4 +1,4 @@
-//! What can go wrong, as one type: each kind has its status code in the C interface.
+//! All errors, as one type. Each kind of error has its status code in the C interface.
 
 use std::fmt;
 use std::io;
@@ -9,10 +9,10 @@ use crate::report::Report;
 /// A result of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed. Cheap to clone: every waiter of a stop gets the same one.
+/// The reason why a call failed. An error is cheap to clone: every waiter of a stop gets the same one.
 ///
-/// As text it says what failed, and its [source](std::error::Error::source) why, if that is known: an [`io::Error`].
-/// Both in one, for who prints it: `{error:#}`.
+/// The error's text says what failed. Its [source](std::error::Error::source), an [`io::Error`], says why, if that is
+/// known. `{error:#}` prints both.
 ///
 /// ```
 /// use httpdown::{Error, Listener};
@@ -36,41 +36,44 @@ pub enum Error {
     Unsupported(String),
     /// An address could not be parsed or resolved.
     Address(String),
-    /// The operating system refused; the text says what was tried, and the source why that failed.
+    /// The operating system refused. The text says what was tried, and the source says why that failed.
     Io(String, Arc<io::Error>),
-    /// A thread or a descriptor could not be had; as [`Error::Io`].
+    /// The system had no more threads or descriptors. Text and source are like in [`Error::Io`].
     OutOfResources(String, Arc<io::Error>),
-    /// The stop timeout passed, or a kill was asked for, and requests were cut. As the answer of a stop it has the
-    /// [report](Error::report); where it says why one request cannot be answered any more, there is none.
+    /// The stop timeout passed, or a kill was asked for, and requests were cut. If the error is the result of a stop,
+    /// it has the [report](Error::report). If it is the reason why one request cannot be answered any more, it has no
+    /// report.
     Killed(Option<Box<Report>>),
-    /// The kill timeout passed and handlers were still running: they were abandoned. With the [report](Error::report).
+    /// The kill timeout passed while handlers were still running. These handlers were abandoned. The error has the
+    /// [report](Error::report).
     TimedOut(Option<Box<Report>>),
-    /// The server has stopped: too late for this call.
+    /// The server has stopped, so this call came too late.
     Stopped,
-    /// The call would wait for the very thread, runtime or request that it is made from.
+    /// The call would wait for its own thread or runtime, or for a request that this thread holds.
     WouldDeadlock,
     /// The request has been answered already, or its answer has begun.
     AlreadyReplied,
-    /// Nothing there yet, or no room yet: when a call's own timeout passed, or on a thread that must not wait.
+    /// There is nothing to take yet, or no room yet. Either the call's own timeout has passed, or the thread must not
+    /// wait.
     WouldBlock,
     /// The client has left.
     Gone,
-    /// The client has broken the protocol within the body of its request.
+    /// The client has broken the protocol in the body of its request.
     BadBody,
-    /// A bug in this library, or a panic in a `Clock` of the host's.
+    /// A bug in this library, or a panic in the host's `Clock`.
     Panicked,
     /// A body is longer than the limit that the caller has set.
     TooLarge,
-    /// The process was forked, and this is the child: the server's threads live in the parent. So it is in a child that
-    /// was forked while a server had not been [closed](crate::Server::close), while [`Signals`](crate::Signals) were
-    /// caught, or while a thread that was left behind lived; and in that child's own children. Any other child may have
-    /// servers of its own.
+    /// The process was forked, and this is the child; the server's threads live in the parent. Calls fail with this
+    /// error in a child that was forked while a server had not been [closed](crate::Server::close), while
+    /// [`Signals`](crate::Signals) were caught, or while a thread lived that was left behind. They also fail in that
+    /// child's own children. Any other child may have its own servers.
     Forked,
 }
 
 impl Error {
-    /// What has become of everything, if this is the answer of a stop that had to cut something. Whatever the answer,
-    /// [`Server::report`](crate::Server::report) has it, too.
+    /// The report of the server, if this error is the result of a stop that had to cut something. Whatever the result,
+    /// [`Server::report`](crate::Server::report) gives the report, too.
     ///
     /// ```
     /// # fn main() -> httpdown::Result<()> {
@@ -96,7 +99,7 @@ impl Error {
         }
     }
 
-    /// As the answer of a stop.
+    /// Adds the report, for the result of a stop.
     pub(crate) fn with(self, report: Report) -> Self {
         match self {
             Self::Killed(_) => Self::Killed(Some(Box::new(report))),
@@ -124,7 +127,7 @@ impl fmt::Display for Error {
             }
             Self::Io(what, error) | Self::OutOfResources(what, error) => {
                 f.write_str(what)?;
-                // Who goes through the sources has the reason from there.
+                // A caller that walks the sources finds the reason there.
                 if f.alternate() {
                     write!(f, ": {error}")?;
                 }

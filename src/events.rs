@@ -1,4 +1,5 @@
-//! What the server tells its host, from a bounded queue: one thread delivers it, or the host pulls it.
+//! The events that the server sends to its host, through a bounded queue. One thread delivers them, or the host takes
+//! them.
 //!
 //! Nothing that serves or stops ever waits here. When the reader is too slow, events are dropped and counted.
 
@@ -20,12 +21,14 @@ use crate::stats::{StatKind, Stats};
 use crate::sys::EventFd;
 use crate::throttle::Throttle;
 
-/// How many events of connections wait at most. At 100,000 requests a second, two events each, it is 80 ms' worth.
+/// The maximum number of waiting events of connections. At 100,000 requests a second with two events each, the queue
+/// holds the events of 80 ms.
 const CAPACITY: usize = 16_384;
-/// What is kept free beyond that for the rare events: stats, phases and log lines are not pushed out by connections.
+/// The room that is kept free beyond `CAPACITY` for the rare events. So events of connections do not push out stats,
+/// phases and log lines.
 const RESERVE: usize = 1_024;
 
-/// Something that the server tells its host.
+/// An event that the server sends to its host.
 ///
 /// ```
 /// # use httpdown::{Dispatch, Error, Event, Exchange, Listener, Server};
@@ -55,16 +58,16 @@ pub enum Event {
     Stat {
         /// What kind of value it is.
         kind: StatKind,
-        /// Its name.
+        /// The key of the value.
         key: &'static str,
-        /// The value; seconds for a time.
+        /// The value; for a time, in seconds.
         value: f64,
     },
     /// A connection has changed its state.
     Conn(ConnEvent),
     /// The server has entered a phase.
     Phase(Phase),
-    /// Something that a person should know.
+    /// A message for a person.
     Log(LogLevel, String),
 }
 
@@ -93,7 +96,7 @@ pub struct ConnEvent {
     pub id: u64,
     /// The client's address.
     pub peer: Addr,
-    /// The state that it has now.
+    /// The connection's new state.
     pub state: ConnState,
 }
 
@@ -120,13 +123,13 @@ pub struct ConnEvent {
 pub enum LogLevel {
     /// Something failed.
     Error,
-    /// Something is odd; the server goes on.
+    /// Something unexpected happened; the server goes on.
     Warning,
     /// For information.
     Info,
 }
 
-/// Which kinds of event anybody wants: what nobody wants is not made.
+/// The kinds of event that anybody wants. Other events are not made.
 #[derive(Clone, Copy, Debug, Default)]
 #[allow(clippy::struct_excessive_bools, reason = "one for each kind of event")]
 pub(crate) struct Interest {
@@ -190,15 +193,15 @@ impl fmt::Debug for Observers {
     }
 }
 
-/// The queue.
+/// The queue of events.
 #[derive(Debug)]
 pub(crate) struct Events {
     interest: Interest,
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// The host takes them: readable while some wait.
+    /// The host takes the events. Then the descriptor is readable while events wait.
     pulled: bool,
-    /// Readable also after the end; made when somebody asks for it.
+    /// The descriptor, which is readable also after the end. It is made when somebody asks for it.
     readable: OnceCell<EventFd>,
 }
 
@@ -208,7 +211,7 @@ struct Queue {
     closed: bool,
     /// Those who wait for the end have been told.
     ended: bool,
-    /// There is a thread that has not delivered all of them.
+    /// There is an events thread that has not delivered all events.
     delivers: bool,
     dropped: u64,
 }
@@ -228,7 +231,7 @@ impl Events {
         self.interest
     }
 
-    /// Whether the host takes them itself.
+    /// Whether the host takes the events itself.
     pub(crate) fn are_pulled(&self) -> bool {
         self.pulled
     }
@@ -265,8 +268,8 @@ impl Events {
         }
     }
 
-    /// Logs `what` and why, unless that was done not long ago: what a client or a state of the machine makes fail again
-    /// and again.
+    /// Logs `what` and why, unless this was logged a short time ago. Use this for failures that a client or a state of
+    /// the machine may cause again and again.
     pub(crate) fn log_rarely(
         &self,
         throttle: &Throttle,
@@ -304,12 +307,12 @@ impl Events {
         self.changed.notify_one();
     }
 
-    /// How many events were lost because nobody took them in time.
+    /// The number of events that were lost because nobody took them in time.
     pub(crate) fn dropped(&self) -> u64 {
         self.lock().dropped
     }
 
-    /// No more events: what is queued can still be taken.
+    /// Accepts no more events. Events in the queue can still be taken.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
         self.changed.notify_all();
@@ -321,7 +324,7 @@ impl Events {
         self.signal();
     }
 
-    /// Readable while events wait, if the host takes them, and after the end.
+    /// A descriptor that is readable while events wait, if the host takes the events, and after the end.
     pub(crate) fn descriptor(&self) -> io::Result<BorrowedFd<'_>> {
         let queue = self.lock();
         let readable = self.readable.get_or_try_init(|| {
@@ -341,7 +344,7 @@ impl Events {
         }
     }
 
-    /// Takes the oldest event, waiting for one until `deadline` (`None`: without limit).
+    /// Takes the oldest event. Waits for an event until `deadline` (`None`: without limit).
     pub(crate) fn next(&self, deadline: Option<Instant>) -> Result<Event> {
         let mut queue = self.lock();
         loop {
@@ -377,7 +380,7 @@ impl Events {
         }
     }
 
-    /// There will be an events thread.
+    /// Says that there will be an events thread.
     pub(crate) fn will_deliver(&self) {
         self.lock().delivers = true;
     }
@@ -385,20 +388,20 @@ impl Events {
     /// The life of the events thread.
     pub(crate) fn deliver_all(&self, mut observers: Observers) {
         while let Ok(event) = self.next(None) {
-            // A host's callback that panics costs that event, not the ones behind it.
+            // If the host's callback panics, only this event is lost, not the later ones.
             contain(|| observers.deliver(event));
         }
         self.none_delivers();
     }
 
-    /// There is no events thread (any more).
+    /// Says that there is no events thread (any more).
     pub(crate) fn none_delivers(&self) {
         self.lock().delivers = false;
         self.changed.notify_all();
     }
 
-    /// Waits until the events thread, if there is one, has delivered what came before the close; at the deadline no
-    /// more.
+    /// Waits until the events thread, if there is one, has delivered the events from before the close. Waits at most
+    /// until the deadline.
     pub(crate) fn wait_delivered(&self, deadline: Instant) {
         let mut queue = self.lock();
         while queue.delivers {

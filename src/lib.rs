@@ -17,8 +17,8 @@
 //! ```
 //!
 //! [`Builder::serve`] takes any hyper service instead, [`Builder::serve_tower`] any tower service, such as an axum
-//! `Router`. The server runs on threads of its own; nothing here needs a runtime of the host's, but it can have one
-//! ([`Builder::runtime`]). What a stop does, step by step, is told by [`Phase`]; what it has cost, by [`Report`].
+//! `Router`. The server runs on its own threads. It needs no runtime of the host, but can use the host's runtime
+//! ([`Builder::runtime`]). [`Phase`] describes the steps of a stop; [`Report`] has its costs.
 //!
 //! The C interface is `include/httpdown.h`; without the feature `capi` its symbols are left out.
 

@@ -1,4 +1,4 @@
-//! What can be set for a server, with its defaults and bounds.
+//! The settings of a server, with their defaults and bounds.
 
 use std::time::Duration;
 
@@ -6,27 +6,28 @@ use http::uri::PathAndQuery;
 
 use crate::error::{Error, Result};
 
-/// What can be set.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) stop_timeout: Duration,
     pub(crate) kill_timeout: Duration,
     pub(crate) lame_duck: Duration,
     pub(crate) lame_duck_min: Duration,
-    /// Zero: the lame duck takes its whole time.
+    /// Zero means that the lame duck takes its whole time.
     pub(crate) lame_duck_quiet: Duration,
     pub(crate) ready_path: Option<String>,
     pub(crate) conn_info: bool,
     pub(crate) header_timeout: Duration,
-    /// [`Duration::MAX`]: none.
+    /// [`Duration::MAX`] means no idle timeout.
     pub(crate) idle_timeout: Duration,
     pub(crate) keep_alive_header: bool,
     pub(crate) quiesce_timeout: Duration,
     pub(crate) idle_grace: Duration,
     pub(crate) linger_timeout: Duration,
     pub(crate) second_signal: Duration,
-    /// After how long a pause between two requests a connection leaves hyper, at least; at most twice that. No option:
-    /// long beside the pauses of a busy client, and short beside the life of an idle connection.
+    /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
+    /// long. This is not an option for hosts. The value is long compared with the pauses of a busy client, and short
+    /// compared with the life of an idle connection.
     pub(crate) park_after: Duration,
 }
 
@@ -43,11 +44,13 @@ impl Default for Options {
             header_timeout: Duration::from_secs(30),
             idle_timeout: Duration::MAX,
             keep_alive_header: false,
-            // A SYN is sent again after 1 s, and then after 2 more: a handshake that lost one has had two chances.
+            // A SYN is sent again after 1 s, and then after 2 s more. So a handshake that lost a SYN has had two
+            // chances.
             quiesce_timeout: Duration::from_secs(4),
             idle_grace: Duration::from_secs(1),
             linger_timeout: Duration::from_secs(2),
-            // Whoever forwards a signal does it within milliseconds; a person who means it takes longer.
+            // A program that forwards a signal does so within milliseconds; a person who wants a second signal takes
+            // longer.
             second_signal: Duration::from_millis(500),
             park_after: Duration::from_secs(1),
         }
@@ -91,15 +94,15 @@ impl Options {
         Ok(())
     }
 
-    /// For how many seconds clients are told that they may leave a connection idle: as long as a request that they send
-    /// at the last moment still comes in time. They count from when they have a response, which is later than we do, and
-    /// their request needs its time, too: how much, `idle_grace` says.
+    /// The number of seconds that clients are told they may leave a connection idle. A request that a client sends at
+    /// the last moment must still come in time. The client starts to count when it has the response, which is later
+    /// than our start, and its request needs time, too. `idle_grace` is the allowance for both.
     pub(crate) fn announced(&self) -> u64 {
         self.idle_timeout.saturating_sub(self.idle_grace).as_secs()
     }
 }
 
-/// Whether a request's target can have this path.
+/// Whether the target of a request can have this path.
 fn is_path(path: &str) -> bool {
     path.starts_with('/')
         && path.bytes().all(|byte| byte.is_ascii_graphic())

@@ -1,4 +1,4 @@
-//! What belongs to the process and not to a server: fork detection, and the signals of a run.
+//! The state that belongs to the process and not to a server: fork detection, and the signals of a run.
 //!
 //! Nothing else in the library is global.
 
@@ -13,17 +13,17 @@ use crate::sys::{self, Bell, EventFd, Signal, SignalMask};
 
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 static WATCHING: AtomicBool = AtomicBool::new(false);
-/// How many [`Ours`] there are.
+/// The number of [`Ours`].
 static OURS: AtomicUsize = AtomicUsize::new(0);
 
-/// Something that belongs to this process, and that no child has that is forked meanwhile: a thread of ours, or the
-/// catching of signals. In such a child each call must say so instead of waiting for threads that are not there. A
-/// child that is forked when there is none has lost nothing, and may have servers of its own.
+/// Something that belongs to this process, and that a child that is forked now does not have: one of our threads, or
+/// the catching of signals. In such a child each call must fail instead of waiting for threads that do not exist. A
+/// child that is forked while there is no such thing has lost nothing, and may have its own servers.
 #[derive(Debug)]
 pub(crate) struct Ours(());
 
 impl Ours {
-    /// Counts it, as long as this lives.
+    /// Counts one such thing, as long as the returned value lives.
     pub(crate) fn count() -> io::Result<Self> {
         watch_forks()?;
         OURS.fetch_add(1, Ordering::Relaxed);
@@ -37,10 +37,11 @@ impl Drop for Ours {
     }
 }
 
-/// Has the child of every later fork marked, if it must be. Without a lock, which a fork might leave locked: that it is
-/// asked for twice does no harm.
+/// Arranges that the child of every later fork is marked, if it must be. Uses no lock, because a fork might leave the
+/// lock locked; a second registration does no harm.
 fn watch_forks() -> io::Result<()> {
-    /// Runs before fork returns in the child, where the other threads are not: atomics only.
+    /// Runs in the child before fork returns there. The other threads do not exist there, so this code uses only
+    /// atomics.
     extern "C" fn in_child() {
         if OURS.load(Ordering::Relaxed) > 0 {
             IN_CHILD.store(true, Ordering::Relaxed);
@@ -63,24 +64,25 @@ pub(crate) fn forked() -> bool {
 /// The signals that end a run.
 static STOP_SIGNALS: [Signal; 2] = [Signal::new(libc::SIGTERM), Signal::new(libc::SIGINT)];
 
-/// What the handler writes to. A child that may run servers makes its own: this one is its parent's as well.
+/// The handler writes to this bell. A child that may run servers makes its own bell, because it shares this one with
+/// its parent.
 static SIGNALLED: Bell = Bell::new();
-/// When the first signal came, and when the last: on the clock of [`sys::uptime`], 0 before.
+/// The times of the first and of the last signal, on the clock of [`sys::uptime`]; 0 before a signal.
 static FIRST_AT: AtomicU64 = AtomicU64::new(0);
 static LAST_AT: AtomicU64 = AtomicU64::new(0);
 static CATCHING: AtomicBool = AtomicBool::new(false);
-/// The process that catches.
+/// The ID of the process that catches the signals.
 static CATCHER: AtomicU32 = AtomicU32::new(0);
 
-/// A forked child inherits the handler, and shares with its parent what this writes to: the parent would stop, and the
-/// child live on. A signal to the child does what it would without us. Its number tells also a child from `vfork` or
-/// `clone`, which run no handlers of `pthread_atfork`, and the mark also one that is, in a namespace of its own, number 1
-/// like its parent.
+/// A forked child inherits this handler, and shares the bell with its parent. Without a check, a signal to the child
+/// would stop the parent, and the child would live on. So in a child, a signal has its earlier effect. The process ID
+/// also detects a child of `vfork` or `clone`, which run no handlers of `pthread_atfork`. The mark also detects a child
+/// that has the number 1 in its own namespace, like its parent.
 extern "C" fn on_signal(number: libc::c_int) {
     if forked() || std::process::id() != CATCHER.load(Ordering::Relaxed) {
         for signal in STOP_SIGNALS.iter().filter(|s| s.number() == number) {
             signal.restore();
-            // Blocked until this returns, unless the child has another thread, and that takes it.
+            // The signal is blocked until this handler returns, unless another thread of the child takes it.
             signal.send_to_self();
         }
         return;
@@ -93,9 +95,9 @@ extern "C" fn on_signal(number: libc::c_int) {
     }
 }
 
-/// SIGTERM and SIGINT are caught while this lives; dropped, it puts back what was there before. A SIGINT that is
-/// ignored stays so: a shell that is not interactive has that done for what it starts in the background, which an
-/// interrupt of the foreground must not end. Nobody ignores SIGTERM for others.
+/// While this value lives, SIGTERM and SIGINT are caught. Dropping it restores the earlier actions. If SIGINT is
+/// ignored, it stays ignored: a shell that is not interactive ignores it for the programs that it starts in the
+/// background, because an interrupt of the foreground must not end them. Nobody ignores SIGTERM for others.
 #[derive(Debug)]
 pub(crate) struct StopSignals {
     caught: Vec<&'static Signal>,
@@ -103,9 +105,10 @@ pub(crate) struct StopSignals {
 }
 
 impl StopSignals {
-    /// Catches them. `None` if another run of this process does already.
+    /// Catches the signals. `None` if another run of this process already does.
     pub(crate) fn catch() -> io::Result<Option<Self>> {
-        // First: a child that is forked in the middle of this must not take the signals for caught.
+        // This comes first, because a child that is forked in the middle of this function must not take the signals for
+        // caught.
         let ours = Ours::count()?;
         if CATCHING.swap(true, Ordering::Acquire) {
             return Ok(None);
@@ -128,14 +131,14 @@ impl StopSignals {
         Ok(Some(signals))
     }
 
-    /// Has the calling thread take them, also if it blocked them.
+    /// Makes the calling thread take the signals, even if it blocked them.
     pub(crate) fn hear_here(&self) -> Hearing {
         let caught = self.caught.iter().map(|signal| signal.number());
         Hearing(SignalMask::only(caught).unblock())
     }
 }
 
-/// Dropped, on the thread that has made it, it has that block again what it blocked before.
+/// When this value is dropped, on the thread that made it, the thread blocks again the signals that it blocked before.
 #[derive(Debug)]
 pub(crate) struct Hearing(SignalMask);
 
@@ -145,12 +148,12 @@ impl Drop for Hearing {
     }
 }
 
-/// Tells of the signals that are caught.
+/// Reports the caught signals.
 #[derive(Debug)]
 pub(crate) struct SignalWatch {
     signalled: &'static EventFd,
     readiness: AsyncFd<BorrowedFd<'static>>,
-    /// When the last one came that was told of.
+    /// The time of the last signal that was reported.
     told: Option<u64>,
 }
 
@@ -165,8 +168,8 @@ impl SignalWatch {
         })
     }
 
-    /// Waits for a signal: the first, and then one that has come at least `pause` after the one that was told of last.
-    /// Those in between have told the same thing again. When they came counts, not when this looks.
+    /// Waits for a signal: the first one, and then one that has come at least `pause` after the last reported one.
+    /// Signals in between are repetitions. The time that counts is when a signal came, not when this method looks.
     pub(crate) async fn next(&mut self, pause: Duration) -> io::Result<()> {
         loop {
             let came = match self.told {

@@ -1,13 +1,13 @@
-//! The query of a target: its pairs, and what they say once they are decoded.
+//! The query of a target: its pairs, and how they are decoded.
 
 use std::borrow::Cow;
 
-/// A query: pairs `name=value` with a `&` between them, as browsers send forms. Bytes are encoded as `%20`, spaces also
-/// as `+`.
+/// A query: pairs `name=value` with a `&` between them, in the format in which browsers send forms. Bytes are encoded
+/// as `%20`, spaces also as `+`.
 ///
-/// The body of a form (`application/x-www-form-urlencoded`) has the same format. Nothing in it is an error: a piece
-/// without `=` is a name whose value is empty, empty pieces count for nothing, and a `%` without two hexadecimal digits
-/// behind it stands for itself.
+/// The body of a form (`application/x-www-form-urlencoded`) has the same format. No query is an error: a piece without
+/// `=` is a name with an empty value, empty pieces are ignored, and a `%` without two hexadecimal digits after it
+/// stands for itself.
 ///
 /// ```
 /// let query = httpdown::Query::new("name=J%C3%BCrgen+K&tag=a&tag=b&debug");
@@ -21,20 +21,20 @@ use std::borrow::Cow;
 pub struct Query<'a>(&'a [u8]);
 
 impl<'a> Query<'a> {
-    /// A query as it came, without the question mark.
+    /// Makes a query from the text that came, without the question mark.
     #[must_use]
     pub fn new<T: AsRef<[u8]> + ?Sized>(encoded: &'a T) -> Self {
         Self(encoded.as_ref())
     }
 
-    /// The decoded value of the first pair of that name, which is compared decoded. What is not UTF-8 is replaced, by
-    /// U+FFFD; [`Query::get_bytes`] keeps it.
+    /// The decoded value of the first pair with this name. Names are decoded before they are compared. Bytes that are
+    /// not UTF-8 are replaced by U+FFFD; [`Query::get_bytes`] keeps them.
     #[must_use]
     pub fn get(self, name: &str) -> Option<Cow<'a, str>> {
         self.get_bytes(name.as_bytes()).map(text)
     }
 
-    /// As [`Query::get`], byte for byte.
+    /// Like [`Query::get`], byte for byte.
     #[must_use]
     pub fn get_bytes(self, name: &[u8]) -> Option<Cow<'a, [u8]>> {
         let mut pairs = self.pairs();
@@ -67,7 +67,7 @@ impl<'a> QueryPairs<'a> {
         None
     }
 
-    /// What has not been asked for yet.
+    /// The pairs that have not been asked for yet.
     #[cfg(feature = "capi")]
     pub(crate) fn rest(&self) -> &'a [u8] {
         self.rest
@@ -83,7 +83,7 @@ impl<'a> Iterator for QueryPairs<'a> {
     }
 }
 
-/// What is before the first `at`, and what is behind it; everything, and an empty rest, if there is none.
+/// The part before the first `at`, and the part after it. If there is no `at`: the whole text, and an empty rest.
 fn split(text: &[u8], at: u8) -> (&[u8], &[u8]) {
     let found = memchr::memchr(at, text).unwrap_or(text.len());
     let (before, behind) = text.split_at(found);
@@ -100,14 +100,15 @@ pub(crate) fn decode(encoded: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(percent_decode(&encoded).into_owned())
 }
 
-/// Replaces each `%` and two hexadecimal digits by the byte that they mean; `+` and a `%` without them stay. For a part
-/// of a path: split it at its slashes first, for a decoded one is none.
+/// Replaces each `%` with two hexadecimal digits by the byte that they mean. A `+`, and a `%` without digits, stay.
+/// This function is for a part of a path. Split the path at its slashes before you decode: a decoded slash does not
+/// separate parts.
 #[must_use]
 pub fn percent_decode(encoded: &[u8]) -> Cow<'_, [u8]> {
     percent_encoding::percent_decode(encoded).into()
 }
 
-/// What is not UTF-8 replaced.
+/// Replaces bytes that are not UTF-8.
 fn text(bytes: Cow<'_, [u8]>) -> Cow<'_, str> {
     match bytes {
         Cow::Borrowed(bytes) => String::from_utf8_lossy(bytes),

@@ -1,9 +1,9 @@
-//! What the server counts and times, for a monitoring system.
+//! The values that the server measures for a monitoring system.
 
 /// A client of a monitoring system. Every method does nothing by default.
 ///
-/// The methods are called on the events thread, one at a time, so a slow one delays only what comes after it: never a
-/// request or a stop. (`listen.error` comes before there is such a thread, on the one that calls
+/// The methods are called on the events thread, one at a time. So a slow method delays only later events, and never a
+/// request or a stop. (`listen.error` comes before the events thread exists, on the thread that calls
 /// [`Builder::listen`](crate::Builder::listen).)
 ///
 /// # Keys
@@ -44,7 +44,7 @@
 /// # let _ = builder;
 /// ```
 pub trait Stats: Send + 'static {
-    /// An average: the mean of the values over a period is of interest.
+    /// An average: the monitoring system should take the mean of the values over a period.
     fn bump_avg(&mut self, key: &str, value: f64) {
         let _ = (key, value);
     }
@@ -54,18 +54,18 @@ pub trait Stats: Send + 'static {
         let _ = (key, value);
     }
 
-    /// A histogram: the distribution of the values is of interest.
+    /// A histogram: the monitoring system should keep the distribution of the values.
     fn bump_histogram(&mut self, key: &str, value: f64) {
         let _ = (key, value);
     }
 
-    /// Something that took a time has ended: after `seconds`.
+    /// A timed action has ended. It took `seconds`.
     fn bump_time(&mut self, key: &str, seconds: f64) {
         let _ = (key, seconds);
     }
 }
 
-/// Which method of [`Stats`] a value is for.
+/// The method of [`Stats`] that a value is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StatKind {

@@ -1,4 +1,4 @@
-//! The few things that std, tokio and socket2 do not offer: everything `unsafe` outside `ffi` is here.
+//! The few system calls that std, tokio and socket2 do not offer. All `unsafe` code outside `ffi` is here.
 #![allow(
     unsafe_code,
     reason = "system calls without a safe wrapper in our dependencies"
@@ -33,8 +33,9 @@ impl EventFd {
         Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
-    /// Makes the descriptor readable. One `write(2)`: may be called in a signal handler, and leaves `errno` alone
-    /// unless it fails, which it does only when the counter is full, and then the descriptor is readable anyway.
+    /// Makes the descriptor readable, by one `write(2)`. So this may be called in a signal handler. It leaves `errno`
+    /// alone unless the write fails. The write fails only when the counter is full, and then the descriptor is readable
+    /// anyway.
     pub(crate) fn set(&self) {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
@@ -63,8 +64,8 @@ pub(crate) fn uptime() -> Duration {
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
-/// An [`EventFd`] for a signal handler: never freed, because the handler may still be running on another thread when
-/// nobody needs it any more.
+/// An [`EventFd`] for a signal handler. It is never freed, because the handler may still be running on another thread
+/// when nobody else needs the descriptor any more.
 #[derive(Debug)]
 pub(crate) struct Bell(AtomicPtr<EventFd>);
 
@@ -73,9 +74,9 @@ impl Bell {
         Self(AtomicPtr::new(std::ptr::null_mut()))
     }
 
-    /// `None` before it is made. Async-signal-safe.
+    /// The event descriptor; `None` before it is made. Async-signal-safe.
     pub(crate) fn get(&self) -> Option<&'static EventFd> {
-        // SAFETY: what is there is from `get_or_make`, which has leaked it.
+        // SAFETY: the pointer comes from `get_or_make`, which has leaked the value.
         unsafe { self.0.load(Ordering::Acquire).as_ref() }
     }
 
@@ -89,8 +90,9 @@ impl Bell {
         Ok(made)
     }
 
-    /// For a forked child, whose parent goes on using it: the next one is the child's own. The old one is not closed,
-    /// for by then the child may have closed it, and its number may be somebody else's. Async-signal-safe.
+    /// For a forked child, whose parent goes on using the descriptor: the next descriptor is the child's own. The old
+    /// descriptor is not closed: the child may have closed it already, and its number may belong to somebody else.
+    /// Async-signal-safe.
     pub(crate) fn leave(&self) {
         self.0.store(std::ptr::null_mut(), Ordering::Release);
     }
@@ -111,7 +113,8 @@ pub(crate) fn watch_for<T: AsFd + AsRawFd>(fd: T, interest: Interest) -> io::Res
 pub(crate) struct SignalMask(libc::sigset_t);
 
 impl SignalMask {
-    /// Every signal but those that report a fault of the thread itself: they must still reach the host's crash handler.
+    /// All signals except those that report a fault of the thread itself: these must still reach the host's crash
+    /// handler.
     fn all_but_faults() -> Self {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigfillset initialises the whole set.
@@ -142,29 +145,29 @@ impl SignalMask {
         Self(set)
     }
 
-    /// What the calling thread blocks.
+    /// The signals that the calling thread blocks.
     pub(crate) fn here() -> Self {
         Self::only([]).change(libc::SIG_BLOCK)
     }
 
-    /// As this, and SIGPIPE.
+    /// This mask with SIGPIPE added.
     pub(crate) fn and_pipe(mut self) -> Self {
         // SAFETY: the set is initialised and the number is a signal's.
         unsafe { libc::sigaddset(&raw mut self.0, libc::SIGPIPE) };
         self
     }
 
-    /// Has the calling thread block these, and no others. Returns what it blocked before.
+    /// Makes the calling thread block these signals, and no others. Returns the earlier mask.
     pub(crate) fn set(self) -> Self {
         self.change(libc::SIG_SETMASK)
     }
 
-    /// Has the calling thread block these, too. Returns what it blocked before.
+    /// Makes the calling thread block these signals, too. Returns the earlier mask.
     fn block(self) -> Self {
         self.change(libc::SIG_BLOCK)
     }
 
-    /// Has the calling thread block these no more. Returns what it blocked before.
+    /// Makes the calling thread stop blocking these signals. Returns the earlier mask.
     pub(crate) fn unblock(self) -> Self {
         self.change(libc::SIG_UNBLOCK)
     }
@@ -187,15 +190,16 @@ impl fmt::Debug for SignalMask {
 }
 
 unsafe extern "C" {
-    /// Not in the crate libc, for Linux.
+    /// The crate libc does not have this function for Linux.
     fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
 }
 
-/// Runs `f`, in which the calling thread is not cancelled (`pthread_cancel`): that would unwind it through our frames,
-/// where std aborts. It is when `f` has returned, at the next cancellation point. Async-signal-safe.
+/// Runs `f`. During `f` the calling thread cannot be cancelled (`pthread_cancel`), because that would unwind the thread
+/// through our frames, where std aborts. A cancellation takes effect after `f` has returned, at the next cancellation
+/// point. Async-signal-safe.
 #[cfg(feature = "capi")]
 pub(crate) fn without_cancellation<T>(f: impl FnOnce() -> T) -> T {
-    /// Puts back what was there, also if `f` panics.
+    /// Restores the earlier state, even if `f` panics.
     struct Before(libc::c_int);
     impl Drop for Before {
         fn drop(&mut self) {
@@ -206,7 +210,7 @@ pub(crate) fn without_cancellation<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
-/// From now on the calling thread, which is ours, is not cancelled.
+/// From now on the calling thread, which is ours, cannot be cancelled.
 pub(crate) fn never_cancel() {
     set_cancel_state(PTHREAD_CANCEL_DISABLE);
 }
@@ -215,17 +219,17 @@ const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
 
 fn set_cancel_state(state: libc::c_int) -> libc::c_int {
     let mut old = 0;
-    // SAFETY: an int is written there; it fails only for a state that is none.
+    // SAFETY: an int is written there; the call fails only for an invalid state.
     unsafe { pthread_setcancelstate(state, &raw mut old) };
     old
 }
 
-/// Runs `f` with every signal blocked but those that report a fault of the thread itself. A thread that `f` starts
-/// inherits this, from its first instruction on.
+/// Runs `f` with all signals blocked except those that report a fault of the thread itself. A thread that `f` starts
+/// inherits this mask from its first instruction on.
 ///
-/// A C host leaves SIGPIPE at its default, which ends the process, and hyper writes with `writev`, which knows no
-/// `MSG_NOSIGNAL`. Blocked, the write fails with EPIPE instead. The others are left to the host's own threads, whose
-/// handlers expect to run there.
+/// A C host leaves SIGPIPE at its default, which ends the process, and hyper writes with `writev`, which has no
+/// `MSG_NOSIGNAL`. With SIGPIPE blocked, the write fails with EPIPE instead. The other signals are left to the host's
+/// own threads, because the host's signal handlers expect to run there.
 pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
     let before = SignalMask::all_but_faults().block();
     let result = f();
@@ -233,8 +237,8 @@ pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Ends a TCP connection with a reset, at once, whoever else holds a copy of the descriptor and whatever the thread
-/// that drives it is doing; a reader or writer of it is woken with an error.
+/// Ends a TCP connection at once with a reset, even if others hold a copy of the descriptor, and whatever the thread
+/// that drives the connection is doing. Readers and writers of the connection are woken with an error.
 ///
 /// `connect(AF_UNSPEC)` disconnects the socket itself. `shutdown` would send a FIN, which makes a response that ends
 /// with its connection look complete; `close` would leave a copy alive.
@@ -252,7 +256,7 @@ pub(crate) fn reset(fd: BorrowedFd<'_>) {
     unsafe { libc::connect(fd.as_raw_fd(), &raw const unspec, len) };
 }
 
-/// `setsockopt(2)` for what socket2 does not name.
+/// `setsockopt(2)` for options that socket2 does not name.
 pub(crate) fn set_option(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
@@ -270,19 +274,20 @@ pub(crate) fn set_option(
     }
 }
 
-/// Gives a group of `SO_REUSEPORT` a classic program: it returns the index of the member that a new connection comes to,
-/// or more than there are for the kernel's own choice.
+/// Gives a group of `SO_REUSEPORT` a classic BPF program. The program returns the index of the member that gets a new
+/// connection, or a number beyond the last member to let the kernel choose.
 pub(crate) fn attach_group_program(
     socket: BorrowedFd<'_>,
     program: &[SockFilter],
 ) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
-        // `SockFilter` is a transparent wrapper of what the kernel reads, and only reads.
+        // `SockFilter` is a transparent wrapper of the struct that the kernel reads. The kernel does not write to it.
         filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
     };
     let len = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or(0);
-    // SAFETY: the kernel copies a struct of that length, and as many instructions as it says, which are alive.
+    // SAFETY: the kernel copies a struct of that length, and the number of instructions that the struct says; they are
+    // alive.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
@@ -298,8 +303,8 @@ pub(crate) fn attach_group_program(
     }
 }
 
-/// Makes a descriptor non-blocking, unless it is: whoever has a copy of it may have changed that, because `O_NONBLOCK`
-/// belongs to what both refer to.
+/// Makes a descriptor non-blocking, unless it already is. Another holder of a copy may have changed this, because
+/// `O_NONBLOCK` belongs to the open file description that both copies share.
 pub(crate) fn ensure_nonblocking(fd: BorrowedFd<'_>) {
     // SAFETY: no pointers; an error leaves everything as it is.
     unsafe {
@@ -310,7 +315,7 @@ pub(crate) fn ensure_nonblocking(fd: BorrowedFd<'_>) {
     }
 }
 
-/// Whether there is something to read, or, of a listening socket, to accept. True also if the kernel does not say.
+/// Whether there is something to read or, on a listening socket, to accept. True also if the kernel does not say.
 pub(crate) fn may_be_readable(fd: BorrowedFd<'_>) -> bool {
     let mut watched = libc::pollfd {
         fd: fd.as_raw_fd(),
@@ -321,7 +326,8 @@ pub(crate) fn may_be_readable(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::poll(&raw mut watched, 1, 0) != 0 }
 }
 
-/// How many connections wait in a listening socket's queue to be accepted: of such a socket, `unacked` is that number.
+/// The number of connections that wait in a listening socket's queue to be accepted. For such a socket, `unacked` is
+/// this number.
 pub(crate) fn accept_queue_len(listener: BorrowedFd<'_>) -> u32 {
     tcp_info(listener).tcpi_unacked
 }
@@ -354,7 +360,8 @@ fn tcp_info(socket: BorrowedFd<'_>) -> libc::tcp_info {
     unsafe { info.assume_init() }
 }
 
-/// What a non-blocking socket has received, up to the length of the buffer, without taking it.
+/// Reads the bytes that a non-blocking socket has received, up to the length of the buffer, without taking them from
+/// the socket.
 pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Result<&'a [u8]> {
     // SAFETY: the kernel writes at most that many bytes there.
     let count = unsafe {
@@ -362,7 +369,7 @@ pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Resul
             socket.as_raw_fd(),
             bytes.as_mut_ptr().cast(),
             bytes.len(),
-            // Whoever has a copy of the descriptor may have made it a blocking one.
+            // Another holder of a copy of the descriptor may have made it blocking.
             libc::MSG_PEEK | libc::MSG_DONTWAIT,
         )
     };
@@ -370,7 +377,7 @@ pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Resul
     Ok(&bytes[..count])
 }
 
-/// Who has connected by a Unix socket: `SO_PEERCRED`.
+/// The process that has connected by a Unix socket: `SO_PEERCRED`.
 pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<libc::ucred> {
     let mut found = libc::ucred {
         pid: 0,
@@ -394,12 +401,13 @@ pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<libc::ucred
     }
 }
 
-/// How many bytes a socket has received that have not been read.
+/// The number of bytes that a socket has received and that have not been read.
 pub(crate) fn unread(socket: BorrowedFd<'_>) -> u32 {
     queued(socket, libc::FIONREAD)
 }
 
-/// How many bytes the peer's kernel has not acknowledged. A FIN that it has not counts 1 (Linux: `write_seq - snd_una`).
+/// The number of bytes that the peer's kernel has not acknowledged. A FIN that is not acknowledged counts as 1 (Linux:
+/// `write_seq - snd_una`).
 pub(crate) fn unacked(socket: BorrowedFd<'_>) -> u32 {
     queued(socket, libc::TIOCOUTQ)
 }
@@ -413,8 +421,8 @@ fn queued(socket: BorrowedFd<'_>, which: libc::Ioctl) -> u32 {
 
 /// Runs `f` on a descriptor known by its number.
 ///
-/// The caller keeps it open meanwhile (a connection leaves the registry, under the registry's lock, before its socket
-/// is closed).
+/// The caller keeps the descriptor open during the call (a connection leaves the registry, under the registry's lock,
+/// before its socket is closed).
 pub(crate) fn with_fd<T>(fd: RawFd, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
     // SAFETY: the descriptor is open until `f` has returned: see above.
     f(unsafe { BorrowedFd::borrow_raw(fd) })
@@ -452,7 +460,7 @@ pub(crate) fn is_read_shut(socket: BorrowedFd<'_>) -> bool {
     watched.revents & libc::POLLRDHUP != 0
 }
 
-/// Closes a descriptor and says how that went, which dropping it does not.
+/// Closes a descriptor and returns the result, which a drop does not tell.
 pub(crate) fn close(fd: OwnedFd) -> io::Result<()> {
     // SAFETY: the descriptor was ours alone and is not used again.
     match unsafe { libc::close(fd.into_raw_fd()) } {
@@ -461,10 +469,10 @@ pub(crate) fn close(fd: OwnedFd) -> io::Result<()> {
     }
 }
 
-/// Waits until a thread has ended, its thread-local destructors included, which are the host's; not beyond the deadline:
-/// then it is left to itself. Says whether it has ended.
+/// Waits until a thread has ended, including its thread-local destructors, which are the host's. Waits at most until
+/// the deadline; after that the thread is left behind. Returns whether the thread has ended.
 pub(crate) fn join_until(thread: JoinHandle<()>, deadline: Instant) -> bool {
-    // The kernel's deadline is on a clock that may be set: so it is asked again and again.
+    // The kernel's deadline is on a clock that can be set, so we wait in short slices.
     const SLICE: Duration = Duration::from_millis(100);
     let thread = thread.into_pthread_t();
     loop {
@@ -482,14 +490,14 @@ pub(crate) fn join_until(thread: JoinHandle<()>, deadline: Instant) -> bool {
             return true;
         }
         if error != libc::ETIMEDOUT || left.is_zero() {
-            // SAFETY: as above; its number is not used again.
+            // SAFETY: as above; the thread's handle is not used again.
             unsafe { libc::pthread_detach(thread) };
             return false;
         }
     }
 }
 
-/// Has `child` called in the child of every later fork.
+/// Arranges that `child` is called in the child of every later fork.
 pub(crate) fn at_fork(child: extern "C" fn()) -> io::Result<()> {
     // SAFETY: a plain function that lives as long as the library, which is linked to stay loaded.
     match unsafe { libc::pthread_atfork(None, None, Some(child)) } {
@@ -498,7 +506,8 @@ pub(crate) fn at_fork(child: extern "C" fn()) -> io::Result<()> {
     }
 }
 
-/// A signal that is caught at times, and what it did before: in atomics, because its handler reads them.
+/// A signal that is caught at times, and its earlier action. The fields are atomics, because the signal handler reads
+/// them.
 #[derive(Debug)]
 pub(crate) struct Signal {
     number: libc::c_int,
@@ -522,16 +531,16 @@ impl Signal {
         self.number
     }
 
-    /// Whether nothing happens when it comes.
+    /// Whether the signal is ignored.
     pub(crate) fn is_ignored(&self) -> io::Result<bool> {
         Ok(self.action()?.sa_sigaction == libc::SIG_IGN)
     }
 
-    /// Installs `handler`, which may do only what is async-signal-safe. System calls of the host go on (`SA_RESTART`),
-    /// and it runs on the stack for signals, where a thread has one (`SA_ONSTACK`): some hosts' threads (Go's) have no
-    /// room for a handler on their own.
+    /// Installs `handler`, which may do only what is async-signal-safe. The host's system calls go on (`SA_RESTART`).
+    /// If a thread has a stack for signals, the handler runs on it (`SA_ONSTACK`), because some hosts' threads (Go's)
+    /// have no room for a handler on their own stack.
     pub(crate) fn catch(&self, handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
-        // Kept before the handler can run, also in a child that is forked meanwhile.
+        // The earlier action is kept before the handler can run, even in a child that is forked at this time.
         self.keep(&self.action()?);
         let mut new = no_action();
         new.sa_sigaction = handler as *const () as libc::sighandler_t;
@@ -539,7 +548,7 @@ impl Signal {
         self.install(&new)
     }
 
-    /// Puts back what [`Signal::catch`] replaced. Async-signal-safe.
+    /// Restores the action that [`Signal::catch`] replaced. Async-signal-safe.
     pub(crate) fn restore(&self) {
         let mut old = no_action();
         old.sa_sigaction = self.old_handler.load(Ordering::Relaxed);
@@ -547,16 +556,16 @@ impl Signal {
         let mask = self.old_mask.load(Ordering::Relaxed);
         for (bit, signal) in (1..=64).enumerate() {
             if mask & (1 << bit) != 0 {
-                // SAFETY: the set is initialised; it refuses a number that is no signal's.
+                // SAFETY: the set is initialised; the call refuses a number that is not a signal.
                 unsafe { libc::sigaddset(&raw mut old.sa_mask, signal) };
             }
         }
         let _ = self.install(&old);
     }
 
-    /// Sends it to this process. Async-signal-safe.
+    /// Sends the signal to this process. Async-signal-safe.
     pub(crate) fn send_to_self(&self) {
-        // SAFETY: neither takes a pointer.
+        // SAFETY: neither call takes a pointer.
         unsafe { libc::kill(libc::getpid(), self.number) };
     }
 

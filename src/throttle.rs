@@ -1,17 +1,17 @@
-//! What fails again and again is told now and then: a log of the same line, many times a second, tells less than one.
+//! Limits how often a repeated failure is logged. One line says more than the same line many times a second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// How often a failure that lasts is told.
+/// The interval at which a lasting failure is logged.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Something that can fail again and again. Any thread may say that it has.
+/// An operation that can fail again and again. Any thread may report a failure.
 #[derive(Debug, Default)]
 pub(crate) struct Throttle {
     state: Mutex<State>,
-    /// It was told that it fails, and not that it works.
+    /// The failure was logged, and it was not logged since that the operation works again.
     lasts: AtomicBool,
 }
 
@@ -22,8 +22,8 @@ struct State {
 }
 
 impl Throttle {
-    /// It has failed, at this time of the server's clock. If that is to be told: how often it has since it was told
-    /// last, this time included.
+    /// Says that the operation has failed, at this time of the server's clock. If this should be logged, returns the
+    /// number of failures since the last log line, including this one.
     pub(crate) fn fails(&self, now: Duration) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.since += 1;
@@ -38,10 +38,10 @@ impl Throttle {
         Some(std::mem::take(&mut state.since))
     }
 
-    /// It works. If that is to be told: how often it has failed since it was told that it does. What comes and goes
-    /// many times is told as often as what lasts.
+    /// Says that the operation works. If this should be logged, returns the number of failures since the last log line
+    /// about a failure. A failure that comes and goes is logged as often as a failure that lasts.
     pub(crate) fn works(&self) -> Option<u64> {
-        // Mostly it has worked before, too.
+        // Mostly the operation has worked before, too.
         if !self.lasts.load(Ordering::Relaxed) || !self.lasts.swap(false, Ordering::Relaxed) {
             return None;
         }

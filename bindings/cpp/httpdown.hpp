@@ -7,19 +7,23 @@
 ///         httpdown::run(std::move(options)); // until SIGTERM or SIGINT
 ///     }
 ///
-/// How to read this header. It is a thin layer: httpdown.h says more about each thing, and its names are the same.
+/// How to read this header. It is a thin layer over httpdown.h, which uses the same names and says more about each of
+/// them.
 ///
-///  1. What a client can cause is a return value: `false`, or nothing in the optional, when it has left or was cut; and
-///     `request::status` says which. A mistake of the program's, or a lack of resources, is a httpdown::error.
-///  2. A std::string_view that a request gives is borrowed until the request is destroyed or assigned to; ending it or
-///     moving it does not matter. What you give is copied.
-///  3. The const functions may be called by any thread, several at once; of the others, one at a time for each object.
-///  4. Callbacks may throw: a handler's exception becomes a 500 (or a cut answer, if it had begun) and a line for
-///     `on_log`, any other callback's just the line.
-///  5. Without exceptions (-fno-exceptions) nothing is thrown, and nothing aborts: what would have thrown returns
-///     `false`, nothing, an empty text, -1, or a report; `request::status` and `stop_report::status` say why. A server
-///     is then started by `server::start`, or by `run` with a status.
-///  6. Durations are rounded to what the library can count, milliseconds up to 49 days; more is without limit.
+///  1. A failure that a client can cause is a return value: `false`, or an empty optional, when the client has left or
+///     was cut. `request::status` says what happened. A mistake in the program, or a lack of resources, throws a
+///     httpdown::error.
+///  2. A std::string_view that a request gives is borrowed until the request is destroyed or assigned to. The view
+///     stays valid when the request is ended or moved. The library copies what you pass.
+///  3. Any thread may call the const functions, several at once. Only one thread at a time may call the other functions
+///     of an object.
+///  4. Callbacks may throw. A handler's exception becomes a 500 (or a cut answer, if the answer had begun) and a line
+///     for `on_log`. An exception of another callback becomes only the line.
+///  5. Without exceptions (-fno-exceptions) nothing is thrown, and nothing aborts. A call that would have thrown
+///     returns `false`, an empty optional, an empty text, -1, or a report; `request::status` and `stop_report::status`
+///     say why. Then start a server by `server::start`, or by `run` with a status.
+///  6. Durations are rounded to what the library can count: milliseconds, up to 49 days. A longer duration means no
+///     limit.
 #ifndef HTTPDOWN_HPP
 #define HTTPDOWN_HPP
 
@@ -40,7 +44,7 @@
 #include <utility>
 #include <vector>
 
-// Programs may have files with exceptions and files without: their functions must not be taken for the same.
+// A program may have files with exceptions and files without. The linker must not merge their functions.
 #ifdef __cpp_exceptions
 #define HTTPDOWN_FLAVOUR with_exceptions
 #else
@@ -52,13 +56,13 @@ inline namespace HTTPDOWN_FLAVOUR {
 
 using std::chrono::milliseconds;
 
-/// As a timeout: without limit.
+/// As a timeout: no limit.
 inline constexpr milliseconds forever = milliseconds::max();
 
-/// What a server has done, and what its stop has cost: the struct of httpdown.h.
+/// The counts of what a server has done, and of what its stop has cost: the struct of httpdown.h.
 using stop_report = httpdown_stop_report;
 
-/// A call has failed. `what()` says why in English: what was wrong with an argument, say.
+/// A call has failed. `what()` says why in English: for example, what was wrong with an argument.
 class error : public std::runtime_error {
 public:
     explicit error(int status) : error(status, httpdown_status_string(status)) {}
@@ -84,14 +88,14 @@ private:
     stop_report report_;
 };
 
-/// A header field, of a request (its name in lower case then) or for an answer. Both are borrowed.
+/// A header field, from a request (then its name is in lower case) or for an answer. Name and value are borrowed.
 struct header {
     std::string_view name;
     std::string_view value;
 };
 
-/// Something to be called: as a std::function, but what can only be moved is welcome, too, like a lambda that has
-/// captured a std::unique_ptr. Copies have a copy of what is called, or share it if it cannot be copied. Empty (false)
+/// A callback, like a std::function. But the target may be move-only, like a lambda that has captured a
+/// std::unique_ptr. A copy of a callback copies the target, or shares the target if it cannot be copied. Empty (false)
 /// by default.
 template <typename... Arguments>
 class callback {
@@ -99,7 +103,7 @@ public:
     callback() noexcept = default;
     callback(std::nullptr_t) noexcept {}
 
-    /// Anything that can be called with these arguments.
+    /// Takes anything that can be called with these arguments.
     template <typename Callable,
               typename = std::enable_if_t<std::is_invocable_v<std::decay_t<Callable> &, Arguments...> &&
                                           !std::is_same_v<std::decay_t<Callable>, callback>>>
@@ -108,7 +112,7 @@ public:
     /// Whether there is something to call.
     explicit operator bool() const noexcept { return static_cast<bool>(call_); }
 
-    /// Calls it; it must not be empty.
+    /// Calls the target. The callback must not be empty.
     void operator()(Arguments... arguments) const { call_(std::forward<Arguments>(arguments)...); }
 
 private:
@@ -127,8 +131,8 @@ private:
     std::function<void(Arguments...)> call_{};
 };
 
-/// All pairs of a query, or of the body of a form (application/x-www-form-urlencoded): names and values, decoded, in
-/// their order. Never blocks.
+/// Returns all pairs of a query, or of the body of a form (application/x-www-form-urlencoded): names and values,
+/// decoded, in their order. Never blocks.
 std::vector<std::pair<std::string, std::string>> query_pairs(std::string_view query);
 
 /// Decodes a part of a path: %20 is a space, + is a plus. Split a path at its slashes first. Never blocks.
@@ -136,126 +140,131 @@ std::string percent_decode(std::string_view encoded);
 
 class server_ref;
 
-/// A request, and the duty to answer it once. It can be moved to any thread and kept: the client waits. Destroyed
-/// without an answer, the client gets a 500; destroyed within an answer, the client sees it cut.
+/// A request, and the duty to answer it once. You may move a request to any thread and keep it; meanwhile the client
+/// waits. If a request is destroyed without an answer, the client gets a 500; if it is destroyed after an answer has
+/// begun, the client sees the answer cut.
 ///
-/// False when it has been ended or moved from: then answering, and reading its body, throws an error with the status
-/// ALREADY_REPLIED. Of one that was ended, the head can still be read (`method`, `path`, headers, addresses): reply, and
-/// then log the path. Of one that was moved from, there is nothing. One thread at a time, except for `cancelled` and
-/// `wait_cancelled`.
+/// A request is false when it has been ended or moved from. Then answering it, and reading its body, throws an error
+/// with the status ALREADY_REPLIED. The head of an ended request can still be read (`method`, `path`, headers,
+/// addresses): you may reply, and then log the path. A request that was moved from has nothing to read. One thread at a
+/// time may use a request, except for `cancelled` and `wait_cancelled`.
 class request {
 public:
     request() noexcept = default;
 
-    /// Takes over a request of the C interface that is owned: from httpdown_next, or after httpdown_request_defer.
+    /// Takes over an owned request of the C interface: from httpdown_next, or after httpdown_request_defer.
     explicit request(httpdown_request *owned) noexcept : handle_(owned) {}
 
-    /// Whether it has still to be ended.
+    /// Whether the request has still to be ended.
     explicit operator bool() const noexcept { return handle_ != nullptr; }
 
-    /// For the C interface: borrowed. Also of one that was ended: to be read.
+    /// The pointer for the C interface: borrowed. Also works for an ended request, to read it.
     httpdown_request *get() const noexcept { return handle_ ? handle_.get() : ended_.get(); }
 
-    /// The method, as it came: "GET".
+    /// The method as the client sent it: "GET".
     std::string_view method() const noexcept { return view(httpdown_request_method(get())); }
 
-    /// The target, as it came: mostly path and query, "/a%20b?c=d".
+    /// The target as the client sent it: mostly path and query, "/a%20b?c=d".
     std::string_view target() const noexcept { return view(httpdown_request_target(get())); }
 
     /// The path of the target, not decoded: "/a%20b".
     std::string_view path() const noexcept { return view(httpdown_request_path(get())); }
 
-    /// What follows the question mark, not decoded: "c=d"; `data()` is nullptr if there is no question mark.
+    /// The query after the question mark, not decoded: "c=d"; `data()` is nullptr if there is no question mark.
     std::string_view query() const noexcept { return view(httpdown_request_query(get())); }
 
-    /// The decoded value of the first pair of that name in the query, "name=value&other=value"; nothing if there is
-    /// none. %20 and + are a space. It may have NULs within, and need not be UTF-8. Throws error: INVALID_ARGUMENT if
-    /// the name is nullptr.
+    /// The decoded value of the first pair with this name in the query, "name=value&other=value"; an empty optional if
+    /// there is no such pair. %20 and + are a space. The value may contain NULs, and need not be UTF-8. Throws error:
+    /// INVALID_ARGUMENT if the name is nullptr.
     std::optional<std::string> query_value(const char *name) const;
 
     /// All pairs of the query, names and values, decoded, in their order.
     std::vector<std::pair<std::string, std::string>> query_pairs() const;
 
-    /// How it came: "http".
+    /// The scheme by which the request came: "http".
     std::string_view scheme() const noexcept { return view(httpdown_request_scheme(get())); }
 
     /// The version of HTTP times ten: 10 or 11.
     int version() const noexcept { return httpdown_request_version(get()); }
 
-    /// The value of the first header of that name, in any case; `data()` is nullptr if there is none.
+    /// The value of the first header with this name, in upper or lower case; `data()` is nullptr if there is no such
+    /// header.
     std::string_view header(const char *name) const noexcept { return view(httpdown_request_header(get(), name)); }
 
-    /// All headers; those of the same name stand together, in the order in which they came.
+    /// All headers. Headers with the same name stand together, in the order in which they came.
     std::vector<httpdown::header> headers() const;
 
-    /// The client's address: "127.0.0.1:50000"; "unix:" by a Unix socket.
+    /// The client's address: "127.0.0.1:50000"; "unix:" for a Unix socket.
     std::string_view peer_addr() const noexcept { return view(httpdown_request_peer_addr(get())); }
 
     /// The server's address that the client connected to.
     std::string_view local_addr() const noexcept { return view(httpdown_request_local_addr(get())); }
 
-    /// Which process has connected by a Unix socket, as the kernel knew it at that moment; nothing if the client has come
-    /// otherwise. Throws error.
+    /// The process that has connected by a Unix socket, as the kernel knew it at the time of the connect; an empty
+    /// optional if the client has connected in another way. Throws error.
     std::optional<httpdown_credentials> peer_credentials() const;
 
-    /// The number of its connection, as `on_conn_state` tells it.
+    /// The number of the request's connection, the same as in `on_conn_state`.
     std::uint64_t conn_id() const noexcept { return httpdown_request_conn_id(get()); }
 
-    /// The server that it came to: to stop it from a handler, say. Must not be used after the request is ended and its
-    /// handler has returned, unless it is known that the server lives; it is empty then. A handler may run before the
-    /// constructor of `server` has returned.
+    /// The server that the request came to, for example to stop the server from a handler. Do not use the result after
+    /// the request is ended and its handler has returned, unless you know that the server lives. A call after that
+    /// gives an empty server_ref. A handler may run before the constructor of `server` has returned.
     server_ref server() const noexcept;
 
-    /// Reads the next bytes of the body into `buffer`; blocks until there are some. Returns how many, 0 at the end;
-    /// nothing if the client has left (`status` is GONE then), broke the protocol (BAD_BODY; without an answer it gets a
-    /// 400), or was cut (KILLED). Throws error: WOULD_BLOCK with INLINE dispatch if nothing is there yet, INVALID_ARGUMENT
-    /// if `size` is 0.
+    /// Reads the next bytes of the body into `buffer`; blocks until there are some bytes. Returns their number, 0 at
+    /// the end of the body. Returns an empty optional if the client has left (then `status` is GONE), broke the
+    /// protocol (BAD_BODY; without an answer the client gets a 400), or was cut (KILLED). Throws error: WOULD_BLOCK
+    /// with INLINE dispatch if no bytes are there yet, INVALID_ARGUMENT if `size` is 0.
     std::optional<std::size_t> read(void *buffer, std::size_t size);
 
-    /// The whole body, if it has at most `limit` bytes; blocks until all of it is there. Nothing if it is longer
-    /// (`status` is TOO_LARGE then, and 413 is a good answer), or as for `read`. Throws error: WOULD_BLOCK as `read`.
+    /// The whole body, if it has at most `limit` bytes; blocks until the whole body is there. The optional is empty if
+    /// the body is longer (then `status` is TOO_LARGE, and 413 is a good answer), or in the cases of `read`. Throws
+    /// error: WOULD_BLOCK like `read`.
     std::optional<std::string_view> body(std::size_t limit);
 
-    /// What the last call on this request came to that reads the body, or answers: a httpdown_status. It says why there
-    /// was `false`, or nothing: GONE, BAD_BODY, KILLED, TOO_LARGE; without exceptions also what would have been thrown. OK before
-    /// such a call. Can be asked for when the request has been ended.
+    /// The result of the last call on this request that reads the body or answers: a httpdown_status. It says why that
+    /// call returned `false` or an empty optional: GONE, BAD_BODY, KILLED, TOO_LARGE; without exceptions also the
+    /// status that would have been thrown. OK before the first such call. Also works after the request has been ended.
     int status() const noexcept { return status_; }
 
-    /// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete
-    /// (one that has no body is, soon after `start`). Never blocks. Any thread, also while another uses the request, as
-    /// long as nobody ends or moves it.
+    /// Whether an answer is useless by now: the client has left, the server was killed, or the answer is complete (an
+    /// answer without a body is complete soon after `start`). Never blocks. Any thread may make this call, even while
+    /// another thread uses the request, as long as nobody ends or moves the request.
     bool cancelled() const noexcept { return httpdown_request_cancelled(get()); }
 
-    /// Sleeps until there is no more use in answering (true), or until the timeout (false). Threads as `cancelled`.
+    /// Sleeps until an answer is useless (true), or until the timeout (false). The thread rules are those of
+    /// `cancelled`.
     bool wait_cancelled(milliseconds timeout = forever) const;
 
-    /// Answers, and ends the request. Content-Length and Date are set for you. Does not wait for the client. Returns
-    /// whether the client can still get it. Throws error: INVALID_ARGUMENT for a status that is not from 200 to 999,
-    /// or a malformed header (the client gets a 500).
+    /// Answers, and ends the request. The library sets Content-Length and Date. Does not wait for the client. Returns
+    /// whether the client can still get the answer. Throws error: INVALID_ARGUMENT for a status that is not from 200 to
+    /// 999, or a malformed header (the client gets a 500).
     bool reply(int status, std::string_view body = {}, const std::vector<httpdown::header> &headers = {});
 
-    /// As `reply`, with a text as text/plain in UTF-8.
+    /// Like `reply`, with a text as text/plain in UTF-8.
     bool reply_text(int status, std::string_view text);
 
-    /// As `reply`, but the body is moved, not copied: for large ones.
+    /// Like `reply`, but the body is moved, not copied. For large bodies.
     bool reply_owned(int status, std::string body, const std::vector<httpdown::header> &headers = {});
 
-    /// Begins an answer whose body follows in pieces, chunked unless there is a Content-Length among the headers. The
-    /// head is sent at once. Returns whether the client can still get it. Throws error: INVALID_ARGUMENT as `reply`
-    /// (but nothing was sent, and the request is not ended), ALREADY_REPLIED.
+    /// Begins an answer whose body follows in pieces. The body is chunked unless the headers have a Content-Length. The
+    /// head is sent at once. Returns whether the client can still get the answer. Throws error: INVALID_ARGUMENT like
+    /// `reply` (but nothing was sent, and the request is not ended), ALREADY_REPLIED.
     bool start(int status, const std::vector<httpdown::header> &headers = {});
 
-    /// Sends more of the body, as soon as the client takes it. Blocks while 256 KiB wait already. Returns whether the
-    /// client can still get it: not where the answer has no body (to HEAD, or a 204, 205 or 304). Throws error:
-    /// INVALID_ARGUMENT before `start` or beyond the Content-Length, WOULD_BLOCK with INLINE dispatch if there is no
-    /// room for all of it (nothing was taken).
+    /// Sends more of the answer's body, as soon as the client takes it. Blocks while 256 KiB wait to be sent. Returns
+    /// whether the client can still get the data; false if the answer has no body (to HEAD, or a 204, 205 or 304).
+    /// Throws error: INVALID_ARGUMENT before `start` or beyond the Content-Length, WOULD_BLOCK with INLINE dispatch if
+    /// there is no room for all of `data` (nothing was taken).
     bool write(std::string_view data);
 
-    /// Ends an answer that was begun, and the request. Does not wait for the client. Returns whether it can still get
-    /// all of it. Throws error: INVALID_ARGUMENT before `start` (the client gets a 500).
+    /// Ends an answer that was begun, and the request. Does not wait for the client. Returns whether the client can
+    /// still get the whole answer. Throws error: INVALID_ARGUMENT before `start` (the client gets a 500).
     bool finish();
 
-    /// Ends the request now, as its destructor would: a 500, or a cut answer. Nothing happens if it has been ended.
+    /// Ends the request now, like its destructor: with a 500, or a cut answer. Does nothing if the request has been
+    /// ended.
     void abort() noexcept {
         if (*this) httpdown_reply_abort(end());
     }
@@ -273,23 +282,24 @@ private:
     bool delivered(int status);
     bool unanswered();
 
-    /// The request, for the call that ends it; there must be one. From now on it is only to be read.
+    /// Gives the request to the call that ends it. There must be a request. From now on the request may only be read.
     httpdown_request *end() noexcept {
-        // The C interface would let go of the head, too. If this fails, as in a forked child, there is no head to read.
+        // Without this, the C interface would free the head, too. If this fails, as in a forked child, there is no head
+        // to read.
         if (httpdown_request_retain(get()) == HTTPDOWN_STATUS_OK) ended_.reset(get());
         return handle_.release();
     }
 
     std::unique_ptr<httpdown_request, aborter> handle_{};
-    /// What is left of it: only one of the two is there.
+    /// The request after its end. Only one of the two pointers is set.
     std::unique_ptr<httpdown_request, releaser> ended_{};
     int status_ = HTTPDOWN_STATUS_OK;
 };
 
-/// A server that somebody else keeps: what callbacks get. Cheap to copy. It must not outlive the server.
+/// A reference to a server that somebody else owns; callbacks get one. Cheap to copy. It must not outlive the server.
 ///
-/// Any thread may call the functions, several at once. Those that say nothing else throw error only in a child
-/// that was forked meanwhile (FORKED), or for an empty one (INVALID_ARGUMENT).
+/// Any thread may call the functions, several at once. Unless a function says more, it throws error only in a child
+/// that was forked while the server existed (FORKED), or if the reference is empty (INVALID_ARGUMENT).
 class server_ref {
 public:
     explicit server_ref(const httpdown_server *server = nullptr) noexcept : handle_(server) {}
@@ -297,78 +307,84 @@ public:
     /// For the C interface: borrowed.
     const httpdown_server *get() const noexcept { return handle_; }
 
-    /// Stops: no new connections, what is there is finished, and then the counts. Blocks, at most for lame_duck +
-    /// stop_timeout + kill_timeout. Whoever calls later, or meanwhile, gets the same.
+    /// Stops the server: it takes no new connections and finishes the open requests; then this call returns the counts.
+    /// Blocks, at most for lame_duck + stop_timeout + kill_timeout. Other callers, at this time or later, get the same
+    /// counts.
     ///
-    /// Throws stop_error if it did not end well; error with WOULD_DEADLOCK in a handler or another callback, and on a
-    /// thread that holds a request of the queue (the stop has begun then: `stop_begin` is what is meant there).
+    /// Throws stop_error if the server did not end well. Throws error with WOULD_DEADLOCK in a handler or another
+    /// callback, and on a thread that holds a request of the queue (the stop has begun nevertheless; call `stop_begin`
+    /// there instead).
     stop_report stop() const;
 
-    /// Begins the stop, and returns at once. A second time it does nothing. May be called anywhere, even in a signal
+    /// Begins the stop, and returns at once. A second call does nothing. May be called anywhere, even in a signal
     /// handler.
     void stop_begin() const noexcept { httpdown_stop_begin(handle_); }
 
-    /// Goes straight to the kill, whether a stop has begun or not. Otherwise as `stop_begin`.
+    /// Goes straight to the kill, whether a stop has begun or not. Otherwise like `stop_begin`.
     void kill_begin() const noexcept { httpdown_kill_begin(handle_); }
 
-    /// Waits until the server has ended entirely, whoever has stopped it. Throws as `stop`.
+    /// Waits until the server has ended completely, no matter who has stopped it. Throws like `stop`.
     stop_report wait() const;
 
-    /// As `wait`, at most for the timeout: then there is nothing in the optional.
+    /// Like `wait`, but waits at most for the timeout. After the timeout the optional is empty.
     std::optional<stop_report> wait(milliseconds timeout) const;
 
     /// The counts as they are now. Never blocks.
     stop_report report() const;
 
-    /// How far it has come. Never blocks.
+    /// The server's phase. Never blocks.
     httpdown_phase_code phase() const noexcept { return static_cast<httpdown_phase_code>(httpdown_phase(handle_)); }
 
-    /// Whether new requests are welcome, for a readiness probe: false from when a stop is asked for. Never blocks; may
-    /// be called anywhere, even in a signal handler. The option `ready_path` has the server tell it by HTTP.
+    /// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for. Never
+    /// blocks; may be called anywhere, even in a signal handler. With the option `ready_path`, the server answers this
+    /// by HTTP.
     bool ready() const noexcept { return httpdown_ready(handle_); }
 
-    /// The address that it listens on: "127.0.0.1:8080". `index` counts the listening sockets, `fds` first. Never
-    /// blocks. Throws error: INVALID_ARGUMENT if there is no such socket.
+    /// The address that the server listens on: "127.0.0.1:8080". `index` counts the listening sockets, `fds` first.
+    /// Never blocks. Throws error: INVALID_ARGUMENT if there is no such socket.
     std::string local_addr(std::size_t index = 0) const;
 
-    /// Takes a request from the queue (QUEUE dispatch), waiting for one at most for the timeout:
+    /// Takes a request from the queue (QUEUE dispatch). Waits for a request at most for the timeout:
     ///
     ///     while (auto request = server.next()) request->reply_text(200, "Hello, World!");
     ///
-    /// There is none in the optional when none can come any more, and an empty one at the timeout. As long as it is
-    /// not ended, this thread must not wait for the server to stop. Throws error: INVALID_ARGUMENT if there is no
-    /// queue.
+    /// The optional is empty when no request can come any more. At the timeout, the optional has an empty request. As
+    /// long as the request is not ended, this thread must not wait for the server to stop. Throws error:
+    /// INVALID_ARGUMENT if there is no queue.
     std::optional<request> next(milliseconds timeout = forever) const;
 
-    /// A descriptor for your own event loop: readable while requests wait in the queue, and after the end. It belongs
-    /// to the server. Never blocks. Throws error: INVALID_ARGUMENT if there is no queue, OUT_OF_RESOURCES.
+    /// A descriptor for your own event loop, readable while requests wait in the queue, and after the end. The
+    /// descriptor belongs to the server. Never blocks. Throws error: INVALID_ARGUMENT if there is no queue,
+    /// OUT_OF_RESOURCES.
     int queue_fd() const;
 
-    /// A descriptor for your own event loop: readable while events wait to be taken by `next_event`, and after the end,
-    /// when `wait` does not wait any more; the latter also without the option `pull_events`. It belongs to the server.
-    /// With it and `queue_fd`, one thread can serve and stop: httpdown.h says how, at httpdown_event_fd. Never blocks.
-    /// Throws error: OUT_OF_RESOURCES.
+    /// A descriptor for your own event loop, readable while events wait for `next_event`. It is also readable after the
+    /// end, when `wait` does not wait any more, even without the option `pull_events`. The descriptor belongs to the
+    /// server. With this descriptor and `queue_fd`, one thread can serve and stop: httpdown.h says how, at
+    /// httpdown_event_fd. Never blocks. Throws error: OUT_OF_RESOURCES.
     int event_fd() const;
 
-    /// Takes the oldest event (the option `pull_events`), waiting for one at most for the timeout. There is none in
-    /// the optional when all were taken and the server has ended; its `kind` is 0 at the timeout. Throws error:
-    /// INVALID_ARGUMENT without that option.
+    /// Takes the oldest event (the option `pull_events`). Waits for an event at most for the timeout. The optional is
+    /// empty when the server has ended and all events were taken. At the timeout, the event's `kind` is 0. Throws
+    /// error: INVALID_ARGUMENT without that option.
     std::optional<httpdown_event> next_event(milliseconds timeout = forever) const;
 
 protected:
     const httpdown_server *handle_;
 };
 
-/// A clock that stands still until it is moved, to test a stop without waiting for its timeouts. Movable. Any thread.
+/// A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Movable.
+/// Any thread may use the clock.
 class mock_clock {
 public:
-    /// It stands at zero. Throws error.
+    /// Makes a clock whose time is zero. Throws error.
     mock_clock();
 
-    /// Moves the time on, and fires the timers that are due by then. Does not wait for what they set off.
+    /// Moves the clock's time forward, and fires the timers that are due by then. Does not wait for the effects of
+    /// these timers.
     void advance(milliseconds time) const;
 
-    /// Blocks until `count` timers are set; false at the timeout, which is of real time.
+    /// Blocks until `count` timers are set; false at the timeout, which is in real time.
     bool wait_for_timers(std::size_t count, milliseconds timeout = forever) const;
 
     /// For the C interface: borrowed.
@@ -382,109 +398,118 @@ private:
     std::unique_ptr<httpdown_clock, freer> handle_{};
 };
 
-/// How a server shall be. What is left as it is means the default, which httpdown.h tells. Can be used for several
-/// servers; each has its own copy of the callbacks (but see `callback`), which is destroyed when its last callback has
-/// returned: on any thread, and at the latest when the server is destroyed (but for a handler that never returns).
+/// The settings of a server. A field that you do not set means the default, which httpdown.h tells. You may use the
+/// same options for several servers. Each server has its own copy of the callbacks (but see `callback`). The copy is
+/// destroyed when the server's last callback has returned: on any thread, and at the latest when the server is
+/// destroyed (except if a handler never returns).
 struct options {
     /// Called with the key and the value.
     using stat = callback<std::string_view, double>;
 
-    /// Where to listen, several separated by commas: HOST:PORT (":8080" is every address; port 0 lets the kernel choose),
-    /// or a Unix socket ("unix:/run/app.sock?mode=0660&group=www-data", "unix:@name"; httpdown.h tells all of it). Empty:
-    /// ":80", or nothing if there are `fds`.
+    /// The addresses to listen on, separated by commas: HOST:PORT (":8080" is every address; with port 0 the kernel
+    /// chooses the port), or a Unix socket ("unix:/run/app.sock?mode=0660&group=www-data", "unix:@name"; httpdown.h has
+    /// the details). Empty: ":80", or nothing if there are `fds`.
     std::string addr{};
-    /// Descriptors that listen already, TCP or Unix stream sockets: the server's once it has started, otherwise still yours.
+    /// Descriptors of sockets that already listen: TCP or Unix stream sockets. The server owns them after it has
+    /// started; if it does not start, you still own them.
     std::vector<int> fds{};
-    /// The socket outlives this server (systemd, or workers restarted one by one). Whoever keeps it must go on
-    /// accepting, or waiting clients are reset. A stop leaves what waits in the queues of the `fds` to the others.
+    /// The sockets of `fds` outlive this server (systemd, or workers that are restarted one by one). The process that
+    /// keeps a socket must go on accepting, or waiting clients are reset. A stop leaves the connections that wait in
+    /// the queues of the `fds` to the other processes.
     bool fds_shared = false;
-    /// The sockets of `addr` have SO_REUSEPORT: several processes of the same user can each listen there with a socket
-    /// of its own, if all of them set this. A stop has the kernel send new clients to the others, so that workers can
-    /// be restarted one by one, and none is lost. Nobody is told any more that the address is in use.
+    /// The sockets of `addr` have SO_REUSEPORT: several processes of the same user can each listen there with their own
+    /// socket, if all of them set this. A stop makes the kernel send new clients to the other sockets, so that workers
+    /// can be restarted one by one, and no client is lost. No process is told any more that the address is in use.
     bool reuse_port = false;
 
-    /// Answers a request, now or, moved elsewhere, later. Called from several threads at once. It may block, unless
-    /// dispatch is INLINE. Required, but not with QUEUE dispatch.
+    /// Answers a request now, or moves the request elsewhere and answers later. Called from several threads at once. It
+    /// may block, unless dispatch is INLINE. Required, but not with QUEUE dispatch.
     callback<request> handler{};
     /// How requests reach the program.
     httpdown_dispatch dispatch = HTTPDOWN_DISPATCH_POOL;
-    /// How many threads the pool may have. 0: 512.
+    /// The maximum number of threads in the pool. 0: 512.
     std::uint32_t pool_threads = 0;
-    /// How many threads drive connections. 0: one for each processor.
+    /// The number of threads that drive connections. 0: one for each processor.
     std::uint32_t io_threads = 0;
 
-    /// A path, "/healthz" say, that the server answers itself, also where all handlers are busy: 200 while `ready` says
-    /// yes, then 503. "/" first, then visible ASCII, no query. Empty: none.
+    /// A path, such as "/healthz", that the server answers itself, even when all handlers are busy: with 200 while
+    /// `ready` is true, then with 503. The path begins with "/", the rest is visible ASCII, without a query. Empty: no
+    /// path.
     std::string ready_path{};
 
-    /// For a monitoring system; httpdown.h lists the keys. These and the next three are called on the events thread,
-    /// one at a time; a slow one delays only the events behind it. (listen.error comes while the server is made.)
+    /// For a monitoring system; httpdown.h lists the keys. These and the next three callbacks are called on the events
+    /// thread, one at a time. A slow callback delays only later events. (listen.error comes while the server is made.)
     stat bump_avg{}, bump_sum{}, bump_histogram{}, bump_time{};
     /// A connection, by its number, has changed its state. The text is the client's address.
     callback<server_ref, std::uint64_t, httpdown_conn_state, std::string_view> on_conn_state{};
     /// The server has entered a phase, SERVING included.
     callback<server_ref, httpdown_phase_code> on_phase{};
-    /// Something that a person should know; the library itself prints nothing. Also called on the thread of a
-    /// callback that has thrown, but never twice at once. What it throws is lost.
+    /// A message for a person; the library itself prints nothing. Also called on the thread of a callback that has
+    /// thrown, but never twice at once. Exceptions that on_log throws are lost.
     callback<httpdown_log_level, std::string_view> on_log{};
-    /// Kinds of event (httpdown_event_kind, or-ed) to be taken by `next_event`. Excludes the callbacks above.
+    /// The kinds of event (httpdown_event_kind, or-ed) that the program takes with `next_event`. Excludes the callbacks
+    /// for events above.
     std::uint32_t pull_events = 0;
 
-    /// For tests: the clock for the stop, kill and lame-duck timers. All other durations are in real time, `idle_grace`
-    /// included. Needed only until the server has started.
+    /// For tests: the clock for the stop, kill and lame-duck timers. All other durations are in real time, including
+    /// `idle_grace`. Needed only until the server has started.
     const mock_clock *clock = nullptr;
-    /// How long a stop waits for what is there to finish, before it kills. 0 is not at all. By default a minute.
+    /// How long a stop waits for open requests to finish before it kills. 0: it does not wait. By default one minute.
     std::optional<milliseconds> stop_timeout{};
-    /// How long a kill waits for handlers that were cut to return, before it abandons them. By default a minute.
+    /// How long a kill waits for the handlers of cut requests to return, before it abandons these handlers. By default
+    /// one minute.
     std::optional<milliseconds> kill_timeout{};
-    /// How long a stop goes on accepting, while `ready` says no and responses say Connection: close, so that load
-    /// balancers and clients go elsewhere. By default not at all.
+    /// How long a stop still accepts connections. During this time `ready` is false and responses say Connection:
+    /// close, so that load balancers and clients go elsewhere. By default no time.
     std::optional<milliseconds> lame_duck{};
-    /// How long the lame duck takes at least, however quiet it is: as long as a load balancer needs to notice. At most
-    /// `lame_duck`. By default not at all.
+    /// The minimum duration of the lame duck, even if no requests come: the time that a load balancer needs to notice.
+    /// At most `lame_duck`. By default no time.
     std::optional<milliseconds> lame_duck_min{};
-    /// Ends the lame duck early, once no request has come for so long; those for `ready_path` do not count. At most
+    /// Ends the lame duck early when no request has come for this time; requests for `ready_path` do not count. At most
     /// `lame_duck`. By default never.
     std::optional<milliseconds> lame_duck_quiet{};
-    /// How long a request's head may take; then the client gets a 408, and the connection is closed. By default 30
-    /// seconds.
+    /// How long a request's head may take. After this time the client gets a 408, and the connection is closed. By
+    /// default 30 seconds.
     std::optional<milliseconds> header_timeout{};
-    /// How long a stop leaves a connection between two requests open, so that a request that is on its way is served.
-    /// By default a second.
+    /// How long a stop leaves an idle connection (between two requests) open, so that a request that is already on its
+    /// way is served. By default one second.
     std::optional<milliseconds> idle_grace{};
-    /// How long a stop goes on accepting connections whose handshake had begun. By default 4 seconds.
+    /// How long a stop still accepts connections whose handshake had begun before. By default 4 seconds.
     std::optional<milliseconds> quiesce_timeout{};
     /// How long a connection that the server has closed waits for the client to close its side. By default 2 seconds.
     std::optional<milliseconds> linger_timeout{};
-    /// How long a connection may be without a request while the server serves; then it is closed, at most a second
-    /// later. Not 0. By default there is no limit: a close can cross a request on its way, which is lost then (`raced`).
+    /// How long a connection may be without a request while the server serves. Then the server closes it, at most one
+    /// second later. Not 0. By default there is no limit, because a request may be on its way while the server closes;
+    /// then this request is lost (`raced`).
     std::optional<milliseconds> idle_timeout{};
-    /// Responses tell of the idle timeout less `idle_grace`, in whole seconds, so that clients that know the field leave
-    /// first: "Keep-Alive: timeout=N".
+    /// Responses announce the idle timeout minus `idle_grace`, in whole seconds: "Keep-Alive: timeout=N". So clients
+    /// that know this field close first.
     bool keep_alive_header = false;
-    /// Of `run`: how long after the first signal another one counts as the second, which goes straight to the kill. One
-    /// that comes sooner has told the same thing again, as process managers and wrappers do. By default 500 ms.
+    /// For `run`: how long after the first signal another signal counts as the second, which goes straight to the kill.
+    /// A signal that comes sooner is taken for a repetition, because process managers and wrappers repeat signals. By
+    /// default 500 ms.
     std::optional<milliseconds> second_signal{};
 };
 
-/// A running server, on threads of its own. Movable, not copyable.
+/// A running server. It runs on its own threads. Movable, not copyable.
 ///
-/// The destructor ends it: it stops the server if nobody has, and blocks until its threads have ended and its callbacks
-/// are destroyed. Where it would wait for itself (in a handler, say) it returns at once, and the rest follows
-/// elsewhere. For the result of the stop, call `stop` or `wait` before. A child that is forked before that can have no
-/// server (FORKED), and the destructor does nothing there; one that is forked afterwards can.
+/// The destructor ends the server: it stops the server if nobody has done so, and blocks until the server's threads
+/// have ended and its callbacks are destroyed. On a thread that would wait for itself (in a handler, for example) the
+/// destructor returns at once, and another thread does the rest. For the result of the stop, call `stop` or `wait`
+/// before. A child that is forked before the destructor can have no server (FORKED), and the destructor does nothing
+/// there. A child that is forked after it can have a server.
 class server : public server_ref {
 public:
-    /// Starts it. Blocks only while a host name in `addr` is looked up. Throws error, with the reason as text. Without
-    /// exceptions, one that could not be started is empty (`get()` is nullptr).
+    /// Starts the server. Blocks only while a host name in `addr` is looked up. Throws error, with the reason as text.
+    /// Without exceptions, a server that could not be started is empty (`get()` is nullptr).
     explicit server(options options);
 
-    /// As the constructor, but throws nothing (except std::bad_alloc): if there is nothing in the optional, `status` is
-    /// the reason, and `what`, if it is not nullptr, the reason as text.
+    /// Like the constructor, but throws nothing (except std::bad_alloc). If the optional is empty, `status` is the
+    /// reason, and `*what` is the reason as text (unless `what` is nullptr).
     static std::optional<server> start(options options, int &status, std::string *what = nullptr);
 
     server(server &&other) noexcept : server_ref(std::exchange(other.handle_, nullptr)) {}
-    /// Ends the server that was here before, as the destructor does.
+    /// Ends the server that was here before, like the destructor.
     server &operator=(server &&other) noexcept;
     ~server();
 
@@ -493,19 +518,19 @@ private:
 };
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the counts. Blocks. A second signal goes straight to the kill,
-/// unless it comes too soon (`second_signal`). In a forked child they do what they would have done without us, and do
-/// not stop the parent. To learn when the server listens, and where, set `on_phase`. The calling thread takes the
-/// signals meanwhile, also if it blocks them. A SIGINT that is ignored stays so (a shell's background job); SIGTERM
-/// always stops.
+/// unless it comes too soon (`second_signal`). In a forked child the signals have the effect that they had before this
+/// call, and do not stop the parent. To learn when the server listens, and where, set `on_phase`. During the run the
+/// calling thread takes the signals, even if it blocks them. If SIGINT is ignored, it stays ignored (a shell's
+/// background job); SIGTERM always stops.
 ///
-/// Throws error as the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error as `stop`.
+/// Throws error like the constructor of `server`, UNSUPPORTED if another run is under way, and stop_error like `stop`.
 stop_report run(options options);
 
-/// As `run`, but throws nothing (except std::bad_alloc): `status` is what it has come to, OK or the reason, and `what`,
-/// if it is not nullptr, the reason as text.
+/// Like `run`, but throws nothing (except std::bad_alloc). `status` is the result, OK or the reason, and `*what` is the
+/// reason as text (unless `what` is nullptr).
 stop_report run(options options, int &status, std::string *what = nullptr);
 
-// The rest is how it is done.
+// The rest of this file is the implementation.
 
 namespace detail {
 
@@ -516,7 +541,7 @@ inline std::uint32_t to_ms(milliseconds time) noexcept {
 
 inline std::uint32_t to_ms(const std::optional<milliseconds> &time) noexcept { return time ? to_ms(*time) : 0; }
 
-/// Throws, if anything can be thrown; otherwise the caller returns what stands for the failure.
+/// Throws, if exceptions are enabled. Otherwise the caller returns the value that stands for the failure.
 template <typename Error>
 void raise([[maybe_unused]] const Error &failure) {
 #ifdef __cpp_exceptions
@@ -524,12 +549,12 @@ void raise([[maybe_unused]] const Error &failure) {
 #endif
 }
 
-/// For the status that this thread's last call has returned.
+/// Checks the status that this thread's last call has returned.
 inline void check(int status) {
     if (status != HTTPDOWN_STATUS_OK) raise(error(status, httpdown_last_error()));
 }
 
-/// A report that says what the call has come to.
+/// Checks a report that has the result of the call.
 inline stop_report checked(int status, stop_report report) {
     if (report.status != HTTPDOWN_STATUS_OK) raise(stop_error(report.status, report));
     check(status);
@@ -543,7 +568,7 @@ inline stop_report empty_report() noexcept {
     return report;
 }
 
-/// What one of the decoders makes of it.
+/// The result of one of the decoders.
 inline std::string decoded(int (*decode)(httpdown_bytes, char *, std::size_t, std::size_t *), httpdown_bytes encoded) {
     std::string text(encoded.len + 1, '\0');
     std::size_t len = 0;
@@ -560,7 +585,7 @@ inline std::vector<httpdown_header> to_c(const std::vector<header> &headers) {
     return all;
 }
 
-/// The callbacks of one server. The library has the only pointer to it, and ends it by `destroy`.
+/// The callbacks of one server. The library has the only pointer to this host, and ends it by `destroy`.
 struct host {
     explicit host(options &&from) : of(std::move(from)) {}
 
@@ -602,14 +627,14 @@ struct host {
     std::mutex logging{};
 };
 
-/// What `function` of a host's options does, as a callback for statistics.
+/// Calls `function` of a host's options: a callback for statistics.
 template <options::stat options::*function>
 void bump(const char *key, double value, void *data) noexcept {
     auto &self = *static_cast<host *>(data);
     self.guarded("a callback for statistics", [&] { (self.of.*function)(key, value); });
 }
 
-/// Options as the C interface wants them, for one call. It must be made, for otherwise nobody ends the host.
+/// The options in the form of the C interface, for one call. The call must be made; otherwise nobody ends the host.
 class c_options {
 public:
     explicit c_options(options &&from)
@@ -655,7 +680,7 @@ public:
 
 private:
     static void on_request(httpdown_request *lent, void *data) noexcept {
-        // Owned from the beginning: so the destructor alone decides what becomes of it.
+        // The request is owned from the beginning, so its destructor alone decides what becomes of it.
         if (httpdown_request_defer(lent) != HTTPDOWN_STATUS_OK) return;
         auto &self = *static_cast<host *>(data);
         self.guarded("a handler", [&] { self.of.handler(request(lent)); });
@@ -679,7 +704,7 @@ private:
         static_cast<host *>(data)->log(level, text);
     }
 
-    // Not within the host, which may be destroyed while the call is still reading them.
+    // These are not in the host, because the host may be destroyed while the call still reads them.
     std::string addr_;
     std::vector<int> fds_;
     std::string ready_path_;
@@ -708,7 +733,7 @@ inline std::vector<header> request::headers() const {
 
 inline std::optional<std::string> request::query_value(const char *name) const {
     const auto encoded = query();
-    // What is decoded is not longer.
+    // The decoded text is not longer than the encoded text.
     std::string value(encoded.size() + 1, '\0');
     std::size_t len = 0;
     const int status =
@@ -808,7 +833,7 @@ inline bool request::is_delivered(int status) {
 
 inline bool request::delivered(int status) { return is_delivered(status_ = status); }
 
-/// Whether it can still be answered.
+/// Whether the request can still be answered.
 inline bool request::unanswered() {
     if (!*this) detail::check(status_ = HTTPDOWN_STATUS_ALREADY_REPLIED);
     return static_cast<bool>(*this);
@@ -900,7 +925,7 @@ inline bool mock_clock::wait_for_timers(std::size_t count, milliseconds timeout)
 
 namespace detail {
 
-/// Starts a server; what it returns is nullptr if there is none.
+/// Starts a server. Returns nullptr if the server could not be started.
 inline const httpdown_server *serve(options &&from, int &status, std::string &what) {
     const c_options raw(std::move(from));
     httpdown_server *started = nullptr;
@@ -942,7 +967,7 @@ inline server &server::operator=(server &&other) noexcept {
     return *this;
 }
 
-// What httpdown_serve has given was not const; only what callbacks get is.
+// The pointer that httpdown_serve gave was not const; only the pointers that callbacks get are const.
 inline server::~server() { httpdown_free(const_cast<httpdown_server *>(handle_)); }
 
 inline stop_report run(options options) {

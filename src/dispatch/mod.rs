@@ -1,4 +1,4 @@
-//! How requests reach a handler: three ways, one [`Exchange`].
+//! The three ways by which requests reach a handler. All of them give an [`Exchange`].
 
 mod pool;
 mod queue;
@@ -25,7 +25,7 @@ use crate::request::{Exchange, ReplyBody, ReplySlot};
 use crate::sys::SignalMask;
 use pool::Pool;
 
-/// Answers requests. Called from several threads at once. A closure that takes an [`Exchange`] is one.
+/// Answers requests. It is called from several threads at once. A closure that takes an [`Exchange`] is a handler.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU64, Ordering};
@@ -52,9 +52,9 @@ use pool::Pool;
 /// # }
 /// ```
 pub trait Handler: Send + Sync + 'static {
-    /// Answers one request, now or, from whatever thread the exchange is moved to, later.
+    /// Answers one request, either now, or later from any thread that the exchange is moved to.
     ///
-    /// If it panics, or drops the exchange unanswered, the client gets a 500.
+    /// If the handler panics, or drops the exchange unanswered, the client gets a 500.
     fn handle(&self, exchange: Exchange);
 }
 
@@ -68,25 +68,26 @@ impl<F: Fn(Exchange) + Send + Sync + 'static> Handler for F {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Dispatch {
-    /// On a pool of at most this many threads, started as they are needed: the handler may block.
+    /// On a pool of at most this many threads, which are started when they are needed. The handler may block.
     Pool(NonZeroUsize),
-    /// On the thread that drives the connection: the fastest, but the handler must not block, because the other
-    /// connections of that thread wait for it. Of the request's body it can read what has been received when it is called:
-    /// at least 64 KiB, if so much has come. The rest can be read where the [`Exchange`] is moved to.
+    /// On the thread that drives the connection. This is the fastest way. But the handler must not block, because the
+    /// other connections of that thread wait for it. The handler can read the part of the request's body that was
+    /// received before the call: at least 64 KiB, if that much has come. To read the rest, move the [`Exchange`] to
+    /// another thread.
     Inline,
 }
 
 impl Default for Dispatch {
-    /// A pool of up to 512 threads. An idle one costs some kilobytes and ends after 10 seconds, so the limit is there
-    /// to protect the machine, not to be tuned; requests beyond it wait.
+    /// A pool of up to 512 threads. An idle thread costs some kilobytes and ends after 10 seconds. So the limit
+    /// protects the machine, and needs no tuning. If all threads are busy, requests wait.
     fn default() -> Self {
         Self::Pool(const { NonZeroUsize::new(512).unwrap() })
     }
 }
 
-/// What stands behind the connections, as the control thread sees it.
+/// The code that answers the requests, from the view of the control thread.
 pub(crate) enum Backend {
-    /// A service of the host's, or a handler in place: nothing to end.
+    /// The host's service, or a handler in place: there is nothing to end.
     Direct,
     Pool(Arc<Pool>),
     Queue(RequestQueue),
@@ -98,7 +99,7 @@ impl Backend {
         !matches!(self, Self::Direct)
     }
 
-    /// A kill: what nobody has begun to work on is answered with 503.
+    /// For a kill: answers the requests that nobody has begun to work on with 503.
     pub(crate) fn refuse_queued(&self) {
         match self {
             Self::Direct => {}
@@ -107,8 +108,8 @@ impl Backend {
         }
     }
 
-    /// No more requests will come. Waits for the threads; those that a handler still holds at the deadline are left to
-    /// themselves. Says whether all have ended.
+    /// Call this when no more requests will come. Waits for the threads. Threads that a handler still holds at the
+    /// deadline are left behind. Returns whether all threads have ended.
     #[must_use]
     pub(crate) fn end_threads(&self, deadline: Instant) -> bool {
         self.refuse_queued();
@@ -119,7 +120,7 @@ impl Backend {
     }
 }
 
-/// Gives each request to wherever it is answered.
+/// Passes each request to the code that answers it.
 #[derive(Clone)]
 pub(crate) enum Dispatcher {
     Inline(Arc<dyn Handler>),
@@ -166,7 +167,8 @@ impl Respond for Dispatcher {
         let exchange = Exchange::new(request, Arc::clone(slot));
         let mut later = None;
         match self {
-            // Nobody can wait there for a body: it is called with what has come of it, which hyper reads next.
+            // A handler in place cannot wait for a body. So it is called with the received part of the body, which
+            // hyper reads next.
             Self::Inline(handler) if exchange.may_have_come() => {
                 later = Some(Call {
                     handler: Arc::clone(handler),
@@ -181,11 +183,11 @@ impl Respond for Dispatcher {
     }
 }
 
-/// The answer, as the connection waits for it.
+/// The answer that the connection waits for.
 #[derive(Debug)]
 pub(crate) struct Reply {
     slot: Arc<ReplySlot>,
-    /// Who is still to be called.
+    /// The handler that is still to be called.
     call: Option<Call>,
 }
 
@@ -210,10 +212,10 @@ impl Future for Reply {
     }
 }
 
-/// A handler that is to be called in place, when what has come of the request's body is there.
+/// A handler that is to be called in place, when the received part of the request's body has been taken.
 pub(crate) struct Call {
     handler: Arc<dyn Handler>,
-    /// `None` once it is called.
+    /// `None` after the handler is called.
     exchange: Option<Exchange>,
 }
 
@@ -232,7 +234,7 @@ impl Call {
     }
 }
 
-/// The connection has ended before.
+/// For a connection that has ended before the handler was called.
 impl Drop for Call {
     fn drop(&mut self) {
         if let Some(exchange) = self.exchange.take() {
@@ -247,8 +249,8 @@ impl fmt::Debug for Call {
     }
 }
 
-/// Calls the handler; if it panics, its exchange is dropped on the way, and the client gets a 500. Whoever calls this
-/// keeps the request's slot until then: it counts until the handler returns, even when it has answered before.
+/// Calls the handler. If the handler panics, its exchange is dropped, and the client gets a 500. The caller keeps the
+/// request's slot during this call, so the request counts until the handler returns, even if it was answered before.
 fn call(handler: &dyn Handler, exchange: Exchange, slot: &ReplySlot) {
     let panicked = contain(|| handler.handle(exchange)).is_none();
     if panicked {

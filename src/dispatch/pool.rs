@@ -14,10 +14,10 @@ use crate::threads::{Role, Thread, join_all, spawn_thread};
 use super::work_queue::{Call, WorkQueue};
 use super::{Handler, call};
 
-/// How long a thread without work stays.
+/// How long a thread without work waits before it ends.
 const IDLE: Duration = Duration::from_secs(10);
 
-/// At most so many threads, started when a request comes and none is idle.
+/// A limited number of threads. A thread is started when a request comes and no thread is idle.
 pub(crate) struct Pool {
     handler: Arc<dyn Handler>,
     limit: NonZeroUsize,
@@ -35,7 +35,7 @@ struct Threads {
 }
 
 impl Pool {
-    /// `mask`: what its threads block.
+    /// `mask` has the signals that the pool's threads block.
     pub(crate) fn new(
         handler: Arc<dyn Handler>,
         limit: NonZeroUsize,
@@ -58,7 +58,7 @@ impl Pool {
         }
     }
 
-    /// What no handler has begun; from now on nothing is taken any more.
+    /// Returns the requests that no handler has begun. From now on the pool takes no more requests.
     pub(crate) fn refuse_queued(&self) -> impl Iterator<Item = Exchange> + use<> {
         self.waiting.end().into_iter()
     }
@@ -80,7 +80,8 @@ impl Pool {
             Call::Wake(thread) => thread.wake(),
             Call::Start => {
                 if !self.start_thread() {
-                    // The threads that there are will come to it. If there is none at all, the requests fail, visibly.
+                    // The existing threads will take the request. If there is no thread at all, the requests fail
+                    // visibly.
                     let (call, failed) = self.waiting.not_started();
                     drop(failed);
                     self.make(call);

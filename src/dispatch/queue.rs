@@ -1,4 +1,4 @@
-//! Requests that the host takes itself, on its own threads or from its own event loop.
+//! The queue of requests that the host takes itself, on its own threads or from its own event loop.
 
 use std::fmt;
 use std::future::pending;
@@ -13,9 +13,9 @@ use crate::threads::turns::{TurnEnd, at_turn_end};
 
 use super::work_queue::{Call, WorkQueue};
 
-/// Requests waiting to be taken. Clones are the same queue; any thread may use it.
+/// A queue of requests that wait to be taken. Clones refer to the same queue; any thread may use it.
 ///
-/// Requests can be taken until a kill; what nobody has taken by then is answered with 503.
+/// Requests can be taken until a kill. Requests that nobody has taken by then are answered with 503.
 ///
 /// ```
 /// use httpdown::{Listener, Server};
@@ -38,7 +38,7 @@ use super::work_queue::{Call, WorkQueue};
 #[derive(Clone)]
 pub struct RequestQueue {
     waiting: Arc<WorkQueue>,
-    /// If requests come by way of it.
+    /// The host's runtime, if it drives the connections.
     lent: Option<Arc<LentRuntime>>,
 }
 
@@ -56,14 +56,14 @@ impl RequestQueue {
 
     /// Takes up to `limit` requests, and waits until `deadline` for the first (`None`: as long as the server lives).
     ///
-    /// The calling thread counts as their holder until each is finished: a blocking stop or wait on it would wait for
-    /// itself, and fails.
+    /// The calling thread counts as the holder of these requests until each of them is finished. A blocking stop or
+    /// wait on this thread would wait for itself, and fails.
     ///
     /// # Errors
     /// [`Error::Stopped`] when no request can come any more, [`Error::WouldBlock`] when the deadline has passed,
-    /// [`Error::WouldDeadlock`] on the only thread of the [runtime](crate::Builder::runtime) that is to bring the
-    /// requests: wait on another (`spawn_blocking`), or for the [descriptor](RequestQueue::descriptor). That takes a
-    /// second to be found out. [`Error::InvalidArgument`] if `limit` is 0.
+    /// [`Error::WouldDeadlock`] on the only thread of the [runtime](crate::Builder::runtime) that brings the requests;
+    /// this takes one second to find out. Then wait on another thread (`spawn_blocking`), or wait for the
+    /// [descriptor](RequestQueue::descriptor). [`Error::InvalidArgument`] if `limit` is 0.
     pub fn take(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<Exchange>> {
         if limit == 0 {
             return Err(Error::InvalidArgument("room for no request".into()));
@@ -83,7 +83,7 @@ impl RequestQueue {
         Ok(exchanges)
     }
 
-    /// On a runtime of the host's that is to bring them, it is first looked whether there are any.
+    /// On the host's runtime that brings the requests, the first step only looks whether there are any.
     fn deadline_to_look(&self, deadline: Option<Instant>) -> Option<Instant> {
         match self.lent {
             Some(_) => Some(Instant::now()),
@@ -99,23 +99,24 @@ impl RequestQueue {
         Ok(exchanges)
     }
 
-    /// A descriptor for an event loop: readable while requests wait, and after the end. It belongs to the queue.
+    /// A descriptor for an event loop, readable while requests wait, and after the end. The descriptor belongs to the
+    /// queue.
     ///
     /// # Errors
-    /// If no descriptor can be had.
+    /// If the system has no more descriptors.
     pub fn descriptor(&self) -> Result<BorrowedFd<'_>> {
         let descriptor = self.waiting.descriptor();
         descriptor.map_err(|error| Error::io("making the queue's descriptor", error))
     }
 
-    /// No more requests will come; returns those that nobody has taken.
+    /// Call this when no more requests will come. Returns the requests that nobody has taken.
     pub(crate) fn end(&self) -> impl Iterator<Item = Exchange> + use<> {
         self.waiting.end().into_iter()
     }
 }
 
 fn wake(call: Call) {
-    // A queue without room asks for no thread to be started.
+    // A queue without room for threads never asks to start one.
     if let Call::Wake(thread) = call {
         thread.wake();
     }

@@ -1,4 +1,4 @@
-//! Requests that wait, and the threads that wait for them.
+//! The queue of requests that wait, and the threads that wait for requests.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,14 +12,14 @@ use crate::error::{Error, Result};
 use crate::request::Exchange;
 use crate::sys::EventFd;
 
-/// First come, first served, by whichever thread is free.
+/// A queue of requests: first come, first served, by any free thread.
 ///
-/// At most one thread at a time is on its way here. Whoever has taken something while more waits, and nobody comes,
-/// calls the next before it begins to work: so a burst wakes hardly more threads than it needs, and yet nothing waits for
-/// a handler that blocks, as long as a thread can be had.
+/// At most one thread at a time is on its way to the queue. When a thread has taken a request, and more requests wait
+/// but no thread is coming, it calls the next thread before it begins to work. So a burst wakes hardly more threads
+/// than it needs. And no request waits for a handler that blocks, as long as a thread is available.
 #[derive(Debug)]
 pub(super) struct WorkQueue {
-    /// How many threads may be started for it.
+    /// How many threads may be started for this queue.
     limit: usize,
     state: Mutex<State>,
     /// Readable while requests wait and after the end; made when somebody asks for it.
@@ -31,13 +31,14 @@ struct State {
     requests: VecDeque<Exchange>,
     ended: bool,
     coming: Coming,
-    /// Threads that wait here. The last to come is the first to go: its caches are warm, and the others may end.
+    /// The threads that wait here. The last to come is the first to be called: its caches are warm, and the others may
+    /// end.
     asleep: Vec<Arc<Sleeper>>,
     /// How many more threads may be started.
     room: usize,
 }
 
-/// Who is on the way to the queue.
+/// The thread that is on its way to the queue.
 #[derive(Debug)]
 enum Coming {
     Nobody,
@@ -49,13 +50,14 @@ enum Coming {
 #[derive(Debug, Default)]
 pub(super) struct Sleeper(Condvar);
 
-/// How to get a thread to come; for after the lock.
+/// How to call a thread. The caller does this after it has released the lock.
 #[must_use]
 #[derive(Debug)]
 pub(super) enum Call {
     Nobody,
     Wake(Arc<Sleeper>),
-    /// Start one that says [`WorkQueue::arrive`] first and [`WorkQueue::leave`] last; or say [`WorkQueue::not_started`].
+    /// Start a thread that calls [`WorkQueue::arrive`] first and [`WorkQueue::leave`] last; or call
+    /// [`WorkQueue::not_started`].
     Start,
 }
 
@@ -75,7 +77,7 @@ impl WorkQueue {
         }
     }
 
-    /// Adds a request; refuses it after the end. True if a thread should be called, soon: [`WorkQueue::call`].
+    /// Adds a request, but refuses it after the end. True if a thread should be called soon: [`WorkQueue::call`].
     pub(super) fn push(&self, exchange: Exchange) -> bool {
         let mut state = self.lock();
         if state.ended {
@@ -90,7 +92,7 @@ impl WorkQueue {
         state.is_nobody_coming() && (state.room > 0 || !state.asleep.is_empty())
     }
 
-    /// Calls a thread, if something waits and nobody comes.
+    /// Calls a thread, if requests wait and no thread is coming.
     pub(super) fn call(&self) -> Call {
         self.lock().call()
     }
@@ -121,16 +123,17 @@ impl WorkQueue {
         Ok((taken, call))
     }
 
-    /// A thread that was to be started is here.
+    /// Says that a thread that was to be started has come.
     pub(super) fn arrive(&self) {
         self.lock().coming = Coming::Nobody;
     }
 
-    /// A thread that was to be started cannot be. If there is no other, returns the requests: nobody would take them.
+    /// Says that a thread could not be started. If there is no other thread, returns the requests, because nobody would
+    /// take them.
     pub(super) fn not_started(&self) -> (Call, VecDeque<Exchange>) {
         let mut state = self.lock();
         state.coming = Coming::Nobody;
-        // One may have fallen asleep since.
+        // A thread may have fallen asleep since.
         let next = if state.asleep.is_empty() {
             Call::Nobody
         } else {
@@ -145,7 +148,7 @@ impl WorkQueue {
         (next, left)
     }
 
-    /// A thread that was started wants to end. False if there is something to do after all.
+    /// Says that a started thread wants to end. False if there is a request to take after all.
     pub(super) fn leave(&self) -> bool {
         let mut state = self.lock();
         let idle = state.requests.is_empty();
@@ -155,7 +158,7 @@ impl WorkQueue {
         idle
     }
 
-    /// No more requests will come; returns those that nobody has taken.
+    /// Call this when no more requests will come. Returns the requests that nobody has taken.
     pub(super) fn end(&self) -> VecDeque<Exchange> {
         let mut state = self.lock();
         state.ended = true;
@@ -217,7 +220,7 @@ impl State {
             return Call::Wake(thread);
         }
         if self.room == 0 {
-            // Those that are at work will look here when they are done.
+            // The threads that are at work will look here when they are done.
             return Call::Nobody;
         }
         self.room -= 1;
@@ -226,7 +229,7 @@ impl State {
     }
 }
 
-/// Returns when this thread is called, and also when it is not.
+/// Returns when this thread is called. May also return without a call.
 fn sleep(
     mut state: MutexGuard<'_, State>,
     deadline: Option<Instant>,

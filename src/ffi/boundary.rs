@@ -1,4 +1,4 @@
-//! Where C becomes Rust and Rust becomes C: panics, errors, pointers, buffers, caller-sized structs.
+//! The conversions between C and Rust: panics, errors, pointers, buffers, caller-sized structs.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::io::ErrorKind;
@@ -18,7 +18,7 @@ pub(super) fn status(body: impl FnOnce() -> Result<()>) -> c_int {
     status_of_several(|| body().map(|()| HTTPDOWN_STATUS_OK))
 }
 
-/// As `status`, where there are several ways to succeed.
+/// Like `status`, for calls that have several ways to succeed.
 pub(super) fn status_of_several(body: impl FnOnce() -> Result<httpdown_status>) -> c_int {
     if process::forked() {
         last_error::set(&Error::Forked);
@@ -27,12 +27,12 @@ pub(super) fn status_of_several(body: impl FnOnce() -> Result<httpdown_status>) 
     status_anywhere(body)
 }
 
-/// As `status`, for what has something to tidy up even in a forked child.
+/// Like `status`, for calls that must tidy up even in a forked child.
 pub(super) fn status_in_child_too(body: impl FnOnce() -> Result<()>) -> c_int {
     status_anywhere(|| body().map(|()| HTTPDOWN_STATUS_OK))
 }
 
-/// For what can be done in a forked child as anywhere else, and where there are several ways to succeed.
+/// Like `status_of_several`, for calls that also work in a forked child.
 pub(super) fn status_anywhere(body: impl FnOnce() -> Result<httpdown_status>) -> c_int {
     let call = || {
         body().unwrap_or_else(|error| {
@@ -47,8 +47,8 @@ pub(super) fn status_anywhere(body: impl FnOnce() -> Result<httpdown_status>) ->
     status as c_int
 }
 
-/// The body of every function that returns a value: `fallback` stands for a NULL argument, a fork and a panic. What may
-/// come to a cancellation point there does so in [`sys::without_cancellation`].
+/// The body of every function that returns a value. The result is `fallback` after a NULL argument, a fork or a panic.
+/// Code that may reach a cancellation point runs in [`sys::without_cancellation`].
 pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
     if process::forked() {
         return fallback;
@@ -56,7 +56,7 @@ pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T
     value_anywhere(fallback, body)
 }
 
-/// As `value`, for what can be done in a forked child as anywhere else.
+/// Like `value`, for calls that also work in a forked child.
 pub(super) fn value_anywhere<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
     contain(|| body().unwrap_or(fallback)).unwrap_or(fallback)
 }
@@ -113,28 +113,28 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
     }
 }
 
-/// A pointer that must not be NULL.
+/// Borrows from a pointer that must not be NULL.
 ///
 /// # Safety
-/// If it is not NULL it is valid for `'a`, as the header says of the function's argument.
+/// If the pointer is not NULL, it is valid for `'a`, as the header says of the function's argument.
 pub(super) unsafe fn borrow<'a, T>(pointer: *const T, name: &str) -> Result<&'a T> {
     // SAFETY: the caller's promise.
     unsafe { pointer.as_ref() }.ok_or_else(|| null(name))
 }
 
-/// Where a result shall be written: it must not be NULL.
+/// The place for a result. The pointer must not be NULL.
 ///
 /// # Safety
-/// If it is not NULL it may be written to.
+/// If the pointer is not NULL, it may be written to.
 pub(super) unsafe fn output<'a, T>(pointer: *mut T, name: &str) -> Result<&'a mut MaybeUninit<T>> {
-    // SAFETY: the caller's promise; MaybeUninit does not mind what is there now.
+    // SAFETY: the caller's promise; MaybeUninit accepts any earlier content.
     unsafe { pointer.cast::<MaybeUninit<T>>().as_mut() }.ok_or_else(|| null(name))
 }
 
 /// An array; NULL is fine if it is empty.
 ///
 /// # Safety
-/// If `count` is not 0 and the pointer not NULL, there are that many.
+/// If `count` is not 0 and the pointer not NULL, there are `count` elements.
 pub(super) unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);
@@ -152,7 +152,7 @@ pub(super) unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -
 /// Memory to be filled; NULL is fine if it is empty.
 ///
 /// # Safety
-/// If `count` is not 0 and the pointer not NULL, there is room for that many.
+/// If `count` is not 0 and the pointer not NULL, there is room for `count` elements.
 pub(super) unsafe fn room<'a, T>(
     pointer: *mut T,
     count: usize,
@@ -161,21 +161,21 @@ pub(super) unsafe fn room<'a, T>(
     // SAFETY: the same promise; checked in the same way.
     let memory = unsafe { slice(pointer.cast::<MaybeUninit<T>>().cast_const(), count, name)? };
     let start = memory.as_ptr().cast_mut();
-    // SAFETY: as checked; the caller lets us write there, and nobody else looks meanwhile.
+    // SAFETY: checked above; the caller lets us write there, and nobody else reads the memory at this time.
     Ok(unsafe { std::slice::from_raw_parts_mut(start, memory.len()) })
 }
 
 /// A text; NULL is `None`.
 ///
 /// # Safety
-/// If it is not NULL it is NUL-terminated.
+/// If the pointer is not NULL, the text is NUL-terminated.
 pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a str>> {
     if pointer.is_null() {
         return Ok(None);
     }
     // SAFETY: the caller's promise.
     let text = unsafe { CStr::from_ptr(pointer) }.to_bytes();
-    // Quicker, where it is enough.
+    // This check is quicker, and enough for ASCII.
     if text.is_ascii() {
         // SAFETY: ASCII is UTF-8.
         return Ok(Some(unsafe { std::str::from_utf8_unchecked(text) }));
@@ -203,19 +203,19 @@ impl httpdown_bytes {
     }
 
     /// # Safety
-    /// If `len` is not 0 and `data` not NULL, there are that many bytes.
+    /// If `len` is not 0 and `data` not NULL, there are `len` bytes.
     pub(super) unsafe fn as_slice<'a>(self, name: &str) -> Result<&'a [u8]> {
         // SAFETY: the same promise.
         unsafe { slice(self.data.cast(), self.len, name) }
     }
 }
 
-/// Writes a text into a caller's buffer: cut to what fits, at a character's border, and NUL-terminated.
+/// Writes a text into a caller's buffer, NUL-terminated. A text that is too long is cut between two characters.
 pub(super) fn write_text(buffer: &mut [MaybeUninit<c_char>], text: &str) {
     let Some(room) = buffer.len().checked_sub(1) else {
         return;
     };
-    // A NUL within would end it early.
+    // A NUL inside would end the text early.
     let text = text.split('\0').next().unwrap_or("");
     let mut end = room.min(text.len());
     while !text.is_char_boundary(end) {
@@ -227,7 +227,7 @@ pub(super) fn write_text(buffer: &mut [MaybeUninit<c_char>], text: &str) {
     buffer[end].write(0);
 }
 
-/// Writes bytes into a caller's buffer, all of them and a NUL, or just the NUL; and how many there are into `len`.
+/// Writes either all bytes and a NUL into a caller's buffer, or just the NUL. Writes the number of bytes into `len`.
 pub(super) fn write_bytes(
     buffer: &mut [MaybeUninit<c_char>],
     len: &mut MaybeUninit<usize>,
@@ -242,7 +242,7 @@ pub(super) fn write_bytes(
     if fits { Ok(()) } else { Err(Error::TooLarge) }
 }
 
-/// A text in an array of a struct: as [`write_text`].
+/// Makes a text for an array in a struct, like [`write_text`].
 pub(super) fn text_array<const N: usize>(text: &str) -> [c_char; N] {
     let mut array = [MaybeUninit::new(0); N];
     write_text(&mut array, text);
@@ -261,7 +261,7 @@ pub(super) fn duration_or(ms: u32, default: Duration) -> Duration {
     }
 }
 
-/// When a call that waits so long gives up.
+/// The moment when a call with this timeout gives up.
 pub(super) fn deadline(timeout_ms: u32) -> Option<Instant> {
     Instant::now().checked_add(duration_or(timeout_ms, Duration::ZERO))
 }
@@ -269,20 +269,20 @@ pub(super) fn deadline(timeout_ms: u32) -> Option<Instant> {
 /// A `#[repr(C)]` struct whose first field is its own size, a `usize`, and for which all zeroes is valid.
 ///
 /// # Safety
-/// All of that must hold.
+/// Everything above must hold.
 pub(super) unsafe trait Sized: Copy {
     /// The least size that makes sense.
     const LEAST: usize;
 }
 
-/// Sizes beyond this are no struct's: a field that was not set, most likely.
+/// No struct has a larger size than this. A larger value is most likely a field that was not set.
 const GREATEST: usize = 4096;
 
-/// Reads a struct of the size that its caller knows: what an older caller does not have is zero. What a newer caller has
-/// must be zero: the second value says so otherwise.
+/// Reads a struct of the size that its caller knows. Fields that an older caller does not have become zero. Fields that
+/// only a newer caller has must be zero; the second value tells whether they are.
 ///
 /// # Safety
-/// The pointer is NULL, or readable for as many bytes as its first field says.
+/// The pointer is NULL, or readable for the number of bytes that its first field says.
 pub(super) unsafe fn read_sized<T: Sized>(
     pointer: *const T,
     name: &str,
@@ -306,10 +306,10 @@ pub(super) unsafe fn read_sized<T: Sized>(
     Ok((unsafe { copy.assume_init() }, understood))
 }
 
-/// Writes as much of a struct as its caller knows, and zeroes what the caller knows beyond that.
+/// Writes the part of a struct that its caller knows, and writes zeroes where the caller's struct is longer.
 ///
 /// # Safety
-/// The pointer is NULL, or writable for as many bytes as its first field says.
+/// The pointer is NULL, or writable for the number of bytes that its first field says.
 pub(super) unsafe fn write_sized<T: Sized>(pointer: *mut T, value: T, name: &str) -> Result<()> {
     // SAFETY: the same promise.
     let size = unsafe { size_of_callers(pointer, name)? };

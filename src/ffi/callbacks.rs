@@ -1,4 +1,4 @@
-//! The host's callbacks, as the core wants them.
+//! The host's callbacks, in the form that the core needs.
 
 use std::ffi::{CString, c_int, c_void};
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use super::types::{
     httpdown_phase_fn, httpdown_stat_fn, httpdown_stats,
 };
 
-/// Something of the host's: its pointer, and how it is ended when nobody needs it any more.
+/// The host's data: its pointer, and the function that frees the data when nobody needs it any more.
 #[derive(Debug)]
 pub(super) struct ForeignData {
     pub(super) pointer: *mut c_void,
     pub(super) destroy: httpdown_destroy_fn,
 }
 
-// SAFETY: the header says that callbacks come from several threads at once and that `destroy` may be called on any, so
-// what the host gives us must bear both.
+// SAFETY: the header says that callbacks come from several threads at once, and that `destroy` may be called on any
+// thread. So the host's data must allow both.
 unsafe impl Send for ForeignData {}
 // SAFETY: as above.
 unsafe impl Sync for ForeignData {}
@@ -34,7 +34,7 @@ impl Drop for ForeignData {
     }
 }
 
-/// What every callback of a server needs.
+/// The data that every callback of a server needs.
 #[derive(Clone)]
 pub(super) struct Host {
     pub(super) server: Arc<httpdown_server>,

@@ -8,15 +8,15 @@ use crate::process;
 
 use super::boundary::{borrow, duration_or, output, status};
 
-/// A clock that stands still until it is moved, to test a stop without waiting for its timeouts. Any thread may use
-/// it, several at once.
+/// A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Any
+/// thread may use the clock, several at once.
 pub struct httpdown_clock {
     pub(super) clock: MockClock,
 }
 
-/// Makes a clock that stands at zero, for the option `clock` of one server or several.
+/// Makes a clock whose time is zero, for the option `clock` of one server or several.
 ///
-/// Returns OK, INVALID_ARGUMENT, FORKED. The clock is yours: httpdown_clock_free.
+/// Returns OK, INVALID_ARGUMENT, FORKED. You own the clock; free it with httpdown_clock_free.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_clock_new_mock(clock: *mut *mut httpdown_clock) -> c_int {
@@ -30,8 +30,8 @@ pub unsafe extern "C" fn httpdown_clock_new_mock(clock: *mut *mut httpdown_clock
     })
 }
 
-/// Moves the time on by `ms` milliseconds, and fires the timers that are due by then. Does not wait for what they set
-/// off.
+/// Moves the clock's time forward by `ms` milliseconds, and fires the timers that are due by then. Does not wait for
+/// the effects of these timers.
 ///
 /// Returns OK, INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -45,8 +45,8 @@ pub unsafe extern "C" fn httpdown_clock_advance(clock: *const httpdown_clock, ms
     })
 }
 
-/// Blocks until at least `count` timers are set, that is: until the server waits for its clock. `timeout_ms` is real
-/// time. A server with statistics always has one timer set, for the counts of every minute.
+/// Blocks until at least `count` timers are set, that is: until the server waits for its clock. `timeout_ms` is in real
+/// time. A server with statistics always has one timer set, for the counts that come once a minute.
 ///
 /// Returns OK, INVALID_ARGUMENT, WOULD_BLOCK (at the timeout), FORKED.
 #[must_use]
@@ -64,7 +64,7 @@ pub unsafe extern "C" fn httpdown_clock_wait_for_timers(
     })
 }
 
-/// Frees a clock. A server that uses it keeps what it needs. NULL is fine.
+/// Frees a clock. A server that uses the clock keeps its own reference. NULL is fine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_clock_free(clock: *mut httpdown_clock) {
     if !clock.is_null() && !process::forked() {

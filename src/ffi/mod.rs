@@ -1,8 +1,8 @@
-//! The C interface: a thin skin over the Rust one.
+//! The C interface: a thin layer over the Rust interface.
 //!
 //! The conventions are written once, in the preface of `include/httpdown.h` (its source is `cbindgen.toml`). Each
-//! function here turns its arguments into Rust types, makes one call, and turns the result into a status; what needs
-//! more belongs to the core. The `///` comments are the C reference.
+//! function here turns its arguments into Rust types, makes one call, and turns the result into a status. Code that
+//! does more belongs to the core. The `///` comments are the C reference.
 #![allow(unsafe_code, reason = "this is where C comes in")]
 #![allow(
     non_camel_case_types,

@@ -1,4 +1,4 @@
-//! `httpdown_options`: read, checked, and turned into a builder.
+//! `httpdown_options`: reads and checks the options, and turns them into a builder.
 
 use std::ffi::c_int;
 use std::mem::{MaybeUninit, offset_of};
@@ -39,8 +39,8 @@ const MOST_THREADS: u32 = 1 << 16;
 /// More descriptors than this are a mistake.
 const MOST_FDS: usize = 1024;
 
-/// Sets everything to its default: zero, but for `struct_size`. For C++ before C++20, and for languages without
-/// designated initialisers. `struct_size` is sizeof(httpdown_options) as the caller knows it. Does nothing if
+/// Sets every field to its default: zero, except `struct_size`. This function is for C++ before C++20, and for
+/// languages without designated initialisers. `struct_size` is the caller's sizeof(httpdown_options). Does nothing if
 /// `options` is NULL or the size makes no sense.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_options_init(options: *mut httpdown_options, struct_size: usize) {
@@ -54,7 +54,8 @@ pub unsafe extern "C" fn httpdown_options_init(options: *mut httpdown_options, s
     unsafe { options.cast::<usize>().write(struct_size) };
 }
 
-/// The options, with the host's data already in safe hands: whatever is wrong with the rest, it is destroyed once.
+/// The options. They own the host's data already: whatever is wrong with the other options, the data is destroyed
+/// exactly once.
 pub(super) struct Options {
     raw: httpdown_options,
     data: Arc<ForeignData>,
@@ -81,7 +82,7 @@ impl Options {
         Arc::clone(&self.data)
     }
 
-    /// Starts the server that they describe. `server` is what callbacks will be told about.
+    /// Starts the server that the options describe. Callbacks get `server`.
     pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<()> {
         let Self { raw, data } = self;
         let host = Host {
@@ -107,7 +108,7 @@ impl Options {
         };
         // The server has copies; the descriptors that it was given are now ours to close.
         for fd in fds(&raw)? {
-            // SAFETY: open, as the copy has shown, and the caller has given it to us.
+            // SAFETY: the descriptor is open, as the copy has shown, and the caller has given it to us.
             drop(unsafe { OwnedFd::from_raw_fd(*fd) });
         }
         Ok(())
@@ -248,9 +249,9 @@ fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listen
         if fds(raw)?.iter().filter(|&&other| other == fd).count() > 1 {
             return Err(wrong("given twice"));
         }
-        // SAFETY: not -1; whether it is open, the copy will show.
+        // SAFETY: the number is not -1; the copy will show whether the descriptor is open.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-        // A copy, so that the caller's own stays whole if anything fails.
+        // We use a copy, so that the caller still has the original if anything fails.
         let copy = fd
             .try_clone_to_owned()
             .map_err(|error| match error.raw_os_error() {

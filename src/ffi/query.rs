@@ -1,4 +1,4 @@
-//! Queries, and what is percent-encoded: bytes in, bytes out. Nothing of this needs a request or a server.
+//! Queries and percent-encoded text: bytes in, bytes out. No function here needs a request or a server.
 
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_int};
@@ -10,19 +10,21 @@ use super::boundary::{null, output, room, status_anywhere, value_anywhere, write
 use super::types::httpdown_status::*;
 use super::types::{httpdown_bytes, httpdown_header};
 
-/// The decoded value of the first pair of that name (NUL-terminated) in a query, "name=value&other=value":
+/// Finds the first pair with this name (NUL-terminated) in a query, "name=value&other=value", and decodes its value:
 ///
 ///   char text[32];
 ///   size_t len;
 ///   if (httpdown_query_value(httpdown_request_query(request), "duration", text, sizeof text, &len) == 0) ...
 ///
-/// Writes it into `buffer`, NUL-terminated, and its length without the NUL into `*len`. It may have NULs within (%00),
-/// where C takes it to end, and it need not be UTF-8: `len` tells all of it. The format is that of forms, whose bodies
-/// can be read by this, too: %20 and + are a space, names are compared decoded, a name without '=' has an empty value,
-/// and a '%' without two hexadecimal digits stands for itself. `buffer` must not overlap the query. Never blocks.
+/// Writes the value into `buffer`, NUL-terminated, and its length without the NUL into `*len`. The value may contain
+/// NULs (%00), where C takes it to end, and need not be UTF-8; `len` is always the whole length. The format is that of
+/// forms, so this function can also read the body of a form: %20 and + are a space, names are compared decoded, a name
+/// without '=' has an empty value, and a '%' without two hexadecimal digits stands for itself. `buffer` must not
+/// overlap the query. Never blocks.
 ///
-/// Returns OK; NOT_FOUND; TOO_LARGE if it needs more than `size` bytes (then `buffer` has an empty text, and `*len` is
-/// the length all the same: make room for one more; `buffer` may be NULL if `size` is 0); INVALID_ARGUMENT.
+/// Returns OK; NOT_FOUND; TOO_LARGE if the value needs more than `size` bytes (then `buffer` has an empty text, and
+/// `*len` is still the value's length: make room for one byte more; `buffer` may be NULL if `size` is 0);
+/// INVALID_ARGUMENT.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_query_value(
@@ -51,14 +53,14 @@ pub unsafe extern "C" fn httpdown_query_value(
     })
 }
 
-/// Takes the next pair from the beginning of a query: name and value, neither decoded (httpdown_query_decode does),
-/// borrowed from it. `*rest` is then what follows. Never blocks:
+/// Takes the first pair from a query: name and value, both borrowed from the query and not decoded (for that, call
+/// httpdown_query_decode). Sets `*rest` to the part of the query that follows. Never blocks:
 ///
 ///   httpdown_bytes rest = httpdown_request_query(request);
 ///   httpdown_header pair;
 ///   while (httpdown_query_next(&rest, &pair)) ...
 ///
-/// Returns false, and writes no pair, when there is none left, or an argument is NULL.
+/// Returns false, and writes no pair, when no pair is left, or an argument is NULL.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_query_next(
@@ -86,7 +88,7 @@ pub unsafe extern "C" fn httpdown_query_next(
     value_anywhere(false, next)
 }
 
-/// Decodes a name or a value of a query: %20 and + are a space. Everything else as httpdown_query_value.
+/// Decodes a name or a value of a query: %20 and + are a space. Everything else is like in httpdown_query_value.
 ///
 /// Returns OK, TOO_LARGE, INVALID_ARGUMENT.
 #[must_use]
@@ -101,8 +103,8 @@ pub unsafe extern "C" fn httpdown_query_decode(
     unsafe { decode_by(decode, encoded, buffer, size, len) }
 }
 
-/// Decodes a part of a path: %20 is a space, + is a plus. Split a path at its slashes first: a decoded one (%2F) is
-/// none. Everything else as httpdown_query_value.
+/// Decodes a part of a path: %20 is a space, + is a plus. Split a path at its slashes before you decode: a decoded
+/// slash (%2F) does not separate parts. Everything else is like in httpdown_query_value.
 ///
 /// Returns OK, TOO_LARGE, INVALID_ARGUMENT.
 #[must_use]

@@ -1,4 +1,4 @@
-//! `httpdown_request`: read and answered.
+//! `httpdown_request`: how it is read and answered.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -21,25 +21,27 @@ use super::types::httpdown_status::*;
 use super::types::{httpdown_bytes, httpdown_credentials, httpdown_destroy_fn, httpdown_header};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
-/// (httpdown_reply_start, _write, _finish). That ends it.
+/// (httpdown_reply_start, _write, _finish). The answer ends the request.
 ///
-/// From a handler it is lent until the handler returns, unless httpdown_request_defer or httpdown_reply_start has
-/// succeeded: then it is owned, as is one from httpdown_next, and must be ended. It lives until it is ended, and also
-/// until the handler that it came to has returned; with httpdown_request_retain, also until httpdown_request_release.
-/// As long as it lives, its head can be read and what was borrowed from it stays: reply, and then log the path.
+/// A request is lent to a handler until the handler returns. After httpdown_request_defer or httpdown_reply_start has
+/// succeeded, you own the request, and must end it. You also own a request from httpdown_next. A request lives until it
+/// is ended and its handler, if any, has returned; with httpdown_request_retain, also until httpdown_request_release.
+/// While the request lives, its head can be read, and borrowed bytes stay valid. So you may reply, and then log the
+/// path.
 ///
-/// The pointer stands for this request alone. Used when the request does not live any more, it finds nothing
-/// (ALREADY_REPLIED), and never another request; but bytes that were borrowed are gone. It points to no memory. One
-/// thread at a time, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
+/// The pointer stands for this request alone. If you use the pointer after the request's life, the call finds nothing
+/// (ALREADY_REPLIED), and never another request; but borrowed bytes are gone. The pointer points to no memory. One
+/// thread at a time may use a request, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
 pub struct httpdown_request {
     head: Parts,
     conn: Arc<ConnInfo>,
-    /// Until it is ended.
+    /// Set until the request is ended.
     exchange: UnsafeCell<Option<Exchange>>,
-    /// Until it is ended; not in the exchange, because others may ask while that is used.
+    /// Set until the request is ended. The slot is not in the exchange, because other threads may ask for it while the
+    /// exchange is used.
     slot: UnsafeCell<Option<Arc<ReplySlot>>>,
-    /// In an Arc. Only an owned request has a count there: a lent one has its handler's, or all I/O threads would write
-    /// that count for every request.
+    /// The server is in an Arc. Only an owned request counts there. A lent request relies on its handler's count;
+    /// otherwise all I/O threads would write the count for every request.
     server: *const httpdown_server,
     /// The whole body, once it has been asked for.
     body: OnceCell<Bytes>,
@@ -68,10 +70,10 @@ impl httpdown_request {
         std::mem::take(&mut self.head.headers)
     }
 
-    /// Takes what answers it, when it is ended.
+    /// Takes the exchange, to answer and end the request.
     ///
     /// # Safety
-    /// The caller has set `ENDING`, and of the others the header says that they are done.
+    /// The caller has set `ENDING`. The header says that other users of the request are done.
     unsafe fn take(&self) -> Option<Exchange> {
         // SAFETY: the caller's promise.
         drop(unsafe { &mut *self.slot.get() }.take());
@@ -80,10 +82,10 @@ impl httpdown_request {
     }
 }
 
-/// A request that lives.
+/// Finds a request that lives.
 ///
 /// # Safety
-/// As long as this is used, the request must not be ended by others.
+/// While the result is used, nobody else may end the request.
 unsafe fn see(pointer: *const httpdown_request) -> Result<(Entry, &'static httpdown_request)> {
     if pointer.is_null() {
         return Err(null("request"));
@@ -93,15 +95,15 @@ unsafe fn see(pointer: *const httpdown_request) -> Result<(Entry, &'static httpd
     if entry.holders() == 0 {
         return Err(Error::AlreadyReplied);
     }
-    // SAFETY: it has a holder, and the caller promises that it keeps one.
+    // SAFETY: the request has a holder, and the caller promises that a holder stays.
     let request = unsafe { entry.request() };
     Ok((entry, request.ok_or(Error::AlreadyReplied)?))
 }
 
-/// Something of a request that has not been ended.
+/// Calls `f` with a request that has not been ended.
 ///
 /// # Safety
-/// As long as this is used, nobody else uses the request in this way, or ends it.
+/// During the call, nobody else uses the request in this way, or ends it.
 unsafe fn with<T>(
     pointer: *mut httpdown_request,
     f: impl FnOnce(&httpdown_request, &mut Exchange) -> Result<T>,
@@ -111,23 +113,23 @@ unsafe fn with<T>(
     if entry.holders() & OPEN == 0 {
         return Err(Error::AlreadyReplied);
     }
-    // SAFETY: the header says of all that comes here: one thread at a time.
+    // SAFETY: the header says of all functions that come here: one thread at a time.
     let exchange = unsafe { &mut *request.exchange.get() };
     let exchange = exchange.as_mut().ok_or(Error::AlreadyReplied)?;
     f(request, exchange)
 }
 
-/// What becomes of a request that has not been ended.
+/// Finds the slot of a request that has not been ended.
 ///
 /// # Safety
-/// Nobody ends the request meanwhile.
+/// Nobody ends the request while the result is used.
 unsafe fn slot(pointer: *const httpdown_request) -> Result<&'static Arc<ReplySlot>> {
     // SAFETY: the same promise.
     let (entry, request) = unsafe { see(pointer)? };
     if entry.holders() & OPEN == 0 {
         return Err(Error::AlreadyReplied);
     }
-    // SAFETY: it is written only by who ends the request.
+    // SAFETY: only the thread that ends the request writes the slot.
     let slot = unsafe { &*request.slot.get() };
     slot.as_ref().ok_or(Error::AlreadyReplied)
 }
@@ -143,13 +145,13 @@ pub(super) fn lend(
     };
     handler(entry.pointer());
     if entry.holders() & (OPEN | OWNED) == OPEN {
-        // It is not answered: to drop it is a 500 and a line in the log.
+        // The handler has not answered. Dropping the exchange gives a 500 and a line in the log.
         let _ = end_as(entry, |_, _| Ok(()));
     }
     entry.replace(LENT, 0);
 }
 
-/// Gives a request away for good: whoever has the pointer ends it. `None`, and a 500, if there is no room.
+/// Gives a request away for good: the owner of the pointer ends it. `None`, and a 500, if there is no room.
 pub(super) fn own(
     exchange: Exchange,
     server: &Arc<httpdown_server>,
@@ -159,7 +161,7 @@ pub(super) fn own(
     Some(entry.pointer())
 }
 
-/// From lent to owned: then it lives by itself. `server` lives.
+/// Turns a lent request into an owned one, which keeps its server alive. The caller ensures that `server` lives.
 fn keep(entry: Entry, server: *const httpdown_server) {
     if entry
         .replace(OPEN, OPEN | OWNED)
@@ -170,10 +172,10 @@ fn keep(entry: Entry, server: *const httpdown_server) {
     }
 }
 
-/// Ends a request with `answer`, whatever that comes to.
+/// Ends a request with `answer`, whatever the result of `answer` is.
 ///
 /// # Safety
-/// Of the others that use the request, only those for which the header allows it do so meanwhile.
+/// During the call, other threads use the request only where the header allows it.
 unsafe fn end(
     pointer: *mut httpdown_request,
     answer: impl FnOnce(Entry, &mut Exchange) -> Result<()>,
@@ -185,30 +187,30 @@ unsafe fn end(
     })
 }
 
-/// As [`end`], by whoever has the request. What `answer` leaves unanswered is a 500.
+/// Like [`end`], for a request that was already found. If `answer` does not answer, the client gets a 500.
 fn end_as(entry: Entry, answer: impl FnOnce(Entry, &mut Exchange) -> Result<()>) -> Result<()> {
     let holders = entry.replace(OPEN, ENDING).ok_or(Error::AlreadyReplied)?;
-    // Dropped last, also if something of the host's panics.
+    // Dropped last, even if the host's code panics.
     let _ending = Ending { entry, holders };
-    // SAFETY: it is held by its being ended.
+    // SAFETY: `ENDING` holds the request.
     let request = unsafe { entry.request() }.ok_or(Error::AlreadyReplied)?;
-    // SAFETY: nobody else can have set that, and the header says that others are done.
+    // SAFETY: nobody else can have set `ENDING`, and the header says that other users are done.
     let mut exchange = unsafe { request.take() }.ok_or(Error::AlreadyReplied)?;
     let result = exchange.answer_by(|exchange| answer(entry, exchange));
     exchange.name_if_unanswered(&request.head.uri);
     result
 }
 
-/// A request is being ended, as long as this lives.
+/// While this value lives, a request is being ended.
 struct Ending {
     entry: Entry,
-    /// Who had it before.
+    /// The holders before `ENDING` was set.
     holders: Holders,
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // SAFETY: it is held by its being ended.
+        // SAFETY: `ENDING` holds the request.
         let request = unsafe { self.entry.request() };
         let server = request.map(|request| request.server);
         self.entry.replace(ENDING, 0);
@@ -234,7 +236,7 @@ unsafe fn field(
     })
 }
 
-/// The method, as it came: "GET". Borrowed as long as the request lives. Never blocks.
+/// Returns the method as the client sent it: "GET". Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_method(
     request: *const httpdown_request,
@@ -247,8 +249,8 @@ pub unsafe extern "C" fn httpdown_request_method(
     }
 }
 
-/// The target, mostly path and query, not decoded: "/a%20b?c=d"; without a fragment. Borrowed as long as the
-/// request lives. Never blocks.
+/// Returns the target, mostly path and query, not decoded: "/a%20b?c=d". A fragment is not included. Borrowed as long
+/// as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_target(
     request: *const httpdown_request,
@@ -262,7 +264,7 @@ pub unsafe extern "C" fn httpdown_request_target(
     }
 }
 
-/// The path of the target, not decoded: "/a%20b". Borrowed as long as the request lives. Never blocks.
+/// Returns the path of the target, not decoded: "/a%20b". Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_path(request: *const httpdown_request) -> httpdown_bytes {
     // SAFETY: the same promise.
@@ -273,8 +275,8 @@ pub unsafe extern "C" fn httpdown_request_path(request: *const httpdown_request)
     }
 }
 
-/// What follows the question mark in the target, not decoded: "c=d"; `data` is NULL if there is none. Borrowed as long
-/// as the request lives. Never blocks.
+/// Returns the query: the part of the target after the question mark, not decoded: "c=d". `data` is NULL if there is no
+/// question mark. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_query(
     request: *const httpdown_request,
@@ -290,7 +292,7 @@ pub unsafe extern "C" fn httpdown_request_query(
     }
 }
 
-/// How the request came: "http". Static. Never blocks.
+/// Returns the scheme by which the request came: "http". Static. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_scheme(
     request: *const httpdown_request,
@@ -299,7 +301,7 @@ pub unsafe extern "C" fn httpdown_request_scheme(
     unsafe { field(request, |_| httpdown_bytes::of(b"http")) }
 }
 
-/// The version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.
+/// Returns the version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_version(request: *const httpdown_request) -> c_int {
     value(0, || {
@@ -313,8 +315,8 @@ pub unsafe extern "C" fn httpdown_request_version(request: *const httpdown_reque
     })
 }
 
-/// The value of the first header of that name (NUL-terminated, in any case); `data` is NULL if there is none. "Host" is
-/// what the target says, where that is absolute ("http://a/b").
+/// Returns the value of the first header with this name (NUL-terminated, in upper or lower case); `data` is NULL if
+/// there is no such header. If the target is absolute ("http://a/b"), the value of "Host" comes from the target.
 /// Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_header(
@@ -338,7 +340,7 @@ pub unsafe extern "C" fn httpdown_request_header(
     }
 }
 
-/// How many header fields there are. Never blocks.
+/// Returns the number of header fields. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_header_count(request: *const httpdown_request) -> usize {
     value(0, || {
@@ -348,9 +350,9 @@ pub unsafe extern "C" fn httpdown_request_header_count(request: *const httpdown_
     })
 }
 
-/// Header fields, all at once: writes up to `capacity` of them, from the `first` on (0: from the beginning), and their
-/// number into `*count`. Fields of the same name stand together, in the order in which they came. Borrowed as long as
-/// the request lives. Never blocks.
+/// Writes up to `capacity` header fields into `headers`, starting with field number `first` (0: from the beginning),
+/// and their number into `*count`. Fields with the same name stand together, in the order in which they came. Borrowed
+/// as long as the request lives. Never blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
@@ -383,8 +385,9 @@ pub unsafe extern "C" fn httpdown_request_headers(
     })
 }
 
-/// The client's address: "127.0.0.1:50000", also where it came by a socket for IPv4 and IPv6; "unix:" by a Unix socket,
-/// with a path or a name behind it if the client has bound its own. Borrowed as long as the request lives. Never blocks.
+/// Returns the client's address. An IPv4 address has the form "127.0.0.1:50000", even if the socket accepts IPv4 and
+/// IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has bound its own socket.
+/// Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_addr(
     request: *const httpdown_request,
@@ -398,7 +401,7 @@ pub unsafe extern "C" fn httpdown_request_peer_addr(
     }
 }
 
-/// The server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
+/// Returns the server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_local_addr(
     request: *const httpdown_request,
@@ -412,10 +415,11 @@ pub unsafe extern "C" fn httpdown_request_local_addr(
     }
 }
 
-/// Writes into `*credentials` which process has connected by a Unix socket, as the kernel knew it at that moment
-/// (SO_PEERCRED, see unix(7)). The connection may have been handed to another process since. Never blocks.
+/// Writes into `*credentials` which process has connected by a Unix socket, as the kernel knew it at the time of the
+/// connect (SO_PEERCRED, see unix(7)). That process may have passed the connection to another process since. Never
+/// blocks.
 ///
-/// Returns OK; NOT_FOUND if the client has not come by a Unix socket; INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+/// Returns OK; NOT_FOUND if the client has not connected by a Unix socket; INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_credentials(
@@ -439,7 +443,7 @@ pub unsafe extern "C" fn httpdown_request_peer_credentials(
     })
 }
 
-/// The number of the request's connection, as the option `on_conn_state` tells it. Never blocks.
+/// Returns the number of the request's connection, the same as in `on_conn_state`. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_conn_id(request: *const httpdown_request) -> u64 {
     value(0, || {
@@ -449,9 +453,9 @@ pub unsafe extern "C" fn httpdown_request_conn_id(request: *const httpdown_reque
     })
 }
 
-/// The server that the request came to; a handler may run before httpdown_serve has returned it. Borrowed until the
-/// handler has returned or the request is ended, whichever is later; not to be freed by this pointer unless it is also
-/// yours. NULL if `request` is. Never blocks.
+/// Returns the server that the request came to. A handler may run before httpdown_serve has returned the server. The
+/// pointer is borrowed until the handler has returned or the request is ended, whichever is later; do not free the
+/// server by this pointer unless you also own the server. NULL if `request` is NULL. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_server(
     request: *const httpdown_request,
@@ -468,13 +472,13 @@ pub unsafe extern "C" fn httpdown_request_server(
     })
 }
 
-/// Reads the next bytes of the request's body into `buffer`, and their number into `*count`: 0 is the end. Blocks
-/// until there are some. A client that waits to be asked for its body (Expect: 100-continue) is asked by the first read,
-/// or by httpdown_reply_start.
+/// Reads the next bytes of the request's body into `buffer`, and writes their number into `*count`; 0 is the end of the
+/// body. Blocks until there are some bytes. A client may wait with its body until it is asked (Expect: 100-continue).
+/// The first read, or httpdown_reply_start, asks it.
 ///
-/// Returns OK, GONE (the client has left), BAD_BODY (it has broken the protocol; if the request is then ended without an
-/// answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives
-/// connections, if nothing is there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+/// Returns OK, GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
+/// without an answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives connections, if no bytes are
+/// there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_read(
@@ -501,10 +505,12 @@ pub unsafe extern "C" fn httpdown_request_read(
     })
 }
 
-/// The whole body of the request, if it has at most `limit` bytes: into `*body`, borrowed as long as the request
-/// lives. Blocks until all of it is there. Asked again, it gives the same; what httpdown_request_read took before is missing.
+/// Gives the whole body of the request, if the body has at most `limit` bytes. `*body` is borrowed as long as the
+/// request lives. Blocks until the whole body is there. A second call gives the same bytes. Bytes that
+/// httpdown_request_read took before are missing.
 ///
-/// Returns OK, TOO_LARGE (it is longer: nothing is lost, ask again or read it in pieces), and as httpdown_request_read.
+/// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), and as
+/// httpdown_request_read.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_body(
@@ -529,9 +535,9 @@ pub unsafe extern "C" fn httpdown_request_body(
     })
 }
 
-/// Whether there is no more use in answering: the client has left, the server was killed, or the answer is complete (one
-/// that has no body is, soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any thread, also while
-/// another uses the request, until it is ended.
+/// Returns whether an answer is useless by now: the client has left, the server was killed, or the answer is complete
+/// (an answer without a body is complete soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any
+/// thread may make this call, even while another thread uses the request, until the request is ended.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_request) -> bool {
     value(true, || {
@@ -541,12 +547,14 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
     })
 }
 
-/// Sleeps for `timeout_ms`, or until there is no more use in answering. Any thread, also while another uses the
-/// request, until it is ended. In place (HTTPDOWN_DISPATCH_INLINE), a handler that waits here holds up the thread that
-/// would see its client leave, and all connections of that thread: it learns only of a kill, and of the time.
+/// Sleeps for `timeout_ms`, or until an answer is useless (see httpdown_request_cancelled). Any thread may make this
+/// call, even while another thread uses the request, until the request is ended. With HTTPDOWN_DISPATCH_INLINE, a
+/// handler that waits here blocks the thread that would see its client leave, and all connections of that thread. So
+/// this call learns only of a kill and of the timeout.
 ///
 /// Returns WOULD_BLOCK (the time has passed: go on), GONE (the client has left), KILLED, ALREADY_REPLIED (the answer is
-/// complete), INVALID_ARGUMENT, FORKED. A client that has only closed its half (a FIN) may still read, and is not gone.
+/// complete), INVALID_ARGUMENT, FORKED. A client that has only closed its half of the connection (a FIN) may still
+/// read, and is not gone.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_wait_cancelled(
@@ -561,9 +569,9 @@ pub unsafe extern "C" fn httpdown_request_wait_cancelled(
     })
 }
 
-/// Keeps a request that was lent to a handler: it is owned now, may be moved to another thread, and must be ended.
-/// Never blocks. Behind its end the handler may still read its head, but other threads may not, without
-/// httpdown_request_retain.
+/// Keeps a request that was lent to a handler. You own the request now: you may move it to another thread, and must end
+/// it. Never blocks. After the end of the request, the handler may still read its head, but other threads may not,
+/// unless httpdown_request_retain was called.
 ///
 /// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -580,9 +588,9 @@ pub unsafe extern "C" fn httpdown_request_defer(request: *mut httpdown_request) 
     })
 }
 
-/// Has a request that has not been ended live until httpdown_request_release, also behind its end: its head can be read
-/// for so long, and the body that httpdown_request_body has given. A second time it does nothing. It must still be ended,
-/// and a stop does not wait for its release. Never blocks.
+/// Makes a request that has not been ended live until httpdown_request_release, even after its end. Until then, its
+/// head can be read, and the body that httpdown_request_body has given. A second call does nothing. The request must
+/// still be ended. A stop does not wait for the release. Never blocks.
 ///
 /// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -596,10 +604,10 @@ pub unsafe extern "C" fn httpdown_request_retain(request: *mut httpdown_request)
     })
 }
 
-/// Gives up what httpdown_request_retain has kept. Any thread, but nobody may read the request meanwhile; if it has not
-/// been ended, it must be, as before. Never blocks.
+/// Gives up a request that httpdown_request_retain has kept. Any thread may make this call, but nobody may read the
+/// request at the same time. If the request has not been ended, it must still be ended. Never blocks.
 ///
-/// Returns OK, ALREADY_REPLIED (it does not live any more, or was not retained), INVALID_ARGUMENT, FORKED.
+/// Returns OK, ALREADY_REPLIED (the request does not live any more, or was not retained), INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_release(request: *mut httpdown_request) -> c_int {
     status(|| {
@@ -610,13 +618,12 @@ pub unsafe extern "C" fn httpdown_request_release(request: *mut httpdown_request
     })
 }
 
-/// Answers with a whole response, and ends the request, whatever this returns. All is copied before it returns. Does
-/// not wait for the client.
+/// Answers with a whole response, and ends the request, whatever this function returns. It copies all arguments before
+/// it returns. It does not wait for the client.
 ///
-/// `status_code` is from 200 to 999. Content-Length is set for you; so is Date. A 204 or 205 has no body: what is given
-/// is not sent, nor is a Content-Length among the headers (for 205, it is 0). A header's name or value with a
-/// character that does not belong there (CR, LF, NUL) is refused: the client then gets a 500, as for any
-/// INVALID_ARGUMENT.
+/// `status_code` is from 200 to 999. The library sets Content-Length and Date. A 204 or 205 has no body: a given body
+/// is not sent, nor is a given Content-Length (for 205, it is 0). A header's name or value with a forbidden character
+/// (CR, LF, NUL) is refused: then the client gets a 500, as for any INVALID_ARGUMENT.
 ///
 /// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
@@ -638,7 +645,7 @@ pub unsafe extern "C" fn httpdown_reply(
     }
 }
 
-/// Answers with a text (NUL-terminated UTF-8) as text/plain. Otherwise as httpdown_reply.
+/// Answers with a text (NUL-terminated UTF-8) as text/plain. Otherwise like httpdown_reply.
 ///
 /// Returns as httpdown_reply.
 #[unsafe(no_mangle)]
@@ -665,9 +672,10 @@ pub unsafe extern "C" fn httpdown_reply_text(
     }
 }
 
-/// Answers with a body that is not copied: it must stay as it is until `release` (may be NULL) is called with
-/// `release_data`, exactly once, on any thread, whatever this returns; perhaps before it returns. It should not block:
-/// mostly it is called on a thread that drives connections, which wait for it. Otherwise as httpdown_reply.
+/// Answers with a body that is not copied. The body must not change until `release` (may be NULL) is called with
+/// `release_data`. `release` is called exactly once, on any thread, whatever this function returns, perhaps before it
+/// returns. `release` should not block: mostly it is called on a thread that drives connections, and they wait for
+/// `release`. Otherwise like httpdown_reply.
 ///
 /// Returns as httpdown_reply.
 #[unsafe(no_mangle)]
@@ -699,7 +707,7 @@ pub unsafe extern "C" fn httpdown_reply_borrowed(
     }
 }
 
-/// Memory of the host's, until it is dropped.
+/// The host's memory, which is borrowed until this value is dropped.
 struct Lent {
     bytes: &'static [u8],
     _owner: ForeignData,
@@ -711,13 +719,13 @@ impl AsRef<[u8]> for Lent {
     }
 }
 
-/// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK the
-/// request is owned and must be ended by httpdown_reply_finish or httpdown_reply_abort; otherwise it is as before. Never
-/// blocks.
+/// Begins an answer whose body follows in pieces. The head is sent as soon as the connection can take it. On OK you own
+/// the request, and must end it by httpdown_reply_finish or httpdown_reply_abort. Otherwise the request is as before.
+/// Never blocks.
 ///
-/// The body goes out chunked, unless there is a Content-Length among the headers (which is not sent with a 204 or 205).
-/// If more than 64 KiB of the request's body have still to come when the head is sent, or, of a body in chunks, its end,
-/// the head says Connection: close: it is not known whether they will be read.
+/// The body is sent in chunks, unless the headers have a Content-Length (which is not sent with a 204 or 205). The head
+/// says Connection: close if, when it is sent, more than 64 KiB of the request's body are still missing, or the end of
+/// a chunked body is. The reason: nobody knows whether the rest will be read.
 ///
 /// Returns as httpdown_reply.
 #[must_use]
@@ -743,13 +751,13 @@ pub unsafe extern "C" fn httpdown_reply_start(
     })
 }
 
-/// Sends more of the body, as soon as the client takes it. `data` is copied. Blocks while too much waits already
-/// (256 KiB): a slow client slows the writer.
+/// Sends more of the answer's body, as soon as the client takes it. `data` is copied. Blocks while too many bytes (256
+/// KiB) wait to be sent: a slow client slows the writer down.
 ///
 /// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-/// room for all of it: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the answer
-/// has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or this exceeds its
-/// Content-Length), FORKED.
+/// room for all of `data`: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the
+/// answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the body
+/// exceeds its Content-Length), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_write(
@@ -765,9 +773,9 @@ pub unsafe extern "C" fn httpdown_reply_write(
     })
 }
 
-/// Ends an answer that was begun, and the request, whatever this returns. Does not wait for the client. Without
-/// httpdown_reply_start the client gets a 500; with less written than the Content-Length says, it sees the answer cut
-/// (INVALID_ARGUMENT).
+/// Ends an answer that was begun, and the request, whatever this function returns. Does not wait for the client. Both
+/// of these are INVALID_ARGUMENT: without httpdown_reply_start, the client gets a 500; if fewer bytes were written than
+/// the Content-Length says, the client sees the answer cut.
 ///
 /// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
@@ -776,7 +784,8 @@ pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -
     unsafe { end(request, |_, exchange| exchange.try_finish()) }
 }
 
-/// Ends a request without an answer: the client gets a 500 or, if an answer has begun, sees it cut. Never blocks.
+/// Ends a request without an answer. The client gets a 500 or, if an answer has begun, sees the answer cut. Never
+/// blocks.
 ///
 /// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
@@ -785,7 +794,7 @@ pub unsafe extern "C" fn httpdown_reply_abort(request: *mut httpdown_request) ->
     unsafe { end(request, |_, _| Ok(())) }
 }
 
-/// The bytes of a NUL-terminated text, for a httpdown_header. NULL gives none. Never blocks.
+/// Returns the bytes of a NUL-terminated text, for a httpdown_header. NULL gives no bytes. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_str(text: *const c_char) -> httpdown_bytes {
     if text.is_null() {
@@ -795,7 +804,7 @@ pub unsafe extern "C" fn httpdown_str(text: *const c_char) -> httpdown_bytes {
     httpdown_bytes::of(unsafe { CStr::from_ptr(text) }.to_bytes())
 }
 
-/// Whether bytes are just this NUL-terminated text. Never blocks.
+/// Returns whether the bytes are exactly this NUL-terminated text. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_bytes_equal(bytes: httpdown_bytes, text: *const c_char) -> bool {
     if text.is_null() {

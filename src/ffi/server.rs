@@ -1,4 +1,4 @@
-//! `httpdown_server`: started, asked, stopped.
+//! `httpdown_server`: its start, its queries and its stop.
 
 use std::ffi::{c_char, c_int};
 use std::mem::MaybeUninit;
@@ -20,13 +20,14 @@ use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
 
-/// A server. All functions but httpdown_free take it as const: any thread may call them, several at once.
+/// A server. All functions except httpdown_free take a const pointer to it, so any thread may call them, several at
+/// once.
 pub struct httpdown_server {
-    /// Set before any thread of the server runs, and so before anybody else knows this struct.
+    /// The server is set before any of its threads runs, and so before anybody else knows this struct.
     pub(super) server: Arc<OnceCell<Server>>,
-    /// Where requests are queued.
+    /// The queue, if the server has one.
     pub(super) queue: OnceCell<RequestQueue>,
-    /// Kept as long as the server, also where no callback needs it.
+    /// The host's data lives as long as the server, even if no callback needs it.
     _data: Arc<ForeignData>,
 }
 
@@ -36,11 +37,12 @@ impl httpdown_server {
     }
 }
 
-/// Starts a server, and returns at once: it runs on threads of its own.
+/// Starts a server, and returns at once. The server runs on its own threads.
 ///
-/// On OK `*server` is yours, to be ended by httpdown_free; otherwise it is NULL, and `error` (may be NULL) has the
-/// reason as text, cut to `error_size` and NUL-terminated. Blocks only while a host name in `addr` is looked up,
-/// and, for at most a second, while another process holds a lock on the directory of a Unix socket (flock(2)).
+/// On OK you own `*server`, and end it by httpdown_free. Otherwise `*server` is NULL, and `error` (may be NULL) has the
+/// reason as text, cut to `error_size` and NUL-terminated. The call blocks only while a host name, or a user or group,
+/// in `addr` is looked up, and, for at most one second, while another process holds a lock on the directory of a Unix
+/// socket (flock(2)).
 ///
 /// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES,
 /// FORKED.
@@ -70,15 +72,16 @@ pub unsafe extern "C" fn httpdown_serve(
 
 /// Serves until SIGTERM or SIGINT, stops, and returns the result of the stop.
 ///
-/// A second signal goes straight to the kill, unless it comes within second_signal_ms of the first; a third does what
-/// it would have done without us. What the signals did before is restored at the end; only one run can be under way in
-/// a process. In a child, be it of fork or of vfork, they do what they would have done without us, and do not stop the
-/// parent. A daemon forks first, and then runs: a child that is forked meanwhile can have no server (FORKED). To learn
-/// when the server listens, and where, set the option `on_phase`. The calling thread takes the signals meanwhile, also
-/// if it blocks them: one that was blocked and came before stops the server, too. A SIGINT that is ignored stays so, as
-/// where a shell that is not interactive starts a program in the background; SIGTERM always stops. `report` (may be
-/// NULL; set its struct_size) is written if the server has run, however it ended. `error` as for httpdown_serve.
-/// Blocks.
+/// A second signal goes straight to the kill, unless it comes within second_signal_ms of the first. A third signal has
+/// the effect that it had before this call. The earlier actions of the signals are restored at the end. A process can
+/// have only one run at a time. In a child of fork or vfork, the signals have their earlier effect, and do not stop the
+/// parent. A daemon forks first, and then runs: a child that is forked during the run can have no server (FORKED). To
+/// learn when the server listens, and where, set the option `on_phase`.
+///
+/// During the run the calling thread takes the signals, even if it blocks them. So a blocked signal that came before
+/// the run stops the server, too. If SIGINT is ignored, it stays ignored (a shell that is not interactive ignores it
+/// for programs in the background); SIGTERM always stops. `report` (may be NULL; set its struct_size) is written if the
+/// server has run, however it ended. `error` is like in httpdown_serve. Blocks.
 ///
 /// Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 #[must_use]
@@ -117,7 +120,7 @@ fn start(options: Options) -> Result<Arc<httpdown_server>> {
     Ok(handle)
 }
 
-/// As `status`, and says in the caller's buffer why not.
+/// Like `status`, and writes the reason of a failure into the caller's buffer.
 fn explained(
     buffer: Result<&mut [MaybeUninit<c_char>]>,
     body: impl FnOnce() -> Result<()>,
@@ -141,18 +144,18 @@ fn explained(
     code
 }
 
-/// Stops the server: no new connections, what is there is finished, and then the result. Blocks, at most for
-/// lame_duck_ms + stop_timeout_ms + kill_timeout_ms. Whoever calls later, or meanwhile, waits for the same end and
-/// gets the same result. Before that the callbacks for events have been called, to the last, on_phase with
-/// HTTPDOWN_PHASE_STOPPED; but for callbacks that block no stop waits longer than a second.
+/// Stops the server: it takes no new connections and finishes the open requests; then this call returns the result.
+/// Blocks, at most for lame_duck_ms + stop_timeout_ms + kill_timeout_ms. Other callers, at this time or later, wait for
+/// the same end and get the same result. Before the call returns, all callbacks for events have been called; the last
+/// is on_phase with HTTPDOWN_PHASE_STOPPED. But a stop waits at most one second for callbacks that block.
 ///
-/// Not for the only thread that takes requests from the queue: those that come while it waits here are answered by
-/// nobody until the kill. It calls httpdown_stop_begin, and goes on: see httpdown_event_fd.
+/// Do not call this on the only thread that takes requests from the queue. While that thread waits here, nobody answers
+/// new requests until the kill. Such a thread calls httpdown_stop_begin, and goes on: see httpdown_event_fd.
 ///
 /// Returns OK (nothing was cut), KILLED (requests were cut when the stop timeout had passed), TIMED_OUT (handlers had
 /// to be abandoned), IO (serving had failed, or a listening socket could not be closed), WOULD_DEADLOCK (the server has
-/// not ended, and this is a thread of its own, or one that holds an unfinished request of the queue: the stop has begun
-/// then), INVALID_ARGUMENT, FORKED.
+/// not ended, and the calling thread belongs to the server, or holds an unfinished request of the queue; the stop has
+/// begun nevertheless), INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_stop(server: *const httpdown_server) -> c_int {
@@ -163,8 +166,8 @@ pub unsafe extern "C" fn httpdown_stop(server: *const httpdown_server) -> c_int 
     })
 }
 
-/// Begins the stop and returns at once. A second time it does nothing. Never blocks; may be called in a signal
-/// handler, and anywhere else.
+/// Begins the stop and returns at once. A second call does nothing. Never blocks; may be called anywhere, even in a
+/// signal handler.
 ///
 /// Returns OK, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
@@ -173,7 +176,7 @@ pub unsafe extern "C" fn httpdown_stop_begin(server: *const httpdown_server) -> 
     unsafe { begin(server, Server::stop_begin) }
 }
 
-/// Goes straight to the kill, whether a stop has begun or not, and returns at once. Otherwise as httpdown_stop_begin.
+/// Goes straight to the kill, whether a stop has begun or not, and returns at once. Otherwise like httpdown_stop_begin.
 ///
 /// Returns OK, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
@@ -182,7 +185,7 @@ pub unsafe extern "C" fn httpdown_kill_begin(server: *const httpdown_server) -> 
     unsafe { begin(server, Server::kill_begin) }
 }
 
-/// Allocates nothing, because it may run in a signal handler.
+/// This code allocates nothing, because it may run in a signal handler.
 unsafe fn begin(server: *const httpdown_server, order: fn(&Server)) -> c_int {
     if process::forked() {
         return httpdown_status::HTTPDOWN_STATUS_FORKED as c_int;
@@ -195,9 +198,9 @@ unsafe fn begin(server: *const httpdown_server, order: fn(&Server)) -> c_int {
     httpdown_status::HTTPDOWN_STATUS_OK as c_int
 }
 
-/// Waits until the server has ended entirely, whoever has stopped it, at most `timeout_ms`. Any number of threads may
-/// wait; all get the same result. `report` may be NULL (otherwise set its struct_size); it is written whenever the
-/// server has ended.
+/// Waits at most `timeout_ms` until the server has ended completely, no matter who has stopped it. Any number of
+/// threads may wait; all get the same result. `report` may be NULL (otherwise set its struct_size); it is written
+/// whenever the server has ended.
 ///
 /// Returns as httpdown_stop, and WOULD_BLOCK at the timeout.
 #[must_use]
@@ -222,7 +225,7 @@ pub unsafe extern "C" fn httpdown_wait(
     })
 }
 
-/// The counts as they are now, at any time. Never blocks. Set `report->struct_size` before.
+/// Writes the current counts into `*report`. May be called at any time. Never blocks. Set `report->struct_size` before.
 ///
 /// Returns OK, INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -241,8 +244,8 @@ pub unsafe extern "C" fn httpdown_report(
     })
 }
 
-/// How far the server has come: a httpdown_phase_code; HTTPDOWN_PHASE_STOPPED also if `server` is NULL and where
-/// other calls return FORKED. Never blocks.
+/// Returns the server's phase: a httpdown_phase_code. Returns HTTPDOWN_PHASE_STOPPED also if `server` is NULL, and
+/// where other calls return FORKED. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_phase(server: *const httpdown_server) -> c_int {
     value(crate::Phase::Stopped as c_int, || {
@@ -252,9 +255,9 @@ pub unsafe extern "C" fn httpdown_phase(server: *const httpdown_server) -> c_int
     })
 }
 
-/// Whether new requests are welcome, for a readiness probe: false from the moment when a stop is asked for, and so from
-/// the lame duck on; also if `server` is NULL and after a fork. Never blocks; may be called in a signal handler, and
-/// anywhere else. The option `ready_path` has the server tell it to who asks by HTTP.
+/// Returns whether new requests are welcome, for a readiness probe. The result is false from the moment when a stop is
+/// asked for, and so during the lame duck; also if `server` is NULL and after a fork. Never blocks; may be called
+/// anywhere, even in a signal handler. With the option `ready_path`, the server answers this question by HTTP.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_ready(server: *const httpdown_server) -> bool {
     // Allocates nothing, because it may run in a signal handler.
@@ -263,7 +266,7 @@ pub unsafe extern "C" fn httpdown_ready(server: *const httpdown_server) -> bool 
 }
 
 /// Writes the address that the server listens on as text ("127.0.0.1:8080", "unix:/run/app.sock") into `buffer`,
-/// NUL-terminated; 128 bytes are enough. A path in `addr` is made absolute. `index` counts the listening sockets: `fds`
+/// NUL-terminated; 512 bytes are enough. A path in `addr` is made absolute. `index` counts the listening sockets: `fds`
 /// first, then those of `addr`. Never blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT (also: no such index, or the buffer is too small), FORKED.
@@ -292,13 +295,13 @@ pub unsafe extern "C" fn httpdown_local_addr(
     })
 }
 
-/// Ends a server: stops it if nobody has, waits until its threads have ended, and frees it. NULL is fine.
+/// Ends a server: stops it if nobody has done so, waits until its threads have ended, and frees it. NULL is fine.
 ///
-/// Blocks as httpdown_stop does, and then until the callbacks for events have been called, at most for kill_timeout_ms
-/// or a second, whichever is longer. On a thread that would wait for itself (in a handler, say) it returns at once, and
-/// the rest follows elsewhere. Handlers that never return are left behind; `destroy` is called when the last of them
-/// does return. Nothing may use the server meanwhile or afterwards. In a child that was forked before it does nothing:
-/// see FORKED.
+/// Blocks like httpdown_stop, and then until the callbacks for events have been called, at most for kill_timeout_ms or
+/// one second, whichever is longer. On a thread that would wait for itself (in a handler, for example) the call returns
+/// at once, and another thread does the rest. Handlers that never return are left behind; `destroy` is called when the
+/// last of them does return. Nothing may use the server during this call or after it. In a child that was forked before
+/// this call, the call does nothing: see FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_free(server: *mut httpdown_server) {
     value((), || {
@@ -314,12 +317,12 @@ pub unsafe extern "C" fn httpdown_free(server: *mut httpdown_server) {
     });
 }
 
-/// Takes requests from the queue (the option `dispatch` is HTTPDOWN_DISPATCH_QUEUE): up to `capacity` of them into
-/// `requests`, and their number into `*count`. Waits for the first, at most `timeout_ms`. Any thread may call it,
-/// several at once. The requests are owned: each is to be ended exactly once, by any thread.
+/// Takes requests from the queue (the option `dispatch` is HTTPDOWN_DISPATCH_QUEUE). Writes up to `capacity` requests
+/// into `requests`, and their number into `*count`. Waits at most `timeout_ms` for the first request. Any thread may
+/// make this call, several at once. You own the requests: each must be ended exactly once, by any thread.
 ///
-/// While one of them is unfinished, the calling thread must not wait for the server to stop: WOULD_DEADLOCK.
-/// Requests can be taken until the kill; what nobody has taken by then is answered with 503.
+/// While one of these requests is unfinished, the calling thread must not wait for the server to stop: WOULD_DEADLOCK.
+/// Requests can be taken until the kill. Requests that nobody has taken by then are answered with 503.
 ///
 /// Returns OK, WOULD_BLOCK (at the timeout), STOPPED (no request can come any more), INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -357,9 +360,9 @@ pub unsafe extern "C" fn httpdown_next(
     })
 }
 
-/// A descriptor for the program's own event loop: readable (level-triggered) while requests wait in the queue, and
-/// after the end, when httpdown_next returns STOPPED. It belongs to the server; do not read from it or close it. Never
-/// blocks.
+/// Writes a descriptor for the program's own event loop into `*fd`. The descriptor is readable (level-triggered) while
+/// requests wait in the queue, and after the end, when httpdown_next returns STOPPED. The descriptor belongs to the
+/// server; do not read from it or close it. Never blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
 #[must_use]
@@ -379,15 +382,17 @@ pub unsafe extern "C" fn httpdown_queue_fd(
     })
 }
 
-/// A descriptor for the program's own event loop: readable (level-triggered) while events wait to be taken by
-/// httpdown_next_event, and after the end, when httpdown_wait does not wait any more; the latter also without the
-/// option `pull_events`. It belongs to the server; do not read from it or close it. Never blocks.
+/// Writes a descriptor for the program's own event loop into `*fd`. The descriptor is readable (level-triggered) while
+/// events wait for httpdown_next_event. It is also readable after the end, when httpdown_wait does not wait any more,
+/// even without the option `pull_events`. The descriptor belongs to the server; do not read from it or close it. Never
+/// blocks.
 ///
-/// With it, and that of httpdown_queue_fd, a program of one thread stops without blocking and loses nothing. It calls
-/// httpdown_stop_begin, and goes on with its loop: poll both, take and answer requests (httpdown_next with
-/// HTTPDOWN_NOW) until that returns STOPPED, from when on it polls only this one, take events if it has asked for them,
-/// and call httpdown_wait with HTTPDOWN_NOW: as long as that returns WOULD_BLOCK, or WOULD_DEADLOCK because the thread
-/// holds a request, the server has not ended. Then httpdown_free returns at once.
+/// With this descriptor and that of httpdown_queue_fd, a program with one thread stops without blocking, and loses no
+/// request. The program calls httpdown_stop_begin, and goes on with its loop. In the loop it polls both descriptors;
+/// takes and answers requests (httpdown_next with HTTPDOWN_NOW) until httpdown_next returns STOPPED, and from then on
+/// polls only this descriptor; takes events, if it has asked for them; and calls httpdown_wait with HTTPDOWN_NOW. While
+/// httpdown_wait returns WOULD_BLOCK, or WOULD_DEADLOCK because the thread holds a request, the server has not ended.
+/// After that, httpdown_free returns at once.
 ///
 /// Returns OK, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
 #[must_use]
@@ -410,12 +415,12 @@ fn no_queue() -> Error {
     Error::InvalidArgument("the server has no queue".into())
 }
 
-/// Takes the oldest event (the option `pull_events`), waiting for one at most `timeout_ms`. Any thread may call it,
-/// several at once. Set `event->struct_size` before. Events that nobody takes in time are dropped, and counted in the
-/// report.
+/// Takes the oldest event (the option `pull_events`). Waits at most `timeout_ms` for an event. Any thread may make this
+/// call, several at once. Set `event->struct_size` before. Events that nobody takes in time are dropped, and counted in
+/// the report.
 ///
-/// Returns OK, WOULD_BLOCK (at the timeout), STOPPED (the server has ended and all were taken), INVALID_ARGUMENT,
-/// FORKED.
+/// Returns OK, WOULD_BLOCK (at the timeout), STOPPED (the server has ended and all events were taken),
+/// INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_next_event(
@@ -518,22 +523,24 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
     unsafe { write_sized(report, value, "report") }
 }
 
-/// What a status means, as English text: static, NUL-terminated, never NULL. May be called anywhere.
+/// Returns the meaning of a status as English text: static, NUL-terminated, never NULL. May be called anywhere.
 #[unsafe(no_mangle)]
 pub extern "C" fn httpdown_status_string(status: c_int) -> *const c_char {
     status_text(status).as_ptr()
 }
 
-/// Why the calling thread's last failing call has failed, as English text: of the functions that return a status, whatever
-/// the status. NUL-terminated, cut to 511 bytes, never NULL: "" if none has failed. It belongs to the library, and is valid
-/// until the thread's next failing call, or its end; a call that succeeds leaves it as it is. Never blocks. Any thread,
-/// also while it ends; httpdown_stop_begin and httpdown_kill_begin, which signal handlers may call, do not set it.
+/// Returns, as English text, why the calling thread's last failing call has failed. Functions that return a status set
+/// this text, whatever the status. The text is NUL-terminated, cut to 511 bytes, and never NULL: "" if no call has
+/// failed. The text belongs to the library, and is valid until the thread's next failing call, or the thread's end; a
+/// call that succeeds does not change it. Never blocks. Any thread may make this call, even while the thread ends.
+/// httpdown_stop_begin and httpdown_kill_begin, which signal handlers may call, do not set the text.
 #[unsafe(no_mangle)]
 pub extern "C" fn httpdown_last_error() -> *const c_char {
     super::last_error::text()
 }
 
-/// The version of the library that runs, as text: static, NUL-terminated. That of the header is HTTPDOWN_VERSION.
+/// Returns the version of the library that runs, as text: static, NUL-terminated. The header's version is
+/// HTTPDOWN_VERSION.
 #[unsafe(no_mangle)]
 pub extern "C" fn httpdown_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()

@@ -1,8 +1,8 @@
-//! Where requests are that C knows, and the numbers that C has for pointers to them.
+//! The table of the requests that C knows, and the numbers that C gets as pointers to them.
 //!
-//! A pointer that is used again when its request is gone would find another client's request in the same memory. So C
-//! gets a number that stands for one request alone: a slot of this table, and how often the slot had been used before.
-//! Slots are never given back to the allocator, and who finds one by an old number is told so.
+//! A real pointer that is used after the end of its request could find another client's request in the same memory. So
+//! C gets a number that stands for one request alone: a slot of this table, and how often the slot had been used
+//! before. Slots are never given back to the allocator. A caller with an old number is told that the request is gone.
 #![allow(
     clippy::cast_possible_truncation,
     reason = "the halves of 64 bits are 32, and a number has no more"
@@ -16,31 +16,31 @@ use once_cell::sync::OnceCell;
 
 use super::request::httpdown_request;
 
-/// Who has a request. It lives as long as one of the first four is set.
+/// The holders of a request. The request lives as long as one of the first four bits is set.
 pub(super) type Holders = u32;
-/// The handler that it was lent to has not returned.
+/// The handler that the request was lent to has not returned.
 pub(super) const LENT: Holders = 1;
-/// It has still to be ended.
+/// The request has still to be ended.
 pub(super) const OPEN: Holders = 2;
-/// It is being ended.
+/// The request is being ended.
 pub(super) const ENDING: Holders = 4;
-/// Somebody wants to read its head, also behind its end.
+/// Somebody wants to read the request's head even after its end.
 pub(super) const RETAINED: Holders = 8;
-/// Somebody will end it, be it behind the handler.
+/// Somebody will end the request, perhaps after the handler has returned.
 pub(super) const OWNED: Holders = 16;
 
 const ANY: Holders = LENT | OPEN | ENDING | RETAINED;
 
-/// How many bits of a number say which slot it is. The others say which of its requests.
+/// The number of bits that say which slot is meant. The other bits say which of the slot's requests is meant.
 const SLOT_BITS: u32 = if usize::BITS >= 64 { 32 } else { 20 };
-/// As much of that as there is room for.
+/// The largest number that fits into the other bits.
 const TURNS: u32 = u32::MAX >> (32 - (if usize::BITS >= 64 { 64 } else { 32 } - SLOT_BITS));
-/// The first slot has this number, and the first chunk as many slots. Each further one has twice as many.
+/// The first slot has this number, and the first chunk has this many slots. Each further chunk has twice as many.
 const FIRST: usize = 64;
 const CHUNKS: usize = SLOT_BITS as usize - FIRST.ilog2() as usize;
-/// Threads keep their free slots apart, as far as possible.
+/// The number of lists of free slots, so that threads share a list as rarely as possible.
 const SHARDS: usize = 16;
-/// Slots up to here keep the memory of a header map of at most so many fields.
+/// Slots with numbers up to this one keep the memory of a header map of at most `FIELDS_OF_SPARE` fields.
 const SLOTS_WITH_SPARE: usize = 4096;
 const FIELDS_OF_SPARE: usize = 32;
 
@@ -48,25 +48,26 @@ static CHUNK: [OnceCell<Box<[Slot]>>; CHUNKS] = [const { OnceCell::new() }; CHUN
 static MADE: AtomicUsize = AtomicUsize::new(0);
 static FREE: [Free; SHARDS] = [const { Free(AtomicU64::new(0)) }; SHARDS];
 
-/// A stack of free slots: the first, and, so that no two states look alike, how often it has changed.
+/// A stack of free slots: the first slot, and how often the stack has changed, so that no two states look alike.
 #[repr(align(128))]
 struct Free(AtomicU64);
 
 #[repr(align(64))]
 struct Slot {
-    /// How often it has been used, and the holders.
+    /// How often the slot has been used, and the holders.
     state: AtomicU64,
-    /// The next free one.
+    /// The next free slot.
     next: AtomicU32,
-    /// Whose free slots it belongs to.
+    /// The shard whose free slots this slot belongs to.
     shard: AtomicU32,
-    /// Written by whoever takes the slot from the free ones, or puts it back; read by the holders.
+    /// Written by the thread that takes the slot from the free slots or puts it back; read by the holders.
     request: UnsafeCell<Option<httpdown_request>>,
-    /// An empty map. As `request`, but among the holders only who ends the request has it.
+    /// An empty map. The rules of `request` apply, but among the holders, only the thread that ends the request uses
+    /// the map.
     spare: UnsafeCell<HeaderMap>,
 }
 
-// SAFETY: requests may go to any thread; who may use what, and when, is said at the fields.
+// SAFETY: requests may go to any thread; the comments at the fields say who may use them, and when.
 unsafe impl Sync for Slot {}
 // SAFETY: as above.
 unsafe impl Send for Slot {}
@@ -82,7 +83,7 @@ impl Slot {
         }
     }
 
-    /// Of what [`make`] has given out, or something like it.
+    /// The slot with this number, if [`make`] has made its chunk.
     fn at(number: usize) -> Option<&'static Self> {
         let size = number.checked_ilog2()?;
         let chunk = (size as usize).checked_sub(FIRST.ilog2() as usize)?;
@@ -95,11 +96,11 @@ impl Slot {
 pub(super) struct Entry {
     slot: &'static Slot,
     number: usize,
-    /// Which of the slot's requests.
+    /// The number of the request among the slot's requests.
     turn: u32,
 }
 
-/// Puts a request into the table. `None` if that is full, of as many requests as no memory could hold.
+/// Puts a request into the table. `None` if the table is full; memory could not hold that many requests.
 #[inline]
 pub(super) fn insert(
     request: impl FnOnce() -> httpdown_request,
@@ -110,7 +111,7 @@ pub(super) fn insert(
     let slot = Slot::at(number)?;
     // SAFETY: nobody else has the slot.
     let place = unsafe { &mut *slot.request.get() };
-    // Made where it is to be.
+    // The request is made in its final place.
     *place = Some(request());
     let turn = (slot.state.load(Ordering::Relaxed) >> 32) as u32;
     slot.state.store(
@@ -124,7 +125,7 @@ pub(super) fn insert(
     })
 }
 
-/// What C calls a pointer. `None` if it is no number of ours.
+/// Finds the entry for a pointer of C. `None` if the pointer is not a number that we gave out.
 pub(super) fn find(pointer: *const httpdown_request) -> Option<Entry> {
     let value = pointer.addr();
     let number = value & (1_usize << SLOT_BITS).wrapping_sub(1);
@@ -136,12 +137,12 @@ pub(super) fn find(pointer: *const httpdown_request) -> Option<Entry> {
 }
 
 impl Entry {
-    /// What C gets.
+    /// The pointer that C gets.
     pub(super) fn pointer(self) -> *mut httpdown_request {
         std::ptr::without_provenance_mut((self.turn as usize) << SLOT_BITS | self.number)
     }
 
-    /// None if it does not live any more.
+    /// The holders; none if the request does not live any more.
     pub(super) fn holders(self) -> Holders {
         self.holders_in(self.slot.state.load(Ordering::Acquire))
     }
@@ -155,8 +156,8 @@ impl Entry {
         }
     }
 
-    /// Has `old` holders replaced by `new` ones, if all `old` ones are there. Says who they were before. Behind the last
-    /// holder the slot is free for another request.
+    /// Replaces the `old` holders by the `new` ones, if all `old` holders are there. Returns the holders from before.
+    /// After the last holder, the slot is free for another request.
     pub(super) fn replace(self, old: Holders, new: Holders) -> Option<Holders> {
         let state = &self.slot.state;
         let mut before = state.load(Ordering::Relaxed);
@@ -180,16 +181,16 @@ impl Entry {
     }
 
     /// # Safety
-    /// As long as this is used, a holder of it stays.
+    /// While the result is used, the request keeps a holder.
     pub(super) unsafe fn request(self) -> Option<&'static httpdown_request> {
-        // SAFETY: as long as there is a holder nobody writes it.
+        // SAFETY: as long as there is a holder, nobody writes the request.
         unsafe { &*self.slot.request.get() }.as_ref()
     }
 
     /// An empty map, which has memory if one was given back before.
     ///
     /// # Safety
-    /// The caller has set [`ENDING`], and nobody else.
+    /// The caller, and nobody else, has set [`ENDING`].
     pub(super) unsafe fn spare(self) -> HeaderMap {
         // SAFETY: the caller's promise.
         std::mem::take(unsafe { &mut *self.slot.spare.get() })
@@ -197,7 +198,7 @@ impl Entry {
 
     fn free(self) {
         let Self { slot, number, .. } = self;
-        // SAFETY: the last holder is gone, and until it is among the free ones, nobody else comes to it.
+        // SAFETY: the last holder is gone, and until the slot is among the free slots, nobody else uses it.
         let request = unsafe { &mut *slot.request.get() };
         if number < SLOTS_WITH_SPARE
             && let Some(mut headers) = request.as_mut().map(httpdown_request::take_headers)
@@ -215,7 +216,7 @@ impl Entry {
     }
 }
 
-/// A slot that has not been there before.
+/// Makes a new slot.
 fn make(shard: usize) -> Option<usize> {
     let number = MADE.fetch_add(1, Ordering::Relaxed) + FIRST;
     let size = number.ilog2();
@@ -259,7 +260,8 @@ impl Free {
     }
 }
 
-/// Each thread has one; no thread has it alone. Its local has no destructor, and so is there until the thread's end.
+/// The shard of this thread. Several threads share a shard. The thread-local has no destructor, and so exists until the
+/// thread's end.
 fn my_shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

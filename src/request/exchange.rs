@@ -1,4 +1,4 @@
-//! A request and the answer to it, in the hands of a handler: on any thread, for as long as it takes.
+//! A request and the answer to it. A handler may keep it on any thread, for any time.
 
 use std::error::Error as _;
 use std::fmt;
@@ -31,20 +31,21 @@ use crate::threads::LentRuntime;
 use super::held::Taken;
 use super::reply_slot::{Cancellation, ReplySlot};
 
-/// A response is handed to the connection in pieces of at most this many bytes …
+/// A response is passed to the connection in pieces of at most this many bytes.
 const PIECE: usize = 64 << 10;
-/// … of which so many bytes may wait: a slow client makes the writer wait instead of filling the memory.
+/// At most this many bytes of these pieces may wait. So a slow client makes the writer wait, and does not fill the
+/// memory.
 const ROOM: usize = 4 * PIECE;
 
 /// One request, and the means to answer it once.
 ///
-/// It can be moved to any thread and kept: the client waits. Reading and writing may block, which they never do on a
-/// thread that drives connections ([`Dispatch::Inline`](crate::Dispatch::Inline)): there they fail with
-/// [`Error::WouldBlock`]. So they do on a thread without which a [runtime of the host's](crate::Builder::runtime) does
-/// not get on, which takes a second to be found out.
+/// You may move an exchange to any thread and keep it; meanwhile the client waits. Reading and writing may block. But
+/// on a thread that drives connections ([`Dispatch::Inline`](crate::Dispatch::Inline)) they never block, and fail with
+/// [`Error::WouldBlock`] instead. They also fail on a thread that the [host's runtime](crate::Builder::runtime) needs
+/// to make progress; this takes one second to find out.
 ///
-/// Dropped without an answer, the client gets a 500, or, if its body was found to be malformed, a 400; dropped within an
-/// answer, the client sees it cut.
+/// If an exchange is dropped without an answer, the client gets a 500, or a 400 if the request's body was malformed. If
+/// an exchange is dropped after an answer has begun, the client sees the answer cut.
 ///
 /// ```
 /// use http::{Response, StatusCode};
@@ -86,10 +87,10 @@ const ROOM: usize = 4 * PIECE;
 /// ```
 pub struct Exchange(Box<Inner>);
 
-/// Where the head was taken.
+/// Stands for a head that was taken.
 static NO_HEAD: Lazy<Parts> = Lazy::new(|| Request::new(()).into_parts().0);
 
-/// In a box because an exchange is passed on from hand to hand.
+/// Boxed, because an exchange is moved often.
 struct Inner {
     /// `None` once somebody has taken it.
     head: Option<Parts>,
@@ -97,9 +98,9 @@ struct Inner {
     answer: Answer,
     /// The answer has no body (HEAD, 204, 205, 304): nothing can be written for it.
     bodyless: bool,
-    /// What its Content-Length promises and has not been written yet.
+    /// The number of bytes that the answer's Content-Length promises and that have not been written yet.
     owing: Option<u64>,
-    /// The thread that took it from the queue holds it.
+    /// Marks the request as held by the thread that took it from the queue.
     taken: Option<Taken>,
     /// Why the last attempt to answer has failed.
     refused: Option<Error>,
@@ -107,13 +108,14 @@ struct Inner {
 }
 
 struct RequestBody {
-    /// `None` once the whole answer is given.
+    /// `None` after the whole answer is given.
     incoming: Option<Incoming>,
-    /// The client waits to be asked for it (RFC 9110, 10.1.1): to read is to ask.
+    /// The client waits until it is asked for the body (RFC 9110, 10.1.1). Reading asks it.
     is_awaited: bool,
-    /// What has been received and not yet read.
+    /// The bytes that have been received and not yet read.
     rest: Bytes,
-    /// Why no more will come: hyper says so once, and then calls it the end.
+    /// The reason why no more bytes will come. hyper gives the reason only once; after that it reports the end of the
+    /// body.
     failed: Option<Error>,
 }
 
@@ -131,7 +133,7 @@ struct Writing {
 
 #[derive(Debug)]
 pub(crate) enum Piece {
-    /// So many of the bytes take up room until the connection has them.
+    /// The bytes, and how much room they take up until the connection has them.
     Data(Bytes, usize),
     End,
 }
@@ -165,14 +167,14 @@ impl Exchange {
         &self.0.slot
     }
 
-    /// The head, for who keeps it longer than the exchange.
+    /// Takes the head, for a caller that keeps it longer than the exchange.
     #[cfg(feature = "capi")]
     pub(crate) fn take_head(&mut self) -> Parts {
         let head = self.0.head.take();
         head.unwrap_or_else(|| Request::new(()).into_parts().0)
     }
 
-    /// What a report calls a request whose head was taken, if there will be one.
+    /// Sets the URI of a request whose head was taken, if a log line may have to name the request.
     #[cfg(feature = "capi")]
     pub(crate) fn name_if_unanswered(&mut self, uri: &Uri) {
         if !matches!(self.0.answer, Answer::Given) {
@@ -188,13 +190,13 @@ impl Exchange {
         &self.head().method
     }
 
-    /// The request's target, as it came.
+    /// The request's target, as the client sent it.
     #[must_use]
     pub fn uri(&self) -> &Uri {
         &self.head().uri
     }
 
-    /// What the query of the target says: none is an empty one.
+    /// The query of the target. A target without a query has an empty one.
     #[must_use]
     pub fn query(&self) -> Query<'_> {
         Query::new(self.uri().query().unwrap_or_default())
@@ -206,13 +208,13 @@ impl Exchange {
         self.head().version
     }
 
-    /// The request's headers. `Host` is what the target says, where that is absolute (`http://a/b`).
+    /// The request's headers. If the target is absolute (`http://a/b`), the value of `Host` comes from the target.
     #[must_use]
     pub fn headers(&self) -> &HeaderMap {
         &self.head().headers
     }
 
-    /// The connection that it came on.
+    /// The connection that the request came on.
     #[must_use]
     pub fn conn(&self) -> &ConnInfo {
         self.conn_info()
@@ -222,7 +224,7 @@ impl Exchange {
         self.0.slot.inflight().conn().info()
     }
 
-    /// The number of the server that it came to.
+    /// The number of the server that the request came to.
     pub(crate) fn server_id(&self) -> u64 {
         self.shared().id
     }
@@ -231,14 +233,14 @@ impl Exchange {
         self.0.slot.inflight().conn().shared()
     }
 
-    /// Why there is no more use in answering: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`], where the
-    /// answer is complete. Never blocks.
+    /// The reason why an answer is useless by now: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`] if
+    /// the answer is complete. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
         self.0.slot.over()
     }
 
-    /// Something that can wait, on any thread, until there is no more use in answering.
+    /// Returns a value that can wait, on any thread, until an answer is useless.
     #[must_use]
     pub fn cancellation(&self) -> Cancellation {
         self.0.slot.cancellation()
@@ -248,22 +250,23 @@ impl Exchange {
         self.0.taken = Some(holder);
     }
 
-    /// Reads the next bytes of the request's body into `buf`; 0 is its end. Blocks until there are some. A client that
-    /// waits to be asked for its body (`Expect: 100-continue`) is asked by the first read, or by [`Exchange::start`].
+    /// Reads the next bytes of the request's body into `buf`; 0 is the end of the body. Blocks until there are some
+    /// bytes. A client may wait with its body until it is asked (`Expect: 100-continue`). The first read, or
+    /// [`Exchange::start`], asks it.
     ///
     /// # Errors
-    /// [`Error::Gone`] if the client has left, [`Error::BadBody`] if it broke the protocol within the body,
-    /// [`Error::Killed`] after a kill, [`Error::WouldBlock`] on an I/O thread if nothing is there.
+    /// [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the body,
+    /// [`Error::Killed`] after a kill, [`Error::WouldBlock`] on an I/O thread if no bytes are there.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         let data = self.read_bytes(buf.len())?;
         buf[..data.len()].copy_from_slice(&data);
         Ok(data.len())
     }
 
-    /// As [`Exchange::read`], not copied: at most `limit` bytes; none is the end.
+    /// Like [`Exchange::read`], but without a copy. Returns at most `limit` bytes; no bytes are the end of the body.
     ///
     /// # Errors
-    /// As [`Exchange::read`].
+    /// The errors of [`Exchange::read`].
     pub fn read_bytes(&mut self, limit: usize) -> Result<Bytes> {
         if self.0.body.rest.is_empty() && limit > 0 {
             self.0.body.rest = self.next_data()?.unwrap_or_default();
@@ -272,10 +275,12 @@ impl Exchange {
         Ok(self.0.body.rest.split_to(count))
     }
 
-    /// Reads what is left of the request's body, if that is at most `limit` bytes. Blocks until all of it is there.
+    /// Reads the rest of the request's body, if the rest has at most `limit` bytes. Blocks until the whole rest is
+    /// there.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the body is longer (what has come stays to be read); otherwise as [`Exchange::read`].
+    /// [`Error::TooLarge`] if the body is longer (the received bytes can still be read); otherwise the errors of
+    /// [`Exchange::read`].
     pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
         let incoming = self.0.body.incoming.as_ref();
         let announced = incoming.map_or(0, |body| body.size_hint().lower());
@@ -286,7 +291,7 @@ impl Exchange {
             if self.0.body.rest.len() > limit {
                 return Err(Error::TooLarge);
             }
-            // If it is too long, or would block, what has been received stays to be read.
+            // If the body is too long, or reading would block, the received bytes can still be read.
             let Some(data) = self.next_data()? else {
                 return Ok(std::mem::take(&mut self.0.body.rest));
             };
@@ -319,14 +324,15 @@ impl Exchange {
         })
     }
 
-    /// Whether there is a body that has not come, and is not waited for by its client.
+    /// Whether there is a body that has not come completely, and that the client sends without being asked.
     pub(crate) fn may_have_come(&self) -> bool {
         let body = &self.0.body;
         let incoming = body.incoming.as_ref();
         incoming.is_some_and(|incoming| !incoming.is_end_stream()) && !body.is_awaited
     }
 
-    /// Takes what has come of the body, up to some limit, so that it can be read where nobody may wait.
+    /// Takes the received part of the body, up to some limit, so that this part can be read on a thread that must not
+    /// wait.
     pub(crate) fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Inner { body, slot, .. } = &mut *self.0;
         if body.rest.len() >= PIECE {
@@ -335,7 +341,7 @@ impl Exchange {
         match body.poll_data(slot, cx) {
             Poll::Ready(Ok(Some(data))) => {
                 body.append(data);
-                // hyper reads the next now, if it is there.
+                // hyper now reads the next piece, if it is there.
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
@@ -347,24 +353,24 @@ impl Exchange {
         }
     }
 
-    /// Nobody has been called with it, and nobody will be.
+    /// Gives the request up: no handler was called with it, and none will be.
     pub(crate) fn withdraw(mut self) {
         self.0.answer = Answer::Given;
     }
 
     /// Answers with a whole response. Does not wait for the client.
     ///
-    /// A 204 or 205 has no body: what is given is not sent, nor is a Content-Length (for 205, it is 0).
+    /// A 204 or 205 has no body: a given body is not sent, nor is a given Content-Length (for 205, it is 0).
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or the headers contradict the body (the client
-    /// gets a 500); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more;
-    /// [`Error::AlreadyReplied`] if an answer has begun, which is cut by this.
+    /// gets a 500); [`Error::Gone`] or [`Error::Killed`] if the client cannot get the answer any more;
+    /// [`Error::AlreadyReplied`] if an answer has begun, which this call cuts.
     pub fn reply(mut self, response: Response<Bytes>) -> Result<()> {
         self.answer_by(|exchange| exchange.try_reply(response))
     }
 
-    /// An attempt to answer. If it fails, and none succeeds, the log will say why.
+    /// Makes an attempt to answer. If the attempt fails, and no later one succeeds, the log will say why.
     pub(crate) fn answer_by(
         &mut self,
         attempt: impl FnOnce(&mut Self) -> Result<()>,
@@ -374,7 +380,7 @@ impl Exchange {
         result
     }
 
-    /// As [`Exchange::reply`]; to be dropped then.
+    /// Like [`Exchange::reply`]. The caller drops the exchange afterwards.
     pub(crate) fn try_reply(&mut self, response: Response<Bytes>) -> Result<()> {
         let length = response.body().len() as u64;
         let declared = declared_length(&response)?;
@@ -388,9 +394,10 @@ impl Exchange {
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
     ///
-    /// The body goes out chunked unless the headers have a Content-Length (which is not sent with a 204 or 205). The
-    /// head is sent as soon as the connection can take it. If more than 64 KiB of the request's body have still to come by
-    /// then, or, of a body in chunks, its end, the head says `Connection: close`: it is not known whether they will be read.
+    /// The body is sent in chunks unless the headers have a Content-Length (which is not sent with a 204 or 205). The
+    /// head is sent as soon as the connection can take it. The head says `Connection: close` if, at that time, more
+    /// than 64 KiB of the request's body are still missing, or the end of a chunked body is. The reason: nobody knows
+    /// whether the rest will be read.
     ///
     /// ```
     /// use httpdown::{Exchange, Result};
@@ -410,8 +417,8 @@ impl Exchange {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or a header is not for the handler to set
-    /// (nothing was sent: answer otherwise); [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any
+    /// [`Error::InvalidArgument`] if the status is not from 200 to 999, or the handler must not set a header (nothing
+    /// was sent: give another answer); [`Error::Gone`] or [`Error::Killed`] if the client cannot get the answer any
     /// more; [`Error::AlreadyReplied`].
     pub fn start(&mut self, response: Response<()>) -> Result<()> {
         self.answer_by(|exchange| exchange.try_start(response))
@@ -434,14 +441,14 @@ impl Exchange {
         result
     }
 
-    /// A client that waits to be asked for its body is asked before the answer begins: behind that it might wait for ever.
+    /// Asks a client that waits with its body, before the answer begins. After that the client might wait for ever.
     fn ask_for_body(&mut self) {
         let Inner { body, slot, .. } = &mut *self.0;
         if !body.rest.is_empty() || body.failed.is_some() {
             return;
         }
         body.is_awaited = false;
-        // Whoever reads it next asks again.
+        // The next reader polls again.
         match body.poll_data(slot, &mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Some(data))) => body.rest = data,
             Poll::Ready(Err(why)) => body.failed = Some(why),
@@ -455,22 +462,21 @@ impl Exchange {
         matches!(self.0.answer, Answer::Begun(_))
     }
 
-    /// Sends more of the body: at once, as far as the client takes it. Blocks while too much waits already: more than
-    /// 256 KiB.
+    /// Sends more of the answer's body, as soon as the client takes it. Blocks while more than 256 KiB wait to be sent.
     ///
     /// # Errors
-    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get it any more, [`Error::AlreadyReplied`] if the answer
-    /// has no body (to HEAD, or a 204, 205 or 304) and `data` is not empty, [`Error::InvalidArgument`] before
-    /// [`Exchange::start`] or if it is more than the Content-Length, [`Error::WouldBlock`] on an I/O thread if there is no
-    /// room for all of it (then none of it is taken; there is room for any length when nothing waits).
+    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get the data any more, [`Error::AlreadyReplied`] if
+    /// the answer has no body (to HEAD, or a 204, 205 or 304) and `data` is not empty, [`Error::InvalidArgument`]
+    /// before [`Exchange::start`] or if the body exceeds the Content-Length, [`Error::WouldBlock`] on an I/O thread if
+    /// there is no room for all of `data` (then nothing is taken; when nothing waits, there is room for any length).
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
         self.write_bytes(Bytes::copy_from_slice(data))
     }
 
-    /// As [`Exchange::write`], not copied.
+    /// Like [`Exchange::write`], but without a copy.
     ///
     /// # Errors
-    /// As [`Exchange::write`].
+    /// The errors of [`Exchange::write`].
     pub fn write_bytes(&mut self, mut data: Bytes) -> Result<()> {
         let waits = self.may_write(data.len())?;
         while !data.is_empty() {
@@ -480,7 +486,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Whether so many bytes may be written now, all or none of them; and whether that may wait for room.
+    /// Checks that `len` bytes may be written now, all or none of them. Returns whether the write may wait for room.
     fn may_write(&mut self, len: usize) -> Result<bool> {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
@@ -510,14 +516,14 @@ impl Exchange {
     /// Ends an answer that was begun. Does not wait for the client.
     ///
     /// # Errors
-    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get all of it any more, [`Error::InvalidArgument`]
-    /// before [`Exchange::start`] (the client gets a 500), or if less was written than the Content-Length says (the
-    /// client sees the answer cut).
+    /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get the whole answer any more,
+    /// [`Error::InvalidArgument`] before [`Exchange::start`] (the client gets a 500), or if less was written than the
+    /// Content-Length says (the client sees the answer cut).
     pub fn finish(mut self) -> Result<()> {
         self.answer_by(Self::try_finish)
     }
 
-    /// As [`Exchange::finish`]; to be dropped then.
+    /// Like [`Exchange::finish`]. The caller drops the exchange afterwards.
     pub(crate) fn try_finish(&mut self) -> Result<()> {
         if !self.is_started() {
             return Err(Error::InvalidArgument("no answer has begun".into()));
@@ -535,13 +541,13 @@ impl Exchange {
         self.leave_body();
         match pieces.queue.send(Piece::End) {
             Err(_) if !self.0.slot.is_complete() => Err(self.not_taken()),
-            // Or it has known before that this is the end.
+            // Or the connection knew the end before.
             _ => Ok(()),
         }
     }
 
-    /// Nobody will read more of the body. To be said before the answer ends: when hyper sees a body dropped, it ends the
-    /// connection, and says so if the head of the answer is not written yet.
+    /// Says that nobody will read more of the body. Call this before the answer ends: when hyper sees that the body was
+    /// dropped, it ends the connection, and says so if the head of the answer is not written yet.
     fn leave_body(&mut self) {
         let Some(incoming) = self.0.body.incoming.take() else {
             return;
@@ -560,7 +566,7 @@ impl Exchange {
             .map_err(|NotTaken| self.not_taken())
     }
 
-    /// What it means that the connection takes no more pieces.
+    /// The error when the connection takes no more pieces.
     fn not_taken(&self) -> Error {
         self.0.slot.over().unwrap_or(Error::Gone)
     }
@@ -569,13 +575,14 @@ impl Exchange {
         if !matches!(self.0.answer, Answer::Owed) {
             return Err(self.0.slot.lost().unwrap_or(Error::AlreadyReplied));
         }
-        // After a kill no answer may slip through, or the client could not tell it from one that was finished in time.
+        // After a kill no answer may get through. Otherwise the client could not tell it from an answer that was
+        // finished in time.
         self.0.slot.answer(response)?;
         self.0.answer = Answer::Given;
         Ok(())
     }
 
-    /// Answers with the 503 of a kill: nobody has taken the request in time.
+    /// Answers with the 503 of a kill, because nobody has taken the request in time.
     pub(crate) fn refuse(mut self) {
         self.0.slot.inflight().refused();
         if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
@@ -587,17 +594,17 @@ impl Exchange {
         }
     }
 
-    /// It ends without an answer, and the client can still get one.
+    /// The exchange ends without an answer, while the client can still get one.
     fn unanswered(&mut self) {
         self.leave_body();
         let (slot, uri) = (&self.0.slot, self.uri());
         match (&self.0.body.failed, &self.0.refused) {
-            // The client's fault, and no matter for the log.
+            // This is the client's fault, so the log does not tell it.
             (Some(Error::BadBody), _) => {
                 slot.give(bad_request());
                 return;
             }
-            // It may still read: it has left only the request.
+            // The client may still read: it has given up only sending the request.
             (Some(Error::Gone), _) => {
                 slot.inflight().conn().gave_up();
                 slot.give(bad_request());
@@ -615,11 +622,12 @@ impl Exchange {
         slot.give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
     }
 
-    /// It ends within its answer, which the client would still get: its body sees that no end came.
+    /// The exchange ends after an answer has begun, while the client would still get it. The answer's body sees that no
+    /// end came.
     fn unfinished(&self) {
         let (slot, uri) = (&self.0.slot, self.uri());
         match (&self.0.body.failed, &self.0.refused) {
-            // The client has left the request, or broken it.
+            // The client has given up the request, or broken the protocol.
             (Some(_), _) => {}
             _ if thread::panicking() => {
                 slot.tell(format!("a handler panicked in its answer: {uri}"));
@@ -633,19 +641,19 @@ impl Exchange {
 }
 
 impl RequestBody {
-    /// The next bytes that have come; `None` at the end.
+    /// The next received bytes; `None` at the end of the body.
     fn poll_data(&mut self, slot: &ReplySlot, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(Ok(None));
         };
         loop {
-            // hyper may tell of the end only with the next request, if it has had the answer before.
+            // If hyper has had the answer before, it may report the end only with the next request.
             if incoming.is_end_stream() {
                 return Poll::Ready(Ok(None));
             }
             match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
                 None => return Poll::Ready(Ok(None)),
-                // An empty frame, or trailers: not the end yet.
+                // An empty frame or trailers are not the end yet.
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
                     _ => {}
@@ -680,18 +688,18 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.0.answer, Answer::Given) {
             Answer::Given => {}
-            // The client has all that there is to have, or cannot get it any more: the handler may know.
+            // The client has everything, or cannot get it any more. The handler may know this.
             Answer::Begun(_) if self.0.bodyless || self.0.slot.over().is_some() => {}
-            // Told before its body learns of it.
+            // The log is written before the answer's body learns of the end.
             Answer::Begun(_pieces) => self.unfinished(),
-            // Nobody would get it; and after a kill nobody may.
+            // Nobody would get an answer; and after a kill nobody may get one.
             Answer::Owed if self.0.slot.lost().is_some() => {}
             Answer::Owed => self.unanswered(),
         }
     }
 }
 
-/// Whether hyper says of a body that the client has made it wrong.
+/// Whether hyper's error says that the client sent a malformed body.
 fn is_malformed(error: &hyper::Error) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref());
     source.is_some_and(|error: &io::Error| {
@@ -712,7 +720,8 @@ impl fmt::Debug for Exchange {
     }
 }
 
-/// The Content-Length of a head, if it has one. Refuses what would confuse the client about where the response ends.
+/// The Content-Length of a head, if it has one. Refuses headers that would mislead the client about the end of the
+/// response.
 fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
     let wrong = |what: String| Err(Error::InvalidArgument(what));
     let status = response.status();
@@ -720,14 +729,14 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
         return wrong(format!("{status} is not a final status"));
     }
     let mut declared = None;
-    // Most answers have so few headers that looking at each is quicker than looking one up.
+    // Most answers have few headers, so a look at each of them is quicker than a lookup.
     for (name, value) in response.headers() {
         if name == TRANSFER_ENCODING {
             return wrong("Transfer-Encoding is not the handler's to set".into());
         }
         if name == CONTENT_LENGTH {
             let digits = value.to_str().ok().filter(|text| {
-                // As RFC 9110 has it: str::parse would take a plus sign.
+                // RFC 9110 allows only digits; str::parse would also take a plus sign.
                 text.bytes().all(|byte| byte.is_ascii_digit())
             });
             match digits.and_then(|digits| digits.parse().ok()) {
@@ -739,7 +748,7 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
     Ok(declared)
 }
 
-/// For a body that cannot be read to its end: so the connection ends behind it.
+/// The answer to a body that cannot be read to its end. So the connection ends after this answer.
 fn bad_request() -> Response<ReplyBody> {
     let mut response = plain(StatusCode::BAD_REQUEST, "bad request\n");
     let close = http::HeaderValue::from_static("close");
@@ -759,7 +768,7 @@ fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {
     response
 }
 
-/// Waits on this thread, unless it is one that drives connections: that would wait for itself.
+/// Waits on this thread, unless the thread drives connections, because such a thread would wait for itself.
 fn wait_for<T>(
     lent: Option<&Arc<LentRuntime>>,
     future: impl Future<Output = Result<T>>,
@@ -774,7 +783,7 @@ fn wait_for<T>(
     result.unwrap_or(Err(Error::WouldBlock))
 }
 
-/// Whether this thread may wait for what a connection does. May block for a second, to find out.
+/// Whether this thread may wait for a connection. May block for one second to find out.
 fn may_wait(lent: Option<&Arc<LentRuntime>>) -> bool {
     let gets_on = |lent: &Arc<LentRuntime>| lent.check_gets_on(pending::<()>(), None).is_ok();
     !threads::on_io_thread() && lent.is_none_or(gets_on)
@@ -800,12 +809,13 @@ impl Writing {
         free >= len || free == ROOM || self.queue.is_closed()
     }
 
-    /// Whether they may have to wait for each other.
+    /// Whether a write of `len` bytes has to wait for room.
     fn are_too_many(&self, len: usize) -> bool {
         self.room.available_permits() < len
     }
 
-    /// Waits for room, if it may; on a thread that must not, there is some, or as much as there can be.
+    /// Waits for room, if it may wait. A thread that must not wait has checked before that there is enough room, or
+    /// that all of it is free.
     fn send(&self, data: Bytes, waits: bool) -> Result<(), NotTaken> {
         let wanted = u32::try_from(data.len()).unwrap_or(u32::MAX);
         let taken = match self.room.try_acquire_many(wanted) {
@@ -813,7 +823,7 @@ impl Writing {
             Err(TryAcquireError::Closed) => return Err(NotTaken),
             Err(TryAcquireError::NoPermits) if !waits => {
                 let left = u32::try_from(self.room.available_permits()).unwrap_or(0);
-                // Nobody but this takes any.
+                // Only this writer takes room.
                 self.room.try_acquire_many(left).map_err(|_| NotTaken)?
             }
             Err(TryAcquireError::NoPermits) => {
@@ -829,7 +839,7 @@ impl Writing {
     }
 }
 
-/// The body of an answer, as the connection takes it.
+/// The body of an answer, in the form that the connection takes.
 #[derive(Debug)]
 pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
@@ -845,7 +855,7 @@ pub(crate) struct Written {
 
 impl Drop for Written {
     fn drop(&mut self) {
-        // Before the queue, or who waits for room would wait for ever.
+        // Close the room before the queue; otherwise a writer that waits for room would wait for ever.
         self.room.close();
     }
 }

@@ -1,4 +1,5 @@
-//! A request and its answer, as whoever answers it sees them: independent of the thread, and of how the connection is driven.
+//! A request and its answer, from the view of the code that answers: independent of the thread, and of how the
+//! connection is driven.
 
 mod exchange;
 mod held;

@@ -1,4 +1,4 @@
-//! What the side that drives a connection and the side that answers a request on it know of each other.
+//! The state that is shared by the code that drives a connection and the code that answers a request on it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -24,28 +24,28 @@ const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const LOST: u8 = 2;
 
-/// What becomes of a request. The answer goes from one side to the other here.
+/// The fate of a request. The answer passes through this slot to the connection.
 pub(crate) struct ReplySlot {
     inflight: Inflight,
     state: AtomicU8,
-    /// The log says why it has failed.
+    /// The log already says why the request has failed.
     is_told: AtomicBool,
     meeting: Mutex<Meeting>,
 }
 
-/// Who has come first waits here for the other.
+/// The side that comes first waits here for the other side.
 #[derive(Default)]
 struct Meeting {
     answer: Option<Response<ReplyBody>>,
-    /// What is left of the request's body when it is answered.
+    /// The rest of the request's body when the request is answered.
     unread: Option<Incoming>,
-    /// The connection's.
+    /// The waker of the connection's task.
     task: Option<Waker>,
     watch: Option<Arc<Watch>>,
 }
 
 impl ReplySlot {
-    /// Waits for the answer. None may ever come: because the request is lost, the connection is about to be cut.
+    /// Waits for the answer. The answer may never come, if the request is lost; then the connection is about to be cut.
     pub(crate) fn poll_answer(&self, cx: &mut Context<'_>) -> Poll<Response<ReplyBody>> {
         let mut meeting = self.lock();
         if let Some(answer) = meeting.answer.take() {
@@ -68,7 +68,7 @@ impl ReplySlot {
         &self.inflight
     }
 
-    /// Has a line in the log: one for each request that fails.
+    /// Writes a line into the log, at most one for each request that fails.
     pub(crate) fn tell(&self, line: impl Into<String>) {
         if !self.is_told.swap(true, Ordering::Relaxed) {
             let events = &self.inflight.conn().shared().events;
@@ -79,7 +79,7 @@ impl ReplySlot {
     /// Gives the answer to the connection.
     ///
     /// # Errors
-    /// [`Error::Gone`] or [`Error::Killed`]: there is no more use in it.
+    /// [`Error::Gone`] or [`Error::Killed`] if the answer is useless by now.
     pub(crate) fn answer(&self, response: Response<ReplyBody>) -> Result<()> {
         if let Some(why) = self.lost() {
             return Err(why);
@@ -91,7 +91,7 @@ impl ReplySlot {
         }
     }
 
-    /// As [`ReplySlot::answer`], even after a kill. False if nobody will take it.
+    /// Like [`ReplySlot::answer`], even after a kill. False if nobody will take the answer.
     pub(crate) fn give(&self, response: Response<ReplyBody>) -> bool {
         let mut meeting = self.lock();
         if self.state.load(Ordering::Relaxed) != OPEN {
@@ -106,7 +106,7 @@ impl ReplySlot {
         true
     }
 
-    /// Nobody will read the rest of the request's body, which stays until the answer is complete.
+    /// Keeps the rest of the request's body, which nobody will read, until the answer is complete.
     pub(crate) fn leave_unread(&self, body: Incoming) {
         let mut meeting = self.lock();
         if self.state.load(Ordering::Relaxed) == OPEN {
@@ -119,17 +119,17 @@ impl ReplySlot {
         self.state.load(Ordering::Acquire) == COMPLETE
     }
 
-    /// Why there is no more use in answering.
+    /// The reason why the client cannot get an answer any more.
     pub(crate) fn lost(&self) -> Option<Error> {
         lost(&self.state, self.inflight.conn().shared())
     }
 
-    /// Why there is no more use in answering, be it that all is said.
+    /// The reason why an answer is useless by now, including that the answer is complete.
     pub(crate) fn over(&self) -> Option<Error> {
         over(&self.state, self.inflight.conn().shared())
     }
 
-    /// Something that can wait for the end.
+    /// Returns a value that can wait for the end of the request.
     pub(crate) fn cancellation(&self) -> Cancellation {
         let mut meeting = self.lock();
         let watch = meeting.watch.get_or_insert_with(|| {
@@ -144,10 +144,10 @@ impl ReplySlot {
 
     fn set(&self, state: u8) {
         let mut meeting = self.lock();
-        // Within the lock: a watch either sees it when it is made, or is told.
+        // Stored under the lock, so that a watch either sees the state when it is made, or is told.
         self.state.store(state, Ordering::Release);
-        // Of a complete one it has been taken; of a lost one nobody will. It is dropped behind the lock: memory in it may
-        // be the host's, who is called then.
+        // The answer of a complete request has been taken; the answer of a lost request will never be taken. We drop it
+        // after the lock is released, because its memory may be the host's, and then the host is called.
         let unwanted = if state == LOST {
             meeting.answer.take()
         } else {
@@ -215,7 +215,7 @@ fn over(state: &AtomicU8, shared: &Shared) -> Option<Error> {
     }
 }
 
-/// What outlives a request, for those who want to know of its end.
+/// The part of a request's state that outlives the request, for those who wait for its end.
 #[derive(Debug)]
 struct Watch {
     shared: Arc<Shared>,
@@ -223,8 +223,8 @@ struct Watch {
     changed: Notify,
 }
 
-/// Knows whether there is still use in answering a request; independent of the [`Exchange`](crate::Exchange) itself,
-/// and no reason for a stop to wait.
+/// Tells whether an answer to a request is still useful. It is independent of the [`Exchange`](crate::Exchange) itself,
+/// and a stop does not wait for it.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -249,32 +249,32 @@ struct Watch {
 pub struct Cancellation(Arc<Watch>);
 
 impl Cancellation {
-    /// Why there is no more use in answering: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`], where the
-    /// answer is complete. Never blocks.
+    /// The reason why an answer is useless by now: [`Error::Gone`], [`Error::Killed`], or [`Error::AlreadyReplied`] if
+    /// the answer is complete. Never blocks.
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
         over(&self.0.state, &self.0.shared)
     }
 
-    /// Blocks until there is no more use in answering, and says why, as [`Cancellation::cancelled`]; `None` if `deadline`
-    /// passes before.
+    /// Blocks until an answer is useless, and returns the reason, like [`Cancellation::cancelled`]; `None` if
+    /// `deadline` passes before.
     ///
-    /// A handler that is called in place ([`Dispatch::Inline`](crate::Dispatch::Inline)) and waits here holds up the thread
-    /// that would see its client leave, and all connections of that thread: it learns only of a kill, and of the deadline.
-    /// So does the only thread of a [runtime of the host's](crate::Builder::runtime).
+    /// If a handler that is called in place ([`Dispatch::Inline`](crate::Dispatch::Inline)) waits here, it blocks the
+    /// thread that would see its client leave, and all connections of that thread. So the handler learns only of a kill
+    /// and of the deadline. This is also true for the only thread of the [host's runtime](crate::Builder::runtime).
     #[must_use]
     pub fn wait_until(&self, deadline: Option<Instant>) -> Option<Error> {
         let lost = threads::block_on(self.wait_as(Waiter::Thread), deadline)?;
         Some(lost.unwrap_or(Error::AlreadyReplied))
     }
 
-    /// Waits until there is no more use in answering, and says why, as [`Cancellation::cancelled`].
+    /// Waits until an answer is useless, and returns the reason, like [`Cancellation::cancelled`].
     pub async fn wait(&self) -> Error {
         let lost = for_tasks(self.wait_as(Waiter::Task)).await;
         lost.unwrap_or(Error::AlreadyReplied)
     }
 
-    /// Why the client cannot get the answer any more; `None` if it is complete.
+    /// Waits, and returns why the client cannot get the answer any more; `None` if the answer is complete.
     pub(crate) async fn wait_as(&self, waiter: Waiter) -> Option<Error> {
         let Watch {
             shared,

@@ -1,4 +1,4 @@
-"""What programs pass in, checked, and as C takes it."""
+"""Checks the arguments of programs, and turns them into what C takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def number(name: str, value: int, least: int, most: int) -> int:
 
 
 def seconds(name: str, value: float) -> float:
-    """A duration; `math.inf` is one."""
+    """A duration in seconds; `math.inf` is allowed."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number of seconds, not {type(value).__name__}")
     if not value >= 0:
@@ -40,7 +40,7 @@ def seconds(name: str, value: float) -> float:
 
 
 def milliseconds(name: str, value: float | None) -> int:
-    """A duration for the options: None is C's default, 0 none at all, `math.inf` no limit."""
+    """A duration for the options: None is C's default, 0 is no time, `math.inf` is no limit."""
     if value is None:
         return 0
     value = seconds(name, value)
@@ -52,9 +52,9 @@ def milliseconds(name: str, value: float | None) -> int:
 
 
 def in_slices(call: Callable[[int], object], timeout: float | None) -> None:
-    """Makes a call that raises TimeoutError after so many milliseconds, until it does not.
+    """Repeats a call that takes milliseconds, while it raises TimeoutError, until `timeout`.
 
-    In between, Python handles signals: in the main thread, Ctrl-C gets through.
+    Between the calls, Python handles signals. So Ctrl-C works in the main thread.
     """
     deadline = math.inf if timeout is None else time.monotonic() + seconds("timeout", timeout)
     while True:
@@ -65,7 +65,7 @@ def in_slices(call: Callable[[int], object], timeout: float | None) -> None:
             call(ms)
             return
         except TimeoutError:
-            # Before its time: there is nothing to wait for.
+            # The call failed before its own timeout, so there is nothing to wait for.
             if left <= SLICE or time.monotonic() < now + ms / 1000:
                 raise
 
@@ -107,7 +107,7 @@ def header_pairs(headers: Headers | None) -> list[tuple[bytes, bytes]]:
 def _header_name(name: str) -> bytes:
     if not isinstance(name, str):
         raise TypeError(f"a header's name must be a str, not {type(name).__name__}")
-    # What is not ASCII becomes a question mark, which no name may contain.
+    # A character that is not ASCII becomes a question mark, which no name may contain.
     encoded = name.encode("ascii", "replace")
     if not _TOKEN.fullmatch(encoded):
         raise ValueError(f"not a header's name: {name!r}")
@@ -130,7 +130,7 @@ def _header_value(name: str, value: str | bytes) -> bytes:
 
 
 def header_array(pairs: list[tuple[bytes, bytes]]) -> ctypes.Array[_ffi.Header]:
-    """Header fields as C takes them. The array keeps alive what it points to."""
+    """Header fields as C takes them. The array keeps the memory alive that it points to."""
     array = (_ffi.Header * len(pairs))()
     memory = ctypes.create_string_buffer(b"".join(name + value for name, value in pairs))
     at = ctypes.addressof(memory)

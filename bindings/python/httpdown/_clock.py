@@ -6,14 +6,15 @@ import ctypes
 
 from . import _arguments, _ffi
 
-# A clock need not go farther: 31 years.
+# The limit of one step, in seconds: 31 years. No test needs more.
 _LONGEST = 1e9
 
 
 class MockClock:
-    """A clock that stands still until it is moved: `clock` of one server, or several.
+    """A clock that stands still until you move it, for the option `clock` of one or more servers.
 
-    The timers of a stop run on it, so that a test need not wait for them. Any thread may use it.
+    The timers of a stop run on this clock, so a test need not wait for them. Any thread may use the
+    clock.
     """
 
     def __init__(self) -> None:
@@ -22,9 +23,9 @@ class MockClock:
         self._pointer = pointer
 
     def advance(self, seconds: float) -> None:
-        """Moves the time on, and fires the timers that are due by then.
+        """Moves the clock's time forward, and fires the timers that are due by then.
 
-        Does not wait for what they set off.
+        Does not wait for the effects of these timers.
         """
         if _arguments.seconds("seconds", seconds) > _LONGEST:
             raise ValueError(f"seconds must be at most {_LONGEST}, not {seconds}")
@@ -33,8 +34,8 @@ class MockClock:
     def wait_for_timers(self, count: int, timeout: float = 10.0) -> None:
         """Blocks until at least `count` timers are set: until the server waits for its clock.
 
-        `timeout` is real time, in seconds; then TimeoutError is raised. A server with `stats` has
-        one timer set always.
+        `timeout` is in seconds of real time; after that, raises TimeoutError. A server with `stats`
+        always has one timer set.
         """
         _arguments.number("count", count, 0, 2**31)
         _arguments.in_slices(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class Code(IntEnum):
-    """A number of C's that prints as its name, whatever the version of Python."""
+    """A number from C that prints as its name in every version of Python."""
 
     def __str__(self) -> str:
         return self.name
@@ -20,7 +20,7 @@ class Code(IntEnum):
 
 
 class Status(Code):
-    """What a call of the C library came to; also how a stop went: `Report.status`."""
+    """The result of a call of the C library, and of a stop: `Report.status`."""
 
     OK = 0
     INVALID_ARGUMENT = 1
@@ -45,11 +45,11 @@ class Status(Code):
 
 
 class HttpdownError(Exception):
-    """Anything that httpdown reports. `status` is the number, `text` the reason.
+    """An error that httpdown reports. `status` is the number, `text` is the reason.
 
-    `report` is what the server has done, if this is the result of its stop (raised by `stop`,
-    `wait` and `run`), and otherwise None. Only a timeout that the caller has set is something else:
-    the built-in `TimeoutError`.
+    If the error is the result of a server's stop (raised by `stop`, `wait` and `run`), `report` has
+    the server's counts; otherwise `report` is None. Only a timeout that the caller has set is not
+    an HttpdownError: it raises the built-in `TimeoutError`.
     """
 
     def __init__(self, status: int, text: str) -> None:
@@ -75,11 +75,11 @@ class AddressInvalid(HttpdownError):
 
 
 class AddressInUse(HttpdownError):
-    """Somebody listens on that address already."""
+    """Another socket already listens on this address."""
 
 
 class PermissionDenied(HttpdownError):
-    """The operating system does not permit it: a port below 1024, mostly."""
+    """The operating system does not permit this (mostly: to listen on a port below 1024)."""
 
 
 class IOFailed(HttpdownError):
@@ -87,15 +87,15 @@ class IOFailed(HttpdownError):
 
 
 class TimedOut(HttpdownError):
-    """The kill timeout passed and handlers were still running: they were abandoned."""
+    """The kill timeout passed while handlers were still running. They were abandoned."""
 
 
 class Stopped(HttpdownError):
-    """The server has stopped: too late."""
+    """The server has stopped, so this call came too late."""
 
 
 class WouldDeadlock(HttpdownError):
-    """The call would wait for the thread or the request that it is made from."""
+    """The call would wait for its own thread, or for a request that this thread holds."""
 
 
 class AlreadyReplied(HttpdownError):
@@ -103,7 +103,7 @@ class AlreadyReplied(HttpdownError):
 
 
 class OutOfResources(HttpdownError):
-    """Threads, descriptors or memory could not be had."""
+    """The system had no more threads, descriptors or memory."""
 
 
 class Gone(HttpdownError):
@@ -115,25 +115,25 @@ class Killed(HttpdownError):
 
 
 class Forked(HttpdownError):
-    """This process was forked from the one that has the server.
+    """This process is a forked child of the process that has the server.
 
-    No server can be started in it either, nor in its own children: that is possible only where all
-    servers had been closed before the fork.
+    Neither this process nor its own children can start a server. A child can start a server only if
+    all servers of the parent had been closed before the fork.
     """
 
 
 class TooLarge(HttpdownError):
-    """A body is longer than the limit that was given."""
+    """A body is longer than the given limit."""
 
 
 class BadBody(HttpdownError):
-    """The client has broken the protocol within the body of its request."""
+    """The client has broken the protocol in the body of its request."""
 
 
 class Unanswered(RuntimeError):
-    """A handler returned, and its request has no answer, or one that is not finished.
+    """A handler returned, but its request has no answer, or an unfinished answer.
 
-    Never raised: `on_error` is told of it.
+    This is never raised. It is passed to `on_error`.
     """
 
 

@@ -1,4 +1,4 @@
-"""The interpreter's exit: servers are stopped while what their handlers need is still there."""
+"""The interpreter's exit: stops servers while everything that their handlers need still exists."""
 
 from __future__ import annotations
 
@@ -20,36 +20,40 @@ _hooked = False
 
 
 def stop_at_exit(server: Server) -> None:
-    """Has the server stopped when the interpreter exits, if it has not been by then."""
+    """Arranges that the server is stopped when the interpreter exits, if it still runs then."""
     _serving.add(server)
     _hook()
-    # Anew each time: before what was there when the server was started, and may be needed by it.
+    # We register again each time, so that `_stop_all` runs before the functions that were
+    # registered when this server was started. The server may need what those functions close.
     atexit.unregister(_stop_all)
     atexit.register(_stop_all)
 
 
 def _hook() -> None:
-    """Has `_stop_unheld` called as soon as the main thread has ended.
+    """Arranges that `_stop_unheld` is called as soon as the main thread has ended.
 
-    What is registered with `atexit` is called only after all threads have been joined, and the
-    executors have been shut down. What is registered here last is called first: so executors are
-    imported before, whether or not the program ever does it.
+    Functions that are registered with `atexit` are called only after all threads have been joined
+    and the executors have been shut down. Of the functions that are registered here, the last is
+    called first. So we import the executors before, even if the program never does.
     """
     global _hooked
     if _hooked:
         return
     _hooked = True
-    # None can be registered any more (RuntimeError); or this Python has no processes.
+    # RuntimeError: nothing can be registered any more. ImportError: this Python has no processes.
     with contextlib.suppress(ImportError, RuntimeError):
         for name in ("thread", "process"):
             importlib.import_module(f"concurrent.futures.{name}")
-    # It is no public name: without it there is still `atexit`.
+    # This is not a public name. Without it, `atexit` still works.
     with contextlib.suppress(AttributeError, RuntimeError):
         threading._register_atexit(_stop_unheld)  # type: ignore[attr-defined]
 
 
 def _stop_unheld() -> None:
-    """Stops those that no other thread is busy with: it will be joined, and shall go on."""
+    """Stops the servers that no other thread uses.
+
+    A thread that uses a server is joined later, and goes on until then.
+    """
     _stop(server for server in _serving if not _is_held(server))
 
 

@@ -1,7 +1,7 @@
-"""The C library: found, loaded, and all that include/httpdown.h declares.
+"""Finds and loads the C library, and declares everything that include/httpdown.h declares.
 
-`ctypes.CDLL` releases the GIL while C runs, so any call may block. There are no callbacks: no
-thread but Python's own ever enters the interpreter.
+`ctypes.CDLL` releases the GIL while C runs, so any call may block. There are no callbacks, so only
+Python's own threads enter the interpreter.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _package_version() -> str:
 
 
 def _find() -> Path:
-    """The library that belongs to this package; never just one that the system happens to have."""
+    """The library that belongs to this package, never another one that the system has."""
     bundled = sorted(_PACKAGE.glob("libhttpdown.so*"))
     if bundled:
         return bundled[0]
@@ -85,7 +85,7 @@ httpdown_version: Callable[..., Any] = _library.httpdown_version
 
 
 class Phase(_errors.Code):
-    """How far a server has come. A phase only moves forward."""
+    """The phase of a server's life. A phase only moves forward."""
 
     SERVING = 0
     LAME_DUCK = 1
@@ -96,7 +96,7 @@ class Phase(_errors.Code):
 
 
 class ConnState(_errors.Code):
-    """Where a connection is in its life."""
+    """The state of a connection."""
 
     NEW = 0
     ACTIVE = 1
@@ -133,7 +133,7 @@ class StatKind(IntEnum):
     TIME = 3
 
 
-# Callbacks are plain addresses here: they are always NULL.
+# Callbacks are plain addresses here, because they are always NULL.
 
 
 class Stats(ctypes.Structure):
@@ -238,12 +238,12 @@ class Header(ctypes.Structure):
 
 
 def copy(borrowed: Bytes) -> bytes:
-    """What C has lent, kept."""
+    """A copy of bytes that C has lent."""
     return ctypes.string_at(borrowed.data, borrowed.len) if borrowed.len else b""
 
 
 def _plain(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
-    """A function that cannot fail, or whose status its caller looks at."""
+    """A function that cannot fail, or whose status the caller checks."""
     function = getattr(_library, name)
     function.restype = result
     function.argtypes = arguments
@@ -251,7 +251,7 @@ def _plain(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
 
 
 def _status(name: str, *arguments: Any) -> Callable[..., Any]:
-    """A function that returns a status: raises unless it is OK."""
+    """A function that returns a status. It raises unless the status is OK."""
     function = _plain(name, c_int, *arguments)
     function.errcheck = _check  # type: ignore[attr-defined]
     return function
@@ -259,12 +259,12 @@ def _status(name: str, *arguments: Any) -> Callable[..., Any]:
 
 def _check(status: int, _function: object, _arguments: object) -> None:
     if status:
-        # Nothing of this thread's has come between.
+        # This thread has made no other call in between.
         raise failure(status, httpdown_last_error().decode("utf-8", "replace"))
 
 
 def failure(status: int, text: str = "") -> Exception:
-    """The exception for a status; without a text, with the library's."""
+    """The exception for a status. Without a text, it has the library's text."""
     return _errors.error(status, text or httpdown_status_string(status).decode())
 
 

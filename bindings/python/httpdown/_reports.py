@@ -1,4 +1,4 @@
-"""What is told of the program's own code that fails: by `logging`, unless the program wants it."""
+"""Reports failures of the program's own code, by `logging` unless the program handles them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LEVELS = {
 
 
 def plain(name: str, value: _C) -> _C:
-    """A callable whose call does its work; that of an `async def` only makes a coroutine."""
+    """Checks that a call of `value` does the work; an `async def` would only make a coroutine."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, not {type(value).__name__}")
     inner: Any = value
@@ -48,7 +48,7 @@ def plain(name: str, value: _C) -> _C:
 
 
 def unanswered(request: Request, result: object) -> Unanswered:
-    """Why there is no answer from a handler that has returned this."""
+    """The reason why a handler that has returned `result` gave no answer."""
     kind = type(result).__name__
     if _discard(result):
         return Unanswered(f"the handler returned a {kind}, which nobody runs, and no answer")
@@ -60,7 +60,7 @@ def unanswered(request: Request, result: object) -> Unanswered:
 
 
 def returned(name: str, result: object, request: Request | None = None) -> bool:
-    """Logs, and says, whether what was called returned something that does the work, unrun."""
+    """Whether a callable returned a coroutine or generator, which nobody runs. Logs it, too."""
     if not _discard(result):
         return False
     text = f"{name} returned a {type(result).__name__}, which nobody runs"
@@ -69,11 +69,11 @@ def returned(name: str, result: object, request: Request | None = None) -> bool:
 
 
 def _discard(result: object) -> bool:
-    """Whether it is a coroutine or a generator: nobody will run it."""
+    """Whether `result` is a coroutine or a generator, which nobody will run."""
     if result is None:
         return False
     if inspect.iscoroutine(result) or inspect.isgenerator(result):
-        # Or Python warns of it. It has not begun, so none of it runs.
+        # Without this, Python warns. The coroutine has not begun, so none of its code runs.
         with contextlib.suppress(BaseException):
             result.close()
         return True
@@ -81,16 +81,17 @@ def _discard(result: object) -> bool:
 
 
 def dropped(request: Request) -> None:
-    """Nobody has a deferred request any more, and so nobody will answer."""
+    """Logs that nobody has a deferred request any more, so nobody will answer it."""
     what = "finishing its answer" if request._begun else "an answer"
     text = f"the request was deferred, and dropped without {what}"
     _write(logging.ERROR, request, text, None)
 
 
 def library_said(level: LogLevel, text: str) -> None:
-    """Logs what C tells a person, but for what handlers do wrong: that is told here, and better.
+    """Logs a message of C, except about failures of handlers: this module reports them better.
 
-    What goes on, as accepting that pauses many times a second, is told every ten seconds.
+    A repeated message is logged every ten seconds: for example, accepting may pause many times a
+    second.
     """
     global _last_said
     last, now = _last_said, time.monotonic()
@@ -105,7 +106,7 @@ def handler_failed(
     error: BaseException,
     on_error: Callable[[Request, BaseException], object] | None,
 ) -> None:
-    """Tells the program, or logs it."""
+    """Tells the program about the failure, or logs it."""
     if request._is_no_failure(error):
         _write(logging.DEBUG, request, str(error), None)
         return
@@ -134,9 +135,9 @@ def _log_handler(request: Request, error: BaseException) -> None:
 
 
 def _write(level: int, request: Request | None, text: str, error: BaseException | None) -> None:
-    """One record. Whatever the program's handlers and filters do, the thread goes on."""
+    """Writes one log record. Whatever the program's handlers and filters do, the thread goes on."""
     if request is not None:
-        # As a client cannot forge lines, or what a terminal acts on.
+        # Escaped, so that a client cannot forge lines or terminal commands.
         where = f"{request.method} {request.path}".encode("ascii", "backslashreplace").decode()
         text = f"{where}: {text}"
     try:

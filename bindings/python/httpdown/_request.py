@@ -1,4 +1,4 @@
-"""A request, and the answer to it."""
+"""Requests, and the answers to them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ._errors import (
 if TYPE_CHECKING:
     from ._server import Server
 
-# Of these statuses there is no content, so that no type would be true.
+# Answers with these statuses have no content, so they get no Content-Type.
 _WITHOUT_CONTENT = frozenset((204, 205, 304))
-# Their head is all of the answer.
+# Answers with these statuses consist only of the head.
 _WITHOUT_BODY = frozenset((204, 304))
-# No more than this comes of a body at once.
+# The most bytes of a body that one read gives.
 _PIECE = 64 << 10
 _HEADERS_AT_ONCE = 64
 
 
 class Address(NamedTuple):
-    """A host and a port. As a str it is what stands in a URL: "127.0.0.1:8080", "[::1]:8080".
+    """A host and a port. Its str has the form of a URL: "127.0.0.1:8080", "[::1]:8080".
 
-    Of a Unix socket, `host` is its path, "@name", or "" (most clients have no address), and `port`
-    is None; as a str, it is "unix:" and the host.
+    For a Unix socket, `host` is its path, "@name", or "" (most clients have no address), and `port`
+    is None; the str is "unix:" and the host.
     """
 
     host: str
@@ -58,8 +58,8 @@ class Address(NamedTuple):
 class Credentials(NamedTuple):
     """The process that has connected by a Unix socket.
 
-    `pid` is 0 if it is of another PID namespace, which ours does not see; `uid` and `gid` are its
-    effective user and group.
+    `pid` is 0 if the process is in another PID namespace that ours does not see; `uid` and `gid`
+    are the process's effective user and group.
     """
 
     pid: int
@@ -68,10 +68,13 @@ class Credentials(NamedTuple):
 
 
 class Headers(Mapping[str, str]):
-    """The header fields of a request. Names are in any case; text is Latin-1, byte for byte.
+    """The header fields of a request. Upper or lower case of names does not matter.
 
-    `headers[name]` is the first field of that name, `get_all` gives all of them; `pairs` has every
-    field, names in lower case, those of the same name in the order in which they came.
+    Text is decoded as Latin-1, byte for byte.
+
+    `headers[name]` is the first field with this name, `get_all` gives all of them. `pairs` has
+    every field, with names in lower case; fields with the same name are in the order in which they
+    came.
     """
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
@@ -79,7 +82,7 @@ class Headers(Mapping[str, str]):
         self._first = dict(reversed(pairs))
 
     def get_all(self, name: str) -> list[str]:
-        """The values of all fields of that name."""
+        """The values of all fields with this name."""
         name = name.lower()
         return [value for key, value in self.pairs if key == name]
 
@@ -100,11 +103,12 @@ class Headers(Mapping[str, str]):
 
 
 class Query(Mapping[str, str]):
-    """The query of a request: pairs of name and value, decoded as forms are, by urllib.
+    """The query of a request: pairs of name and value, decoded like forms, by urllib.
 
-    `query[name]` is the value of the first pair of that name, `get_all` gives all of them; `pairs`
-    has every pair, in the order in which they came. `raw` is what came, not decoded: "c=d"; mostly
-    nothing: "". A name without a "=" has the value "". What is not UTF-8 is replaced by U+FFFD.
+    `query[name]` is the value of the first pair with this name, `get_all` gives all values of this
+    name. `pairs` has every pair, in the order in which they came. `raw` is the query as it came,
+    not decoded: "c=d"; mostly it is empty: "". A name without a "=" has the value "". Bytes that
+    are not UTF-8 are replaced by U+FFFD.
     """
 
     def __init__(self, raw: str) -> None:
@@ -114,7 +118,7 @@ class Query(Mapping[str, str]):
         self._first = dict(reversed(self.pairs))
 
     def get_all(self, name: str) -> list[str]:
-        """The values of all pairs of that name."""
+        """The values of all pairs with this name."""
         return [value for key, value in self.pairs if key == name]
 
     def __getitem__(self, name: str) -> str:
@@ -134,7 +138,7 @@ class Query(Mapping[str, str]):
 
 
 class _Lock:
-    """Held during a call of C. Remembers whether one has said that the client is gone, or wrong."""
+    """Held during a call of C. Remembers whether a call failed because of the client or a kill."""
 
     __slots__ = ("_lock", "lost")
 
@@ -154,13 +158,14 @@ class _Lock:
 class Request:
     """A request, and the means to answer it exactly once.
 
-    Either with `reply`, or in pieces with `start`. A handler that returns without having answered
-    leaves the client with a 500, or with a cut answer if one has begun, unless it has called
-    `defer`; that is logged, or told `on_error`. Any thread may use a request, but only `cancelled`
-    and `wait_cancelled` do so while another one does; what else there is waits its turn.
+    Answer either with `reply`, or in pieces with `start`. If a handler returns without an answer,
+    and has not called `defer`, the client gets a 500, or a cut answer if an answer has begun; this
+    failure is logged, or passed to `on_error`. Any thread may use a request. While another thread
+    uses the request, only `cancelled` and `wait_cancelled` run at once; other calls wait for their
+    turn.
 
-    Once the request has been answered, or aborted, its methods raise AlreadyReplied; what it says
-    of its head and its connection can still be read. In a forked child: Forked.
+    After the request has been answered or aborted, its methods raise AlreadyReplied, but its head
+    and its connection's data can still be read. In a forked child: Forked.
     """
 
     server: Server
@@ -168,32 +173,33 @@ class Request:
 
     def __init__(self, pointer: int, server: Server) -> None:
         self.server = server
-        # None when it has been ended.
+        # None after the request has been ended.
         self._pointer: int | None = pointer
-        # Then it is only to be read.
+        # The pointer after the end: the request can only be read.
         self._ended: int | None = None
         self._begun = False
         self._deferred = False
-        # Whether the answer that has begun has no body, and whether that has been told a writer.
+        # Whether the answer that has begun has no body, and whether a writer has been told so.
         self._bodyless = False
         self._body_refused = False
-        # Of the request's head, what has been asked for.
+        # The fields of the request's head that have been asked for.
         self._fields: dict[str, Any] = {}
         self._buffer: ctypes.Array[ctypes.c_char] | None = None
-        # Held during each call of C; `_cancel_lock` during those about cancellation. Whoever ends
-        # the request holds both, so that nobody is in C with a pointer that goes away.
+        # Held during each call of C, except calls about cancellation, which hold `_cancel_lock`.
+        # The thread that ends the request holds both, so that no other thread is in C with a
+        # pointer that becomes invalid.
         self._lock = _Lock()
         self._cancel_lock = threading.Lock()
         self._ending = False
 
     @property
     def method(self) -> str:
-        """The method, as it came: "GET"."""
+        """The method as the client sent it: "GET"."""
         return self._text("method", _ffi.httpdown_request_method)
 
     @property
     def target(self) -> str:
-        """The target, as it came: mostly path and query, "/a%20b?c=d"."""
+        """The target as the client sent it: mostly path and query, "/a%20b?c=d"."""
         return self._text("target", _ffi.httpdown_request_target)
 
     @property
@@ -203,7 +209,7 @@ class Request:
 
     @property
     def query(self) -> Query:
-        """What follows the question mark in the target: `request.query.get("name")`."""
+        """The query, after the question mark in the target: `request.query.get("name")`."""
         query: Query = self._field("query", _read_query)
         return query
 
@@ -231,25 +237,26 @@ class Request:
 
     @property
     def peer_credentials(self) -> Credentials | None:
-        """Which process has connected, as the kernel knew it at that moment.
+        """The process that has connected, as the kernel knew it at the time of the connect.
 
-        None if the client has not come by a Unix socket.
+        None if the client has not connected by a Unix socket.
         """
         found: Credentials | None = self._field("peer_credentials", _read_credentials)
         return found
 
     @property
     def conn_id(self) -> int:
-        """The number of the request's connection, as `on_conn_state` tells it."""
+        """The number of the request's connection, the same as in `on_conn_state`."""
         number: int = self._field("conn_id", _ffi.httpdown_request_conn_id)
         return number
 
     def body(self, limit: int = 1 << 20) -> bytes:
-        """The whole body, if it has at most `limit` bytes. Blocks until all of it is there.
+        """The whole body, if it has at most `limit` bytes. Blocks until the whole body is there.
 
-        Asked again, it gives the same; what `read` took before is missing. Raises TooLarge (nothing
-        is lost: ask again, or read it in pieces), Gone (the client has left), BadBody (it has
-        broken the protocol; without an answer it gets a 400), Killed.
+        A second call gives the same bytes. Bytes that `read` took before are missing. Raises
+        TooLarge (nothing is lost: ask again, or read the body in pieces), Gone (the client has
+        left), BadBody (the client has broken the protocol; without an answer it gets a 400),
+        Killed.
         """
         _arguments.number("limit", limit, 0, 2**63 - 1)
         body = _ffi.Bytes()
@@ -258,9 +265,9 @@ class Request:
             return _ffi.copy(body)
 
     def read(self, n: int = _PIECE) -> bytes:
-        """The next bytes of the body, at most `n`; b"" at its end. Blocks until there are some.
+        """The next bytes of the body, at most `n`; b"" at its end. Blocks until some are there.
 
-        Raises Gone (the client has left), BadBody (as `body`), Killed.
+        Raises Gone (the client has left), BadBody (like `body`), Killed.
         """
         capacity = min(_arguments.number("n", n, 1, 2**63 - 1), _PIECE)
         count = ctypes.c_size_t()
@@ -272,25 +279,25 @@ class Request:
             return ctypes.string_at(buffer, count.value)
 
     def __iter__(self) -> Iterator[bytes]:
-        """The body, piece by piece: as `read`."""
+        """The body, piece by piece, like `read`."""
         return iter(self.read, b"")
 
     @property
     def cancelled(self) -> bool:
-        """Whether there is no more use in answering.
+        """Whether an answer is useless by now.
 
-        The client has left, a kill has begun, or the answer is complete: one that has no body is,
-        soon after its head.
+        The client has left, a kill has begun, or the answer is complete. An answer without a body
+        is complete soon after its head.
         """
         with self._cancel_lock:
             return bool(_ffi.httpdown_request_cancelled(self._alive()))
 
     def wait_cancelled(self, timeout: float | None = None) -> bool:
-        """Sleeps for `timeout` seconds, or until there is no more use in answering.
+        """Sleeps for `timeout` seconds, or until an answer is useless (see `cancelled`).
 
-        True if there is none; False if the time has passed: go on. Raises AlreadyReplied if another
-        thread ends the request meanwhile. A client that has only closed its own half of the
-        connection may still read, and has not left.
+        True if an answer is useless; False if the time has passed: go on. Raises AlreadyReplied if
+        another thread ends the request during this call. A client that has only closed its own half
+        of the connection may still read, and has not left.
         """
         try:
             _arguments.in_slices(self._wait_cancelled, timeout)
@@ -310,11 +317,12 @@ class Request:
             _ffi.httpdown_request_wait_cancelled(self._alive(), milliseconds)
 
     def defer(self) -> None:
-        """Keeps the request beyond the handler's return, to be answered later, by any thread.
+        """Keeps the request after the handler's return. Any thread can answer it later.
 
-        If nobody does, the client gets a 500 when the request is garbage, and the logger "httpdown"
-        gets an error with its method and path; `on_error` is not told. A thread that has
-        deferred requests to answer must not wait for the server to stop: the server waits for it.
+        If nobody answers, the client gets a 500 when the request is garbage-collected, and the
+        logger "httpdown" gets an error with the request's method and path; `on_error` is not
+        called. A thread that has deferred requests to answer must not wait for the server to stop,
+        because the server waits for these answers.
         """
         with self._lock:
             self._alive()
@@ -328,14 +336,14 @@ class Request:
     ) -> None:
         """Answers, and ends the request. Does not wait for the client; the body is copied.
 
-        `status` is from 200 to 999. Content-Length and Date are set for you, and for a body that
-        is a str (sent as UTF-8) the Content-Type, unless you set it or `status` is 204, 205 or 304.
-        A 204 or 205 has no body: what is given is not sent, nor is a Content-Length (for 205, it
-        is 0).
+        `status` is from 200 to 999. The library sets Content-Length and Date. For a body that is a
+        str (sent as UTF-8) it also sets the Content-Type, unless you set it or `status` is 204, 205
+        or 304. A 204 or 205 has no body: a given body is not sent, nor is a given Content-Length
+        (for 205, it is 0).
 
-        Raises Gone or Killed if the client cannot get the answer any more, and AlreadyReplied;
-        ValueError and TypeError for arguments that make no sense: then the request is as before,
-        except with a wrong Content-Length or any Transfer-Encoding, where the client gets a 500.
+        Raises Gone or Killed if the client cannot get the answer any more, and AlreadyReplied.
+        Raises ValueError and TypeError for arguments that make no sense. Then the request is as
+        before, except after a wrong Content-Length or any Transfer-Encoding: the client gets a 500.
         """
         code = _arguments.status_code(status)
         pairs = _arguments.header_pairs(headers)
@@ -351,7 +359,7 @@ class Request:
     def start(self, status: int = 200, headers: _arguments.Headers | None = None) -> Reply:
         """Begins an answer whose body follows in pieces, chunked unless there is a Content-Length.
 
-        The head is sent at once. Never blocks. Raises as `reply`; the request is then as before.
+        The head is sent at once. Never blocks. Raises like `reply`; then the request is as before.
         """
         code = _arguments.status_code(status)
         pairs = _arguments.header_pairs(headers)
@@ -366,8 +374,8 @@ class Request:
     def abort(self) -> None:
         """Ends the request without an answer.
 
-        The client gets a 500 or, if an answer has begun, sees it cut.
-        Never blocks, but for another thread that is reading or writing.
+        The client gets a 500 or, if an answer has begun, sees the answer cut. Never blocks, except
+        while another thread reads or writes.
         """
         self._end(_ffi.httpdown_reply_abort, begun=None)
 
@@ -377,22 +385,25 @@ class Request:
         return self._pointer
 
     def _end(self, call: Callable[..., object], *arguments: object, begun: bool | None) -> None:
-        """Makes the call that ends the request; it needs the answer `begun`, or not, or either."""
+        """Makes the call that ends the request.
+
+        `begun` says whether the answer must have begun (True), must not (False), or may (None).
+        """
         with self._lock:
             self._alive()
             if begun not in (None, self._begun):
                 raise _already_replied()
-            # Those that wait for a cancellation come out, and do not go in again.
+            # Threads that wait for a cancellation leave C, and do not enter it again.
             self._ending = True
             with self._cancel_lock:
                 pointer = self._alive()
-                # C would let go of the head, too.
+                # Without this, C would free the head, too.
                 _ffi.httpdown_request_retain(pointer)
                 self._pointer, self._ended = None, pointer
                 call(pointer, *arguments)
 
     def _name(self) -> None:
-        """Reads what a report calls the request by, which may come in a forked child."""
+        """Reads the names for a log record early, because the record may come in a forked child."""
         self._text("method", _ffi.httpdown_request_method)
         self._text("path", _ffi.httpdown_request_path)
 
@@ -405,15 +416,15 @@ class Request:
     def _leave(self) -> None:
         """The handler has returned."""
         if not self._deferred:
-            # Another thread may be faster.
+            # Another thread may have ended the request before.
             with contextlib.suppress(AlreadyReplied):
                 self.abort()
 
     def _is_no_failure(self, error: BaseException) -> bool:
-        """Whether it is no wonder that the handler has raised this.
+        """Whether this exception of the handler is no failure of the handler.
 
-        The client has left, sent nonsense, or was cut; or the answer has no body, which the handler
-        wrote to.
+        The client has left, has broken the protocol, or was cut; or the handler wrote to an answer
+        that has no body.
         """
         if isinstance(error, AlreadyReplied):
             return self._body_refused
@@ -448,7 +459,8 @@ class Request:
         return address
 
     def __del__(self) -> None:
-        # Nobody else has it any more: no lock is needed, and a fork may have left it locked.
+        # Nobody else has this request any more, so no lock is needed; and a fork may have left the
+        # lock locked.
         if self._pointer is not None:
             with contextlib.suppress(HttpdownError):
                 cancelled = _ffi.httpdown_request_cancelled(self._pointer)
@@ -464,9 +476,10 @@ class Request:
 
 
 class Reply:
-    """An answer that has begun: `Request.start`.
+    """An answer that has begun, from `Request.start`.
 
-    As a context manager it finishes the answer at the end, and aborts it at an exception.
+    As a context manager, it finishes the answer at the end of the block, and aborts the answer at
+    an exception.
     """
 
     def __init__(self, request: Request) -> None:
@@ -475,9 +488,9 @@ class Reply:
     def write(self, data: _arguments.Data) -> None:
         """Sends more of the body, as soon as the client takes it; a str as UTF-8. `data` is copied.
 
-        Blocks while too much waits already (256 KiB): a slow client slows the writer. Raises Gone,
-        Killed, AlreadyReplied (also if the answer has no body: it is to HEAD, or a 204, 205 or
-        304), and InvalidArgument if it exceeds the Content-Length.
+        Blocks while too many bytes (256 KiB) wait to be sent: a slow client slows the writer down.
+        Raises Gone, Killed, AlreadyReplied (also if the answer has no body: it is to HEAD, or a
+        204, 205 or 304), and InvalidArgument if the body exceeds the Content-Length.
         """
         data = _arguments.data(data)
         with self.request._lock:
@@ -491,12 +504,13 @@ class Reply:
     def finish(self) -> None:
         """Ends the answer, and the request. Does not wait for the client.
 
-        Raises Gone or Killed if the client cannot get all of it any more, and AlreadyReplied.
+        Raises Gone or Killed if the client cannot get the whole answer any more, and
+        AlreadyReplied.
         """
         self.request._end(_ffi.httpdown_reply_finish, begun=True)
 
     def abort(self) -> None:
-        """Ends the request; the client sees the answer cut."""
+        """Ends the request. The client sees the answer cut."""
         self.request.abort()
 
     def __enter__(self) -> Reply:

@@ -1,4 +1,4 @@
-"""The server: started, asked, stopped."""
+"""The server: its start, its queries and its stop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ._errors import HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._request import Address, Request
 
-# Of `stop_timeout` and `kill_timeout`, in seconds.
+# The default of `stop_timeout` and `kill_timeout`, in seconds.
 _DEFAULT_TIMEOUT = 60.0
 _DEFAULT_SECOND_SIGNAL = 0.5
 
@@ -34,49 +34,49 @@ class Stats(Protocol):
     """
 
     def bump_avg(self, key: str, value: float, /) -> object:
-        """The mean over a period is of interest."""
+        """The monitoring system should take the mean of the values over a period."""
 
     def bump_sum(self, key: str, value: float, /) -> object:
-        """A counter goes up."""
+        """A counter goes up by `value`."""
 
     def bump_histogram(self, key: str, value: float, /) -> object:
-        """The distribution is of interest."""
+        """The monitoring system should keep the distribution of the values."""
 
     def bump_time(self, key: str, value: float, /) -> object:
-        """Something that took a time has ended: `value` is seconds."""
+        """A timed action has ended. `value` is its duration in seconds."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a server has done, and what its stop has cost.
+    """The counts of what a server has done, and of what its stop has cost.
 
-    Once it has stopped: requests = served + failed + gone + killed.
+    When the server has stopped: requests = served + failed + gone + killed.
     """
 
     phase: Phase
-    """How far the server has come."""
+    """The server's phase."""
     status: Status
-    """How the stop went; OK until it has ended."""
+    """The result of the stop; OK until the stop has ended."""
     stop_duration: float
-    """How long the stop has taken so far, in seconds; 0 before it begins."""
+    """How long the stop has taken so far, in seconds; 0 before the stop begins."""
     connections: int
     """Connections accepted."""
     conns_open: int
     """Connections open now: the sum of the next four."""
     conns_new: int
-    """Open, and no byte has come yet."""
+    """Open connections on which no byte has come yet."""
     conns_active: int
-    """Open, with a request under way."""
+    """Open connections with a request under way."""
     conns_idle: int
-    """Open, between two requests."""
+    """Open connections between two requests."""
     conns_hijacked: int
-    """Open, and taken over by a handler."""
+    """Open connections that a handler has taken over."""
     conns_closed: int
-    """Connections that ended as they should, closed by either side or released by a handler."""
+    """Connections that ended normally: closed by either side, or released by a handler."""
     closed_idle: int
-    """Connections that the stop, or the idle timeout, closed while they were new or idle."""
+    """Connections that the stop or the idle timeout closed while they were new or idle."""
     raced: int
-    """Connections that one of them closed, and on which a request crossed that on the wire."""
+    """Connections that the stop or the idle timeout closed while a request was on its way."""
     conns_gone: int
     """Connections whose client left in the middle of a request."""
     conns_timed_out: int
@@ -84,11 +84,11 @@ class Report:
     conns_killed: int
     """Connections that a kill cut."""
     requests: int
-    """Requests whose head has been read, and those that a kill cut before it was."""
+    """Requests whose head has been read, and requests that a kill cut before that."""
     served: int
-    """Requests whose whole response the kernel has taken, at a stop: the client's kernel."""
+    """Requests whose whole response the kernel has taken; during a stop, the client's kernel."""
     failed: int
-    """Requests whose handler failed after the response had begun: the client saw it cut."""
+    """Requests whose handler failed after the response had begun. The client saw it cut."""
     gone: int
     """Requests whose client left before its response was complete."""
     killed: int
@@ -96,7 +96,7 @@ class Report:
     abandoned: int
     """Requests whose handler still held them when the kill timeout had passed."""
     hijacked_killed: int
-    """Of the connections that a kill cut, those that a handler had taken over."""
+    """Connections that a handler had taken over, and that a kill cut."""
     unaccepted: int
     """Connections that still waited to be accepted when their socket had to be closed."""
     bytes_unacked: int
@@ -116,7 +116,7 @@ class Report:
 
 
 class _Handle:
-    """C's server; freed when the last of those who use it lets go of it."""
+    """C's server. It is freed when nobody refers to it any more."""
 
     def __init__(self, pointer: int | None) -> None:
         self.pointer = pointer
@@ -126,84 +126,88 @@ class _Handle:
 
 
 class Server:
-    """A server: serves from its construction until it is stopped, in threads of its own.
+    """A server. It serves from its construction until it is stopped, in its own threads.
 
-    As a context manager it stops gracefully at the end of the block. One that is not stopped goes
-    on, whether or not anybody has a reference to it, until the main thread ends: then it is stopped
-    gracefully, too, before `concurrent.futures` takes no more work. One that another thread has
-    started, waits for, or is in the block of, goes on until that thread ends, unless it is a
-    daemon; its handlers find executors shut down once the main thread has ended. The methods may be
-    called by any thread. In a forked child they raise Forked, and leaving the block does nothing.
-    Such a child can have no server of its own, unless all those of its parent had been closed
-    before the fork.
+    As a context manager, the server stops gracefully at the end of the block. A server that is not
+    stopped goes on until the main thread ends, even if nobody has a reference to it. Then it is
+    stopped gracefully, before `concurrent.futures` takes no more work. If another thread has
+    started the server, waits for it, or is in its block, the server goes on until that thread ends,
+    unless the thread is a daemon; after the main thread has ended, the server's handlers find
+    executors shut down. Any thread may call the methods. In a forked child the methods raise
+    Forked, and leaving the block does nothing. Such a child can have no server of its own, unless
+    all servers of its parent had been closed before the fork.
 
-    `handler` is called with each Request, in one of `threads` threads; requests beyond that wait.
-    If it raises, or returns without an answer, the client gets a 500 (or sees the answer cut, if
-    one has begun), and the logger "httpdown" gets an error with the request's method and path, and
-    the traceback. What it returns is ignored, but for a coroutine or a generator, which is an error
-    in the log, too. That the client has left (Gone), or was cut by a kill (Killed), is no failure:
-    it is logged for debugging, without a traceback. An `async def` or a generator is a TypeError,
-    here and for all other callables: nobody would run it.
+    `handler` is called with each Request, in one of `threads` threads. If all threads are busy,
+    requests wait. If the handler raises, or returns without an answer, the client gets a 500 (or
+    sees the answer cut, if the answer has begun), and the logger "httpdown" gets an error with the
+    request's method and path, and the traceback. The handler's result is ignored, except a
+    coroutine or a generator, which is also logged as an error. It is no failure if the client has
+    left (Gone) or was cut by a kill (Killed): this is logged for debugging, without a traceback. An
+    `async def` or a generator function is a TypeError, here and for all other callables, because
+    nobody would run it.
 
-    `on_error(request, exception)` is told of each such failure instead of the logger, in the
-    handler's thread, before the client gets its 500: it may answer, if the handler has not. For a
-    handler that returns without an answer the exception is Unanswered. What `on_error` itself
-    raises is logged, along with what it was told.
+    `on_error(request, exception)` is called for each such failure instead of the logger, in the
+    handler's thread, before the client gets its 500. So `on_error` may answer, if the handler has
+    not. If a handler returns without an answer, the exception is Unanswered. If `on_error` itself
+    raises, its exception is logged, and the handler's failure, too.
 
-    `bind` is where to listen: "HOST:PORT", or a Unix socket; several are separated by commas. An
-    IPv6 address stands in brackets, no host is every address, port 0 lets the kernel choose.
-    "unix:/run/app.sock" is a Unix socket at that path. One on which nobody listens is replaced. Who
-    may connect can stand behind it: "unix:/run/app.sock?mode=0660&group=www-data" (the mode is
-    octal; `user` and `group` are names or numbers). "unix:@name" is an abstract socket. Default:
-    127.0.0.1:8080, or nothing if there are `fds`.
+    `bind` is the address to listen on: "HOST:PORT", or a Unix socket. Several addresses are
+    separated by commas. Put an IPv6 address in brackets. Without a host, the server listens on
+    every address. With port 0, the kernel chooses the port. "unix:/run/app.sock" is a Unix socket
+    at that path. A socket file on which nobody listens is replaced. After the path you can say who
+    may connect: "unix:/run/app.sock?mode=0660&group=www-data" (the mode is octal; `user` and
+    `group` are names or numbers). "unix:@name" is an abstract socket. Default: 127.0.0.1:8080, or
+    nothing if there are `fds`.
 
-    `fds` are descriptors, or sockets, that listen already: the server's from now on, unless the
-    constructor raises. `fds_shared`: the socket outlives this server (systemd, or workers restarted
-    one by one). Whoever keeps it must go on accepting, or waiting clients are reset. A stop leaves
-    what waits in their queue to the others.
+    `fds` are descriptors or sockets that already listen. The server owns them from now on, unless
+    the constructor raises. `fds_shared`: these sockets outlive this server (systemd, or workers
+    that are restarted one by one). The process that keeps a socket must go on accepting, or waiting
+    clients are reset. A stop leaves the connections that wait in the sockets' queues to the other
+    processes.
 
-    `reuse_port`: what `bind` names is listened on with SO_REUSEPORT, so that several processes of
-    the same user can each have a socket of its own there, if all of them set this. A stop has the
-    kernel send new clients to the others, so that workers can be restarted one by one, and none is
-    lost. Nobody is told any more that the address is in use.
+    `reuse_port`: the sockets of `bind` have SO_REUSEPORT, so that several processes of the same
+    user can each listen there with their own socket, if all of them set this. A stop makes the
+    kernel send new clients to the other sockets, so that workers can be restarted one by one, and
+    no client is lost. No process is told any more that the address is in use.
 
-    Durations are in seconds; 0 is none at all, `math.inf` no limit.
-    `stop_timeout`: how long a stop waits for what is there to finish, before it kills; default 60.
-    `kill_timeout`: how long a kill waits for handlers that were cut, before it abandons them;
-    default 60. `lame_duck`: how long a stop goes on accepting, while `ready` says no and responses
-    say `Connection: close`, so that load balancers and clients go elsewhere; default 0.
-    `lame_duck_quiet` ends the lame duck early, once no request has come for so long (those for
-    `ready_path` do not count); default 0, never early. `lame_duck_min`: how long the lame duck
-    takes at least, however quiet it is; default 0. `header_timeout`: how long a request's head may
-    take, before the client gets a 408; default 30. `idle_grace`: how long a stop leaves a
-    connection between two requests open, once the client has the last answer, so that a request
-    that is on its way is served; default 1.
-    `quiesce_timeout`: how long a stop goes on accepting connections whose handshake had
-    begun; default 4. `linger_timeout`: how long a connection that the server has closed waits for
-    the client to close its side; default 2. `idle_timeout`: how long, about, a connection may be
-    without a request while the server serves, before it is closed; more than 0, by default there is
-    no limit, because a close can cross a request on its way, which is lost then (`raced`).
+    Durations are in seconds; 0 is no time at all, `math.inf` is no limit. `stop_timeout`: how long
+    a stop waits for open requests to finish before it kills; default 60. `kill_timeout`: how long a
+    kill waits for the handlers of cut requests, before it abandons these handlers; default 60.
+    `lame_duck`: how long a stop still accepts connections, while `ready` is False and responses say
+    `Connection: close`, so that load balancers and clients go elsewhere; default 0.
+    `lame_duck_quiet` ends the lame duck early when no request has come for this time (requests for
+    `ready_path` do not count); default 0, never early. `lame_duck_min`: the minimum duration of the
+    lame duck, even if no requests come; default 0. `header_timeout`: how long a request's head may
+    take, before the client gets a 408; default 30. `idle_grace`: how long a stop leaves an idle
+    connection (between two requests) open after the client has the last answer, so that a request
+    that is already on its way is served; default 1. `quiesce_timeout`: how long a stop still
+    accepts connections whose handshake had begun before; default 4. `linger_timeout`: how long a
+    connection that the server has closed waits for the client to close its side; default 2.
+    `idle_timeout`: how long, about, a connection may be without a request while the server serves,
+    before the server closes it; more than 0. By default there is no limit, because a request may be
+    on its way while the server closes; then this request is lost (`raced`).
 
-    `keep_alive_header`: responses tell of the idle timeout, less `idle_grace`, in whole seconds
-    (`Keep-Alive: timeout=N`), so that clients that know this field leave first.
+    `keep_alive_header`: responses announce the idle timeout minus `idle_grace`, in whole seconds
+    (`Keep-Alive: timeout=N`), so that clients that know this field close first.
 
-    `second_signal`: how long after the first signal of `run` another one counts as the second,
-    which goes straight to the kill; default 0.5. One that comes sooner has told the same thing
-    again, as process managers and wrappers do.
+    `second_signal`: how long after the first signal of `run` another signal counts as the second,
+    which goes straight to the kill; default 0.5. A signal that comes sooner is taken for a
+    repetition, because process managers and wrappers repeat signals.
 
-    `ready_path` is a path, "/healthz" say, that the server answers itself, also while all threads
-    are busy: 200 while `ready` says yes, then 503. "/" first, then visible ASCII, no query.
+    `ready_path` is a path, such as "/healthz", that the server answers itself, even while all
+    threads are busy: with 200 while `ready` is True, then with 503. The path begins with "/", the
+    rest is visible ASCII, without a query.
 
-    `io_threads` is how many threads of C's drive connections; default: one for each processor.
+    `io_threads` is the number of C threads that drive connections; default: one for each processor.
 
-    `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)` and
-    `on_log(level, text)` are told what happens, one after the other, in one thread, which serves
-    nothing: a slow one delays only later events. What they raise is logged. Without an `on_log`
-    what the library has to say, that accepting pauses without descriptors, say, goes to the logger
-    "httpdown", too.
+    The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`
+    and `on_log(level, text)` are called for events, one after the other, in one thread, which
+    serves no requests. So a slow observer delays only later events. Exceptions of observers are
+    logged. Without an `on_log`, the library's messages (for example, that accepting pauses because
+    there are no descriptors) also go to the logger "httpdown".
 
     `clock` is for tests: a MockClock for the stop, kill and lame-duck timers. All other durations
-    are in real time, `idle_grace` included.
+    are in real time, including `idle_grace`.
 
     Raises AddressInUse, AddressInvalid, PermissionDenied, IOFailed, OutOfResources, Forked;
     ValueError (InvalidArgument too) and TypeError; RuntimeError where gevent or eventlet has
@@ -243,13 +247,14 @@ class Server:
         _check_threading()
         self._pid = os.getpid()
         self._final: Report | None = None
-        # The thread that has started it, those that wait for it, and those in its block.
+        # The thread that has started the server, the threads that wait for it, and the threads in
+        # its block.
         self._holders = [threading.current_thread()]
         # When the stop and the kill were asked for, and when C's end was seen first.
         self._stop_begun = self._kill_begun = self._ended = math.inf
         self._handler = _reports.plain("handler", handler)
         self._on_error = None if on_error is None else _reports.plain("on_error", on_error)
-        # Of those that are None no event comes.
+        # If an observer is None, no event comes for it.
         self._on_conn_state = _reports.plain(
             "on_conn_state", _nobody if on_conn_state is None else on_conn_state
         )
@@ -318,7 +323,8 @@ class Server:
         for fd in given:
             if isinstance(fd, socket.socket):
                 fd.detach()
-        # Daemons, because others would keep the interpreter from exiting, and so from stopping us.
+        # The threads are daemons. Other threads would keep the interpreter from exiting, and so
+        # from stopping the server.
         self._threads = [
             threading.Thread(
                 target=target, args=(self._handle,), name=f"httpdown-py-{i}", daemon=True
@@ -334,13 +340,14 @@ class Server:
             self.close()
             raise
 
-    # Threads of our own.
+    # The server's own threads.
 
     def _serve(self, handle: _Handle) -> None:
         """The life of a thread that answers requests.
 
-        It takes one at a time: several would wait behind the first while other threads are idle,
-        and what a call saves is little beside what the interpreter costs.
+        It takes one request at a time. Several requests would wait behind the first while other
+        threads are idle, and fewer calls would save little compared with the cost of the
+        interpreter.
         """
         taken = ctypes.c_void_p()
         count = ctypes.c_size_t()
@@ -383,7 +390,7 @@ class Server:
                 _reports.observer_failed(told, error)
 
     def _observer(self, event: _ffi.Event) -> tuple[str, Callable[..., object], tuple[object, ...]]:
-        """Who shall be called for an event, by name and as such, and with what."""
+        """The observer for an event: its name, the callable, and the arguments."""
         name = event.name.decode()
         if event.kind == EventKind.STAT:
             kind = StatKind(event.code)
@@ -397,11 +404,11 @@ class Server:
         text = event.text.decode("utf-8", "replace")
         return "on_log", self._on_log, (LogLevel(event.code), text)
 
-    # What the program asks and orders.
+    # The queries and orders of the program.
 
     @property
     def addresses(self) -> list[Address]:
-        """The addresses that it listens on, or did: those of `fds` first, then those of `bind`."""
+        """The addresses that the server listens (or listened) on: of `fds`, then of `bind`."""
         return list(self._addresses)
 
     @property
@@ -411,21 +418,21 @@ class Server:
 
     @property
     def phase(self) -> Phase:
-        """How far the server has come; STOPPED also in a forked child. Never blocks."""
+        """The server's phase; STOPPED also in a forked child. Never blocks."""
         handle = self._handle
         return Phase.STOPPED if handle is None else Phase(_ffi.httpdown_phase(handle.pointer))
 
     @property
     def ready(self) -> bool:
-        """Whether new requests are welcome: False from the beginning of a stop on. Never blocks.
+        """Whether new requests are welcome: False after a stop has begun. Never blocks.
 
-        `ready_path` tells it to who asks by HTTP.
+        With `ready_path`, the server answers this question by HTTP.
         """
         handle = self._handle
         return handle is not None and bool(_ffi.httpdown_ready(handle.pointer))
 
     def report(self) -> Report:
-        """The counts as they are now, at any time. Never blocks. Raises Forked."""
+        """The current counts. May be called at any time. Never blocks. Raises Forked."""
         handle = self._handle
         if handle is None:
             assert self._final is not None
@@ -435,7 +442,7 @@ class Server:
         return Report._of(raw)
 
     def stop_begin(self) -> None:
-        """Begins the stop and returns at once. A second time it does nothing. Raises Forked."""
+        """Begins the stop and returns at once. A second call does nothing. Raises Forked."""
         handle = self._handle
         if handle is not None:
             self._stop_begun = min(self._stop_begun, time.monotonic())
@@ -449,17 +456,17 @@ class Server:
             _ffi.httpdown_kill_begin(handle.pointer)
 
     def stop(self) -> Report:
-        """Stops: no new connections, what is there is finished, and then the result.
+        """Stops the server: no new connections; finishes the open requests; returns the result.
 
-        Blocks, at most for lame_duck + stop_timeout + kill_timeout. Whoever calls later, or
-        meanwhile, waits for the same end and gets the same result. Handlers that go on when they
-        have answered are waited for too, within that time. Ctrl-C meanwhile (in the main thread)
+        Blocks, at most for lame_duck + stop_timeout + kill_timeout. Other callers, at this time or
+        later, wait for the same end and get the same result. Within this time, the call also waits
+        for handlers that go on after their answer. Ctrl-C during the call (in the main thread)
         begins the kill, and raises KeyboardInterrupt.
 
         Raises Killed (requests were cut when the stop timeout had passed), TimedOut (handlers had
         to be abandoned), IOFailed (serving had failed, or a listening socket could not be closed)
-        and Forked. In a handler or an observer of this server it would wait for itself: there it
-        begins the stop and raises WouldDeadlock; call `stop_begin` instead.
+        and Forked. In a handler or an observer of this server, the call would wait for itself: it
+        begins the stop and raises WouldDeadlock. Call `stop_begin` there instead.
         """
         try:
             self.stop_begin()
@@ -469,10 +476,10 @@ class Server:
             raise
 
     def wait(self, timeout: float | None = None) -> Report:
-        """Waits until the server has ended entirely, whoever has stopped it: then as `stop`.
+        """Waits until the server has ended completely, no matter who has stopped it.
 
-        Raises TimeoutError after `timeout` seconds, and otherwise as `stop`. Ctrl-C only ends the
-        waiting.
+        Raises TimeoutError after `timeout` seconds. Otherwise returns and raises like `stop`.
+        Ctrl-C only ends the waiting.
         """
         if self._is_in_child():
             raise _ffi.failure(Status.FORKED)
@@ -496,30 +503,30 @@ class Server:
         return self._final
 
     def _wait(self, handle: _Handle, timeout: float | None) -> Report:
-        """Waits for C's end."""
+        """Waits for the end of C's server."""
         raw = _ffi.StopReport(struct_size=ctypes.sizeof(_ffi.StopReport))
         try:
             _arguments.in_slices(
                 lambda ms: _ffi.httpdown_wait(handle.pointer, ms, ctypes.byref(raw)), timeout
             )
         except HttpdownError:
-            # Written only if the server has ended: then it says what happened.
+            # The report is written only if the server has ended. Then the report has the result.
             if raw.phase != Phase.STOPPED:
                 raise
         self._ended = min(self._ended, time.monotonic())
         return Report._of(raw)
 
     def _join(self, final: Report, deadline: float) -> None:
-        """Waits for our threads: all requests have ended, and soon handlers and observers return.
+        """Waits for our threads. All requests have ended, so handlers and observers return soon.
 
-        For as long as the stop may take, no longer: what a handler does behind its answer must not
-        hold it. Those that C has abandoned have had their time.
+        Waits only as long as the stop may take, because the work that a handler does after its
+        answer must not delay the stop. Handlers that C has abandoned have already had their time.
         """
         if final.status == Status.TIMED_OUT:
             return
         for thread in self._threads:
             while thread.is_alive():
-                # Anew each time: a kill may come meanwhile.
+                # Calculated again each time, because a kill may come meanwhile.
                 bound = min(
                     self._stop_begun + self._longest_stop,
                     self._kill_begun + self._kill_timeout,
@@ -536,19 +543,20 @@ class Server:
         """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
 
         A second signal goes straight to the kill, unless it comes within `second_signal` of the
-        first; a third does what it would have done without us. What the signals did before is
-        restored at the end. In a forked child they do what they would have done without us, and do
-        not stop the parent. `started` is called when the signals are caught: the moment to tell
-        others of the server. The thread takes the signals meanwhile, also if it blocks them. A
-        SIGINT that is ignored stays so, as where a shell that is not interactive starts a program
-        in the background; SIGTERM always stops. Only in the main thread.
+        first. A third signal has the effect that it had before this call. The earlier actions of
+        the signals are restored at the end. In a forked child the signals have their earlier
+        effect, and do not stop the parent. `started` is called when the signals are caught; this is
+        the moment to tell others about the server. During the run the thread takes the signals,
+        even if it blocks them. If SIGINT is ignored, it stays ignored (a shell that is not
+        interactive ignores it for programs in the background); SIGTERM always stops. Only in the
+        main thread.
 
-        A signal that comes before this call does what it does without us: SIGTERM ends the program,
-        and cuts the requests that the server, which serves since its construction, has by then.
-        `httpdown.run` leaves no such gap.
+        A signal that comes before this call has its usual effect: SIGTERM ends the program, and
+        cuts the requests that the server has by then, because the server serves from its
+        construction on. `httpdown.run` leaves no such gap.
 
-        Returns and raises as `stop`; raises Stopped if the server has been stopped, and that has
-        been waited for, and ValueError in another thread.
+        Returns and raises like `stop`. Also raises Stopped if the server has been stopped and
+        somebody has waited for its end, and ValueError in another thread.
         """
         self._check_serves()
         if started is not None:
@@ -560,10 +568,11 @@ class Server:
             return self.wait()
 
     def close(self) -> None:
-        """Stops as `stop` does, but keeps the result to itself, and frees what C has.
+        """Stops the server like `stop`, but does not report the result, and frees C's memory.
 
-        Afterwards the server can still be asked how it went. In a handler or an observer of this
-        server it returns at once, and the rest follows. In a forked child it does nothing.
+        After this call you can still ask the server for the result. In a handler or an observer of
+        this server, the call returns at once, and the rest follows. In a forked child the call does
+        nothing.
         """
         if self._is_in_child():
             return
@@ -578,10 +587,10 @@ class Server:
         return os.getpid() != self._pid
 
     def _check_serves(self) -> None:
-        """Raises Stopped if somebody has been told of the end: what serves then is nothing.
+        """Raises Stopped if somebody has been told of the end, because then nothing serves.
 
-        An end that nobody knows of yet, because a handler has begun the stop, is no mistake. Raises
-        Forked in a forked child, where nothing serves either.
+        If nobody knows of the end yet, because a handler has begun the stop, the call is no
+        mistake. Raises Forked in a forked child, where nothing serves either.
         """
         if self._is_in_child():
             raise _ffi.failure(Status.FORKED)
@@ -589,7 +598,7 @@ class Server:
             raise _ffi.failure(Status.STOPPED)
 
     def __enter__(self) -> Server:
-        """Raises Stopped if the server has been stopped, and that has been waited for; Forked."""
+        """Raises Stopped if the server was stopped and somebody has waited for its end; Forked."""
         self._check_serves()
         self._holders.append(threading.current_thread())
         return self
@@ -600,7 +609,7 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stops. What the block has raised goes before what the stop would raise."""
+        """Stops. An exception of the block has priority over an exception of the stop."""
         try:
             if not self._is_in_child():
                 self.stop()
@@ -623,7 +632,7 @@ class Server:
             self._let_go()
 
     def _let_go(self) -> None:
-        # Not there if the block was entered by another thread.
+        # The thread is not in the list if another thread entered the block.
         with contextlib.suppress(ValueError):
             self._holders.remove(threading.current_thread())
 
@@ -638,19 +647,20 @@ def run(
     started: Callable[[Server], object] | None = None,
     **options: Any,
 ) -> Report:
-    """Serves until SIGTERM or SIGINT (Ctrl-C), and stops: all that most programs need.
+    """Serves until SIGTERM or SIGINT (Ctrl-C), and stops. Most programs need only this.
 
-    As `Server(handler, bind, **options)` and its `run`, but the signals are caught before the
-    server is there, so that none is lost and none cuts a request: one that comes before the server
-    listens stops it as soon as it does. `started(server)` is called when it serves: the moment to
-    tell others of it. A second signal goes straight to the kill, unless it comes within
-    `second_signal` of the first; a third does what it would have done without us. What the signals
-    did before is restored at the end, and is what they do in a forked child. Only in the main
-    thread.
+    Like `Server(handler, bind, **options)` and its `run`, but the signals are caught before the
+    server exists. So no signal is lost, and no signal cuts a request: a signal that comes before
+    the server listens stops the server as soon as it listens. `started(server)` is called when the
+    server serves; this is the moment to tell others about the server. A second signal goes straight
+    to the kill, unless it comes within `second_signal` of the first. A third signal has the effect
+    that it had before this call. The earlier actions of the signals are restored at the end, and
+    also apply in a forked child. Only in the main thread.
 
-    Returns what the server has done. Blocks until it has ended. Raises what `Server` raises, and as
-    `Server.stop` Killed, TimedOut and IOFailed, whose `report` tells it; ValueError in another
-    thread. What `started` raises stops the server and comes out.
+    Returns the report of the server. Blocks until the server has ended. Raises what `Server`
+    raises; like `Server.stop`, Killed, TimedOut and IOFailed, which have the report in `report`;
+    and ValueError in another thread. If `started` raises, the server is stopped, and this call
+    raises the exception.
     """
     if started is not None:
         _reports.plain("started", started)
@@ -666,13 +676,13 @@ def run(
 
 
 class _StopSignals:
-    """SIGTERM and SIGINT stop a server while this is entered, as soon as there is one."""
+    """While this context is entered, SIGTERM and SIGINT stop the server, as soon as it exists."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._server: Server | None = None
         self._seen = 0
-        # When the last one came that counted: one that comes soon after tells the same again.
+        # When the last signal came that counted. A signal soon after it is a repetition.
         self._last = -math.inf
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._blocked: set[int] = set()
@@ -687,20 +697,20 @@ class _StopSignals:
         return self
 
     def stop(self, server: Server) -> None:
-        """From now on this server is meant, also by a signal that has come already."""
+        """Sets the server that signals stop. A signal that has come already stops it, too."""
         self._server = server
         if self._seen > 0:
             server.stop_begin()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            # There is nothing to stop here: it does what it did before.
+            # A forked child has nothing to stop, so the signal gets its earlier effect.
             self._restore()
             os.kill(os.getpid(), number)
             return
         now = time.monotonic()
         if self._server is None:
-            # Nothing can be cut yet, however often it is told.
+            # Nothing can be cut yet, so all signals up to now count as one.
             self._seen, self._last = 1, now
             return
         if now - self._last < self._server._second_signal:
@@ -720,11 +730,12 @@ class _StopSignals:
     def _restore(self) -> None:
         while self._old:
             number, action = self._old.popitem()
-            # None: it was not set by Python, and Python cannot set it again.
+            # None: Python did not set this action, and cannot set it again.
             signal.signal(number, signal.SIG_DFL if action is None else action)
 
     def __exit__(self, *_: object) -> None:
-        # First: one that was blocked must not do now what it would have done if it had not been.
+        # First block again the signals that were blocked: such a signal must not have its earlier
+        # effect now.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._restore()
 
@@ -732,13 +743,14 @@ class _StopSignals:
 def _check_threading() -> None:
     """Raises RuntimeError where `threading` makes no threads.
 
-    Green threads all run in one, and the first that waits for a request would hold all the others.
+    All green threads run in one real thread. The first that waits for a request would block all
+    others.
     """
     for library, patcher, asks, names in (
         ("gevent", "gevent.monkey", "is_module_patched", ("threading", "_thread")),
         ("eventlet", "eventlet.patcher", "is_monkey_patched", ("thread",)),
     ):
-        # Who has not imported it has patched nothing.
+        # A program that has not imported the patcher has patched nothing.
         is_patched = getattr(sys.modules.get(patcher), asks, None)
         if is_patched is not None and any(map(is_patched, names)):
             raise RuntimeError(
@@ -765,7 +777,7 @@ def _start(options: _ffi.Options) -> _Handle:
 def _addresses(handle: _Handle) -> list[Address]:
     addresses: list[Address] = []
     buffer = ctypes.create_string_buffer(512)
-    # The end is where there is no such index.
+    # The list ends where no such index exists.
     with contextlib.suppress(InvalidArgument):
         while True:
             _ffi.httpdown_local_addr(handle.pointer, len(addresses), buffer, ctypes.sizeof(buffer))
