@@ -74,7 +74,8 @@ LOSSMETER := build/rust/lossmeter
 SERVERS := 'hello=build/hello -addr {addr}' 'demo=build/demo -addr {addr}' --path '/?duration=5ms'
 
 lossmeter: build $(LOSSMETER) ## looks for requests that a stop loses, some minutes long; OPTIONS="--modes new ..."
-	@echo 'On the loopback device:'; $(LOSSMETER) --jobs 4 $(SERVERS) $(OPTIONS); lost=$$?; \
+	@echo 'On the loopback device:'; \
+	$(LOSSMETER) --jobs 4 $(SERVERS) 'unix=build/hello -addr unix:{unix}' $(OPTIONS); lost=$$?; \
 	echo 'Over a round trip of 20 ms:'; \
 	$(LOSSMETER) --jobs 4 --rtt 20ms --upload-size 100000 --big-path /bytes/1000000 $(SERVERS) $(OPTIONS) && exit $$lost
 
