@@ -162,6 +162,15 @@ impl Listener {
         sys::set_option(socket, libc::SOL_SOCKET, SO_BINDTOIFINDEX, i32::MAX)
     }
 
+    /// The socket is about to be closed, with others of its group. When the first of them is closed, the kernel numbers
+    /// the members anew, and the group's program must go: then new clients may come to any socket that is still open. To
+    /// clients that come to this one, that looks like a lost segment. After a second they come to another.
+    ///
+    /// If no filter can be attached, a client that comes between the close of one socket and the next may be lost.
+    pub(crate) fn hear_nobody(&self) {
+        let _ = self.refuse_new();
+    }
+
     /// Undoes the filter of [`Listener::refuse_new`]. A socket that refuses by its interface cannot be in a group with
     /// a newcomer.
     fn hear_new_again(&self) {
@@ -209,9 +218,8 @@ impl Listener {
     pub(super) fn shut(&self) -> io::Result<()> {
         if self.steers.load(Ordering::Relaxed) {
             // This comes right before the shutdown: a program that stayed would choose among the others by their
-            // present numbers. A client that comes to our socket in between is not heard, and tries again after a
-            // second; without the filter, it would be reset.
-            let _ = self.refuse_new();
+            // present numbers. A client that comes to our socket in between is not heard.
+            self.hear_nobody();
             self.steer_no_more();
         }
         match self.socket.shutdown(Shutdown::Read) {

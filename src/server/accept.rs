@@ -261,8 +261,15 @@ impl Entrance {
         }
     }
 
+    /// Before the first socket of a group is closed.
+    fn hear_nobody(&self) {
+        let grouped = self.owned_tcp().filter(|listener| listener.is_grouped());
+        grouped.for_each(tcp::Listener::hear_nobody);
+    }
+
     /// Makes the sockets refuse all new clients, even if somebody has copies of them. Returns the first error.
     fn shut(&self) -> Option<io::Error> {
+        self.hear_nobody();
         let shut = self.listeners.iter().map(Listener::shut);
         shut.filter_map(io::Result::err).reduce(|first, _| first)
     }
@@ -271,6 +278,7 @@ impl Entrance {
     fn close(self: Arc<Self>) -> Option<io::Error> {
         match Arc::try_unwrap(self) {
             Ok(mut entrance) => {
+                entrance.hear_nobody();
                 let listeners = std::mem::take(&mut entrance.listeners);
                 let closed = listeners.into_iter().map(|listener| {
                     // The close follows directly: in a group with others, clients still come.
@@ -280,6 +288,7 @@ impl Entrance {
                 closed.filter_map(io::Result::err).reduce(|first, _| first)
             }
             Err(entrance) => {
+                entrance.hear_nobody();
                 for listener in &entrance.listeners {
                     entrance.sweep(listener);
                 }
