@@ -140,7 +140,7 @@ fn an_early_answer_reaches_a_client_that_is_still_sending() {
 
 /// A client whose kernel takes little.
 fn small_client(server: &Server) -> Client {
-    let (addr, client) = unconnected(addr(server));
+    let (addr, client) = unconnected(addr(server)).unwrap();
     client.set_recv_buffer_size(4096).unwrap();
     client.connect(&addr).unwrap();
     client.set_read_timeout(Some(LONG)).unwrap();

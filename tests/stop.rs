@@ -881,7 +881,7 @@ fn alone(name: &str) -> bool {
 
 /// Takes all descriptors that are left, and then has clients ask: more than may find one that somebody has just let go.
 fn without_descriptors(server: &Addr) -> (Vec<File>, Vec<Client>) {
-    let sockets: Vec<_> = (0..5).map(|_| unconnected(server)).collect();
+    let sockets: Vec<_> = (0..5).map(|_| unconnected(server).unwrap()).collect();
     let mut taken = Vec::new();
     while let Ok(file) = File::open("/dev/null") {
         taken.push(file);

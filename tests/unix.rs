@@ -142,7 +142,7 @@ fn a_file_that_nobody_listens_on_is_replaced_and_no_other() {
     assert!(refusal(&directory.addr()).contains("somebody listens"));
     let full: Vec<_> = (0..1_000)
         .map_while(|_| {
-            let (at, client) = common::unconnected(addr(&server));
+            let (at, client) = common::unconnected(addr(&server)).unwrap();
             client.set_nonblocking(true).unwrap();
             client.connect(&at).ok().map(|()| client)
         })
@@ -528,7 +528,7 @@ fn a_clients_own_path_cannot_forge_a_line() {
         .unwrap();
     for (name, shown) in [("a\nb\x1b[0m", "a\\nb\\u{1b}[0m"), ("plain", "plain")] {
         let own = socket2::SockAddr::unix(directory.0.join(name)).unwrap();
-        let (at, client) = common::unconnected(addr(&server));
+        let (at, client) = common::unconnected(addr(&server)).unwrap();
         client.bind(&own).unwrap();
         client.connect(&at).unwrap();
         let mut client = Client::from(client);

@@ -100,10 +100,10 @@ impl<P: Place> Place for &P {
 }
 
 /// A socket that can connect to that place.
-pub(crate) fn unconnected(to: impl Place) -> (SockAddr, Socket) {
+pub(crate) fn unconnected(to: impl Place) -> io::Result<(SockAddr, Socket)> {
     let addr = to.sockaddr();
-    let socket = Socket::new(addr.domain(), Type::STREAM, None).unwrap();
-    (addr, socket)
+    let socket = Socket::new(addr.domain(), Type::STREAM, None)?;
+    Ok((addr, socket))
 }
 
 /// Where a server listens: for ever, so that it can be handed around.
@@ -259,7 +259,7 @@ impl Client {
     }
 
     pub(crate) fn try_connect(to: impl Place) -> io::Result<Self> {
-        let (addr, stream) = unconnected(to);
+        let (addr, stream) = unconnected(to)?;
         // While a server quiesces, its kernel ignores who wants to connect: not worth a second's wait here.
         stream.connect_timeout(&addr, Duration::from_millis(250))?;
         stream.set_read_timeout(Some(LONG))?;
