@@ -27,7 +27,7 @@ pub(crate) const UNIX: &str = "unix:";
 /// match listener.local_addr() {
 ///     Addr::Ip(addr) => println!("port {}", addr.port()),
 ///     Addr::Unix(addr) => println!("path {:?}", addr.path()),
-///     _ => unreachable!(),
+///     other => println!("{other}"),
 /// }
 /// # Ok::<(), httpdown::Error>(())
 /// ```

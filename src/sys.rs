@@ -317,13 +317,24 @@ pub(crate) fn ensure_nonblocking(fd: BorrowedFd<'_>) {
 
 /// Whether there is something to read or, on a listening socket, to accept. True also if the kernel does not say.
 pub(crate) fn may_be_readable(fd: BorrowedFd<'_>) -> bool {
+    poll_now(fd, libc::POLLIN) != Some(0)
+}
+
+/// Whether a socket receives nothing more: its peer or a `shutdown` has ended that. False if the kernel does not say.
+pub(crate) fn is_read_shut(socket: BorrowedFd<'_>) -> bool {
+    poll_now(socket, libc::POLLRDHUP).is_some_and(|found| found & libc::POLLRDHUP != 0)
+}
+
+/// Which of these events are there now, or an error of the descriptor. `None` if the kernel does not say.
+fn poll_now(fd: BorrowedFd<'_>, events: libc::c_short) -> Option<libc::c_short> {
     let mut watched = libc::pollfd {
         fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
+        events,
         revents: 0,
     };
     // SAFETY: one pollfd, which lives as long as the call; it does not wait.
-    unsafe { libc::poll(&raw mut watched, 1, 0) != 0 }
+    let result = unsafe { libc::poll(&raw mut watched, 1, 0) };
+    (result >= 0).then_some(watched.revents)
 }
 
 /// The number of connections that wait in a listening socket's queue to be accepted. For such a socket, `unacked` is
@@ -445,19 +456,6 @@ pub(crate) fn try_lock(file: BorrowedFd<'_>) -> io::Result<bool> {
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: no pointers; an error leaves the lock to the end of the open file.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
-}
-
-/// Whether a socket receives nothing any more: its peer, or a `shutdown`, has ended that. True of no socket that cannot
-/// be asked.
-pub(crate) fn is_read_shut(socket: BorrowedFd<'_>) -> bool {
-    let mut watched = libc::pollfd {
-        fd: socket.as_raw_fd(),
-        events: libc::POLLRDHUP,
-        revents: 0,
-    };
-    // SAFETY: one pollfd, which lives as long as the call; it does not wait.
-    unsafe { libc::poll(&raw mut watched, 1, 0) };
-    watched.revents & libc::POLLRDHUP != 0
 }
 
 /// Closes a descriptor and returns the result, which a drop does not tell.

@@ -6,7 +6,7 @@
 mod common;
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -303,6 +303,14 @@ fn a_socket_that_was_given_keeps_its_file() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
+/// Whoever has this copy of the socket goes on.
+fn assert_accepts(theirs: &UnixListener, path: &Path) {
+    let client = UnixStream::connect(path).unwrap();
+    // The client waits in the queue already.
+    theirs.accept().unwrap();
+    drop(client);
+}
+
 /// As systemd does: whoever else has it goes on.
 #[test]
 fn a_shared_socket_is_left_to_the_others() {
@@ -312,10 +320,7 @@ fn a_shared_socket_is_left_to_the_others() {
     let server = hello(builder(), Listener::from_fd(copy).unwrap().shared());
     assert_eq!(Client::get(addr(&server), "/").answer().text(), "hello");
     stop(&server).unwrap();
-    let client = UnixStream::connect(directory.path()).unwrap();
-    theirs.set_nonblocking(false).unwrap();
-    theirs.accept().unwrap();
-    drop(client);
+    assert_accepts(&theirs, &directory.path());
 }
 
 #[test]
@@ -473,10 +478,7 @@ fn a_socket_that_was_bound_here_and_is_shared_keeps_its_file() {
     let theirs = UnixListener::from(listener.as_fd().try_clone_to_owned().unwrap());
     let server = hello(builder(), listener.shared());
     stop(&server).unwrap();
-    let client = UnixStream::connect(directory.path()).unwrap();
-    theirs.set_nonblocking(false).unwrap();
-    theirs.accept().unwrap();
-    drop(client);
+    assert_accepts(&theirs, &directory.path());
 }
 
 /// Who waits in `connect`, because the queue is full, is told, though somebody still has a copy of the socket.
@@ -494,8 +496,10 @@ fn who_waits_for_a_place_in_the_queue_is_refused_by_a_stop() {
         let server = hello(builder().stop_timeout(Duration::from_millis(50)), listener);
         let waiting: Vec<_> = (0..6)
             .map(|_| {
-                let path = directory.path();
-                thread::spawn(move || UnixStream::connect(path))
+                let (at, client) = common::unconnected(addr(&server)).unwrap();
+                // Of `connect`, too: who is not told gives up.
+                client.set_write_timeout(Some(LONG)).unwrap();
+                thread::spawn(move || client.connect(&at))
             })
             .collect();
         // Two have a place: one more than the backlog.
@@ -650,12 +654,9 @@ fn beside_a_tcp_socket() {
     for addr in server.local_addrs() {
         assert_eq!(Client::get(addr, "/").answer().text(), "hello");
     }
-    let mut idle: Vec<_> = server.local_addrs().iter().map(Client::connect).collect();
+    let idle: Vec<_> = server.local_addrs().iter().map(Client::connect).collect();
     let report = stop(&server).unwrap();
     assert_balanced(&report);
     assert_eq!(report.served, 2);
-    for client in idle.drain(..) {
-        client.assert_closed();
-    }
-    let _ = std::io::stdout().flush();
+    idle.into_iter().for_each(Client::assert_closed);
 }

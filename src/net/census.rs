@@ -22,7 +22,7 @@ const STATE_NEW_SYN_RECV: u8 = 12;
 #[derive(Debug)]
 pub(crate) struct Census {
     /// `sock_diag(7)`: the kernel walks through the table of sockets, but does not write the text of `/proc/net/tcp`.
-    netlink: Option<SockDiag>,
+    netlink: SockDiag,
     cookies: Option<u64>,
 }
 
@@ -30,7 +30,7 @@ impl Census {
     /// Makes a census for the network namespace of the calling thread.
     pub(crate) fn new() -> Self {
         Self {
-            netlink: SockDiag::new().ok(),
+            netlink: SockDiag::new(),
             cookies: syn_cookies_sent(),
         }
     }
@@ -41,7 +41,7 @@ impl Census {
     /// The kernel does not say. A list in which one of the listening sockets is missing does not count: it is that of
     /// another network namespace.
     pub(crate) fn look<'a>(
-        &mut self,
+        &self,
         listeners: impl Iterator<Item = &'a tcp::Listener>,
     ) -> io::Result<View> {
         let mut view = View::default();
@@ -66,15 +66,8 @@ impl Census {
         self.cookies.is_none() || self.cookies != syn_cookies_sent()
     }
 
-    fn find(&mut self, place: Place) -> io::Result<Found> {
-        if let Some(netlink) = self.netlink.take()
-            && let Ok(found) = find_by_netlink(&netlink, place)
-        {
-            // It is put back only after a success. After a failure, unread data might be left in it.
-            self.netlink = Some(netlink);
-            return Ok(found);
-        }
-        find_in_proc(place)
+    fn find(&self, place: Place) -> io::Result<Found> {
+        find_by_netlink(&self.netlink, place).or_else(|_| find_in_proc(place))
     }
 }
 

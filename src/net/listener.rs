@@ -83,8 +83,8 @@ pub(crate) enum NotAccepted {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT`, or on a Unix socket. Blocks while a host name is looked up. Also blocks while another
-    /// process holds a lock on the directory of a Unix socket, for at most a second.
+    /// Listens on `HOST:PORT`, or on a Unix socket. Blocks while a host name, a user or a group is looked up. Also
+    /// blocks while another process holds a lock on the directory of a Unix socket, for at most a second.
     ///
     /// An IPv6 address stands in brackets (`[::1]:8080`). Without a host (`:8080`), the socket listens on every
     /// address, IPv4 and IPv6. With port 0, the kernel chooses the port: see [`Listener::local_addr`]. If a name has
@@ -276,11 +276,9 @@ impl Listener {
     /// Shuts the socket, and closes it.
     pub(crate) fn close(mut self) -> io::Result<()> {
         let shut = self.shut();
-        let is_ours = shut.as_ref().map_or_else(
-            |error| !matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOTSOCK)),
-            |()| true,
-        );
-        if let (Kind::Unix(unix), false) = (&mut self.kind, is_ours) {
+        let error = shut.as_ref().err().and_then(io::Error::raw_os_error);
+        let is_ours = !matches!(error, Some(libc::EBADF | libc::ENOTSOCK));
+        if !is_ours && let Kind::Unix(unix) = &mut self.kind {
             // Without the socket, another file may have the number of its inode.
             unix.keep_file();
         }

@@ -1,6 +1,7 @@
 //! `sock_diag(7)`: the kernel's list of sockets, by netlink.
 
 use std::io::{self, Read};
+use std::sync::{Mutex, PoisonError};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -11,8 +12,11 @@ const HEADER: usize = 16;
 const CHUNK: usize = 32 << 10;
 
 /// Asks for sockets in the network namespace of the thread that has made this value.
+///
+/// There is no socket to ask by if a service is denied netlink, as by systemd's `RestrictAddressFamilies=AF_INET
+/// AF_INET6`, which is common; or after an error, because unread data may be left in it.
 #[derive(Debug)]
-pub(super) struct SockDiag(Socket);
+pub(super) struct SockDiag(Mutex<Option<Socket>>);
 
 /// Whether the request asks for all sockets that fit the description, or for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,33 +26,43 @@ pub(super) enum Which {
 }
 
 impl SockDiag {
-    /// # Errors
-    /// A service may be denied netlink: systemd's `RestrictAddressFamilies=AF_INET AF_INET6` is common.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new() -> Self {
         let kind = Type::RAW.nonblocking().cloexec();
         let protocol = Protocol::from(libc::NETLINK_SOCK_DIAG);
-        Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(protocol)).map(Self)
+        let socket = Socket::new(Domain::from(libc::AF_NETLINK), kind, Some(protocol));
+        Self(Mutex::new(socket.ok()))
     }
 
     /// Sends a request, and calls `each` for each socket that the kernel reports.
     ///
     /// # Errors
-    /// The kernel's answer is an error, or malformed. Unread data may then be left in the socket, so it must not be
-    /// used again.
+    /// There is no socket to ask by; or the kernel's answer is an error, or malformed. From then on, there is none.
+    pub(super) fn ask(
+        &self,
+        which: Which,
+        request: &[u8],
+        each: impl FnMut(&[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let socket = held.take().ok_or(io::ErrorKind::Unsupported)?;
+        Self::ask_by(&socket, which, request, each)?;
+        *held = Some(socket);
+        Ok(())
+    }
+
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "constants that fit"
     )]
-    pub(super) fn ask(
-        &self,
+    fn ask_by(
+        mut socket: &Socket,
         which: Which,
         request: &[u8],
         mut each: impl FnMut(&[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         const DONE: u16 = libc::NLMSG_DONE as u16;
         const ERROR: u16 = libc::NLMSG_ERROR as u16;
-        let mut socket = &self.0;
         let flags = libc::NLM_F_REQUEST
             | match which {
                 Which::All => libc::NLM_F_DUMP,

@@ -46,7 +46,7 @@ pub(crate) struct Listener {
     /// The number of this socket in the kernel's lists of sockets.
     inode: u32,
     /// Made in advance: when the number of waiting clients is asked for, there may be no descriptors left.
-    diag: Option<SockDiag>,
+    diag: SockDiag,
     /// A stop has shut the socket down.
     refuses: AtomicBool,
     /// No client waits, and none will.
@@ -61,7 +61,7 @@ impl Listener {
             file: None,
             socket,
             inode: u32::try_from(inode).unwrap_or(0),
-            diag: SockDiag::new().ok(),
+            diag: SockDiag::new(),
             refuses: AtomicBool::new(false),
             is_empty: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
@@ -153,7 +153,6 @@ impl Listener {
     fn ask_queued(&self) -> Option<u32> {
         const SHOW_QUEUES: u32 = 0x10;
         let mut queued = None;
-        let diag = self.diag.as_ref()?;
         // struct unix_diag_req: any state, this inode, the lengths of the queues, without a cookie.
         #[allow(clippy::cast_possible_truncation, reason = "1")]
         let family = libc::AF_UNIX as u8;
@@ -164,7 +163,7 @@ impl Listener {
             &SHOW_QUEUES.to_ne_bytes(),
             &[0xff; 8],
         ];
-        let asked = diag.ask(Which::One, &request.concat(), |message| {
+        let asked = self.diag.ask(Which::One, &request.concat(), |message| {
             queued = queue_in(message);
             Ok(())
         });

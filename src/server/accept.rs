@@ -79,7 +79,7 @@ impl Entrance {
     /// Takes over the clients that are connected from their own point of view, and lets no others in: refuses new
     /// handshakes, and accepts until no old handshake is left, or until the timeout. If descriptors are short, it waits
     /// for connections to end, as long as the stop itself waits.
-    fn quiesce(&self, mut census: Census) {
+    fn quiesce(&self, census: &Census) {
         self.door.close();
         self.shut_where_none_is_lost();
         let began = Instant::now();
@@ -279,7 +279,9 @@ impl Entrance {
         match Arc::try_unwrap(self) {
             Ok(mut entrance) => {
                 entrance.hear_nobody();
-                let listeners = std::mem::take(&mut entrance.listeners);
+                let mut listeners = std::mem::take(&mut entrance.listeners);
+                // Those with a file come last: to remove it may take long.
+                listeners.sort_by_key(|listener| listener.as_unix().is_some());
                 let closed = listeners.into_iter().map(|listener| {
                     // The close follows directly: in a group with others, clients still come.
                     entrance.sweep(&listener);
@@ -507,7 +509,7 @@ impl Accepting {
         self.tasks.abort_all();
         let entrance = Arc::clone(&self.entrance);
         let helper = &self.entrance.shared.helper;
-        let _ = helper.run(move || entrance.quiesce(census)).await;
+        let _ = helper.run(move || entrance.quiesce(&census)).await;
     }
 
     /// Waits until the tasks have let go of the sockets, if they can. The tasks have the sockets in epoll sets, where a

@@ -154,10 +154,11 @@ class Server:
     `bind` is the address to listen on: "HOST:PORT", or a Unix socket. Several addresses are
     separated by commas. Put an IPv6 address in brackets. Without a host, the server listens on
     every address. With port 0, the kernel chooses the port. "unix:/run/app.sock" is a Unix socket
-    at that path. A socket file on which nobody listens is replaced. After the path you can say who
-    may connect: "unix:/run/app.sock?mode=0660&group=www-data" (the mode is octal; `user` and
-    `group` are names or numbers). "unix:@name" is an abstract socket. Default: 127.0.0.1:8080, or
-    nothing if there are `fds`.
+    at that path, of at most 107 bytes. A socket file on which nobody listens is replaced; a stop
+    removes the file. After the path you can say who may connect:
+    "unix:/run/app.sock?mode=0660&group=www-data" (the mode is octal; `user` and `group` are names
+    or numbers). "unix:@name" is an abstract socket. Default: 127.0.0.1:8080, or nothing if there
+    are `fds`.
 
     `fds` are descriptors or sockets that already listen. The server owns them from now on, unless
     the constructor raises. `fds_shared`: these sockets outlive this server (systemd, or workers
