@@ -6,6 +6,7 @@
 mod common;
 
 use std::fs::{self, File};
+use std::future::Future as _;
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::os::fd::AsFd as _;
@@ -13,8 +14,10 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Barrier};
+use std::task::{Context, Wake, Waker};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Response;
@@ -416,12 +419,15 @@ fn what_cannot_be_understood_is_refused_with_a_reason() {
 #[test]
 fn of_many_that_start_at_once_one_listens() {
     let directory = Directory::new();
-    for _ in 0..20 {
+    for _ in 0..300 {
         leave_behind(&directory.path());
+        let start = Barrier::new(8);
+        let begin = || {
+            start.wait();
+            Listener::bind(&directory.addr())
+        };
         let bound: Vec<_> = thread::scope(|scope| {
-            let all: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| Listener::bind(&directory.addr())))
-                .collect();
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(begin)).collect();
             all.into_iter().map(|one| one.join().unwrap()).collect()
         });
         let listening: Vec<_> = bound.iter().filter_map(|one| one.as_ref().ok()).collect();
@@ -497,17 +503,22 @@ fn who_waits_for_a_place_in_the_queue_is_refused_by_a_stop() {
         let waiting: Vec<_> = (0..6)
             .map(|_| {
                 let (at, client) = common::unconnected(addr(&server)).unwrap();
-                // Of `connect`, too: who is not told gives up.
-                client.set_write_timeout(Some(LONG)).unwrap();
+                // Of `connect`, too: who is not told gives up, but later than this test.
+                client.set_write_timeout(Some(2 * LONG)).unwrap();
                 thread::spawn(move || client.connect(&at))
             })
             .collect();
         // Two have a place: one more than the backlog.
-        let has_place = || waiting.iter().filter(|client| client.is_finished()).count();
-        while has_place() < 2 {
-            thread::yield_now();
-        }
+        let wait_for = |count| {
+            let deadline = Instant::now() + LONG;
+            while waiting.iter().filter(|client| client.is_finished()).count() < count {
+                assert!(Instant::now() < deadline, "not {count} are told");
+                thread::yield_now();
+            }
+        };
+        wait_for(2);
         let _ = stop(&server);
+        wait_for(waiting.len());
         let ends = waiting.into_iter().map(|client| client.join().unwrap());
         let refused = ends.filter_map(Result::err).map(|error| error.kind());
         assert_eq!(
@@ -517,6 +528,67 @@ fn who_waits_for_a_place_in_the_queue_is_refused_by_a_stop() {
     };
     thread::scope(|scope| scope.spawn(run).join().unwrap());
     drop(copy);
+}
+
+struct Blocks(Gate);
+
+impl Wake for Blocks {
+    fn wake(self: Arc<Self>) {
+        self.0.pass();
+    }
+}
+
+/// The host holds the helper until it is too late to accept: what was counted as lost then is lost, and nothing else.
+#[test]
+fn who_was_counted_as_lost_is_not_accepted_afterwards() {
+    let directory = Directory::new();
+    let (helper, slow) = (Gate::new(), Gate::new());
+    let _opens = (helper.open_at_end(), slow.open_at_end());
+    let waits = slow.clone();
+    let server = builder()
+        .stop_timeout(Duration::from_secs(1))
+        .handle(
+            bind(&directory.addr()),
+            Dispatch::default(),
+            move |exchange: Exchange| {
+                if exchange.uri().path() == "/slow" {
+                    waits.pass();
+                }
+                let _ = reply(exchange, "hello");
+            },
+        )
+        .unwrap();
+    let _slow = Client::get(addr(&server), "/slow");
+    wait_for_report(&server, |report| report.requests == 1);
+    let mut stopping = Box::pin(server.stopping());
+    let waker = Waker::from(Arc::new(Blocks(helper.clone())));
+    let begun = stopping.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(begun.is_pending());
+    server.stop_begin();
+    wait_for_phase(&server, Phase::Quiescing);
+    // The accepting task may still take some.
+    let mut clients = 1;
+    let mut last = loop {
+        let mut client = Client::get(addr(&server), "/");
+        clients += 1;
+        client.set_read_timeout(Duration::from_millis(100));
+        if client.try_answer().is_err() {
+            break client;
+        }
+    };
+    wait_for_phase(&server, Phase::Killing);
+    helper.open();
+    last.set_read_timeout(LONG);
+    let _ = last.try_answer();
+    slow.open();
+    common::wait(&server).unwrap_err();
+    // Nobody is counted twice.
+    let report = server.report();
+    assert_eq!(
+        report.connections + report.unaccepted,
+        clients,
+        "{report:?}"
+    );
 }
 
 /// A client may choose its own address: what it chooses stays in one line.
