@@ -896,6 +896,13 @@ fn several_sockets_of_a_server_leave_a_group_together() {
     stop(&other).unwrap();
 }
 
+/// Then the sockets are bound to an interface that does not exist: their answers to a SYN find no way.
+#[test]
+fn without_a_filter_several_sockets_of_a_server_leave_a_group_together() {
+    deny_socket_option(libc::SO_ATTACH_FILTER);
+    several_sockets_of_a_server_leave_a_group_together();
+}
+
 #[test]
 fn who_is_in_the_handshake_with_one_that_leaves_a_group_is_served() {
     for place in ["127.3.0.8:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {

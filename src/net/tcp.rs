@@ -166,7 +166,8 @@ impl Listener {
     /// the members anew, and the group's program must go: then new clients may come to any socket that is still open. To
     /// clients that come to this one, that looks like a lost segment. After a second they come to another.
     ///
-    /// If no filter can be attached, a client that comes between the close of one socket and the next may be lost.
+    /// The group still chooses a socket that is bound to an interface that does not exist. But its answer to the SYN
+    /// finds no way out, so that looks the same. If neither method is possible, such a client may be lost.
     pub(crate) fn hear_nobody(&self) {
         let _ = self.refuse_new();
     }
