@@ -13,7 +13,6 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use httpdown::{Listener, Server};
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -22,7 +21,7 @@ use tokio::net::TcpListener;
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 #[allow(clippy::unused_async, reason = "a service is async")]
-async fn hello(_: Request<Incoming>) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
+async fn hello<B>(_: Request<B>) -> std::result::Result<Response<Full<Bytes>>, Infallible> {
     Ok(Response::new(Full::new(Bytes::from_static(
         b"Hello, World!",
     ))))

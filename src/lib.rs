@@ -53,6 +53,7 @@ mod throttle;
 
 pub use addr::{Addr, UnixAddr};
 pub use clock::{Clock, MockClock, Sleep, SystemClock};
+pub use conn::Body;
 pub use conn_info::{ConnInfo, ConnState, Credentials};
 pub use dispatch::{Dispatch, Handler, RequestQueue};
 pub use error::{Error, Result};

@@ -22,8 +22,7 @@ use bytes::Bytes;
 use common::*;
 use http::{Request, Response};
 use http_body_util::Full;
-use httpdown::{Dispatch, Exchange, LogLevel, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Dispatch, Exchange, LogLevel, Server};
 use hyper::service::service_fn;
 use tokio::runtime::Runtime;
 
@@ -94,7 +93,7 @@ fn each_connection_has_a_service_of_its_own_that_knows_whose_it_is() {
             count += 1;
             let number = count;
             let server = server.clone();
-            service_fn(move |_: Request<Incoming>| {
+            service_fn(move |_: Request<Body>| {
                 let open = server.report().conns_open;
                 let text = format!("{number} {} {open}", conn.peer);
                 async move { answer(text) }
@@ -119,7 +118,7 @@ fn a_service_that_panics_when_it_is_made_harms_only_its_connection() {
         .serve_connections(listener(), move |_, _| {
             count += 1;
             assert!(count > 1, "the first");
-            service_fn(async |_: Request<Incoming>| answer("x"))
+            service_fn(async |_: Request<Body>| answer("x"))
         })
         .unwrap();
     assert!(Client::get(addr(&server), "/").try_answer().is_err());
@@ -166,7 +165,7 @@ fn tasks_that_a_service_has_left_on_the_servers_threads_are_not_dropped_without_
         .on_log(move |level, text| writes.write((level, text.to_owned())))
         .serve(
             listener(),
-            service_fn(async |_: Request<Incoming>| {
+            service_fn(async |_: Request<Body>| {
                 tokio::spawn(std::future::pending::<()>());
                 answer("x")
             }),
@@ -193,10 +192,7 @@ fn an_async_run_serves_on_the_only_thread_of_a_runtime_until_a_signal() {
     let report = runtime.block_on(async {
         let server = builder()
             .runtime(tokio::runtime::Handle::current())
-            .serve(
-                listener(),
-                service_fn(async |_: Request<Incoming>| answer("x")),
-            )
+            .serve(listener(), service_fn(async |_: Request<Body>| answer("x")))
             .unwrap();
         // One that is given up has caught nothing for longer.
         {

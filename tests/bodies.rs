@@ -9,14 +9,15 @@
 mod common;
 
 use std::convert::Infallible;
-use std::sync::{Arc, Barrier};
+use std::net::Shutdown;
+use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body_util::Full;
-use httpdown::{Dispatch, Error, Exchange, Server};
-use hyper::body::Incoming;
+use http_body::Body as _;
+use http_body_util::{BodyExt as _, Collected, Full};
+use httpdown::{Body, Dispatch, Error, Exchange, Server};
 use hyper::service::service_fn;
 
 use common::{Client, Journal, addr, assert_balanced, builder, listener, reply, stop};
@@ -213,7 +214,7 @@ fn a_body_is_asked_for_before_an_answer_from_the_queue() {
 
 #[test]
 fn a_body_is_asked_for_before_an_answer_of_a_service_that_is_made_of_it() {
-    let service = service_fn(|request: Request<Incoming>| async move {
+    let service = service_fn(|request: Request<Body>| async move {
         Ok::<_, Infallible>(Response::new(request.into_body()))
     });
     let server = builder().serve(listener(), service).unwrap();
@@ -228,9 +229,10 @@ fn a_body_that_nobody_wants_is_not_asked_for() {
         response
     };
     let handler = move |exchange: Exchange| exchange.reply(refused()).unwrap();
-    let service = service_fn(move |_: Request<Incoming>| async move {
-        Ok::<_, Infallible>(refused().map(Full::new))
-    });
+    let service =
+        service_fn(
+            move |_: Request<Body>| async move { Ok::<_, Infallible>(refused().map(Full::new)) },
+        );
     for server in [
         builder()
             .handle(listener(), Dispatch::default(), handler)
@@ -246,4 +248,149 @@ fn a_body_that_nobody_wants_is_not_asked_for() {
         client.assert_ended();
         assert_balanced(&stop(&server).unwrap());
     }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.build().unwrap().block_on(future)
+}
+
+/// What a service has seen of a body that does not come to its end.
+type Seen = (Result<Bytes, Error>, Result<Bytes, Error>);
+
+/// A service that reads its body twice, and tells what came of that.
+fn reads_twice() -> (Server, mpsc::Receiver<()>, mpsc::Receiver<Seen>) {
+    let (begun, begins) = mpsc::channel();
+    let (tell, seen) = mpsc::channel();
+    let service = service_fn(move |request: Request<Body>| {
+        let (begun, tell) = (begun.clone(), tell.clone());
+        async move {
+            let mut body = request.into_body();
+            let first = body.frame().await.unwrap().unwrap();
+            assert_eq!(first.into_data().unwrap(), "he");
+            begun.send(()).unwrap();
+            let mut read = async || (&mut body).collect().await.map(Collected::to_bytes);
+            let seen = (read().await, read().await);
+            tell.send(seen).unwrap();
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"read"))))
+        }
+    });
+    let server = builder().serve(listener(), service).unwrap();
+    (server, begins, seen)
+}
+
+#[test]
+fn a_service_learns_why_its_body_does_not_come_however_often_it_asks() {
+    let chunks = head("Transfer-Encoding: chunked") + "2\r\nhe\r\n";
+    let known = head("Content-Length: 5") + "he";
+    for (request, more) in [
+        (&chunks, Some("3\r\nllo\r\n0\r\n\r\n")),
+        (&known, Some("llo")),
+        (&chunks, Some("x")),
+        (&chunks, None),
+        (&known, None),
+    ] {
+        let (server, begins, seen) = reads_twice();
+        let mut client = Client::connect(addr(&server));
+        client.send(request);
+        begins.recv().unwrap();
+        match more {
+            Some(more) => client.send(more),
+            None => client.socket().shutdown(Shutdown::Write).unwrap(),
+        }
+        let (first, again) = seen.recv().unwrap();
+        match more {
+            Some("x") => {
+                assert!(matches!(first, Err(Error::BadBody)), "{first:?}");
+                assert!(matches!(again, Err(Error::BadBody)), "{again:?}");
+            }
+            Some(_) => assert_eq!(
+                (first.unwrap(), again.unwrap()),
+                ("llo".into(), Bytes::new())
+            ),
+            None => {
+                assert!(matches!(first, Err(Error::Gone)), "{first:?}");
+                assert!(matches!(again, Err(Error::Gone)), "{again:?}");
+            }
+        }
+        assert_balanced(&stop(&server).unwrap());
+    }
+}
+
+#[test]
+fn a_body_that_nobody_reads_or_drops_holds_up_no_stop() {
+    // Of the long one, the answer says that the connection ends.
+    for (length, has_left) in [(5, true), (5, false), (100_000, true), (100_000, false)] {
+        let (give, given) = mpsc::channel();
+        let service = service_fn(move |request: Request<Body>| {
+            give.send(request.into_body()).unwrap();
+            async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"kept")))) }
+        });
+        let server = builder().serve(listener(), service).unwrap();
+        let mut client = Client::connect(addr(&server));
+        client.send(head(&format!("Content-Length: {length}")) + "he");
+        let answer = client.answer();
+        assert_eq!((answer.text(), answer.closes()), ("kept", length > 5));
+        let client = (!has_left).then_some(client);
+        assert_balanced(&stop(&server).unwrap());
+        drop(client);
+        let mut body = given.recv().unwrap();
+        let mut frames = Vec::new();
+        let end = block_on(async {
+            loop {
+                match body.frame().await {
+                    Some(Ok(frame)) => frames.push(frame.into_data().unwrap()),
+                    end => break end,
+                }
+            }
+        });
+        assert!(matches!(end, Some(Err(Error::Gone))), "{end:?}");
+        assert!(b"he".starts_with(&frames.concat()), "{frames:?}");
+    }
+}
+
+#[test]
+fn a_kill_ends_the_body_of_a_service() {
+    // The service's own future is dropped by a kill: so the body is read elsewhere.
+    let (begun, begins) = mpsc::channel();
+    let (tell, seen) = mpsc::channel();
+    let service = service_fn(move |request: Request<Body>| {
+        let (begun, tell) = (begun.clone(), tell.clone());
+        thread::spawn(move || {
+            block_on(async {
+                let mut body = request.into_body();
+                begun.send(()).unwrap();
+                tell.send(body.frame().await.map(|frame| frame.map(|_| ())))
+                    .unwrap();
+            });
+        });
+        std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+    });
+    let server = builder().serve(listener(), service).unwrap();
+    let mut client = Client::connect(addr(&server));
+    client.send(head("Content-Length: 5"));
+    begins.recv().unwrap();
+    server.kill_begin();
+    let end = seen.recv().unwrap();
+    assert!(matches!(end, Some(Err(Error::Killed(_)))), "{end:?}");
+    assert!(matches!(stop(&server), Err(Error::Killed(_))));
+}
+
+#[test]
+fn a_body_can_be_made_of_bytes() {
+    block_on(async {
+        for (body, expected) in [
+            (Body::default(), ""),
+            (Body::from(""), ""),
+            (Body::from("text"), "text"),
+            (Body::from("text".to_owned()), "text"),
+            (Body::from(b"bytes".as_slice()), "bytes"),
+            (Body::from(b"bytes".to_vec()), "bytes"),
+            (Body::from(Bytes::from_static(b"bytes")), "bytes"),
+        ] {
+            assert_eq!(body.is_end_stream(), expected.is_empty());
+            assert_eq!(body.size_hint().exact(), Some(expected.len() as u64));
+            assert_eq!(body.collect().await.unwrap().to_bytes(), expected);
+        }
+    });
 }

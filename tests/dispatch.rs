@@ -26,10 +26,10 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body_util::{BodyExt, Empty, Full};
 use httpdown::{
-    Addr, Builder, ConnInfo, ConnState, Dispatch, Error, Exchange, Listener, Phase, Report, Result,
-    Server,
+    Addr, Body, Builder, ConnInfo, ConnState, Dispatch, Error, Exchange, Listener, Phase, Report,
+    Result, Server,
 };
-use hyper::body::{Body, Frame, Incoming};
+use hyper::body::Frame;
 use hyper::service::{Service, service_fn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -584,9 +584,9 @@ fn a_malformed_body_is_the_clients_fault() {
 
 #[test]
 fn a_service_that_fails_at_a_malformed_body_gets_a_400() {
-    let service = service_fn(|request: Request<Incoming>| async move {
+    let service = service_fn(|request: Request<Body>| async move {
         let body = request.into_body().collect().await?;
-        Ok::<_, hyper::Error>(Response::new(Full::new(body.to_bytes())))
+        Ok::<_, Error>(Response::new(Full::new(body.to_bytes())))
     });
     let (server, logs, bumps) = told(|builder| builder.serve(listener(), service).unwrap());
     for request in malformed_chunks() {
@@ -663,7 +663,7 @@ fn a_status_without_a_reason_phrase_has_none() {
     fn odd() -> http::response::Builder {
         Response::builder().status(299)
     }
-    let service = service_fn(|_: Request<Incoming>| async {
+    let service = service_fn(|_: Request<Body>| async {
         Ok::<_, Infallible>(odd().body(Full::new(Bytes::new())).unwrap())
     });
     let handler = |exchange: Exchange| exchange.reply(odd().body(Bytes::new()).unwrap()).unwrap();
@@ -1478,11 +1478,11 @@ fn a_taker_that_holds_what_it_took_leaves_the_rest_to_the_others() {
 
 #[test]
 fn a_service_echoes_and_knows_its_connection() {
-    let service = service_fn(|request: Request<Incoming>| async move {
+    let service = service_fn(|request: Request<Body>| async move {
         let info = request.extensions().get::<ConnInfo>().unwrap().clone();
         let body = request.into_body().collect().await?.to_bytes();
         let response = Response::builder().header("x-conn", info.id.to_string());
-        Ok::<_, hyper::Error>(response.body(Full::new(body)).unwrap())
+        Ok::<_, Error>(response.body(Full::new(body)).unwrap())
     });
     let server = builder().conn_info(true);
     let server = server.serve(listener(), service).unwrap();
@@ -1498,7 +1498,7 @@ fn a_service_echoes_and_knows_its_connection() {
 
 #[test]
 fn a_service_that_fails_or_panics_gets_a_500() {
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|request: Request<Body>| {
         assert!(request.uri() != "/panic", "that is what the test wants");
         async move {
             assert!(
@@ -1544,12 +1544,12 @@ impl Clone for ClonedAtTimes {
     }
 }
 
-impl Service<Request<Incoming>> for ClonedAtTimes {
+impl Service<Request<Body>> for ClonedAtTimes {
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
 
-    fn call(&self, _: Request<Incoming>) -> Self::Future {
+    fn call(&self, _: Request<Body>) -> Self::Future {
         ready(Ok(Response::new(Empty::new())))
     }
 }
@@ -1580,7 +1580,7 @@ struct Frames {
     pauses: bool,
 }
 
-impl Body for Frames {
+impl hyper::body::Body for Frames {
     type Data = Bytes;
     type Error = &'static str;
 
@@ -1602,7 +1602,7 @@ impl Body for Frames {
 
 #[test]
 fn a_body_that_fails_is_cut() {
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|request: Request<Body>| {
         let last = match request.uri().path() {
             "/fail" => Some(Some(Err("failed"))),
             "/panic" => Some(None),
@@ -1652,7 +1652,7 @@ fn a_service_whose_client_leaves_is_dropped() {
     }
     let (begun, dropped) = (Journal::new(), Journal::new());
     let (begins, drops) = (begun.clone(), dropped.clone());
-    let service = service_fn(move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<Body>| {
         let told = Told(drops.clone());
         begins.write(());
         async move {
@@ -1672,7 +1672,7 @@ fn a_service_whose_client_leaves_is_dropped() {
 
 /// A service that upgrades every connection, and echoes on it until the client closes its half.
 fn serve_echo_upgrade(builder: Builder, listener: Listener) -> Server {
-    let service = service_fn(|mut request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Body>| {
         let upgrade = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let upgraded = upgrade.await.unwrap();

@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use httpdown::{Builder, Dispatch, Error, Exchange, Phase, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Builder, Dispatch, Error, Exchange, Phase, Server};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 
@@ -136,7 +135,7 @@ fn start(builder: Builder, way: usize) -> Server {
             server
         }
         _ => {
-            let service = service_fn(|_: Request<Incoming>| async {
+            let service = service_fn(|_: Request<Body>| async {
                 Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
             });
             builder.serve(listener(), service).unwrap()

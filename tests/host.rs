@@ -23,9 +23,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{Empty, Full};
 use httpdown::{
-    Builder, Dispatch, Error, Exchange, Listener, MockClock, Phase, Report, RequestQueue, Server,
+    Body, Builder, Dispatch, Error, Exchange, Listener, MockClock, Phase, Report, RequestQueue,
+    Server,
 };
-use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper::{Request, Response};
 use tokio::runtime::Runtime;
@@ -362,12 +362,12 @@ impl Clone for Cloned {
     }
 }
 
-impl Service<Request<Incoming>> for Cloned {
+impl Service<Request<Body>> for Cloned {
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
     type Future = std::future::Ready<Result<Self::Response, Infallible>>;
 
-    fn call(&self, _: Request<Incoming>) -> Self::Future {
+    fn call(&self, _: Request<Body>) -> Self::Future {
         std::future::ready(Ok(Response::new(Empty::new())))
     }
 }
@@ -448,7 +448,7 @@ fn handler(dispatch: Dispatch) -> impl Fn(Builder, Hook) -> Server {
 
 /// A service that has the hook in each of its futures.
 fn futures(builder: Builder, hook: Hook) -> Server {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Body>| {
         let captured = OnDrop(hook.clone());
         async move {
             let _captured = captured;
@@ -470,12 +470,12 @@ fn dropped_clones(builder: Builder, hook: Hook) -> Server {
             Self(OnDrop(hook.clone()))
         }
     }
-    impl Service<Request<Incoming>> for Dropped {
+    impl Service<Request<Body>> for Dropped {
         type Response = Response<Empty<Bytes>>;
         type Error = Infallible;
         type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-        fn call(&self, request: Request<Incoming>) -> Self::Future {
+        fn call(&self, request: Request<Body>) -> Self::Future {
             Box::pin(async move {
                 if request.uri().path() == "/waits" {
                     std::future::pending::<()>().await;
@@ -801,7 +801,7 @@ fn a_thread_that_has_taken_a_request_and_panics_costs_no_more_than_that() {
 /// A service that gives each connection to a thread, which runs the hook while it has it.
 fn hijacked(hook: &Hook) -> Server {
     let runs = hook.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Body>| {
         let (upgrade, hook) = (hyper::upgrade::on(&mut request), runs.clone());
         tokio::spawn(async move {
             let upgraded = upgrade.await.unwrap();
@@ -876,7 +876,9 @@ fn a_request_that_a_thread_has_taken_and_left_behind_ends_with_the_thread() {
 
 #[test]
 fn requests_that_nobody_takes_end_with_the_stop_timeout() {
-    let (server, _queue) = hasty().queue(listener()).unwrap();
+    // A late machine must not run out of the time for the kill.
+    let patient = hasty().kill_timeout(LONG);
+    let (server, _queue) = patient.queue(listener()).unwrap();
     let mut client = Client::get(addr(&server), "/");
     wait_for_report(&server, |report| report.requests == 1);
     let result = ended(&server, false);
@@ -907,7 +909,7 @@ fn a_runtime_of_the_hosts_that_goes_away_in_the_drain_is_no_clean_stop() {
     let runtime = hosts_runtime();
     let came = Journal::new();
     let written = came.clone();
-    let service = service_fn(move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<Body>| {
         written.write(());
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
     });
@@ -954,7 +956,7 @@ fn a_service_that_blocks_when_its_runtime_has_gone_does_not_hold_the_stop() {
     let _open = gate.open_at_end();
     let runtime = hosts_runtime();
     let hook = Hook::Blocks(gate);
-    let service = service_fn(move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<Body>| {
         let captured = OnDrop(hook.clone());
         async move {
             let _captured = captured;
@@ -1156,7 +1158,7 @@ impl http_body::Body for BadBody {
 fn a_body_that_panics_is_the_hosts_failure_and_not_the_clients() {
     for at in ["poll_frame", "is_end_stream", "size_hint", "drop"] {
         let (recorder, bumps) = common::Recorder::new();
-        let service = service_fn(move |_: Request<Incoming>| async move {
+        let service = service_fn(move |_: Request<Body>| async move {
             Ok::<_, Infallible>(Response::new(BadBody { at, given: false }))
         });
         let server = builder()
@@ -1199,7 +1201,7 @@ impl std::error::Error for BadError {}
 #[test]
 fn an_error_that_panics_when_it_is_told_gets_a_500_too() {
     let service =
-        service_fn(|_: Request<Incoming>| async { Err::<Response<Empty<Bytes>>, _>(BadError) });
+        service_fn(|_: Request<Body>| async { Err::<Response<Empty<Bytes>>, _>(BadError) });
     let server = builder().serve(listener(), service).unwrap();
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().status, 500);
@@ -1244,7 +1246,7 @@ fn chunks_that_have_come_are_read_to_their_end_in_a_stop_also_behind_the_answer(
     use http_body_util::BodyExt;
     let (go, done) = (Gate::new(), Journal::new());
     let (pass, written) = (go.clone(), done.clone());
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Body>| {
         let (pass, written) = (pass.clone(), written.clone());
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()

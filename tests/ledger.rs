@@ -25,8 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
-use httpdown::{Addr, Dispatch, Error, Exchange, Server};
-use hyper::body::Incoming;
+use httpdown::{Addr, Body, Dispatch, Error, Exchange, Server};
 use hyper::service::service_fn;
 
 use common::{Client, addr, assert_balanced, builder, listener, reply, wait};
@@ -115,7 +114,7 @@ fn handle(mut exchange: Exchange) {
     };
 }
 
-async fn respond(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn respond(request: Request<Body>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let answer = match head.uri.path() {
         "/big" => vec![b'x'; BIG].into(),

@@ -12,8 +12,7 @@ use common::{
 };
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, combinators::UnsyncBoxBody};
-use httpdown::{Builder, Exchange, Phase, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Builder, Exchange, Phase, Server};
 use hyper::service::service_fn;
 
 /// What a target asks for: `/kind?value of Connection`.
@@ -56,7 +55,7 @@ fn answer(mut exchange: Exchange) {
 }
 
 async fn serve(
-    request: Request<Incoming>,
+    request: Request<Body>,
 ) -> Result<Response<UnsyncBoxBody<Bytes, Infallible>>, Infallible> {
     let (head, in_pieces) = asked(request.uri());
     let hello = Bytes::from_static(b"hello");

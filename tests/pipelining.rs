@@ -21,8 +21,7 @@ use common::{
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use httpdown::{Dispatch, Exchange, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Dispatch, Exchange, Server};
 use hyper::service::service_fn;
 
 fn serve(dispatch: Dispatch, handler: impl Fn(Exchange) + Send + Sync + 'static) -> Server {
@@ -285,7 +284,7 @@ fn an_answer_that_closes_is_the_last() {
 #[test]
 fn nor_does_it_wait_for_who_reads_the_body_later() {
     let (bodies, mut kept) = tokio::sync::mpsc::unbounded_channel();
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Body>| {
         let bodies = bodies.clone();
         async move {
             let mut body = request.into_body();

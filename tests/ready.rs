@@ -10,8 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
-use httpdown::{Builder, Dispatch, Error, Exchange, MockClock, Phase, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Builder, Dispatch, Error, Exchange, MockClock, Phase, Server};
 use hyper::service::service_fn;
 
 use common::{
@@ -211,7 +210,7 @@ fn the_ready_path_is_answered_when_nobody_takes_from_the_queue() {
 
 #[test]
 fn the_ready_path_is_answered_before_a_hyper_service() {
-    let service = service_fn(|_: Request<Incoming>| async {
+    let service = service_fn(|_: Request<Body>| async {
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("hello"))))
     });
     let builder = builder().ready_path("/ready");
@@ -224,7 +223,7 @@ fn the_ready_path_is_answered_before_a_hyper_service() {
 #[test]
 fn a_failure_of_the_service_during_a_lame_duck_closes_too() {
     let service =
-        service_fn(|_: Request<Incoming>| async { Err::<Response<Full<Bytes>>, _>("no good") });
+        service_fn(|_: Request<Body>| async { Err::<Response<Full<Bytes>>, _>("no good") });
     let clock = MockClock::new();
     let builder = builder().clock(clock.clone()).lame_duck(SECOND);
     let server = builder.serve(listener(), service).unwrap();
@@ -240,7 +239,7 @@ fn a_failure_of_the_service_during_a_lame_duck_closes_too() {
 
 #[test]
 fn a_lame_duck_agrees_to_upgrades() {
-    let service = service_fn(|request: Request<Incoming>| async {
+    let service = service_fn(|request: Request<Body>| async {
         tokio::spawn(hyper::upgrade::on(request)); // Closed as soon as it is there.
         Response::builder()
             .status(101)

@@ -15,8 +15,7 @@ use common::{
 use http::header::HOST;
 use http::{Request, Response, Version};
 use http_body_util::Full;
-use httpdown::{Exchange, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Exchange, Server};
 use hyper::service::service_fn;
 
 /// The same, however requests are answered: with the `Host` of the request.
@@ -26,7 +25,7 @@ fn servers() -> Vec<Server> {
         let host = host.map_or(Bytes::new(), |host| Bytes::copy_from_slice(host.as_bytes()));
         let _ = reply(exchange, host);
     };
-    let service = service_fn(|request: Request<Incoming>| async move {
+    let service = service_fn(|request: Request<Body>| async move {
         let host = request.headers().get(HOST);
         let host = host.map_or(Bytes::new(), |host| Bytes::copy_from_slice(host.as_bytes()));
         Ok::<_, Infallible>(Response::new(Full::new(host)))
@@ -368,7 +367,7 @@ fn answering() -> Vec<Server> {
             exchange.reply(head.map(|()| content.into())).unwrap();
         }
     };
-    let service = service_fn(move |request: Request<Incoming>| async move {
+    let service = service_fn(move |request: Request<Body>| async move {
         let (head, in_pieces) = of(request.uri().path());
         let content = request.uri().query().unwrap_or_default().to_owned();
         let body = Full::new(Bytes::from(content));

@@ -18,8 +18,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use httpdown::{Builder, Dispatch, Error, Exchange, Phase, Report, Server};
-use hyper::body::Incoming;
+use httpdown::{Body, Builder, Dispatch, Error, Exchange, Phase, Report, Server};
 use hyper::service::service_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -85,10 +84,7 @@ impl Handler {
         };
     }
 
-    async fn respond(
-        self,
-        request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Infallible> {
+    async fn respond(self, request: Request<Body>) -> Result<Response<Full<Bytes>>, Infallible> {
         let (head, body) = request.into_parts();
         if head.uri == "/gate" {
             let handler = self.clone();
@@ -434,7 +430,7 @@ fn a_client_that_sends_without_pause_does_not_outlast_the_linger_timeout() {
 /// Upgrades every connection and echoes on it; behind `bye` it closes its half, and writes down what it still reads.
 fn serve_echo(builder: Builder, after_bye: &Journal<String>) -> Server {
     let after_bye = after_bye.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Body>| {
         let upgrade = hyper::upgrade::on(&mut request);
         let after_bye = after_bye.clone();
         tokio::spawn(async move {
@@ -530,7 +526,7 @@ fn a_declined_upgrade_changes_nothing_of_how_its_connection_ends() {
         "host: test\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n";
     let kept = Journal::new();
     let keeps = kept.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Body>| {
         keeps.write(Arc::new(Mutex::new(hyper::upgrade::on(&mut request))));
         let declined =
             status(StatusCode::PAYLOAD_TOO_LARGE).map(|_| Full::<Bytes>::from("declined"));

@@ -17,8 +17,7 @@ use bytes::Bytes;
 use common::*;
 use http::{Request, Response};
 use http_body_util::Full;
-use httpdown::{Dispatch, Error, Exchange, Report, Server, Signals};
-use hyper::body::Incoming;
+use httpdown::{Body, Dispatch, Error, Exchange, Report, Server, Signals};
 use hyper::service::service_fn;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Notify;
@@ -50,7 +49,7 @@ where
 {
     let running = Arc::new(OnceLock::<Server>::new());
     let known = Arc::clone(&running);
-    let service = service_fn(move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<Body>| {
         let answer = then(known.wait().clone());
         async move { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(answer.await)))) }
     });

@@ -23,10 +23,9 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::Full;
 use httpdown::{
-    Addr, Builder, ConnState, Dispatch, Error, Exchange, Listener, LogLevel, MockClock, Phase,
-    Server,
+    Addr, Body, Builder, ConnState, Dispatch, Error, Exchange, Listener, LogLevel, MockClock,
+    Phase, Server,
 };
-use hyper::body::Incoming;
 use hyper::service::service_fn;
 use socket2::{SockAddr, SockRef, Socket};
 
@@ -1085,7 +1084,7 @@ fn a_service_can_begin_the_stop_but_not_wait_for_it() {
     let running = Arc::new(OnceLock::<Server>::new());
     let service = {
         let running = Arc::clone(&running);
-        service_fn(move |_: Request<Incoming>| {
+        service_fn(move |_: Request<Body>| {
             let running = Arc::clone(&running);
             async move {
                 let text = match running.get() {
@@ -1109,7 +1108,7 @@ fn blocking_work_that_a_service_has_left_behind_does_not_hold_up_the_stop() {
     let _open_at_end = gate.open_at_end();
     let begun = Journal::new();
     let (waits, begins) = (gate.clone(), begun.clone());
-    let service = service_fn(move |_: Request<Incoming>| {
+    let service = service_fn(move |_: Request<Body>| {
         let (waits, begins) = (waits.clone(), begins.clone());
         tokio::task::spawn_blocking(move || {
             begins.write(());

@@ -9,6 +9,7 @@
 //! Both tell the [`Conn`], which is the one place that knows the connection's state. hyper's own graceful shutdown is
 //! never called: it closes a new or an idle connection even when a request is on its way.
 
+mod body;
 mod framing;
 mod number;
 mod park;
@@ -34,8 +35,9 @@ use crate::contain::contain;
 use crate::events::LogLevel;
 use crate::threads::{self, Spawn};
 
+pub use body::Body;
 pub(crate) use service::{BoxError, Outcome, Plain, Respond, clones};
-pub(crate) use state::{Accepted, BodyFault, Conn, Inflight};
+pub(crate) use state::{Accepted, Conn, Inflight};
 
 use park::Resume;
 use service::Tracked;
@@ -270,6 +272,13 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
         if let Poll::Ready(has_bytes) = wire.poll_readable(cx) {
             return Poll::Ready(if has_bytes { Event::Bytes } else { Event::Left });
         }
+        if wire.has_skipped() {
+            // A client that still sends is not idle.
+            self.idle_since = Instant::now();
+            if let Some(timers) = timers {
+                timers.patience = None;
+            }
+        }
         let conn = wire.conn();
         let shared = conn.shared();
         let phase = shared.phases.get();
@@ -446,12 +455,15 @@ async fn drive<R: Respond>(
             return Poll::Ready(End::Cut);
         }
         let idle_since = if phase.drains() && conn.is_at_rest() {
-            if conn.may_have_chunks() {
-                // A handler that still reads gets the rest of the body from hyper, within the time that a next request
-                // would have.
-                let grace = || Box::pin(sleep(shared.options.idle_grace));
-                ready!(rest.get_or_insert_with(grace).as_mut().poll(cx));
-            }
+            Some(Instant::now())
+        } else if phase.drains() && conn.is_between_requests() && !conn.is_waiting_for_bytes() {
+            // A handler that still reads the last request's body gets it from hyper. For each piece it has the time
+            // that a next request would have.
+            let reads = conn.reads();
+            rest.take_if(|(then, _)| *then != reads);
+            let grace = || (reads, Box::pin(sleep(shared.options.idle_grace)));
+            let (_, timer) = rest.get_or_insert_with(grace);
+            ready!(timer.as_mut().poll(cx));
             Some(Instant::now())
         } else if conn.is_idle() {
             if is_busy {

@@ -23,6 +23,7 @@ use crate::conn_info::ConnInfo;
 use crate::contain::contain;
 use crate::events::LogLevel;
 
+use super::body::{Body as RequestBody, Rest, SKIPPED, Unread};
 use super::framing::BodyLength;
 use super::state::{BodyFault, Conn, Inflight};
 use super::validate::{has_option, options, validate};
@@ -40,7 +41,7 @@ pub(crate) trait Respond: Send + 'static {
 
     fn begin(&self, inflight: Inflight) -> Self::Outcome;
 
-    fn respond(&self, request: Request<Incoming>, outcome: &Self::Outcome) -> Self::Future;
+    fn respond(&self, request: Request<RequestBody>, outcome: &Self::Outcome) -> Self::Future;
 }
 
 /// Is told once what becomes of a request: hyper has been given the whole response, or will never have it.
@@ -48,12 +49,6 @@ pub(crate) trait Outcome: Send + 'static {
     fn inflight(&self) -> &Inflight;
     fn complete(&self);
     fn lose(&self);
-
-    /// What is left of the request's body, if it is known that nobody reads it.
-    fn take_unread(&self) -> Option<Incoming>;
-
-    /// Whether the unread body is kept, so that hyper cannot find it dropped before the answer is complete.
-    fn keeps_unread(&self) -> bool;
 }
 
 /// The host's hyper service.
@@ -62,7 +57,7 @@ pub(crate) struct Plain<S>(pub(crate) S);
 
 impl<S, B> Respond for Plain<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send + 'static,
     B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
@@ -76,7 +71,7 @@ where
         inflight
     }
 
-    fn respond(&self, mut request: Request<Incoming>, inflight: &Inflight) -> S::Future {
+    fn respond(&self, mut request: Request<RequestBody>, inflight: &Inflight) -> S::Future {
         let conn = inflight.conn();
         if conn.shared().options.conn_info {
             request
@@ -101,15 +96,6 @@ impl Outcome for Inflight {
     fn complete(&self) {}
 
     fn lose(&self) {}
-
-    /// The body has been dropped.
-    fn take_unread(&self) -> Option<Incoming> {
-        None
-    }
-
-    fn keeps_unread(&self) -> bool {
-        false
-    }
 }
 
 /// Tells the connection about each request, and what becomes of it.
@@ -149,6 +135,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let answering = Answering {
             outcome: self.respond.begin(inflight),
             is_complete: false,
+            rest: has_body.then(|| Rest::new(&self.conn)),
             asks_for: AsksFor::of(request.method()),
             is_upgrade,
             is_http10,
@@ -156,6 +143,8 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             keep_alive: wishes.keep_alive,
             announces: self.conn.shared().announcement.is_some(),
         };
+        let rest = answering.rest.as_ref();
+        let request = request.map(|body| RequestBody::new(body, rest, waits));
         let shared = self.conn.shared();
         let (future, early);
         if shared.options.ready_path.as_deref() == Some(request.uri().path()) {
@@ -199,6 +188,8 @@ fn is_empty(status: StatusCode) -> bool {
 struct Answering<O: Outcome> {
     outcome: O,
     is_complete: bool,
+    /// `None` if the request has no body.
+    rest: Option<Arc<Rest>>,
     asks_for: AsksFor,
     /// The request asks for an upgrade, or a tunnel.
     is_upgrade: bool,
@@ -376,10 +367,7 @@ impl<O: Outcome> Answering<O> {
     fn may_be_skipped(&self) -> bool {
         let conn = self.conn();
         let is_short = || matches!(conn.body_length(), BodyLength::Known(left) if left <= SKIPPED);
-        self.outcome.keeps_unread()
-            && self.has_plain_length
-            && !self.is_http10
-            && (is_short() || conn.has_request_behind())
+        self.has_plain_length && !self.is_http10 && (is_short() || conn.has_request_behind())
     }
 
     /// Says that the connection ends. The host's other connection options may stay, but not those that say that it goes
@@ -431,6 +419,9 @@ impl<O: Outcome> Drop for Answering<O> {
         if !self.is_complete {
             self.outcome.lose();
         }
+        if let Some(rest) = &self.rest {
+            rest.end();
+        }
     }
 }
 
@@ -478,48 +469,6 @@ fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Sourc
     let mut response = Response::new(Source::Own { body });
     *response.status_mut() = status;
     response
-}
-
-/// The rest of a body that nobody reads. If the rest is short, it is read here, so that the connection can go on.
-struct Unread {
-    body: Incoming,
-    /// How many more bytes are worth reading.
-    left: u64,
-}
-
-/// To read and discard this many bytes costs less than another connection.
-const SKIPPED: u64 = 64 << 10;
-
-impl Unread {
-    fn new(body: Incoming) -> Self {
-        let left = SKIPPED;
-        Self { body, left }
-    }
-
-    /// Reads and discards what is there, unless it is too much.
-    fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
-        let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left;
-        while !conn.has_read_body() && !is_too_long(&self.body, self.left) {
-            match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    let length = frame.data_ref().map_or(0, Bytes::len);
-                    let Some(left) = self.left.checked_sub(length as u64) else {
-                        break;
-                    };
-                    self.left = left;
-                }
-                Poll::Ready(_) => break,
-                // hyper does not have more bytes either.
-                Poll::Pending if conn.is_waiting_for_bytes() => break,
-                Poll::Pending => {
-                    // hyper gives the next piece when it is asked again.
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-            }
-        }
-        Poll::Ready(())
-    }
 }
 
 /// What is there for hyper, but may not be given to it yet.
@@ -625,11 +574,9 @@ where
         if !answering.conn().has_read_body() {
             // Return to hyper once: before it polls again, it looks whether anybody still reads the body, and whether
             // the rest is there. If not, the head of this answer will say that the connection ends.
-            *this.unread = answering
-                .outcome
-                .take_unread()
-                .map(|body| Box::new(Unread::new(body)));
             this.future.set(None);
+            let unread = answering.rest.as_ref().and_then(|rest| rest.take());
+            *this.unread = unread.map(Box::new);
             *this.early = Some(Box::new(match result {
                 Some(Ok(response)) => Early::Answer(response.map(Source::host)),
                 Some(Err(why)) => Early::Failure(why),

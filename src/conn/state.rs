@@ -101,6 +101,8 @@ pub(crate) struct Conn {
     foreign_target: AtomicBool,
     /// hyper has used up all the bytes that it got, and waits for more.
     waiting_for_bytes: AtomicBool,
+    /// How often hyper has got bytes.
+    reads: Count,
     /// Requests that the service has, and whose response hyper does not have completely.
     in_service: Count,
     /// Responses that hyper has completely, and the kernel does not.
@@ -126,8 +128,6 @@ pub(crate) struct Conn {
     answered_alone: AtomicBool,
     /// Whether the client is to be asked for the last request's body: an [`Asking`].
     asking: AtomicU8,
-    /// The body of the last request comes in chunks.
-    is_chunked: AtomicBool,
     /// The head of the last response does not say that the connection ends.
     goes_on: AtomicBool,
     /// The response under way ends only with the connection. A FIN in its middle would make it look complete.
@@ -171,6 +171,7 @@ impl Conn {
             reading_head: AtomicBool::new(false),
             foreign_target: AtomicBool::new(false),
             waiting_for_bytes: AtomicBool::new(false),
+            reads: Count::default(),
             in_service: Count::default(),
             unflushed: Count::default(),
             refused: Count::default(),
@@ -185,7 +186,6 @@ impl Conn {
             answered_alone: AtomicBool::new(false),
             goes_on: AtomicBool::new(false),
             asking: AtomicU8::new(Asking::Settled as u8),
-            is_chunked: AtomicBool::new(false),
             close_delimited: AtomicBool::new(false),
             end: AtomicU8::new(End::Closed as u8),
             is_to_be_reset: AtomicBool::new(false),
@@ -255,9 +255,7 @@ impl Conn {
         };
         self.set_asking(asking);
         self.reading_head.store(false, Ordering::Relaxed);
-        let is_chunked = body == BodyLength::Chunked;
-        self.is_chunked.store(is_chunked, Ordering::Relaxed);
-        let is_alone = is_upgrade || is_chunked;
+        let is_alone = is_upgrade || body == BodyLength::Chunked;
         self.answered_alone.store(is_alone, Ordering::Relaxed);
         self.set_goes_on(false);
         self.set_body_length(body);
@@ -457,10 +455,9 @@ impl Conn {
     }
 
     /// Whether nothing is under way, not even the rest of a request that has been answered. hyper then holds nothing,
-    /// except perhaps chunks, all of which have come.
+    /// except perhaps the last piece of a body.
     pub(super) fn is_at_rest(&self) -> bool {
-        let has_come = || self.may_have_chunks() && self.body_length() == BodyLength::Known(1);
-        self.is_between_requests() && (self.has_read_body() || has_come())
+        self.is_between_requests() && self.has_read_body()
     }
 
     /// Whether the connection can do without hyper: it is at rest, and hyper has given all of the last request to the
@@ -469,18 +466,21 @@ impl Conn {
         self.is_at_rest() && self.is_waiting_for_bytes()
     }
 
-    /// Whether hyper may hold chunks of the last request's body that somebody still reads. hyper gives chunks away one
-    /// by one, and asks for more bytes when it has none left.
-    pub(super) fn may_have_chunks(&self) -> bool {
-        self.is_chunked.load(Ordering::Relaxed) && !self.is_waiting_for_bytes()
-    }
-
     pub(super) fn is_waiting_for_bytes(&self) -> bool {
         self.waiting_for_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_waiting_for_bytes(&self, waiting: bool) {
-        self.waiting_for_bytes.store(waiting, Ordering::Relaxed);
+    /// hyper has read. Either it has got bytes, or it has to wait for them.
+    pub(super) fn has_read(&self, waits: bool) {
+        self.waiting_for_bytes.store(waits, Ordering::Relaxed);
+        if !waits {
+            self.reads.raise(1);
+        }
+    }
+
+    /// How often hyper has got bytes.
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.get()
     }
 
     /// Whether hyper has got all of the last request, and has given away all of its body, except perhaps the last

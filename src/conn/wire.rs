@@ -58,6 +58,8 @@ pub(super) struct Wire {
     failed: bool,
     /// The client has closed its side.
     finished: bool,
+    /// Bytes of a body that nobody reads were discarded.
+    skipped: bool,
     /// The state that only few connections need.
     rare: Option<Box<Rare>>,
 }
@@ -90,6 +92,7 @@ impl Wire {
             last: 0,
             failed: false,
             finished: false,
+            skipped: false,
             rare: None,
         })
     }
@@ -133,12 +136,20 @@ impl Wire {
                 return Poll::Ready(false);
             }
             match self.framing.scan(&self.ahead) {
-                Ok(Scan { skip, take, .. }) => self.advance(skip + take),
+                Ok(Scan { skip, take, .. }) => {
+                    self.advance(skip + take);
+                    self.skipped = true;
+                }
                 Err(_) => return Poll::Ready(false),
             }
         }
         self.publish();
         Poll::Ready(true)
+    }
+
+    /// Whether the client has sent more of a body that nobody reads, since this was asked last.
+    pub(super) fn has_skipped(&mut self) -> bool {
+        std::mem::take(&mut self.skipped)
     }
 
     /// Reads bytes into `buf`: those that belong to the present request, or begin the next request.
@@ -538,7 +549,7 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         self.with(|wire| {
             let poll = wire.poll_read(cx, buf);
-            wire.conn().set_waiting_for_bytes(poll.is_pending());
+            wire.conn().has_read(poll.is_pending());
             wire.conn().body_is_read();
             poll
         })

@@ -14,11 +14,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
 
 pub use queue::RequestQueue;
 
-use crate::conn::{Inflight, Respond};
+use crate::conn::{Body, Inflight, Respond};
 use crate::contain::contain;
 use crate::request::{Exchange, ReplyBody, ReplySlot};
 
@@ -163,7 +162,7 @@ impl Respond for Dispatcher {
         Arc::new(ReplySlot::new(inflight))
     }
 
-    fn respond(&self, request: Request<Incoming>, slot: &Arc<ReplySlot>) -> Reply {
+    fn respond(&self, request: Request<Body>, slot: &Arc<ReplySlot>) -> Reply {
         let exchange = Exchange::new(request, Arc::clone(slot));
         let mut later = None;
         match self {

@@ -1,9 +1,7 @@
 //! A request and the answer to it. A handler may keep it on any thread, for any time.
 
-use std::error::Error as _;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
@@ -11,15 +9,14 @@ use std::thread;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::{Body as _, Frame, SizeHint};
 use once_cell::sync::Lazy;
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
-use crate::conn::BodyFault;
+use crate::conn::Body;
 use crate::conn_info::ConnInfo;
 use crate::error::{Error, Result};
 use crate::phase::Waiter;
@@ -109,13 +106,10 @@ struct Inner {
 
 struct RequestBody {
     /// `None` after the whole answer is given.
-    incoming: Option<Incoming>,
-    /// The client waits until it is asked for the body (RFC 9110, 10.1.1). Reading asks it.
-    is_awaited: bool,
+    incoming: Option<Body>,
     /// The bytes that have been received and not yet read.
     rest: Bytes,
-    /// The reason why no more bytes will come. hyper gives the reason only once; after that it reports the end of the
-    /// body.
+    /// The reason why no more bytes will come.
     failed: Option<Error>,
 }
 
@@ -139,12 +133,10 @@ pub(crate) enum Piece {
 }
 
 impl Exchange {
-    pub(crate) fn new(request: Request<Incoming>, slot: Arc<ReplySlot>) -> Self {
+    pub(crate) fn new(request: Request<Body>, slot: Arc<ReplySlot>) -> Self {
         let (head, incoming) = request.into_parts();
-        let is_awaited = !incoming.is_end_stream() && head.headers.contains_key(EXPECT);
         Self(Box::new(Inner {
             body: RequestBody {
-                is_awaited,
                 incoming: Some(incoming),
                 rest: Bytes::new(),
                 failed: None,
@@ -314,11 +306,10 @@ impl Exchange {
     fn receive(&mut self) -> Result<Option<Bytes>> {
         let Inner { body, slot, .. } = &mut *self.0;
         let lent = slot.inflight().conn().shared().lent.as_ref();
-        body.is_awaited = false;
         wait_for(lent, async {
             tokio::select! {
                 biased;
-                data = poll_fn(|cx| body.poll_data(slot, cx)) => data,
+                data = poll_fn(|cx| body.poll_data(cx)) => data,
                 Some(why) = async { slot.cancellation().wait_as(Waiter::Thread).await } => Err(why),
             }
         })
@@ -328,17 +319,17 @@ impl Exchange {
     pub(crate) fn may_have_come(&self) -> bool {
         let body = &self.0.body;
         let incoming = body.incoming.as_ref();
-        incoming.is_some_and(|incoming| !incoming.is_end_stream()) && !body.is_awaited
+        incoming.is_some_and(|incoming| !incoming.is_end_stream() && !incoming.is_awaited())
     }
 
     /// Takes the received part of the body, up to some limit, so that this part can be read on a thread that must not
     /// wait.
     pub(crate) fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Inner { body, slot, .. } = &mut *self.0;
+        let body = &mut self.0.body;
         if body.rest.len() >= PIECE {
             return Poll::Ready(());
         }
-        match body.poll_data(slot, cx) {
+        match body.poll_data(cx) {
             Poll::Ready(Ok(Some(data))) => {
                 body.append(data);
                 // hyper now reads the next piece, if it is there.
@@ -443,13 +434,12 @@ impl Exchange {
 
     /// Asks a client that waits with its body, before the answer begins. After that the client might wait for ever.
     fn ask_for_body(&mut self) {
-        let Inner { body, slot, .. } = &mut *self.0;
+        let body = &mut self.0.body;
         if !body.rest.is_empty() || body.failed.is_some() {
             return;
         }
-        body.is_awaited = false;
         // The next reader polls again.
-        match body.poll_data(slot, &mut Context::from_waker(Waker::noop())) {
+        match body.poll_data(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(Some(data))) => body.rest = data,
             Poll::Ready(Err(why)) => body.failed = Some(why),
             Poll::Ready(Ok(None)) | Poll::Pending => {}
@@ -546,15 +536,10 @@ impl Exchange {
         }
     }
 
-    /// Says that nobody will read more of the body. Call this before the answer ends: when hyper sees that the body was
-    /// dropped, it ends the connection, and says so if the head of the answer is not written yet.
+    /// Says that nobody will read more of the body. Call this before the answer ends: then it is known whether the
+    /// connection can go on.
     fn leave_body(&mut self) {
-        let Some(incoming) = self.0.body.incoming.take() else {
-            return;
-        };
-        if !incoming.is_end_stream() && !self.0.body.is_awaited {
-            self.0.slot.leave_unread(incoming);
-        }
+        self.0.body.incoming = None;
     }
 
     fn send(&mut self, data: Bytes, waits: bool) -> Result<()> {
@@ -642,33 +627,16 @@ impl Exchange {
 
 impl RequestBody {
     /// The next received bytes; `None` at the end of the body.
-    fn poll_data(&mut self, slot: &ReplySlot, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         let Some(incoming) = &mut self.incoming else {
             return Poll::Ready(Ok(None));
         };
         loop {
-            // If hyper has had the answer before, it may report the end only with the next request.
-            if incoming.is_end_stream() {
-                return Poll::Ready(Ok(None));
-            }
-            match ready!(Pin::new(&mut *incoming).poll_frame(cx)) {
+            // An empty frame or trailers are not the end yet.
+            match ready!(Pin::new(&mut *incoming).poll_frame(cx)?).map(Frame::into_data) {
                 None => return Poll::Ready(Ok(None)),
-                // An empty frame or trailers are not the end yet.
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
-                    _ => {}
-                },
-                Some(Err(why)) => {
-                    let conn = slot.inflight().conn();
-                    if is_malformed(&why) {
-                        conn.body_failed(BodyFault::Malformed);
-                    }
-                    let why = match conn.body_fault() {
-                        Some(BodyFault::Malformed) => Error::BadBody,
-                        _ => Error::Gone,
-                    };
-                    return Poll::Ready(Err(slot.lost().unwrap_or(why)));
-                }
+                Some(Ok(data)) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
+                Some(_) => {}
             }
         }
     }
@@ -697,17 +665,6 @@ impl Drop for Exchange {
             Answer::Owed => self.unanswered(),
         }
     }
-}
-
-/// Whether hyper's error says that the client sent a malformed body.
-fn is_malformed(error: &hyper::Error) -> bool {
-    let source = error.source().and_then(|source| source.downcast_ref());
-    source.is_some_and(|error: &io::Error| {
-        matches!(
-            error.kind(),
-            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
-        )
-    })
 }
 
 impl fmt::Debug for Exchange {
@@ -860,7 +817,7 @@ impl Drop for Written {
     }
 }
 
-impl Body for ReplyBody {
+impl http_body::Body for ReplyBody {
     type Data = Bytes;
     type Error = Error;
 

@@ -7,7 +7,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use http::Response;
-use hyper::body::Incoming;
 use tokio::sync::Notify;
 
 use crate::conn::{Inflight, Outcome};
@@ -37,8 +36,6 @@ pub(crate) struct ReplySlot {
 #[derive(Default)]
 struct Meeting {
     answer: Option<Response<ReplyBody>>,
-    /// The rest of the request's body when the request is answered.
-    unread: Option<Incoming>,
     /// The waker of the connection's task.
     task: Option<Waker>,
     watch: Option<Arc<Watch>>,
@@ -106,14 +103,6 @@ impl ReplySlot {
         true
     }
 
-    /// Keeps the rest of the request's body, which nobody will read, until the answer is complete.
-    pub(crate) fn leave_unread(&self, body: Incoming) {
-        let mut meeting = self.lock();
-        if self.state.load(Ordering::Relaxed) == OPEN {
-            meeting.unread = Some(body);
-        }
-    }
-
     /// Whether hyper has all of the response.
     pub(crate) fn is_complete(&self) -> bool {
         self.state.load(Ordering::Acquire) == COMPLETE
@@ -153,10 +142,9 @@ impl ReplySlot {
         } else {
             None
         };
-        let unread = meeting.unread.take();
         let watch = meeting.watch.clone();
         drop(meeting);
-        drop((unwanted, unread));
+        drop(unwanted);
         if let Some(watch) = watch {
             watch.state.store(state, Ordering::Release);
             watch.changed.notify_waiters();
@@ -179,14 +167,6 @@ impl Outcome for Arc<ReplySlot> {
 
     fn lose(&self) {
         self.set(LOST);
-    }
-
-    fn take_unread(&self) -> Option<Incoming> {
-        self.lock().unread.take()
-    }
-
-    fn keeps_unread(&self) -> bool {
-        true
     }
 }
 

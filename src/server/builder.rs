@@ -6,14 +6,12 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use http::{Request, Response};
-use http_body::Body;
-use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use once_cell::sync::OnceCell;
 
 use crate::clock::{Clock, SystemClock};
-use crate::conn::{self, BoxError, Conn, Plain, Respond};
+use crate::conn::{self, Body, BoxError, Conn, Plain, Respond};
 use crate::conn_info::ConnInfo;
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
@@ -35,11 +33,11 @@ use super::lifecycle::Control;
 /// # use std::convert::Infallible;
 /// # use bytes::Bytes;
 /// # use http_body_util::Full;
-/// # use hyper::{Request, Response, body::Incoming, service::service_fn};
-/// use httpdown::{Listener, Server};
+/// # use hyper::{Request, Response, service::service_fn};
+/// use httpdown::{Body, Listener, Server};
 ///
 /// # fn main() -> Result<(), httpdown::Error> {
-/// let hello = service_fn(|_: Request<Incoming>| async {
+/// let hello = service_fn(|_: Request<Body>| async {
 ///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello, World!"))))
 /// });
 /// let server = Server::builder()
@@ -301,10 +299,10 @@ impl Builder {
     /// # use std::convert::Infallible;
     /// # use bytes::Bytes;
     /// # use http_body_util::Full;
-    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
-    /// # use httpdown::{Listener, Server};
+    /// # use hyper::{Request, Response, service::service_fn};
+    /// # use httpdown::{Body, Listener, Server};
     /// # fn main() -> httpdown::Result<()> {
-    /// let hello = service_fn(|_: Request<Incoming>| async {
+    /// let hello = service_fn(|_: Request<Body>| async {
     ///     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("Hello, World!"))))
     /// });
     /// let server = Server::builder().serve(Listener::bind("127.0.0.1:0")?, hello)?;
@@ -318,10 +316,10 @@ impl Builder {
     /// thread or no descriptor is available; [`Error::Forked`].
     pub fn serve<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
-        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         self.start(listeners.into(), |_, _| {
             (conn::clones(Plain(service)), Backend::Direct)
@@ -353,11 +351,11 @@ impl Builder {
     /// The errors of [`Builder::serve`].
     pub fn serve_tower<S, B>(self, listeners: impl Into<Listeners>, service: S) -> Result<Server>
     where
-        S: tower_service::Service<Request<Incoming>, Response = Response<B>>,
+        S: tower_service::Service<Request<Body>, Response = Response<B>>,
         S: Clone + Send + 'static,
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
-        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         self.serve(listeners, TowerToHyperService::new(service))
     }
@@ -370,13 +368,13 @@ impl Builder {
     /// # use std::convert::Infallible;
     /// # use bytes::Bytes;
     /// # use http_body_util::Full;
-    /// # use hyper::{Request, Response, body::Incoming, service::service_fn};
+    /// # use hyper::{Request, Response, service::service_fn};
     /// # use httpdown::{Listener, Server};
     /// # fn main() -> httpdown::Result<()> {
     /// let listener = Listener::bind("127.0.0.1:0")?;
     /// let server = Server::builder().serve_connections(listener, |server, conn| {
     ///     let server = server.clone();
-    ///     service_fn(move |_: Request<Incoming>| {
+    ///     service_fn(move |_: Request<Body>| {
     ///         let text = format!("{}, connection {} of {server:?}", conn.peer, conn.id);
     ///         async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(text)))) }
     ///     })
@@ -394,10 +392,10 @@ impl Builder {
         mut make: impl FnMut(&Server, ConnInfo) -> S + Send + 'static,
     ) -> Result<Server>
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
-        B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
     {
         let make = move |conn: &Arc<Conn>| {
             let server = Server::of(Arc::clone(conn.shared()));

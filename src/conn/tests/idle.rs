@@ -10,14 +10,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use hyper::service::Service;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
 use super::{Bench, GRACE, IDLE, LINGER, PARK, Run, TICK};
-use crate::conn::Plain;
 use crate::conn::park::{Driver, Resume};
+use crate::conn::{Body, Plain};
 use crate::events::Event;
 use crate::phase::Phase;
 use crate::server::Server;
@@ -54,12 +53,12 @@ impl Slow {
     }
 }
 
-impl Service<Request<Incoming>> for Slow {
+impl Service<Request<Body>> for Slow {
     type Response = Response<Full<Bytes>>;
     type Error = Infallible;
     type Future = Ready<Result<Self::Response, Infallible>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Body>) -> Self::Future {
         let pieces = self.pieces.clone();
         let is_big = request.uri().path() == "/big";
         let answer = if is_big { BIG } else { ANSWER };
@@ -327,24 +326,37 @@ fn a_connection_is_not_idle_while_its_client_still_receives() {
 }
 
 #[test]
-fn a_connection_that_was_answered_before_its_body_came_ends_behind_that() {
+fn a_connection_that_was_answered_before_its_body_came_waits_for_it() {
     let bench = Bench::new();
     bench.runtime.block_on(async {
-        let mut run = with_timeout(&bench).await;
-        assert!(
-            run.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\n\r\n")
-                .await
-        );
-        assert_eq!(run.answers(), 1);
-        // Whose body does not come is not idle.
-        run.ticks(2 * IDLE).await;
-        assert_eq!(run.ended, None);
-        assert!(run.send(b"abc").await);
-        assert_eq!(run.ended, Some(run.tick));
-        assert_eq!(run.peer.end, Some(true), "reset");
-        run.ticks(LINGER).await;
-        let report = run.shared.report();
-        assert_eq!((report.conns_closed, report.served), (1, 1), "{report:?}");
+        // Behind a short body it goes on; behind a long one it ends, as the answer has said.
+        for (length, goes_on) in [(3, true), (100_000, false)] {
+            let mut run = with_timeout(&bench).await;
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+            assert!(run.send(head.as_bytes()).await);
+            assert_eq!(run.answers(), 1);
+            // Whose body does not come is not idle.
+            run.ticks(2 * IDLE).await;
+            assert_eq!(run.ended, None);
+            assert!(run.send(&vec![b'a'; length]).await);
+            if goes_on {
+                assert_eq!(run.ended, None);
+                assert!(run.send(GET).await);
+                assert_eq!(run.answers(), 2);
+                run.ticks(IDLE).await;
+                assert_eq!(run.ended, Some(run.tick));
+            } else {
+                // The service takes it slowly.
+                run.ticks(20 * PARK).await;
+                assert!(run.ended.is_some());
+            }
+            assert_eq!(run.peer.end, Some(true), "reset");
+            run.ticks(LINGER).await;
+            let report = run.shared.report();
+            let served = if goes_on { 2 } else { 1 };
+            assert_eq!(report.served, served, "{report:?}");
+            assert_eq!(report.conns_closed + report.closed_idle, 1, "{report:?}");
+        }
     });
 }
 

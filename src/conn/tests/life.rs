@@ -11,9 +11,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
@@ -22,7 +21,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::{Bench, GRACE, HEADER, IDLE, LINGER, PARK, Run, TICK, config};
-use crate::conn::{BoxError, Plain};
+use crate::conn::{Body, BoxError, Plain};
 use crate::phase::Phase;
 use crate::server::Server;
 
@@ -229,12 +228,12 @@ struct World {
 #[derive(Clone, Debug)]
 struct Script(Arc<World>);
 
-impl Service<Request<Incoming>> for Script {
+impl Service<Request<Body>> for Script {
     type Response = Response<Pieces>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<Body>) -> Self::Future {
         let world = Arc::clone(&self.0);
         world.calls.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
@@ -253,7 +252,7 @@ impl Service<Request<Incoming>> for Script {
     }
 }
 
-async fn respond(item: Item, index: usize, request: Request<Incoming>) -> Response<Pieces> {
+async fn respond(item: Item, index: usize, request: Request<Body>) -> Response<Pieces> {
     let (status, mut body) = item.answer(index);
     match item {
         Item::Get { after } | Item::Early { after, .. } => sleep(after * TICK).await,
@@ -305,7 +304,7 @@ struct Pieces {
     paused: Option<Pin<Box<Sleep>>>,
 }
 
-impl Body for Pieces {
+impl http_body::Body for Pieces {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -865,11 +864,15 @@ fn whatever_happens_the_promise_holds_and_the_books_balance() {
 
 /// As the test above, with what it has found once.
 fn holds(items: &[Item], steps: &[Step]) {
+    holds_with(items, steps, false);
+}
+
+fn holds_with(items: &[Item], steps: &[Step], idle: bool) {
     let case = Case {
         items: items.to_vec(),
         steps: steps.to_vec(),
         finish: false,
-        idle: false,
+        idle,
     };
     let bench = Bench::new();
     bench.runtime.block_on(async {
@@ -913,6 +916,26 @@ fn a_response_before_a_long_unread_body_says_that_it_is_the_last() {
         &[early, Item::Get { after: 0 }],
         &[Step::Phase, Step::SendItem(100)],
     );
+}
+
+#[test]
+fn a_client_that_still_sends_what_nobody_reads_is_not_idle() {
+    let early = Item::Early {
+        len: 9,
+        chunked: false,
+        after: 0,
+    };
+    // All but the body, and then a byte of it.
+    let steps = [
+        Step::SendItem(0),
+        Step::Wait(IDLE),
+        Step::Send(48),
+        Step::Wait(1),
+        Step::Send(1),
+        Step::Wait(IDLE + PARK),
+    ];
+    holds_with(&[early, early], &steps, true);
+    holds_with(&[early], &steps[2..], true);
 }
 
 #[test]

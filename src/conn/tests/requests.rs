@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
@@ -36,12 +35,16 @@ impl Recorder {
     }
 }
 
-impl Service<Request<Incoming>> for Recorder {
+/// For hyper's bodies, and for ours.
+impl<B> Service<Request<B>> for Recorder
+where
+    B: http_body::Body<Data = Bytes, Error: Send> + Send + 'static,
+{
     type Response = Response<Empty<Bytes>>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, request: Request<B>) -> Self::Future {
         let seen = Arc::clone(&self.0);
         Box::pin(async move {
             let (head, body) = request.into_parts();

@@ -1,0 +1,324 @@
+//! The body of a request. Whoever answers the request reads it; the connection takes back what nobody reads.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use crate::error::{Error, Result};
+
+use super::state::{BodyFault, Conn};
+
+/// The body of a request, as it arrives.
+///
+/// It is a [`http_body::Body`]: read it by `http_body_util::BodyExt`, or give it to a framework. A client may wait with
+/// its body until it is asked (`Expect: 100-continue`); the first read asks it.
+///
+/// You may drop a body before its end. If little is left of it, the connection reads and discards the rest, and goes on
+/// with the next request. Otherwise the answer says `Connection: close`, and the connection ends behind it.
+///
+/// A body does not keep a stop waiting: the answer does. If the server kills the request, reading fails.
+///
+/// A test of a service can make a body from bytes:
+///
+/// ```
+/// use http_body_util::BodyExt;
+/// use httpdown::Body;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> httpdown::Result<()> {
+/// let body = Body::from("hello");
+/// assert_eq!(body.collect().await?.to_bytes(), "hello");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// Reading fails with [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the
+/// body, and [`Error::Killed`] after a kill. It fails again, in the same way, if it is tried again.
+#[derive(Default)]
+pub struct Body(Source);
+
+#[derive(Default)]
+enum Source {
+    /// There is no more.
+    #[default]
+    Ended,
+    Failed(Error),
+    /// Bytes of the host's.
+    Whole(Bytes),
+    Client {
+        incoming: Incoming,
+        rest: Arc<Rest>,
+        /// The client waits until it is asked for the body (RFC 9110, 10.1.1). Reading asks it.
+        is_awaited: bool,
+    },
+}
+
+impl Body {
+    /// `rest`: where the part goes that nobody reads; `None` if the request has no body.
+    pub(super) fn new(incoming: Incoming, rest: Option<&Arc<Rest>>, is_awaited: bool) -> Self {
+        Self(rest.map_or(Source::Ended, |rest| Source::Client {
+            incoming,
+            rest: Arc::clone(rest),
+            is_awaited,
+        }))
+    }
+
+    /// Whether the client waits until it is asked for the body, and nobody has asked it.
+    pub(crate) fn is_awaited(&self) -> bool {
+        matches!(
+            self.0,
+            Source::Client {
+                is_awaited: true,
+                ..
+            }
+        )
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(bytes: Bytes) -> Self {
+        Self(if bytes.is_empty() {
+            Source::Ended
+        } else {
+            Source::Whole(bytes)
+        })
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Bytes::from(bytes).into()
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        Bytes::from(text).into()
+    }
+}
+
+impl From<&'static [u8]> for Body {
+    fn from(bytes: &'static [u8]) -> Self {
+        Bytes::from_static(bytes).into()
+    }
+}
+
+impl From<&'static str> for Body {
+    fn from(text: &'static str) -> Self {
+        Bytes::from_static(text.as_bytes()).into()
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>>>> {
+        let source = &mut self.0;
+        match source {
+            Source::Ended => Poll::Ready(None),
+            Source::Failed(why) => Poll::Ready(Some(Err(why.clone()))),
+            Source::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *source = Source::Ended;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Source::Client {
+                incoming,
+                rest,
+                is_awaited,
+            } => {
+                *is_awaited = false;
+                // If hyper has had the answer before, it may report the end only with the next request.
+                if incoming.is_end_stream() {
+                    *source = Source::Ended;
+                    return Poll::Ready(None);
+                }
+                Poll::Ready(match ready!(Pin::new(incoming).poll_frame(cx)) {
+                    Some(Ok(frame)) => Some(Ok(frame)),
+                    // hyper gives the reason only once, and reports the end of the body after that.
+                    Some(Err(why)) => {
+                        let why = rest.failed(&why);
+                        *source = Source::Failed(why.clone());
+                        Some(Err(why))
+                    }
+                    None => {
+                        *source = Source::Ended;
+                        None
+                    }
+                })
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Source::Ended => true,
+            Source::Failed(_) | Source::Whole(_) => false,
+            Source::Client { incoming, .. } => incoming.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Source::Ended => SizeHint::with_exact(0),
+            Source::Failed(_) => SizeHint::default(),
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Source::Client { incoming, .. } => incoming.size_hint(),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        if let Source::Client {
+            incoming,
+            rest,
+            is_awaited: false,
+        } = std::mem::take(&mut self.0)
+            && !incoming.is_end_stream()
+        {
+            rest.leave(incoming);
+        }
+    }
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body")
+            .field("size_hint", &self.size_hint())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What nobody reads of a request's body. It is kept until the answer is complete: when hyper sees that a body was
+/// dropped, it ends the connection, and says so if the head of the answer is not written yet.
+#[derive(Debug)]
+pub(super) struct Rest {
+    /// A body does not keep its connection in the registry.
+    conn: Weak<Conn>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Nothing,
+    Unread(Incoming),
+    /// The answer is complete, or will never be: there is no more use in keeping anything.
+    Over,
+}
+
+impl Rest {
+    pub(super) fn new(conn: &Arc<Conn>) -> Arc<Self> {
+        Arc::new(Self {
+            conn: Arc::downgrade(conn),
+            kept: Mutex::new(Kept::Nothing),
+        })
+    }
+
+    fn leave(&self, incoming: Incoming) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Kept::Nothing = *kept {
+            *kept = Kept::Unread(incoming);
+        }
+    }
+
+    /// What is left of the body, if it is known that nobody reads it.
+    pub(super) fn take(&self) -> Option<Unread> {
+        match self.replace(Kept::Nothing) {
+            Kept::Unread(body) => Some(Unread::new(body)),
+            _ => None,
+        }
+    }
+
+    /// The answer is complete, or will never be.
+    pub(super) fn end(&self) {
+        self.replace(Kept::Over);
+    }
+
+    fn replace(&self, by: Kept) -> Kept {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *kept, by)
+    }
+
+    /// The reason why no more of the body comes.
+    fn failed(&self, why: &hyper::Error) -> Error {
+        let Some(conn) = self.conn.upgrade() else {
+            return Error::Gone;
+        };
+        if conn.is_killed() {
+            return Error::Killed(None);
+        }
+        if is_malformed(why) {
+            conn.body_failed(BodyFault::Malformed);
+        }
+        match conn.body_fault() {
+            Some(BodyFault::Malformed) => Error::BadBody,
+            _ => Error::Gone,
+        }
+    }
+}
+
+/// The rest of a body that nobody reads. If the rest is short, it is read here, so that the connection can go on.
+pub(super) struct Unread {
+    body: Incoming,
+    /// How many more bytes are worth reading.
+    left: u64,
+}
+
+/// To read and discard this many bytes costs less than another connection.
+pub(super) const SKIPPED: u64 = 64 << 10;
+
+impl Unread {
+    fn new(body: Incoming) -> Self {
+        let left = SKIPPED;
+        Self { body, left }
+    }
+
+    /// Reads and discards what is there, unless it is too much.
+    pub(super) fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
+        let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left;
+        while !conn.has_read_body() && !is_too_long(&self.body, self.left) {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    let Some(left) = self.left.checked_sub(length as u64) else {
+                        break;
+                    };
+                    self.left = left;
+                }
+                Poll::Ready(_) => break,
+                // hyper does not have more bytes either.
+                Poll::Pending if conn.is_waiting_for_bytes() => break,
+                Poll::Pending => {
+                    // hyper gives the next piece when it is asked again.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Whether hyper's error says that the client sent a malformed body.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref());
+    source.is_some_and(|error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+        )
+    })
+}
