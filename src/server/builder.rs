@@ -369,7 +369,7 @@ impl Builder {
     /// # use bytes::Bytes;
     /// # use http_body_util::Full;
     /// # use hyper::{Request, Response, service::service_fn};
-    /// # use httpdown::{Listener, Server};
+    /// # use httpdown::{Body, Listener, Server};
     /// # fn main() -> httpdown::Result<()> {
     /// let listener = Listener::bind("127.0.0.1:0")?;
     /// let server = Server::builder().serve_connections(listener, |server, conn| {
