@@ -36,11 +36,6 @@ impl Count {
     pub(crate) fn add(&self, n: u64) {
         self.0.fetch_add(n, Ordering::Release);
     }
-
-    /// Subtracts `n`, like [`Count::add`].
-    pub(crate) fn sub(&self, n: u64) {
-        self.0.fetch_sub(n, Ordering::Release);
-    }
 }
 
 /// The requests of one connection, or of all that have been closed: how many have come, and what became of them.

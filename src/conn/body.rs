@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use hyper::body::Incoming;
 
 use crate::error::{Error, Result};
 
-use super::state::{BodyFault, Conn};
+use super::h1::BodyFault;
+use super::state::Conn;
 
 /// The body of a request, as it arrives.
 ///
@@ -215,8 +216,8 @@ pub(super) struct Rest {
 enum Kept {
     Nothing,
     Unread(Incoming),
-    /// The answer is complete, or will never be: there is no more use in keeping anything.
-    Over,
+    /// The answer is complete, or will never be: there is no more use in keeping anything. `true`: by a kill.
+    Over(bool),
 }
 
 impl Rest {
@@ -228,7 +229,7 @@ impl Rest {
     }
 
     fn leave(&self, incoming: Incoming) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         if let Kept::Nothing = *kept {
             *kept = Kept::Unread(incoming);
         }
@@ -243,27 +244,33 @@ impl Rest {
     }
 
     /// The answer is complete, or will never be.
-    pub(super) fn end(&self) {
-        self.replace(Kept::Over);
+    pub(super) fn end(&self, is_killed: bool) {
+        self.replace(Kept::Over(is_killed));
     }
 
     fn replace(&self, by: Kept) -> Kept {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *kept, by)
+        std::mem::replace(&mut *self.lock(), by)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The reason why no more of the body comes.
     fn failed(&self, why: &hyper::Error) -> Error {
         let Some(conn) = self.conn.upgrade() else {
-            return Error::Gone;
+            return match *self.lock() {
+                Kept::Over(true) => Error::Killed(None),
+                _ => Error::Gone,
+            };
         };
         if conn.is_killed() {
             return Error::Killed(None);
         }
         if is_malformed(why) {
-            conn.body_failed(BodyFault::Malformed);
+            conn.h1.body_failed(BodyFault::Malformed);
         }
-        match conn.body_fault() {
+        match conn.h1.body_fault() {
             Some(BodyFault::Malformed) => Error::BadBody,
             _ => Error::Gone,
         }
@@ -289,7 +296,7 @@ impl Unread {
     /// Reads and discards what is there, unless it is too much.
     pub(super) fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
         let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left;
-        while !conn.has_read_body() && !is_too_long(&self.body, self.left) {
+        while !conn.h1.has_read_body() && !is_too_long(&self.body, self.left) {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let length = frame.data_ref().map_or(0, Bytes::len);
@@ -300,7 +307,7 @@ impl Unread {
                 }
                 Poll::Ready(_) => break,
                 // hyper does not have more bytes either.
-                Poll::Pending if conn.is_waiting_for_bytes() => break,
+                Poll::Pending if conn.h1.is_waiting_for_bytes() => break,
                 Poll::Pending => {
                     // hyper gives the next piece when it is asked again.
                     cx.waker().wake_by_ref();

@@ -16,7 +16,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use once_cell::sync::Lazy;
 use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
-use crate::conn::Body;
+use crate::conn::{Body, answers};
 use crate::conn_info::ConnInfo;
 use crate::error::{Error, Result};
 use crate::phase::Waiter;
@@ -380,7 +380,7 @@ impl Exchange {
             return Err(Error::InvalidArgument(why.into()));
         }
         self.leave_body();
-        self.answer_with(response.map(|body| ReplyBody::Whole(Some(body))))
+        self.answer_with(ReplyBody::whole(response))
     }
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
@@ -572,10 +572,7 @@ impl Exchange {
         self.0.slot.inflight().refused();
         if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
             self.leave_body();
-            let text = "the server is stopping\n";
-            self.0
-                .slot
-                .give(plain(StatusCode::SERVICE_UNAVAILABLE, text));
+            self.0.slot.give(ReplyBody::whole(answers::killed()));
         }
     }
 
@@ -586,13 +583,13 @@ impl Exchange {
         match (&self.0.body.failed, &self.0.refused) {
             // This is the client's fault, so the log does not tell it.
             (Some(Error::BadBody), _) => {
-                slot.give(bad_request());
+                slot.give(ReplyBody::whole(answers::bad_request()));
                 return;
             }
             // The client may still read: it has given up only sending the request.
             (Some(Error::Gone), _) => {
-                slot.inflight().conn().gave_up();
-                slot.give(bad_request());
+                slot.inflight().gave_up();
+                slot.give(ReplyBody::whole(answers::bad_request()));
                 return;
             }
             _ if thread::panicking() => slot.tell(format!("a handler panicked: {uri}")),
@@ -603,8 +600,7 @@ impl Exchange {
         }
         let shared = slot.inflight().conn().shared();
         shared.events.sum("handler.error", 1.0);
-        let text = "internal server error\n";
-        slot.give(plain(StatusCode::INTERNAL_SERVER_ERROR, text));
+        slot.give(ReplyBody::whole(answers::unanswered()));
     }
 
     /// The exchange ends after an answer has begun, while the client would still get it. The answer's body sees that no
@@ -705,26 +701,6 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
     Ok(declared)
 }
 
-/// The answer to a body that cannot be read to its end. So the connection ends after this answer.
-fn bad_request() -> Response<ReplyBody> {
-    let mut response = plain(StatusCode::BAD_REQUEST, "bad request\n");
-    let close = http::HeaderValue::from_static("close");
-    response
-        .headers_mut()
-        .insert(http::header::CONNECTION, close);
-    response
-}
-
-fn plain(status: StatusCode, text: &'static str) -> Response<ReplyBody> {
-    let mut response = Response::new(ReplyBody::Whole(Some(Bytes::from_static(text.as_bytes()))));
-    *response.status_mut() = status;
-    response.headers_mut().insert(
-        http::header::CONTENT_TYPE,
-        http::HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
-    response
-}
-
 /// Waits on this thread, unless the thread drives connections, because such a thread would wait for itself.
 fn wait_for<T>(
     lent: Option<&Arc<LentRuntime>>,
@@ -801,6 +777,12 @@ impl Writing {
 pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
     Pieces(Written),
+}
+
+impl ReplyBody {
+    fn whole(response: Response<Bytes>) -> Response<Self> {
+        response.map(|body| Self::Whole(Some(body)))
+    }
 }
 
 /// The connection's end of a body in pieces.

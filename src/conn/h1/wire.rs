@@ -6,18 +6,18 @@ use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::SystemTime;
 
 use bytes::{Buf, BytesMut};
-use httpdate::fmt_http_date;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
+use crate::conn::answers;
+use crate::conn::state::{Accepted, Conn, Socket};
 use crate::net::link::{Link, Stream};
 use crate::sys;
 use crate::threads::turns::Hold;
 
 use super::framing::{Framing, Scan, heads_end, is_request};
-use super::state::{Accepted, BodyFault, Conn, Socket};
+use super::progress::BodyFault;
 
 /// How many responses to pipelined requests may leave in one write, if they are short. hyper serves this many requests
 /// before it lets other connections have their turn. So no response waits for longer than a turn.
@@ -31,7 +31,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
     clippy::struct_excessive_bools,
     reason = "none of them says anything of another"
 )]
-pub(super) struct Wire {
+pub(in crate::conn) struct Wire {
     socket: Socket<Link>,
     framing: Framing,
     /// Bytes that were received, but not yet given to hyper: the rest of the request, and the next requests.
@@ -76,7 +76,7 @@ type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 impl Wire {
     /// Must be called on the runtime on which the connection will run.
-    pub(super) fn new(accepted: Accepted) -> io::Result<Self> {
+    pub(in crate::conn) fn new(accepted: Accepted) -> io::Result<Self> {
         Ok(Self {
             socket: accepted.convert(Stream::link)?,
             framing: Framing::default(),
@@ -97,12 +97,12 @@ impl Wire {
         })
     }
 
-    pub(super) fn conn(&self) -> &Arc<Conn> {
+    pub(in crate::conn) fn conn(&self) -> &Arc<Conn> {
         self.socket.conn()
     }
 
     /// Waits until there is something to read. Returns `true` if that is bytes, and `false` if the client has left.
-    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    pub(in crate::conn) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if !ready!(self.poll_skip_body(cx)) {
             return Poll::Ready(false);
         }
@@ -148,13 +148,13 @@ impl Wire {
     }
 
     /// Whether the client has sent more of a body that nobody reads, since this was asked last.
-    pub(super) fn has_skipped(&mut self) -> bool {
+    pub(in crate::conn) fn has_skipped(&mut self) -> bool {
         std::mem::take(&mut self.skipped)
     }
 
     /// Reads bytes into `buf`: those that belong to the present request, or begin the next request.
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.conn().is_upgraded() {
+        if self.conn().h1.is_upgraded() {
             self.framing = Framing::Opaque;
         } else {
             self.follow_head();
@@ -167,7 +167,7 @@ impl Wire {
                 let read = &buf.filled()[start..];
                 if read.is_empty() {
                     if self.framing.is_in_body() {
-                        self.conn().body_failed(BodyFault::CutShort);
+                        self.conn().h1.body_failed(BodyFault::CutShort);
                     }
                     return Poll::Ready(Ok(())); // the end
                 }
@@ -211,9 +211,9 @@ impl Wire {
     /// Tells the connection if the scan has found a malformed body, or a foreign target.
     fn followed(&self, scan: io::Result<Scan>) -> io::Result<Scan> {
         match &scan {
-            Ok(scan) if scan.is_foreign => self.conn().target_is_foreign(),
+            Ok(scan) if scan.is_foreign => self.conn().h1.target_is_foreign(),
             Ok(_) => {}
-            Err(_) => self.conn().body_failed(BodyFault::Malformed),
+            Err(_) => self.conn().h1.body_failed(BodyFault::Malformed),
         }
         scan
     }
@@ -231,7 +231,7 @@ impl Wire {
     /// Behind a head, sets what follows it. The service has told the connection that before anything more is read.
     fn follow_head(&mut self) {
         if let Framing::AfterHead = self.framing {
-            self.framing.follow(self.socket.conn().body_length());
+            self.framing.follow(self.socket.conn().h1.body_length());
         }
     }
 
@@ -240,9 +240,9 @@ impl Wire {
         let conn = self.conn();
         // Behind a head, the service says what is left of its request.
         if !matches!(self.framing, Framing::AfterHead) {
-            conn.set_body_left(self.framing.left());
+            conn.h1.set_body_left(self.framing.left());
         }
-        conn.set_ahead(self.ahead.len(), is_request(&self.ahead));
+        conn.h1.set_ahead(self.ahead.len(), is_request(&self.ahead));
     }
 
     fn poll_read_stream(
@@ -267,7 +267,7 @@ impl Wire {
     }
 
     /// How often our answer to the client's SYN had to be repeated, if the client has sent nothing since.
-    pub(super) fn handshake_repeats(&self) -> u32 {
+    pub(in crate::conn) fn handshake_repeats(&self) -> u32 {
         if self.conn().is_new() {
             // So far, we have sent nothing else.
             let link = &self.socket.stream;
@@ -300,8 +300,8 @@ impl Wire {
         let conn = self.conn();
         matches!(self.framing, Framing::Between)
             && is_request(&self.ahead[..self.heads])
-            && !conn.is_upgraded()
-            && !conn.is_answered_alone()
+            && !conn.h1.is_upgraded()
+            && !conn.h1.is_answered_alone()
             && conn.unflushed() < BATCH
     }
 
@@ -310,7 +310,7 @@ impl Wire {
     /// connection is woken, and this function is called again.
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let is_waiting = self.conn().is_waiting_for_handler();
-        if self.conn().asks_now() {
+        if self.conn().h1.asks_now() {
             // The 100 goes behind all earlier answers, which hyper has just written.
             self.out.extend_from_slice(CONTINUE);
             self.must_leave = true;
@@ -357,17 +357,14 @@ impl Wire {
 
     /// Answers a head that has not come in time, because hyper does not. The answer leaves when the wire is closed.
     /// There is no answer in the middle of another response.
-    pub(super) fn answer_late(&mut self) {
+    pub(in crate::conn) fn answer_late(&mut self) {
         if self.conn().unflushed() == 0 && !self.conn().is_waiting_for_handler() {
-            let date = fmt_http_date(SystemTime::now());
-            let head = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0";
-            let head = format!("{head}\r\ndate: {date}\r\n\r\n");
-            self.out.extend_from_slice(head.as_bytes());
+            self.out.extend_from_slice(answers::late().as_bytes());
         }
     }
 
     /// Closes our side.
-    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(in crate::conn) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
         ready!(self.socket.stream.poll_shutdown(cx))?;
         self.shut = true;
@@ -375,7 +372,7 @@ impl Wire {
     }
 
     /// All that hyper had has been given to the kernel, except for what waits in `out`.
-    pub(super) fn flushed(&mut self) {
+    pub(in crate::conn) fn flushed(&mut self) {
         if self.out.is_empty() {
             self.held = 0;
             self.responses_flushed(u64::MAX);
@@ -383,7 +380,7 @@ impl Wire {
     }
 
     /// Writes what waits in `out`, after hyper is done.
-    pub(super) fn poll_rescue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(in crate::conn) fn poll_rescue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
         let held = std::mem::take(&mut self.held);
         self.responses_flushed(held);
@@ -410,14 +407,14 @@ impl Wire {
     }
 
     /// Whether there are bytes that have not arrived, but still may. After a reset they never will.
-    pub(super) fn is_delivering(&self) -> bool {
+    pub(in crate::conn) fn is_delivering(&self) -> bool {
         let link = &self.socket.stream;
         self.unacked() > 0 && !link.kind().is_over(link.as_fd())
     }
 
     /// Reads and discards until the client closes its side, or an error comes. If the bytes begin a request, that
     /// request has crossed our close.
-    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(in crate::conn) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             while !self.ahead.is_empty() {
                 self.follow_head();
@@ -445,7 +442,7 @@ impl Wire {
 
     /// Stops watching for a reset, and frees what that needs. Between two requests, a reset is seen like every other
     /// event.
-    pub(super) fn unwatch_reset(&mut self) {
+    pub(in crate::conn) fn unwatch_reset(&mut self) {
         if let Some(rare) = &mut self.rare {
             rare.reset = None;
         }
@@ -518,7 +515,7 @@ pub(super) fn slot(wire: Wire) -> Slot {
 
 /// Takes the wire back. An upgraded connection belongs to the owner of the transport, and ends with it.
 pub(super) fn take(slot: &Slot) -> Option<Wire> {
-    lock(slot).take_if(|wire| !wire.conn().is_upgraded())
+    lock(slot).take_if(|wire| !wire.conn().h1.is_upgraded())
 }
 
 fn lock(slot: &Slot) -> MutexGuard<'_, Option<Wire>> {
@@ -549,8 +546,8 @@ impl AsyncRead for Transport {
     ) -> Poll<io::Result<()>> {
         self.with(|wire| {
             let poll = wire.poll_read(cx, buf);
-            wire.conn().has_read(poll.is_pending());
-            wire.conn().body_is_read();
+            wire.conn().h1.has_read(poll.is_pending());
+            wire.conn().h1.body_is_read();
             poll
         })
     }
@@ -573,7 +570,7 @@ impl AsyncWrite for Transport {
     /// close it.
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|wire| {
-            if wire.conn().is_upgraded() {
+            if wire.conn().h1.is_upgraded() {
                 return wire.poll_shutdown(cx);
             }
             ready!(wire.poll_write_out(cx))?;

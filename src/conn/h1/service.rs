@@ -1,102 +1,32 @@
 //! The service that hyper calls: every request and every response passes here.
 
-use std::error::Error as StdError;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderValue,
-    TRANSFER_ENCODING,
-};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::Full;
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
 use hyper::service::Service;
 use pin_project_lite::pin_project;
 
-use crate::conn_info::ConnInfo;
+use crate::conn::answers;
+use crate::conn::body::{Body as RequestBody, Rest, SKIPPED, Unread};
+use crate::conn::respond::{BoxError, Outcome, Respond};
+use crate::conn::state::Conn;
 use crate::contain::contain;
 use crate::events::LogLevel;
 
-use super::body::{Body as RequestBody, Rest, SKIPPED, Unread};
 use super::framing::BodyLength;
-use super::state::{BodyFault, Conn, Inflight};
+use super::progress::BodyFault;
+use super::reply_body::{Source, TrackedBody};
 use super::validate::{has_option, options, validate};
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-
-pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
-
-/// What answers requests: the host's hyper service, or a handler behind one of the dispatch modes.
-pub(crate) trait Respond: Send + 'static {
-    type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
-    type Error: Into<BoxError>;
-    type Future: Future<Output = Result<Response<Self::Body>, Self::Error>> + Send + 'static;
-    type Outcome: Outcome;
-
-    fn begin(&self, inflight: Inflight) -> Self::Outcome;
-
-    fn respond(&self, request: Request<RequestBody>, outcome: &Self::Outcome) -> Self::Future;
-}
-
-/// Is told once what becomes of a request: hyper has been given the whole response, or will never have it.
-pub(crate) trait Outcome: Send + 'static {
-    fn inflight(&self) -> &Inflight;
-    fn complete(&self);
-    fn lose(&self);
-}
-
-/// The host's hyper service.
-#[derive(Clone, Debug)]
-pub(crate) struct Plain<S>(pub(crate) S);
-
-impl<S, B> Respond for Plain<S>
-where
-    S: Service<Request<RequestBody>, Response = Response<B>> + Send + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
-{
-    type Body = B;
-    type Error = S::Error;
-    type Future = S::Future;
-    type Outcome = Inflight;
-
-    fn begin(&self, inflight: Inflight) -> Inflight {
-        inflight
-    }
-
-    fn respond(&self, mut request: Request<RequestBody>, inflight: &Inflight) -> S::Future {
-        let conn = inflight.conn();
-        if conn.shared().options.conn_info {
-            request
-                .extensions_mut()
-                .insert(ConnInfo::clone(conn.info()));
-        }
-        self.0.call(request)
-    }
-}
-
-/// Makes a function that clones `respond` for each connection.
-pub(crate) fn clones<R: Respond + Clone>(respond: R) -> impl FnMut(&Arc<Conn>) -> R + Send {
-    move |_| respond.clone()
-}
-
-/// A hyper service learns what becomes of a request when its future or its body is dropped.
-impl Outcome for Inflight {
-    fn inflight(&self) -> &Inflight {
-        self
-    }
-
-    fn complete(&self) {}
-
-    fn lose(&self) {}
-}
 
 /// Tells the connection about each request, and what becomes of it.
 pub(super) struct Tracked<R> {
@@ -120,7 +50,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
         let is_http10 = request.version() < Version::HTTP_11;
         let wishes = match validate(&mut request) {
-            Ok(wishes) if !self.conn.is_target_foreign() => wishes,
+            Ok(wishes) if !self.conn.h1.is_target_foreign() => wishes,
             result => {
                 self.conn.request_refused(length);
                 let status = result.err().unwrap_or(StatusCode::BAD_REQUEST);
@@ -148,9 +78,9 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let shared = self.conn.shared();
         let (future, early);
         if shared.options.ready_path.as_deref() == Some(request.uri().path()) {
-            let readiness = Readiness::of(request.method(), shared.is_ready());
+            let answer = answers::readiness(request.method(), shared.is_ready());
             future = None;
-            early = Some(Box::new(Early::Answer(readiness.answer())));
+            early = Some(Box::new(Early::Answer(answer.map(Source::own))));
         } else {
             shared.request_came();
             let call = || self.respond.respond(request, &answering.outcome);
@@ -185,7 +115,7 @@ fn is_empty(status: StatusCode) -> bool {
     clippy::struct_excessive_bools,
     reason = "none of them says anything of another"
 )]
-struct Answering<O: Outcome> {
+pub(super) struct Answering<O: Outcome> {
     outcome: O,
     is_complete: bool,
     /// `None` if the request has no body.
@@ -223,33 +153,30 @@ impl AsksFor {
 }
 
 impl<O: Outcome> Answering<O> {
-    fn conn(&self) -> &Arc<Conn> {
+    pub(super) fn conn(&self) -> &Arc<Conn> {
         self.outcome.inflight().conn()
     }
 
-    fn complete(mut self) {
+    pub(super) fn complete(mut self) {
         self.is_complete = true;
         self.outcome.complete();
-        self.conn().response_written();
+        self.conn()
+            .response_written(self.outcome.inflight().column());
     }
 
     /// The answer after a service's failure: a 500, and a line in the log. If the client has not sent a whole request,
     /// a 400, whatever the service makes of that.
     fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B, O>> {
-        if let Some(fault) = self.conn().body_fault().filter(|_| why != PANICKED) {
+        if let Some(fault) = self.conn().h1.body_fault().filter(|_| why != PANICKED) {
             if fault == BodyFault::CutShort {
-                self.conn().gave_up();
+                self.outcome.inflight().gave_up();
             }
-            let mut answer = own_answer(StatusCode::BAD_REQUEST, "bad request\n");
-            let close = HeaderValue::from_static("close");
-            answer.headers_mut().insert(CONNECTION, close);
-            return self.answered(answer, |body| body);
+            return self.answered(answers::bad_request().map(Source::own), |body| body);
         }
         let events = &self.conn().shared().events;
         events.log(LogLevel::Error, format!("a handler failed: {why}"));
         events.sum("handler.error", 1.0);
-        let answer = own_answer(StatusCode::INTERNAL_SERVER_ERROR, "");
-        self.answered(answer, |body| body)
+        self.answered(answers::service_failed().map(Source::own), |body| body)
     }
 
     #[allow(
@@ -284,9 +211,7 @@ impl<O: Outcome> Answering<O> {
         let (head, body) = response.into_parts();
         contain(|| drop(body));
         let body = TrackedBody {
-            body: Source::Own {
-                body: Full::default(),
-            },
+            body: Source::own(Bytes::new()),
             remaining: Some(0),
             answering: Some(self),
         };
@@ -332,11 +257,11 @@ impl<O: Outcome> Answering<O> {
         };
         let has_own_end = remaining.is_some() || !self.is_http10;
         if upgrades {
-            self.conn().upgrade_agreed();
+            self.conn().h1.upgrade_agreed();
         } else if self.is_last(response.headers(), has_own_end) {
             self.say_close(response);
         } else {
-            self.conn().set_goes_on(true);
+            self.conn().h1.set_goes_on(true);
             if self.announces {
                 self.announce(response.headers_mut());
             }
@@ -349,10 +274,10 @@ impl<O: Outcome> Answering<O> {
         let conn = self.conn();
         if !has_own_end {
             // This answer ends with the connection. If it is cut, the connection must not end in that way.
-            conn.response_ends_with_connection();
+            conn.h1.response_ends_with_connection();
         }
         // Nobody knows whether somebody will still read the rest of the body.
-        let is_unread = !conn.has_read_body() && !self.may_be_skipped();
+        let is_unread = !conn.h1.has_read_body() && !self.may_be_skipped();
         let stops = conn.shared().phases.get().announces_close()
             && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
         if stops {
@@ -366,7 +291,8 @@ impl<O: Outcome> Answering<O> {
     /// come, or be here already. And hyper must not say that the connection ends.
     fn may_be_skipped(&self) -> bool {
         let conn = self.conn();
-        let is_short = || matches!(conn.body_length(), BodyLength::Known(left) if left <= SKIPPED);
+        let is_short =
+            || matches!(conn.h1.body_length(), BodyLength::Known(left) if left <= SKIPPED);
         self.has_plain_length && !self.is_http10 && (is_short() || conn.has_request_behind())
     }
 
@@ -420,56 +346,12 @@ impl<O: Outcome> Drop for Answering<O> {
             self.outcome.lose();
         }
         if let Some(rest) = &self.rest {
-            rest.end();
+            rest.end(!self.is_complete && self.conn().is_killed());
         }
     }
 }
 
 const PANICKED: &str = "it panicked";
-
-/// What the answer to a readiness probe says.
-#[derive(Clone, Copy, Debug)]
-enum Readiness {
-    Ready,
-    Stopping,
-    WrongMethod,
-}
-
-impl Readiness {
-    fn of(method: &Method, ready: bool) -> Self {
-        match *method {
-            // HAProxy sends OPTIONS by default.
-            Method::GET | Method::HEAD | Method::OPTIONS if ready => Self::Ready,
-            Method::GET | Method::HEAD | Method::OPTIONS => Self::Stopping,
-            _ => Self::WrongMethod,
-        }
-    }
-
-    fn answer<B: Body>(self) -> Response<Source<B>> {
-        let mut response = match self {
-            Self::Ready => own_answer(StatusCode::OK, "ready\n"),
-            Self::Stopping => own_answer(StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
-            Self::WrongMethod => own_answer(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
-        };
-        for (name, value) in [
-            (CONTENT_TYPE, "text/plain; charset=utf-8"),
-            (CACHE_CONTROL, "no-store"),
-            (ALLOW, "GET, HEAD, OPTIONS"),
-        ] {
-            let value = HeaderValue::from_static(value);
-            response.headers_mut().insert(name, value);
-        }
-        response
-    }
-}
-
-/// An answer that does not come from the host.
-fn own_answer<B: Body>(status: StatusCode, text: &'static str) -> Response<Source<B>> {
-    let body = Full::new(Bytes::from_static(text.as_bytes()));
-    let mut response = Response::new(Source::Own { body });
-    *response.status_mut() = status;
-    response
-}
 
 /// What is there for hyper, but may not be given to it yet.
 enum Early<B: Body> {
@@ -497,9 +379,7 @@ pin_project! {
 impl<F, B: Body, O: Outcome> TrackedFuture<F, B, O> {
     #[cold]
     fn refusal(status: StatusCode, is_http10: bool) -> Self {
-        let mut response = own_answer(status, "");
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(CONNECTION, close);
+        let mut response = answers::refusal(status).map(Source::own);
         if is_http10 {
             // Otherwise hyper adds `keep-alive`, if the client has asked for that.
             *response.version_mut() = Version::HTTP_10;
@@ -531,7 +411,7 @@ where
         let answering = this.answering.take();
         if this.early.is_some()
             && let Some(waiting) = answering.as_ref()
-            && waiting.conn().must_ask()
+            && waiting.conn().h1.must_ask()
         {
             *this.answering = answering;
             return Poll::Pending; // The transport wakes us when it has asked.
@@ -571,7 +451,7 @@ where
             *this.answering = Some(answering);
             return Poll::Pending;
         }
-        if !answering.conn().has_read_body() {
+        if !answering.conn().h1.has_read_body() {
             // Return to hyper once: before it polls again, it looks whether anybody still reads the body, and whether
             // the rest is there. If not, the head of this answer will say that the connection ends.
             this.future.set(None);
@@ -591,156 +471,5 @@ where
             Some(Err(why)) => answering.failed(&why),
             None => answering.failed(PANICKED),
         }))
-    }
-}
-
-/// hyper is given a body in pieces of at most this many bytes, because it copies each piece.
-const PIECE: usize = 64 << 10;
-
-pin_project! {
-    // The body of an answer: the host's body, or our own.
-    #[project = SourceProjection]
-    enum Source<B: Body> {
-        Host {
-            #[pin]
-            body: B,
-            // The part of the body's last frame that hyper has not been given.
-            rest: Option<B::Data>,
-        },
-        Own { #[pin] body: Full<Bytes> },
-    }
-}
-
-impl<B: Body> Source<B> {
-    fn host(body: B) -> Self {
-        Self::Host { body, rest: None }
-    }
-}
-
-impl<B: Body> Body for Source<B> {
-    type Data = Bytes;
-    type Error = B::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let (mut body, rest) = match self.project() {
-            SourceProjection::Host { body, rest } => (body, rest),
-            SourceProjection::Own { body } => {
-                return body.poll_frame(cx).map_err(|never| match never {});
-            }
-        };
-        loop {
-            if let Some(data) = rest {
-                let piece = data.copy_to_bytes(data.remaining().min(PIECE));
-                if !data.has_remaining() {
-                    *rest = None;
-                }
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            let Some(frame) = ready!(body.as_mut().poll_frame(cx)?) else {
-                return Poll::Ready(None);
-            };
-            match frame.into_data() {
-                Ok(data) => *rest = Some(data),
-                Err(frame) => {
-                    let trailers = frame.into_trailers().ok();
-                    return Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))));
-                }
-            }
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Host { body, rest } => rest.is_none() && body.is_end_stream(),
-            Self::Own { body } => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Host { body, .. } => body.size_hint(),
-            Self::Own { body } => body.size_hint(),
-        }
-    }
-}
-
-pin_project! {
-    pub(super) struct TrackedBody<B: Body, O: Outcome> {
-        #[pin]
-        body: Source<B>,
-        // How many bytes hyper will still take, if that is known. hyper does not ask for the end after the last byte.
-        remaining: Option<u64>,
-        answering: Option<Answering<O>>,
-    }
-
-    impl<B: Body, O: Outcome> PinnedDrop for TrackedBody<B, O> {
-        fn drop(this: Pin<&mut Self>) {
-            let this = this.project();
-            // The answer is completed before the body is dropped. So the body's writer is told what has become of the
-            // body, not only that nobody takes more.
-            if let Some(answering) = this.answering.take()
-                && *this.remaining == Some(0)
-            {
-                answering.complete();
-            }
-        }
-    }
-}
-
-impl<B, O> Body for TrackedBody<B, O>
-where
-    B: Body<Error: Into<BoxError>>,
-    O: Outcome,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = self.project();
-        let mut body = this.body;
-        let poll = || {
-            let poll = body.as_mut().poll_frame(cx);
-            let is_last = matches!(poll, Poll::Ready(Some(Ok(_)))) && body.is_end_stream();
-            (poll, is_last)
-        };
-        let failure = match contain(poll) {
-            Some((poll, is_last)) => match ready!(poll) {
-                Some(Ok(frame)) => {
-                    if let (Some(remaining), Some(data)) = (&mut *this.remaining, frame.data_ref())
-                    {
-                        *remaining = remaining.saturating_sub(data.len() as u64);
-                    }
-                    if is_last {
-                        *this.remaining = Some(0);
-                    }
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                None if this.remaining.is_none_or(|remaining| remaining == 0) => {
-                    *this.remaining = Some(0);
-                    return Poll::Ready(None);
-                }
-                None => "the body ended before its Content-Length".into(),
-                Some(Err(error)) => error.into(),
-            },
-            None => "the body panicked".into(),
-        };
-        if let Some(answering) = this.answering.take() {
-            answering.conn().response_failed();
-        }
-        Poll::Ready(Some(Err(failure)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        contain(|| self.body.is_end_stream()).unwrap_or(false)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        contain(|| self.body.size_hint()).unwrap_or_default()
     }
 }

@@ -49,7 +49,7 @@ pub(super) enum RequestLine {
 
 /// The length of a body, as the head before it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyLength {
+pub(in crate::conn) enum BodyLength {
     Known(u64),
     Chunked,
 }
@@ -182,7 +182,7 @@ impl RequestLine {
 }
 
 /// Whether the bytes, received between two requests, are the beginning of a request.
-pub(super) fn is_request(bytes: &[u8]) -> bool {
+pub(in crate::conn) fn is_request(bytes: &[u8]) -> bool {
     !matches!(bytes[empty_lines(bytes)..], [] | [b'\r'])
 }
 

@@ -1,0 +1,56 @@
+//! The end of a connection.
+
+use std::sync::Arc;
+use std::task::Poll;
+
+use super::deadlines::{Deadline, Deadlines, Looks};
+use super::h1::Wire;
+use super::until_kill;
+
+/// Closes our side, and then reads and discards until the client closes its side. If the socket were closed while the
+/// client still sends, the kernel would answer with a reset, which destroys what the client has not read yet
+/// (RFC 9112, 9.6). During a stop, this function also waits until the client's kernel has acknowledged all bytes: the
+/// end of the process or of the machine, which may follow the stop, must not destroy them either.
+///
+/// `is_complete`: all that hyper had is written, or waits in the wire.
+pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete: bool) {
+    let conn = Arc::clone(wire.conn());
+    deadlines.clear_all();
+    let _ = until_kill(&conn, |cx| wire.poll_rescue(cx)).await;
+    if is_complete {
+        wire.flushed();
+    }
+    let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
+        return; // The client has gone, or a kill has begun.
+    };
+    until_kill(&conn, |cx| {
+        // The deadline is looked at first. A client that sends without pause uses up all that tokio lets a task do at a
+        // time, and leaves nothing for the timer.
+        let is_set = deadlines.is_set(Deadline::Linger);
+        if is_set && deadlines.poll(Deadline::Linger, cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if wire.poll_discard(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if is_set {
+            return Poll::Pending;
+        }
+        // Mostly the client has closed already, and this deadline is never set.
+        deadlines.set(Deadline::Linger, conn.shared().options.linger_timeout);
+        deadlines.poll(Deadline::Linger, cx)
+    })
+    .await;
+    let mut looks = Looks::STOPPING;
+    until_kill(&conn, |cx| {
+        // A stop may begin while this waits.
+        let has_arrived = || !conn.is_stopping() || !wire.is_delivering();
+        let arrival = looks.poll_until(&mut deadlines, cx, has_arrived);
+        if arrival.is_pending() {
+            // Bytes left unread would cause a reset.
+            let _ = wire.poll_discard(cx);
+        }
+        arrival
+    })
+    .await;
+}
