@@ -44,13 +44,10 @@ use super::state::Conn;
 /// Reading fails with [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the
 /// body, and [`Error::Killed`] after a kill. It fails again, in the same way, if it is tried again.
 #[derive(Default)]
-pub struct Body(Source);
+pub struct Body(Option<Box<Source>>);
 
-#[derive(Default)]
+/// Where the bytes come from. In a box, because most requests have no body, and requests are moved often.
 enum Source {
-    /// There is no more.
-    #[default]
-    Ended,
     Failed(Error),
     /// Bytes of the host's.
     Whole(Bytes),
@@ -65,32 +62,33 @@ enum Source {
 impl Body {
     /// `rest`: where the part goes that nobody reads; `None` if the request has no body.
     pub(super) fn new(incoming: Incoming, rest: Option<&Arc<Rest>>, is_awaited: bool) -> Self {
-        Self(rest.map_or(Source::Ended, |rest| Source::Client {
-            incoming,
-            rest: Arc::clone(rest),
-            is_awaited,
+        Self(rest.map(|rest| {
+            Box::new(Source::Client {
+                incoming,
+                rest: Arc::clone(rest),
+                is_awaited,
+            })
         }))
     }
 
     /// Whether the client waits until it is asked for the body, and nobody has asked it.
     pub(crate) fn is_awaited(&self) -> bool {
-        matches!(
-            self.0,
-            Source::Client {
-                is_awaited: true,
-                ..
-            }
-        )
+        let source = self.0.as_deref();
+        source.is_some_and(|source| {
+            matches!(
+                source,
+                Source::Client {
+                    is_awaited: true,
+                    ..
+                }
+            )
+        })
     }
 }
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self(if bytes.is_empty() {
-            Source::Ended
-        } else {
-            Source::Whole(bytes)
-        })
+        Self((!bytes.is_empty()).then(|| Box::new(Source::Whole(bytes))))
     }
 }
 
@@ -126,14 +124,15 @@ impl http_body::Body for Body {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>>>> {
-        let source = &mut self.0;
-        match source {
-            Source::Ended => Poll::Ready(None),
-            Source::Failed(why) => Poll::Ready(Some(Err(why.clone()))),
+        let Some(source) = self.0.as_deref_mut() else {
+            return Poll::Ready(None);
+        };
+        let (incoming, rest) = match source {
+            Source::Failed(why) => return Poll::Ready(Some(Err(why.clone()))),
             Source::Whole(bytes) => {
                 let bytes = std::mem::take(bytes);
-                *source = Source::Ended;
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
+                self.0 = None;
+                return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }
             Source::Client {
                 incoming,
@@ -141,53 +140,57 @@ impl http_body::Body for Body {
                 is_awaited,
             } => {
                 *is_awaited = false;
-                // If hyper has had the answer before, it may report the end only with the next request.
-                if incoming.is_end_stream() {
-                    *source = Source::Ended;
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(match ready!(Pin::new(incoming).poll_frame(cx)) {
-                    Some(Ok(frame)) => Some(Ok(frame)),
-                    // hyper gives the reason only once, and reports the end of the body after that.
-                    Some(Err(why)) => {
-                        let why = rest.failed(&why);
-                        *source = Source::Failed(why.clone());
-                        Some(Err(why))
-                    }
-                    None => {
-                        *source = Source::Ended;
-                        None
-                    }
-                })
+                (incoming, rest)
             }
+        };
+        // If hyper has had the answer before, it may report the end only with the next request.
+        if incoming.is_end_stream() {
+            self.0 = None;
+            return Poll::Ready(None);
         }
+        Poll::Ready(match ready!(Pin::new(incoming).poll_frame(cx)) {
+            Some(Ok(frame)) => Some(Ok(frame)),
+            // hyper gives the reason only once, and reports the end of the body after that.
+            Some(Err(why)) => {
+                let why = rest.failed(&why);
+                *source = Source::Failed(why.clone());
+                Some(Err(why))
+            }
+            None => {
+                self.0 = None;
+                None
+            }
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        match &self.0 {
-            Source::Ended => true,
-            Source::Failed(_) | Source::Whole(_) => false,
-            Source::Client { incoming, .. } => incoming.is_end_stream(),
+        match self.0.as_deref() {
+            None => true,
+            Some(Source::Failed(_) | Source::Whole(_)) => false,
+            Some(Source::Client { incoming, .. }) => incoming.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Source::Ended => SizeHint::with_exact(0),
-            Source::Failed(_) => SizeHint::default(),
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Source::Client { incoming, .. } => incoming.size_hint(),
+        match self.0.as_deref() {
+            None => SizeHint::with_exact(0),
+            Some(Source::Failed(_)) => SizeHint::default(),
+            Some(Source::Whole(bytes)) => SizeHint::with_exact(bytes.len() as u64),
+            Some(Source::Client { incoming, .. }) => incoming.size_hint(),
         }
     }
 }
 
 impl Drop for Body {
     fn drop(&mut self) {
+        let Some(source) = self.0.take() else {
+            return;
+        };
         if let Source::Client {
             incoming,
             rest,
             is_awaited: false,
-        } = std::mem::take(&mut self.0)
+        } = *source
             && !incoming.is_end_stream()
         {
             rest.leave(incoming);

@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::sync::Arc;
 
+use http::request::Parts;
 use http::{Request, Response};
 use hyper::service::Service;
 
@@ -23,7 +24,7 @@ pub(crate) trait Respond: Send + 'static {
 
     fn begin(&self, inflight: Inflight) -> Self::Outcome;
 
-    fn respond(&self, request: Request<Body>, outcome: &Self::Outcome) -> Self::Future;
+    fn respond(&self, head: Parts, body: Body, outcome: &Self::Outcome) -> Self::Future;
 }
 
 /// Is told once what becomes of a request: hyper has been given the whole response, or will never have it.
@@ -53,14 +54,12 @@ where
         inflight
     }
 
-    fn respond(&self, mut request: Request<Body>, inflight: &Inflight) -> S::Future {
+    fn respond(&self, mut head: Parts, body: Body, inflight: &Inflight) -> S::Future {
         let conn = inflight.conn();
         if conn.shared().options.conn_info {
-            request
-                .extensions_mut()
-                .insert(ConnInfo::clone(conn.info()));
+            head.extensions.insert(ConnInfo::clone(conn.info()));
         }
-        self.0.call(request)
+        self.0.call(Request::from_parts(head, body))
     }
 }
 

@@ -75,7 +75,10 @@ pub(crate) struct Conn {
     /// Requests that the service has, and whose response hyper does not have completely.
     in_service: Count,
     /// Responses that hyper has completely, and the kernel does not.
-    unflushed: Unflushed,
+    unflushed: Count,
+    /// Those of them that will not count as served. They are the last: no other request comes behind half a request, or
+    /// after a kill.
+    unserved: Unserved,
     /// A kill has answered a request with 503. Any thread may say so.
     has_refused: AtomicBool,
     /// Requests that nothing holds any more. Any thread counts.
@@ -118,7 +121,8 @@ impl Conn {
             h1: Progress::default(),
             ledger: Ledger::default(),
             in_service: Count::default(),
-            unflushed: Unflushed::default(),
+            unflushed: Count::default(),
+            unserved: Unserved::default(),
             has_refused: AtomicBool::new(false),
             let_go: Count::default(),
             settled: AtomicBool::new(false),
@@ -212,7 +216,10 @@ impl Conn {
 
     /// There is the whole response to a request, which will count in this column.
     pub(super) fn response_written(&self, column: Column) {
-        self.in_service.move_to(self.unflushed.of(column));
+        self.in_service.move_to(&self.unflushed);
+        if let Some(unserved) = self.unserved.of(column) {
+            unserved.raise(1);
+        }
     }
 
     /// The service has failed after the response had begun: hyper will cut the response. After a kill, the service was
@@ -237,9 +244,7 @@ impl Conn {
             &self.ledger.failed
         };
         self.in_service.move_to(column);
-        for (_, unflushed) in self.unflushed.all() {
-            unflushed.move_to(column);
-        }
+        self.unflushed.move_to(column);
         self.cut();
     }
 
@@ -253,46 +258,48 @@ impl Conn {
 
     /// The number of responses that the kernel does not have completely.
     pub(super) fn unflushed(&self) -> u64 {
-        self.unflushed
-            .all()
-            .map(|(_, count)| count.get())
-            .iter()
-            .sum()
+        self.unflushed.get()
     }
 
     /// The kernel now has the first `count` unflushed responses completely. Returns how many requests were served by
     /// that.
     pub(super) fn responses_flushed(&self, count: u64) -> u64 {
-        let (mut left, mut served) = (count, 0);
-        for (column, unflushed) in self.unflushed.all() {
-            let flushed = left.min(unflushed.get());
-            if flushed == 0 {
-                continue;
-            }
-            left -= flushed;
-            unflushed.lower(flushed);
-            self.column(column).raise(flushed);
-            match column {
-                Column::Served => served = flushed,
-                Column::Gone => self.undelivered.store(true, Ordering::Relaxed),
-                Column::Killed => {}
-            }
+        let flushed = count.min(self.unflushed.get());
+        if flushed == 0 {
+            return 0;
         }
-        let is_idle = !self.is_waiting_for_handler() && self.unflushed() == 0;
-        let has_flushed = left < count;
-        if has_flushed && is_idle && !self.h1.is_reading_head() && self.state() == ConnState::Active
-        {
+        self.unflushed.lower(flushed);
+        let unserved = self.unserved_flushed(flushed);
+        let served = flushed - unserved;
+        self.ledger.served.raise(served);
+        let is_idle = self.unflushed.get() == 0 && !self.is_waiting_for_handler();
+        if is_idle && !self.h1.is_reading_head() && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
         }
         served
     }
 
-    fn column(&self, column: Column) -> &Count {
-        match column {
-            Column::Served => &self.ledger.served,
-            Column::Gone => &self.ledger.gone,
-            Column::Killed => &self.ledger.killed,
+    /// How many of the responses that were flushed just now do not count as served.
+    fn unserved_flushed(&self, flushed: u64) -> u64 {
+        let Unserved { gone, killed } = &self.unserved;
+        if gone.get() + killed.get() == 0 {
+            return 0;
         }
+        let behind = self.unflushed.get();
+        let mut left = (gone.get() + killed.get())
+            .saturating_sub(behind)
+            .min(flushed);
+        let unserved = left;
+        for (waiting, column) in [(gone, &self.ledger.gone), (killed, &self.ledger.killed)] {
+            let count = waiting.get().min(left);
+            waiting.lower(count);
+            column.raise(count);
+            left -= count;
+        }
+        if self.ledger.gone.get() > 0 {
+            self.undelivered.store(true, Ordering::Relaxed);
+        }
+        unserved
     }
 
     pub(super) fn is_new(&self) -> bool {
@@ -621,26 +628,20 @@ pub(crate) enum Column {
     Killed = 2,
 }
 
-/// Responses that are written, and not flushed, by column.
+/// Responses that are written, and not flushed, and will not count as served.
 #[derive(Debug, Default)]
-struct Unflushed {
-    served: Count,
+struct Unserved {
     gone: Count,
     killed: Count,
 }
 
-impl Unflushed {
-    fn of(&self, column: Column) -> &Count {
+impl Unserved {
+    fn of(&self, column: Column) -> Option<&Count> {
         match column {
-            Column::Served => &self.served,
-            Column::Gone => &self.gone,
-            Column::Killed => &self.killed,
+            Column::Served => None,
+            Column::Gone => Some(&self.gone),
+            Column::Killed => Some(&self.killed),
         }
-    }
-
-    /// In the order in which they are flushed: no other request comes behind half a request, or after a kill.
-    fn all(&self) -> [(Column, &Count); 3] {
-        [Column::Served, Column::Gone, Column::Killed].map(|column| (column, self.of(column)))
     }
 }
 

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use http::{Request, Response};
+use http::Response;
+use http::request::Parts;
 
 pub use queue::RequestQueue;
 
@@ -162,8 +163,8 @@ impl Respond for Dispatcher {
         Arc::new(ReplySlot::new(inflight))
     }
 
-    fn respond(&self, request: Request<Body>, slot: &Arc<ReplySlot>) -> Reply {
-        let exchange = Exchange::new(request, Arc::clone(slot));
+    fn respond(&self, head: Parts, body: Body, slot: &Arc<ReplySlot>) -> Reply {
+        let exchange = Exchange::new(head, body, Arc::clone(slot));
         let mut later = None;
         match self {
             // A handler in place cannot wait for a body. So it is called with the received part of the body, which

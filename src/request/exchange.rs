@@ -133,11 +133,10 @@ pub(crate) enum Piece {
 }
 
 impl Exchange {
-    pub(crate) fn new(request: Request<Body>, slot: Arc<ReplySlot>) -> Self {
-        let (head, incoming) = request.into_parts();
+    pub(crate) fn new(head: Parts, body: Body, slot: Arc<ReplySlot>) -> Self {
         Self(Box::new(Inner {
             body: RequestBody {
-                incoming: Some(incoming),
+                incoming: Some(body),
                 rest: Bytes::new(),
                 failed: None,
             },

@@ -45,11 +45,12 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     type Error = std::convert::Infallible;
     type Future = TrackedFuture<R::Future, R::Body, R::Outcome>;
 
-    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let length = request.body().size_hint().exact();
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (mut head, body) = request.into_parts();
+        let length = body.size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
-        let is_http10 = request.version() < Version::HTTP_11;
-        let wishes = match validate(&mut request) {
+        let is_http10 = head.version < Version::HTTP_11;
+        let wishes = match validate(&mut head) {
             Ok(wishes) if !self.conn.h1.is_target_foreign() => wishes,
             result => {
                 self.conn.request_refused(length);
@@ -58,32 +59,31 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             }
         };
         // The only extension that hyper gives a request is the upgrade that the request asks for.
-        let is_upgrade = !request.extensions().is_empty();
+        let is_upgrade = !head.extensions.is_empty();
         let has_body = length != BodyLength::Known(0);
-        let waits = has_body && request.headers().contains_key(EXPECT);
+        let waits = has_body && head.headers.contains_key(EXPECT);
         let inflight = self.conn.request_begins(length, is_upgrade, waits);
         let answering = Answering {
             outcome: self.respond.begin(inflight),
             is_complete: false,
             rest: has_body.then(|| Rest::new(&self.conn)),
-            asks_for: AsksFor::of(request.method()),
+            asks_for: AsksFor::of(&head.method),
             is_upgrade,
             is_http10,
             has_plain_length: length != BodyLength::Chunked && !waits,
             keep_alive: wishes.keep_alive,
             announces: self.conn.shared().announcement.is_some(),
         };
-        let rest = answering.rest.as_ref();
-        let request = request.map(|body| RequestBody::new(body, rest, waits));
+        let body = RequestBody::new(body, answering.rest.as_ref(), waits);
         let shared = self.conn.shared();
         let (future, early);
-        if shared.options.ready_path.as_deref() == Some(request.uri().path()) {
-            let answer = answers::readiness(request.method(), shared.is_ready());
+        if shared.options.ready_path.as_deref() == Some(head.uri.path()) {
+            let answer = answers::readiness(&head.method, shared.is_ready());
             future = None;
             early = Some(Box::new(Early::Answer(answer.map(Source::own))));
         } else {
             shared.request_came();
-            let call = || self.respond.respond(request, &answering.outcome);
+            let call = || self.respond.respond(head, body, &answering.outcome);
             future = contain(call);
             early = future
                 .is_none()

@@ -4,7 +4,8 @@
 use std::net::Ipv6Addr;
 
 use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, Request, StatusCode, Uri, Version};
+use http::request::Parts;
+use http::{Method, StatusCode, Uri, Version};
 use memchr::memchr;
 
 /// What the fields of a request's head say about its connection.
@@ -17,13 +18,13 @@ pub(super) struct Wishes {
 /// Checks whether the request may be answered; if not, returns the status to refuse it with. If the target is absolute,
 /// its host replaces `Host` (RFC 9112, 3.2.2).
 #[inline]
-pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode> {
-    let is_http11 = request.version() >= Version::HTTP_11;
+pub(super) fn validate(request: &mut Parts) -> Result<Wishes, StatusCode> {
+    let is_http11 = request.version >= Version::HTTP_11;
     let mut has_host = false;
     let mut codings = 0;
     let (mut says_close, mut says_keep_alive) = (false, false);
     // Looking at each field is quicker than looking up three.
-    for (name, value) in request.headers() {
+    for (name, value) in &request.headers {
         if name == HOST {
             if has_host || !is_host(value.as_bytes()) {
                 return Err(StatusCode::BAD_REQUEST);
@@ -44,7 +45,7 @@ pub(super) fn validate<B>(request: &mut Request<B>) -> Result<Wishes, StatusCode
     if is_http11 && !has_host {
         return Err(StatusCode::BAD_REQUEST);
     }
-    if !is_path(request.uri()) || *request.method() == Method::CONNECT {
+    if !is_path(&request.uri) || request.method == Method::CONNECT {
         unusual_target(request)?;
     }
     Ok(Wishes {
@@ -70,16 +71,16 @@ fn is_path(target: &Uri) -> bool {
 
 /// Handles the other forms of a target (RFC 9112, 3.2).
 #[cold]
-fn unusual_target<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
-    let is_connect = *request.method() == Method::CONNECT;
-    let target = request.uri();
+fn unusual_target(request: &mut Parts) -> Result<(), StatusCode> {
+    let is_connect = request.method == Method::CONNECT;
+    let target = &request.uri;
     let authority = target
         .authority()
         .map(|authority| authority.as_str().as_bytes());
     let is_absolute = target.scheme().is_some();
     let is_allowed = match authority {
         // `*`, or a path.
-        None => *request.method() == Method::OPTIONS,
+        None => request.method == Method::OPTIONS,
         // The target must name a host and, for a tunnel, a port (RFC 9110, 4.2.1 and 9.3.6).
         Some(authority) => {
             let is_whole = !matches!(authority, [] | [b':', ..]) && is_host(authority);
@@ -92,7 +93,7 @@ fn unusual_target<B>(request: &mut Request<B>) -> Result<(), StatusCode> {
     }
     if let (true, Some(authority)) = (is_absolute, authority) {
         let host = HeaderValue::from_bytes(authority).map_err(|_| StatusCode::BAD_REQUEST)?;
-        request.headers_mut().insert(HOST, host);
+        request.headers.insert(HOST, host);
     }
     Ok(())
 }
