@@ -29,7 +29,7 @@ TARGET_DIR = $(eval TARGET_DIR := $$(shell $(CARGO) metadata --no-deps --format-
     sed 's/.*"target_directory":"\([^"]*\)".*/\1/'))$(TARGET_DIR)
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib header demo lossmeter lossmeter-compare bench bench-gate test check fmt lint doc tools install uninstall clean help
+.PHONY: FORCE build lib options header demo lossmeter lossmeter-compare bench bench-gate test check fmt lint doc tools install uninstall clean help
 .DELETE_ON_ERROR:
 
 build: lib build/demo build/hello ## the library and the C programs, into build/
@@ -51,6 +51,10 @@ build/$(SONAME): FORCE
 	@ln -sf $(SONAME) build/libhttpdown.so
 
 FORCE:
+
+options: ## the lines about options in every language, from src/options.toml
+	$(PYTHON) bindings/options.py
+	$(MAKE) header
 
 header: ## include/httpdown.h anew, from src/ffi
 	HTTPDOWN_UPDATE_HEADER=1 $(CARGO) check --quiet

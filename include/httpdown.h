@@ -306,16 +306,20 @@ typedef struct {
     // For tests: a clock from httpdown_clock_new_mock, for the stop, kill and lame-duck timers. All other durations
     // are in real time, including `idle_grace_ms`. You may free the clock as soon as the call has returned.
     const httpdown_clock *clock;
-    // How long a stop waits for open requests to finish before it kills. Default: 60,000.
+    // How long a stop waits for open requests to finish before it kills, counted from the end of the lame duck. Once
+    // half of this time has passed, or 30 seconds, responses say Connection: close even to a client that has already
+    // sent more requests, because a client that never stops pipelining would otherwise never come to its end. Default:
+    // 60,000. On the server's `clock`.
     uint32_t stop_timeout_ms;
-    // How long a kill waits for the handlers of cut requests to return, before it abandons these handlers. Default:
-    // 60,000.
+    // How long a kill waits for the handlers of cut requests to return, before it abandons these handlers. The end of
+    // the server waits as long, but at least a second and in real time, for the program's other code on the server's
+    // threads (destructors, for example). Default: 60,000. On the server's `clock`.
     uint32_t kill_timeout_ms;
-    // How long a stop still accepts connections. During this time httpdown_ready returns false and responses say
-    // Connection: close, so that load balancers and clients go elsewhere. Default: no time.
+    // How long a stop still accepts connections. During this time httpdown_ready is false and responses say
+    // Connection: close, so that load balancers and clients go elsewhere. Default: no time. On the server's `clock`.
     uint32_t lame_duck_ms;
     // How long a request's head may take, from its first byte to its last. After this time the client gets a 408, and
-    // the connection is closed. Default: 30,000.
+    // the connection is closed. Default: 30,000. In real time.
     uint32_t header_timeout_ms;
     // How requests reach the program: a httpdown_dispatch. Default: HTTPDOWN_DISPATCH_POOL.
     int dispatch;
@@ -334,46 +338,47 @@ typedef struct {
     uint32_t pull_events;
     // How long a stop leaves an idle connection (between two requests) open, so that a request that is already on its
     // way is served, and answered with Connection: close. Set more than the round trip to the clients. The time starts
-    // when the client's kernel has the last answer. A new connection gets 4,500 more for each retransmission that its
-    // handshake needed, because its client would repeat a lost request that late. Default: 1,000.
+    // when the client's kernel has the last answer. A new connection gets 4.5 seconds more for each retransmission
+    // that its handshake needed, because its client would repeat a lost request that late. Default: 1,000. In real
+    // time.
     uint32_t idle_grace_ms;
     // How long a stop still accepts connections whose handshake had begun before. This time ends as soon as there are
-    // no such connections. It is a part of stop_timeout_ms. Default: 4,000, which gives a handshake that lost a
-    // segment two more chances (retransmissions come after 1 s and 3 s).
+    // no such connections. It is a part of `stop_timeout_ms`. The default gives a handshake that lost a segment two
+    // more chances (retransmissions come after 1 s and 3 s). Default: 4,000. In real time.
     uint32_t quiesce_timeout_ms;
     // How long a connection that the server has closed waits for the client to close its side. Without this wait, a
     // reset could destroy the bytes that were sent last. If a client has not acknowledged everything that was sent to
-    // it, a stop waits longer, up to stop_timeout_ms. Default: 2,000.
+    // it, a stop waits longer, up to `stop_timeout_ms`. Default: 2,000. In real time.
     uint32_t linger_timeout_ms;
     // A path, such as "/healthz", that the server answers itself, even when all handlers are busy: with 200 while
-    // httpdown_ready returns true, then with 503. The methods are GET, HEAD and OPTIONS; others get 405. The server
+    // httpdown_ready is true, then with 503. The methods are GET, HEAD and OPTIONS; others get 405. The server
     // compares this path with the path of a request's target byte for byte, without the query. Such a request counts
-    // like any other in the report. The path begins with "/", the rest is visible ASCII, without a query. Default:
-    // NULL, no path.
+    // like any other in the report. The path begins with "/", the rest is visible ASCII, without a query. Default: no
+    // path.
     const char *ready_path;
-    // The minimum duration of the lame duck, even if no requests come (lame_duck_quiet_ms). Set the time that a load
+    // The minimum duration of the lame duck, even if no requests come (`lame_duck_quiet_ms`). Set the time that a load
     // balancer needs to notice: the interval of its checks, times the number of failures that it waits for. At most
-    // lame_duck_ms. Default: no time.
+    // `lame_duck_ms`. Default: no time. On the server's `clock`.
     uint32_t lame_duck_min_ms;
     // Ends the lame duck early when no request has come for this time, because then nobody sends requests here any
-    // more. Requests for ready_path do not count, nor do connections without a request. At most lame_duck_ms. Default:
-    // never early.
+    // more. Requests for `ready_path` do not count, nor do connections without a request. At most `lame_duck_ms`.
+    // Default: never early. On the server's `clock`.
     uint32_t lame_duck_quiet_ms;
     // How long a connection may be without a request while the server serves: between two requests, or before the
-    // first. Then the server closes the connection, at most one second later. Not HTTPDOWN_NOW. Default: no limit,
-    // because a request may be on its way while the server closes; then this request is lost (`raced` in the report).
-    // To avoid that, set more than the clients' own timeout (for example, a load balancer's timeout for idle
-    // connections), or tell the clients: `keep_alive_header`. In real time, whatever the clock.
+    // first. Then the server closes the connection, at most one second later. Not HTTPDOWN_NOW. By default there is no
+    // limit, because a request may be on its way while the server closes; then this request is lost (`raced` in the
+    // report). To avoid that, set more than the clients' own timeout (for example, a load balancer's timeout for idle
+    // connections), or tell the clients: `keep_alive_header`. Default: no limit. In real time.
     uint32_t idle_timeout_ms;
     // Not 0: responses announce the idle timeout, "Keep-Alive: timeout=N", so that clients that know this field close
-    // an idle connection before the server does. N is idle_timeout_ms minus idle_grace_ms, so that a request that was
-    // sent at the last moment still comes in time. N is in whole seconds, and at least 1. The field is not added when
-    // the connection ends, nor to a response that has its own Connection or Keep-Alive field.
+    // an idle connection before the server does. N is `idle_timeout_ms` minus `idle_grace_ms`, so that a request that
+    // was sent at the last moment still comes in time. N is in whole seconds, and at least 1. The field is not added
+    // when the connection ends, nor to a response that has its own Connection or Keep-Alive field. Default: 0.
     int keep_alive_header;
     // For httpdown_run: how long after the first signal another signal counts as the second, which goes straight to
     // the kill; and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a
     // process manager signals the whole group, and a wrapper in the group forwards the signal, too. HTTPDOWN_NOW: at
-    // once; HTTPDOWN_FOREVER: never. Default: 500. In real time, whatever the clock.
+    // once; HTTPDOWN_FOREVER: never. Default: 500. In real time.
     uint32_t second_signal_ms;
     // Not 0: the sockets of `addr` have SO_REUSEPORT, so that several processes of the same user can each listen there
     // with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new

@@ -1,30 +1,39 @@
 //! The settings of a server, with their defaults and bounds.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 
 use crate::error::{Error, Result};
 
-/// The settings of a server.
+/// The settings of a server. The setters of the [`Builder`](crate::Builder) say what they mean. For an idle timeout, a
+/// duration that no clock can count to ([`Duration::MAX`]) means that there is none; for the quiet time of a lame duck,
+/// zero means that it takes its whole time.
 #[derive(Clone, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "none of them says anything of another"
+)]
 pub(crate) struct Options {
+    // options: begin fields (made from src/options.toml by `make options`)
     pub(crate) stop_timeout: Duration,
     pub(crate) kill_timeout: Duration,
     pub(crate) lame_duck: Duration,
-    pub(crate) lame_duck_min: Duration,
-    /// Zero means that the lame duck takes its whole time.
-    pub(crate) lame_duck_quiet: Duration,
-    pub(crate) ready_path: Option<String>,
-    pub(crate) conn_info: bool,
     pub(crate) header_timeout: Duration,
-    /// [`Duration::MAX`] means no idle timeout.
+    pub(crate) io_threads: Option<NonZeroUsize>,
+    pub(crate) idle_grace: Duration,
+    pub(crate) quiesce_timeout: Duration,
+    pub(crate) linger_timeout: Duration,
+    pub(crate) ready_path: Option<String>,
+    pub(crate) lame_duck_min: Duration,
+    pub(crate) lame_duck_quiet: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) keep_alive_header: bool,
-    pub(crate) quiesce_timeout: Duration,
-    pub(crate) idle_grace: Duration,
-    pub(crate) linger_timeout: Duration,
     pub(crate) second_signal: Duration,
+    pub(crate) reuse_port: bool,
+    pub(crate) conn_info: bool,
+    // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
     /// long. This is not an option for hosts. The value is long compared with the pauses of a busy client, and short
     /// compared with the life of an idle connection.
@@ -34,24 +43,28 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            // options: begin defaults (made from src/options.toml by `make options`)
             stop_timeout: Duration::from_secs(60),
             kill_timeout: Duration::from_secs(60),
             lame_duck: Duration::ZERO,
-            lame_duck_min: Duration::ZERO,
-            lame_duck_quiet: Duration::ZERO,
-            ready_path: None,
-            conn_info: false,
             header_timeout: Duration::from_secs(30),
-            idle_timeout: Duration::MAX,
-            keep_alive_header: false,
+            io_threads: None,
+            idle_grace: Duration::from_secs(1),
             // A SYN is sent again after 1 s, and then after 2 s more. So a handshake that lost a SYN has had two
             // chances.
             quiesce_timeout: Duration::from_secs(4),
-            idle_grace: Duration::from_secs(1),
             linger_timeout: Duration::from_secs(2),
+            ready_path: None,
+            lame_duck_min: Duration::ZERO,
+            lame_duck_quiet: Duration::ZERO,
+            idle_timeout: Duration::MAX,
+            keep_alive_header: false,
             // A program that forwards a signal does so within milliseconds; a person who wants a second signal takes
             // longer.
             second_signal: Duration::from_millis(500),
+            reuse_port: false,
+            conn_info: false,
+            // options: end defaults
             park_after: Duration::from_secs(1),
         }
     }

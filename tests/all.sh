@@ -23,6 +23,10 @@ valgrind() {
 tsan() { tests/tsan/run.sh; }
 cpp() { tests/cpp/run.sh; }
 abi() { tests/abi/check.sh; }
+options() {
+    "${PYTHON:-python3}" -c 'import tomllib' 2>/dev/null || { echo "skipped: no Python 3.11"; return 77; }
+    "${PYTHON:-python3}" tests/options.py
+}
 install() { tests/install/check.sh; }
 python_tests() {
     PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider "$@"
@@ -58,7 +62,7 @@ end_beside() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-suites=${*:-rust unix c python programs abi install valgrind tsan cpp loss gate}
+suites=${*:-rust unix c python programs abi options install valgrind tsan cpp loss gate}
 for suite in $suites; do
     case " $suites " in
         *" $suite "*" valgrind "*) [ "$suite" = python ] && begin_beside valgrind ;;

@@ -417,10 +417,6 @@ struct options {
     /// keeps a socket must go on accepting, or waiting clients are reset. A stop leaves the connections that wait in
     /// the queues of the `fds` to the other processes.
     bool fds_shared = false;
-    /// The sockets of `addr` have SO_REUSEPORT: several processes of the same user can each listen there with their own
-    /// socket, if all of them set this. A stop makes the kernel send new clients to the other sockets, so that workers
-    /// can be restarted one by one, and no client is lost. No process is told any more that the address is in use.
-    bool reuse_port = false;
 
     /// Answers a request now, or moves the request elsewhere and answers later. Called from several threads at once. It
     /// may block, unless dispatch is INLINE. Required, but not with QUEUE dispatch.
@@ -429,13 +425,6 @@ struct options {
     httpdown_dispatch dispatch = HTTPDOWN_DISPATCH_POOL;
     /// The maximum number of threads in the pool. 0: 512.
     std::uint32_t pool_threads = 0;
-    /// The number of threads that drive connections. 0: one for each processor.
-    std::uint32_t io_threads = 0;
-
-    /// A path, such as "/healthz", that the server answers itself, even when all handlers are busy: with 200 while
-    /// `ready` is true, then with 503. The path begins with "/", the rest is visible ASCII, without a query. Empty: no
-    /// path.
-    std::string ready_path{};
 
     /// For a monitoring system; httpdown.h lists the keys. These and the next three callbacks are called on the events
     /// thread, one at a time. A slow callback delays only later events. (listen.error comes while the server is made.)
@@ -454,41 +443,73 @@ struct options {
     /// For tests: the clock for the stop, kill and lame-duck timers. All other durations are in real time, including
     /// `idle_grace`. Needed only until the server has started.
     const mock_clock *clock = nullptr;
-    /// How long a stop waits for open requests to finish before it kills. 0: it does not wait. By default one minute.
+    // options: begin fields (made from src/options.toml by `make options`)
+    /// How long a stop waits for open requests to finish before it kills, counted from the end of the lame duck. Once
+    /// half of this time has passed, or 30 seconds, responses say Connection: close even to a client that has already
+    /// sent more requests, because a client that never stops pipelining would otherwise never come to its end. Default:
+    /// 1 minute.
     std::optional<milliseconds> stop_timeout{};
-    /// How long a kill waits for the handlers of cut requests to return, before it abandons these handlers. By default
-    /// one minute.
+    /// How long a kill waits for the handlers of cut requests to return, before it abandons these handlers. The end of
+    /// the server waits as long, but at least a second and in real time, for the program's other code on the server's
+    /// threads (destructors, for example). Default: 1 minute.
     std::optional<milliseconds> kill_timeout{};
     /// How long a stop still accepts connections. During this time `ready` is false and responses say Connection:
-    /// close, so that load balancers and clients go elsewhere. By default no time.
+    /// close, so that load balancers and clients go elsewhere. Default: no time.
     std::optional<milliseconds> lame_duck{};
-    /// The minimum duration of the lame duck, even if no requests come: the time that a load balancer needs to notice.
-    /// At most `lame_duck`. By default no time.
-    std::optional<milliseconds> lame_duck_min{};
-    /// Ends the lame duck early when no request has come for this time; requests for `ready_path` do not count. At most
-    /// `lame_duck`. By default never.
-    std::optional<milliseconds> lame_duck_quiet{};
-    /// How long a request's head may take. After this time the client gets a 408, and the connection is closed. By
-    /// default 30 seconds.
+    /// How long a request's head may take, from its first byte to its last. After this time the client gets a 408, and
+    /// the connection is closed. Default: 30 seconds.
     std::optional<milliseconds> header_timeout{};
+    /// The number of threads that drive connections. Default: one for each processor that the process may use.
+    std::uint32_t io_threads = 0;
     /// How long a stop leaves an idle connection (between two requests) open, so that a request that is already on its
-    /// way is served. By default one second.
+    /// way is served, and answered with Connection: close. Set more than the round trip to the clients. The time starts
+    /// when the client's kernel has the last answer. A new connection gets 4.5 seconds more for each retransmission
+    /// that its handshake needed, because its client would repeat a lost request that late. Default: 1 second.
     std::optional<milliseconds> idle_grace{};
-    /// How long a stop still accepts connections whose handshake had begun before. By default 4 seconds.
+    /// How long a stop still accepts connections whose handshake had begun before. This time ends as soon as there are
+    /// no such connections. It is a part of `stop_timeout`. The default gives a handshake that lost a segment two more
+    /// chances (retransmissions come after 1 s and 3 s). Default: 4 seconds.
     std::optional<milliseconds> quiesce_timeout{};
-    /// How long a connection that the server has closed waits for the client to close its side. By default 2 seconds.
+    /// How long a connection that the server has closed waits for the client to close its side. Without this wait, a
+    /// reset could destroy the bytes that were sent last. If a client has not acknowledged everything that was sent to
+    /// it, a stop waits longer, up to `stop_timeout`. Default: 2 seconds.
     std::optional<milliseconds> linger_timeout{};
-    /// How long a connection may be without a request while the server serves. Then the server closes it, at most one
-    /// second later. Not 0. By default there is no limit, because a request may be on its way while the server closes;
-    /// then this request is lost (`raced`).
+    /// A path, such as "/healthz", that the server answers itself, even when all handlers are busy: with 200 while
+    /// `ready` is true, then with 503. The methods are GET, HEAD and OPTIONS; others get 405. The server compares this
+    /// path with the path of a request's target byte for byte, without the query. Such a request counts like any other
+    /// in the report. The path begins with "/", the rest is visible ASCII, without a query. Default: no path.
+    std::string ready_path{};
+    /// The minimum duration of the lame duck, even if no requests come (`lame_duck_quiet`). Set the time that a load
+    /// balancer needs to notice: the interval of its checks, times the number of failures that it waits for. At most
+    /// `lame_duck`. Default: no time.
+    std::optional<milliseconds> lame_duck_min{};
+    /// Ends the lame duck early when no request has come for this time, because then nobody sends requests here any
+    /// more. Requests for `ready_path` do not count, nor do connections without a request. At most `lame_duck`.
+    /// Default: never early.
+    std::optional<milliseconds> lame_duck_quiet{};
+    /// How long a connection may be without a request while the server serves: between two requests, or before the
+    /// first. Then the server closes the connection, at most one second later. Not 0. By default there is no limit,
+    /// because a request may be on its way while the server closes; then this request is lost (`raced` in the report).
+    /// To avoid that, set more than the clients' own timeout (for example, a load balancer's timeout for idle
+    /// connections), or tell the clients: `keep_alive_header`. Default: no limit.
     std::optional<milliseconds> idle_timeout{};
-    /// Responses announce the idle timeout minus `idle_grace`, in whole seconds: "Keep-Alive: timeout=N". So clients
-    /// that know this field close first.
+    /// True: responses announce the idle timeout, "Keep-Alive: timeout=N", so that clients that know this field close
+    /// an idle connection before the server does. N is `idle_timeout` minus `idle_grace`, so that a request that was
+    /// sent at the last moment still comes in time. N is in whole seconds, and at least 1. The field is not added when
+    /// the connection ends, nor to a response that has its own Connection or Keep-Alive field. Default: false.
     bool keep_alive_header = false;
-    /// For `run`: how long after the first signal another signal counts as the second, which goes straight to the kill.
-    /// A signal that comes sooner is taken for a repetition, because process managers and wrappers repeat signals. By
-    /// default 500 ms.
+    /// For `run`: how long after the first signal another signal counts as the second, which goes straight to the kill;
+    /// and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a process
+    /// manager signals the whole group, and a wrapper in the group forwards the signal, too. 0: at once; `forever`:
+    /// never. Default: 500 milliseconds.
     std::optional<milliseconds> second_signal{};
+    /// True: the sockets of `addr` have SO_REUSEPORT, so that several processes of the same user can each listen there
+    /// with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new
+    /// clients to the other sockets before it closes its own. So workers can be restarted one by one, and no client is
+    /// lost. All processes that listen there must set this option, and none of them is told any more that the address
+    /// is in use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: false.
+    bool reuse_port = false;
+    // options: end fields
 };
 
 /// A running server. It runs on its own threads. Movable, not copyable.
@@ -638,31 +659,34 @@ void bump(const char *key, double value, void *data) noexcept {
 class c_options {
 public:
     explicit c_options(options &&from)
-        : addr_(std::move(from.addr)), fds_(std::move(from.fds)), ready_path_(std::move(from.ready_path)) {
+        : addr_(std::move(from.addr)), fds_(std::move(from.fds)) {
         raw_.struct_size = sizeof raw_;
         if (!addr_.empty()) raw_.addr = addr_.c_str();
-        if (!ready_path_.empty()) raw_.ready_path = ready_path_.c_str();
         raw_.fds = fds_.data();
         raw_.fd_count = fds_.size();
         raw_.fds_shared = from.fds_shared;
-        raw_.reuse_port = from.reuse_port;
         raw_.dispatch = from.dispatch;
         raw_.pool_threads = from.pool_threads;
-        raw_.io_threads = from.io_threads;
         raw_.pull_events = from.pull_events;
         raw_.clock = from.clock == nullptr ? nullptr : from.clock->get();
+        // options: begin give (made from src/options.toml by `make options`)
         raw_.stop_timeout_ms = to_ms(from.stop_timeout);
         raw_.kill_timeout_ms = to_ms(from.kill_timeout);
         raw_.lame_duck_ms = to_ms(from.lame_duck);
-        raw_.lame_duck_min_ms = to_ms(from.lame_duck_min);
-        raw_.lame_duck_quiet_ms = to_ms(from.lame_duck_quiet);
         raw_.header_timeout_ms = to_ms(from.header_timeout);
+        raw_.io_threads = from.io_threads;
         raw_.idle_grace_ms = to_ms(from.idle_grace);
         raw_.quiesce_timeout_ms = to_ms(from.quiesce_timeout);
         raw_.linger_timeout_ms = to_ms(from.linger_timeout);
+        ready_path_ = std::move(from.ready_path);
+        if (!ready_path_.empty()) raw_.ready_path = ready_path_.c_str();
+        raw_.lame_duck_min_ms = to_ms(from.lame_duck_min);
+        raw_.lame_duck_quiet_ms = to_ms(from.lame_duck_quiet);
         raw_.idle_timeout_ms = to_ms(from.idle_timeout);
         raw_.keep_alive_header = from.keep_alive_header;
         raw_.second_signal_ms = to_ms(from.second_signal);
+        raw_.reuse_port = from.reuse_port;
+        // options: end give
 
         if (from.handler) raw_.handler = on_request;
         if (from.bump_avg) raw_.stats.bump_avg = bump<&options::bump_avg>;
@@ -707,7 +731,9 @@ private:
     // These are not in the host, because the host may be destroyed while the call still reads them.
     std::string addr_;
     std::vector<int> fds_;
-    std::string ready_path_;
+    // options: begin kept (made from src/options.toml by `make options`)
+    std::string ready_path_{};
+    // options: end kept
     httpdown_options raw_{};
 };
 

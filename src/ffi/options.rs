@@ -118,38 +118,38 @@ impl Options {
 fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     let mut builder = Server::builder();
     let defaults = crate::options::Options::default();
-    builder = builder
-        .stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout))
-        .kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout))
-        .lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck))
-        .header_timeout(duration_or(raw.header_timeout_ms, defaults.header_timeout))
-        .idle_grace(duration_or(raw.idle_grace_ms, defaults.idle_grace))
-        .quiesce_timeout(duration_or(
-            raw.quiesce_timeout_ms,
-            defaults.quiesce_timeout,
-        ))
-        .linger_timeout(duration_or(raw.linger_timeout_ms, defaults.linger_timeout));
-    builder = builder
-        .lame_duck_min(duration_or(raw.lame_duck_min_ms, defaults.lame_duck_min))
-        .lame_duck_quiet(duration_or(
-            raw.lame_duck_quiet_ms,
-            defaults.lame_duck_quiet,
-        ))
-        .idle_timeout(duration_or(raw.idle_timeout_ms, defaults.idle_timeout))
-        .keep_alive_header(raw.keep_alive_header != 0)
-        .second_signal(duration_or(raw.second_signal_ms, defaults.second_signal))
-        .reuse_port(raw.reuse_port != 0);
-    // SAFETY: the header's preface: NULL or NUL-terminated.
-    if let Some(path) = unsafe { text(raw.ready_path, "options.ready_path")? } {
-        builder = builder.ready_path(path);
+    // options: begin read (made from src/options.toml by `make options`)
+    builder = builder.stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout));
+    builder = builder.kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout));
+    builder = builder.lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck));
+    builder = builder.header_timeout(duration_or(raw.header_timeout_ms, defaults.header_timeout));
+    if let Some(count) = threads(raw.io_threads, "options.io_threads")? {
+        builder = builder.io_threads(count);
     }
+    builder = builder.idle_grace(duration_or(raw.idle_grace_ms, defaults.idle_grace));
+    builder = builder.quiesce_timeout(duration_or(
+        raw.quiesce_timeout_ms,
+        defaults.quiesce_timeout,
+    ));
+    builder = builder.linger_timeout(duration_or(raw.linger_timeout_ms, defaults.linger_timeout));
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    if let Some(text) = unsafe { text(raw.ready_path, "options.ready_path")? } {
+        builder = builder.ready_path(text);
+    }
+    builder = builder.lame_duck_min(duration_or(raw.lame_duck_min_ms, defaults.lame_duck_min));
+    builder = builder.lame_duck_quiet(duration_or(
+        raw.lame_duck_quiet_ms,
+        defaults.lame_duck_quiet,
+    ));
+    builder = builder.idle_timeout(duration_or(raw.idle_timeout_ms, defaults.idle_timeout));
+    builder = builder.keep_alive_header(raw.keep_alive_header != 0);
+    builder = builder.second_signal(duration_or(raw.second_signal_ms, defaults.second_signal));
+    builder = builder.reuse_port(raw.reuse_port != 0);
+    // options: end read
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.
         let clock = unsafe { borrow(raw.clock, "options.clock")? };
         builder = builder.clock(clock.clock.clone());
-    }
-    if let Some(count) = threads(raw.io_threads, "options.io_threads")? {
-        builder = builder.io_threads(count);
     }
     let stats = raw.stats;
     let has_stats = stats.bump_avg.is_some()

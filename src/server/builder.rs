@@ -55,132 +55,153 @@ pub struct Builder {
     clock: Option<Arc<dyn Clock>>,
     observers: Observers,
     pulled: Option<Interest>,
-    io_threads: Option<NonZeroUsize>,
     runtime: Option<Arc<LentRuntime>>,
-    reuse_port: bool,
     slot: Option<Arc<OnceCell<Server>>>,
 }
 
 impl Builder {
-    /// How long a stop waits for connections and requests to finish before it kills them, counted from the end of the
-    /// lame duck. Once half of this time has passed, or 30 seconds, responses say `Connection: close` even to a client
-    /// that has already sent more requests, because a client that never stops pipelining would otherwise never come to
-    /// its end. Default: 1 minute. [`Duration::MAX`]: no limit. On the server's [clock](Builder::clock).
+    // options: begin setters (made from src/options.toml by `make options`)
+    /// How long a stop waits for open requests to finish before it kills, counted from the end of the lame duck. Once
+    /// half of this time has passed, or 30 seconds, responses say `Connection: close` even to a client that has already
+    /// sent more requests, because a client that never stops pipelining would otherwise never come to its end. Default:
+    /// 1 minute. On the server's [clock](Builder::clock).
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.options.stop_timeout = timeout;
         self
     }
 
-    /// How long a kill waits until the handlers that it cut return, before it abandons them. The end of the server
-    /// waits as long, but at least a second and in real time, for the host's other code on the server's threads (the
-    /// handler's `Drop`, thread-local destructors). Default: 1 minute. [`Duration::MAX`]: no limit. On the server's
-    /// [clock](Builder::clock).
+    /// How long a kill waits for the handlers of cut requests to return, before it abandons these handlers. The end of
+    /// the server waits as long, but at least a second and in real time, for the program's other code on the server's
+    /// threads (destructors, for example). Default: 1 minute. On the server's [clock](Builder::clock).
     pub fn kill_timeout(mut self, timeout: Duration) -> Self {
         self.options.kill_timeout = timeout;
         self
     }
 
-    /// How long a stop goes on accepting. Meanwhile [`Server::is_ready`] says no and responses say `Connection: close`,
-    /// so that load balancers and clients go elsewhere. Default: 0. On the server's [clock](Builder::clock).
+    /// How long a stop still accepts connections. During this time [`Server::is_ready`] is false and responses say
+    /// `Connection: close`, so that load balancers and clients go elsewhere. Default: no time. On the server's
+    /// [clock](Builder::clock).
     pub fn lame_duck(mut self, duration: Duration) -> Self {
         self.options.lame_duck = duration;
         self
     }
 
-    /// Ends the lame duck early, once no request has come for this time, because then nobody sends requests here any
-    /// more. Requests for the [ready path](Builder::ready_path) do not count, nor do connections without a request. At
-    /// most the lame duck's time. Default: 0, which is never early. On the server's [clock](Builder::clock).
-    pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
-        self.options.lame_duck_quiet = silence;
-        self
-    }
-
-    /// The shortest time of the lame duck, however quiet it is: as long as a load balancer needs to notice (the
-    /// interval of its checks, times the failures that it wants to see). At most the lame duck's time. Default: 0. On
-    /// the server's [clock](Builder::clock).
-    pub fn lame_duck_min(mut self, duration: Duration) -> Self {
-        self.options.lame_duck_min = duration;
-        self
-    }
-
-    /// A path, for example `/healthz`, that the server answers itself, whatever the handlers are doing: 200 while
-    /// [`Server::is_ready`], then 503. For GET, HEAD, and OPTIONS. The path of a request's target, without the query,
-    /// must match it byte for byte. Such a request counts like any other. Default: none.
-    pub fn ready_path(mut self, path: impl Into<String>) -> Self {
-        self.options.ready_path = Some(path.into());
-        self
-    }
-
-    /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
-    /// extensions. Default: no, because a request's first extension costs three allocations, about a tenth of what a
-    /// request costs in user space.
-    pub fn conn_info(mut self, inserts: bool) -> Self {
-        self.options.conn_info = inserts;
-        self
-    }
-
-    /// How long a request's head may take from its first byte to its last. After that the client gets a 408, and the
-    /// connection is closed. Default: 30 seconds. [`Duration::MAX`]: no limit. In real time, whatever the clock.
+    /// How long a request's head may take, from its first byte to its last. After this time the client gets a 408, and
+    /// the connection is closed. Default: 30 seconds. In real time.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.options.header_timeout = timeout;
         self
     }
 
-    /// How long a connection may be without a request while the server serves: between two requests, or before the
-    /// first. Then the server closes it, at most a second later. Not 0. Default: no limit ([`Duration::MAX`]), because
-    /// a close can cross a request on its way, which is then lost (`raced` in the [`Report`](crate::Report)). To avoid
-    /// that, make this timeout longer than the clients' (for example a load balancer's timeout for idle connections),
-    /// or tell them the timeout: [`Builder::keep_alive_header`]. In real time, whatever the clock.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.options.idle_timeout = timeout;
+    /// The number of threads that drive connections. Default: one for each processor that the process may use.
+    pub fn io_threads(mut self, count: NonZeroUsize) -> Self {
+        self.options.io_threads = Some(count);
         self
     }
 
-    /// Makes responses tell the idle timeout, `Keep-Alive: timeout=N`, so that clients that know this field leave an
-    /// idle connection before the server does. N is the [idle timeout](Builder::idle_timeout) less the
-    /// [idle grace](Builder::idle_grace), in whole seconds, and at least 1; so a request that is sent in the last
-    /// moment still comes in time. A response does not have the field if it ends the connection, or if it has its own
-    /// `Connection` or `Keep-Alive` field. Default: false.
-    pub fn keep_alive_header(mut self, announce: bool) -> Self {
-        self.options.keep_alive_header = announce;
-        self
-    }
-
-    /// How long a stop goes on accepting connections whose handshake had begun. It ends as soon as there are none;
-    /// after this time, it closes the listening sockets even if there are some. This time counts within the stop
-    /// timeout. Default: 4 seconds, which gives a handshake that lost a segment two more chances (retransmissions come
-    /// after 1 s and 3 s). In real time, whatever the clock.
-    pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
-        self.options.quiesce_timeout = timeout;
-        self
-    }
-
-    /// How long a stop leaves a connection open that is between two requests, so that a request that is on its way is
-    /// served and answered with `Connection: close`. Set it to more than the round trip to the clients. It is counted
-    /// from when the client's kernel has the last answer. A new connection whose handshake needed repetition gets 4.5
-    /// seconds more for each repetition, because its client would repeat a lost request only that late. Default: 1
-    /// second. In real time, whatever the clock.
+    /// How long a stop leaves an idle connection (between two requests) open, so that a request that is already on its
+    /// way is served, and answered with `Connection: close`. Set more than the round trip to the clients. The time
+    /// starts when the client's kernel has the last answer. A new connection gets 4.5 seconds more for each
+    /// retransmission that its handshake needed, because its client would repeat a lost request that late. Default: 1
+    /// second. In real time.
     pub fn idle_grace(mut self, grace: Duration) -> Self {
         self.options.idle_grace = grace;
         self
     }
 
-    /// How long a connection that we have closed waits for the client to close its side, so that no reset destroys what
-    /// was sent last. If a client has not acknowledged all that it was sent, a stop waits longer, up to the stop
-    /// timeout. Default: 2 seconds. In real time, whatever the clock.
+    /// How long a stop still accepts connections whose handshake had begun before. This time ends as soon as there are
+    /// no such connections. It is a part of [`stop_timeout`](Builder::stop_timeout). The default gives a handshake that
+    /// lost a segment two more chances (retransmissions come after 1 s and 3 s). Default: 4 seconds. In real time.
+    pub fn quiesce_timeout(mut self, timeout: Duration) -> Self {
+        self.options.quiesce_timeout = timeout;
+        self
+    }
+
+    /// How long a connection that the server has closed waits for the client to close its side. Without this wait, a
+    /// reset could destroy the bytes that were sent last. If a client has not acknowledged everything that was sent to
+    /// it, a stop waits longer, up to [`stop_timeout`](Builder::stop_timeout). Default: 2 seconds. In real time.
     pub fn linger_timeout(mut self, timeout: Duration) -> Self {
         self.options.linger_timeout = timeout;
         self
     }
 
-    /// How long after the first signal of a [run](Server::run) another signal counts as the second, which kills; and
-    /// how long after the second, one counts as the third. A signal that comes sooner only repeats the one before: a
-    /// process manager signals the whole group, and a wrapper in the group forwards what it gets. Zero: at once;
-    /// [`Duration::MAX`]: never. Default: 500 milliseconds. In real time, whatever the clock.
+    /// A path, such as "/healthz", that the server answers itself, even when all handlers are busy: with 200 while
+    /// [`Server::is_ready`] is true, then with 503. The methods are GET, HEAD and OPTIONS; others get 405. The server
+    /// compares this path with the path of a request's target byte for byte, without the query. Such a request counts
+    /// like any other in the report. The path begins with "/", the rest is visible ASCII, without a query. Default: no
+    /// path.
+    pub fn ready_path(mut self, path: impl Into<String>) -> Self {
+        self.options.ready_path = Some(path.into());
+        self
+    }
+
+    /// The minimum duration of the lame duck, even if no requests come ([`lame_duck_quiet`](Builder::lame_duck_quiet)).
+    /// Set the time that a load balancer needs to notice: the interval of its checks, times the number of failures that
+    /// it waits for. At most [`lame_duck`](Builder::lame_duck). Default: no time. On the server's
+    /// [clock](Builder::clock).
+    pub fn lame_duck_min(mut self, duration: Duration) -> Self {
+        self.options.lame_duck_min = duration;
+        self
+    }
+
+    /// Ends the lame duck early when no request has come for this time, because then nobody sends requests here any
+    /// more. Requests for [`ready_path`](Builder::ready_path) do not count, nor do connections without a request. At
+    /// most [`lame_duck`](Builder::lame_duck). Default: never early. On the server's [clock](Builder::clock).
+    pub fn lame_duck_quiet(mut self, silence: Duration) -> Self {
+        self.options.lame_duck_quiet = silence;
+        self
+    }
+
+    /// How long a connection may be without a request while the server serves: between two requests, or before the
+    /// first. Then the server closes the connection, at most one second later. Not 0. By default there is no limit,
+    /// because a request may be on its way while the server closes; then this request is lost (`raced` in the
+    /// [`Report`](crate::Report)). To avoid that, set more than the clients' own timeout (for example, a load
+    /// balancer's timeout for idle connections), or tell the clients:
+    /// [`keep_alive_header`](Builder::keep_alive_header). Default: no limit. In real time.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.options.idle_timeout = timeout;
+        self
+    }
+
+    /// True: responses announce the idle timeout, `Keep-Alive: timeout=N`, so that clients that know this field close
+    /// an idle connection before the server does. N is [`idle_timeout`](Builder::idle_timeout) minus
+    /// [`idle_grace`](Builder::idle_grace), so that a request that was sent at the last moment still comes in time. N
+    /// is in whole seconds, and at least 1. The field is not added when the connection ends, nor to a response that has
+    /// its own Connection or Keep-Alive field. Default: false.
+    pub fn keep_alive_header(mut self, announce: bool) -> Self {
+        self.options.keep_alive_header = announce;
+        self
+    }
+
+    /// For [`Server::run`]: how long after the first signal another signal counts as the second, which goes straight to
+    /// the kill; and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a
+    /// process manager signals the whole group, and a wrapper in the group forwards the signal, too. 0: at once;
+    /// [`Duration::MAX`]: never. Default: 500 milliseconds. In real time.
     pub fn second_signal(mut self, pause: Duration) -> Self {
         self.options.second_signal = pause;
         self
     }
+
+    /// True: the sockets of [`Builder::listen`] have `SO_REUSEPORT`, so that several processes of the same user can
+    /// each listen there with their own socket. The kernel spreads new clients over these sockets. A stop makes the
+    /// kernel send new clients to the other sockets before it closes its own. So workers can be restarted one by one,
+    /// and no client is lost. All processes that listen there must set this option, and none of them is told any more
+    /// that the address is in use. It does not apply to listeners that were made elsewhere: their creator sets
+    /// `SO_REUSEPORT`. Default: false.
+    pub fn reuse_port(mut self, reuse: bool) -> Self {
+        self.options.reuse_port = reuse;
+        self
+    }
+
+    /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
+    /// extensions. By default it has not, because a request's first extension costs three allocations, about a tenth of
+    /// what a request costs in user space. Default: false.
+    pub fn conn_info(mut self, inserts: bool) -> Self {
+        self.options.conn_info = inserts;
+        self
+    }
+
+    // options: end setters
 
     /// The clock for the timers of the stop, the kill and the lame duck, for
     /// [`Report::stop_duration`](crate::Report::stop_duration), and for the minute between two counts of connections.
@@ -240,12 +261,6 @@ impl Builder {
         self
     }
 
-    /// How many threads drive connections. Default: one for each processor that the process may use.
-    pub fn io_threads(mut self, count: NonZeroUsize) -> Self {
-        self.io_threads = Some(count);
-        self
-    }
-
     /// Accepts and drives connections on this runtime, instead of on the server's own threads. Its I/O and time must be
     /// enabled. The runtime must outlive the server, or the server stops with an error. The runtime that this is called
     /// on is used only if you pass it here: a server on its own threads stops on time whatever happens on the host's
@@ -262,19 +277,13 @@ impl Builder {
         self
     }
 
-    /// [`Builder::listen`] binds like [`Listener::bind_reuse_port`]. Default: no.
-    pub fn reuse_port(mut self, reuse: bool) -> Self {
-        self.reuse_port = reuse;
-        self
-    }
-
     /// Like [`Listener::bind`], but also counts a failure: the [`Stats`] set so far are told `listen.error`, on this
     /// thread, because there is no events thread yet.
     ///
     /// # Errors
     /// The errors of [`Listener::bind`].
     pub fn listen(&mut self, addr: &str) -> Result<Listener> {
-        let bound = if self.reuse_port {
+        let bound = if self.options.reuse_port {
             Listener::bind_reuse_port(addr)
         } else {
             Listener::bind(addr)
@@ -512,7 +521,7 @@ impl Builder {
         let (make, backend) = respond(id, mask);
         let (threads, executor) = match self.runtime {
             Some(lent) => (IoThreads::default(), Executor::on(lent)),
-            None => IoThreads::start(id, self.io_threads, backend.hands_over(), mask)?,
+            None => IoThreads::start(id, self.options.io_threads, backend.hands_over(), mask)?,
         };
         let server = Server { shared };
         if let Some(slot) = self.slot {

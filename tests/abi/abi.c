@@ -20,7 +20,6 @@ AT(httpdown_stats, bump_sum, 8);
 AT(httpdown_stats, bump_histogram, 16);
 AT(httpdown_stats, bump_time, 24);
 
-SIZE(httpdown_options, 200);
 AT(httpdown_options, struct_size, 0);
 AT(httpdown_options, addr, 8);
 AT(httpdown_options, fds, 16);
@@ -33,6 +32,7 @@ AT(httpdown_options, on_conn_state, 88);
 AT(httpdown_options, on_phase, 96);
 AT(httpdown_options, on_log, 104);
 AT(httpdown_options, clock, 112);
+// options: begin offsets (made from src/options.toml by `make options`)
 AT(httpdown_options, stop_timeout_ms, 120);
 AT(httpdown_options, kill_timeout_ms, 124);
 AT(httpdown_options, lame_duck_ms, 128);
@@ -52,6 +52,8 @@ AT(httpdown_options, idle_timeout_ms, 184);
 AT(httpdown_options, keep_alive_header, 188);
 AT(httpdown_options, second_signal_ms, 192);
 AT(httpdown_options, reuse_port, 196);
+SIZE(httpdown_options, 200);
+// options: end offsets
 
 SIZE(httpdown_stop_report, 200);
 AT(httpdown_stop_report, struct_size, 0);

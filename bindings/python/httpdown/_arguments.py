@@ -30,6 +30,11 @@ def number(name: str, value: int, least: int, most: int) -> int:
     return value
 
 
+def count(name: str, value: int | None) -> int:
+    """A number of threads for the options: None is C's default."""
+    return 0 if value is None else number(name, value, 1, 1 << 16)
+
+
 def seconds(name: str, value: float) -> float:
     """A duration in seconds; `math.inf` is allowed."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -77,6 +82,11 @@ def text(name: str, value: str) -> bytes:
     if "\0" in value:
         raise ValueError(f"{name} contains a NUL")
     return value.encode()
+
+
+def optional_text(name: str, value: str | None) -> bytes | None:
+    """A text for the options: None is C's default."""
+    return None if value is None else text(name, value)
 
 
 def data(value: Data) -> bytes:

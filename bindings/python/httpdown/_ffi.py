@@ -159,6 +159,7 @@ class Options(ctypes.Structure):
         ("on_phase", c_void_p),
         ("on_log", c_void_p),
         ("clock", c_void_p),
+        # options: begin fields (made from src/options.toml by `make options`)
         ("stop_timeout_ms", c_uint32),
         ("kill_timeout_ms", c_uint32),
         ("lame_duck_ms", c_uint32),
@@ -178,6 +179,7 @@ class Options(ctypes.Structure):
         ("keep_alive_header", c_int),
         ("second_signal_ms", c_uint32),
         ("reuse_port", c_int),
+        # options: end fields
     ]
 
 

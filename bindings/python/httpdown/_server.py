@@ -166,40 +166,68 @@ class Server:
     clients are reset. A stop leaves the connections that wait in the sockets' queues to the other
     processes.
 
-    `reuse_port`: the sockets of `bind` have SO_REUSEPORT, so that several processes of the same
-    user can each listen there with their own socket, if all of them set this. A stop makes the
-    kernel send new clients to the other sockets, so that workers can be restarted one by one, and
-    no client is lost. No process is told any more that the address is in use.
+    Durations are in seconds; 0 is no time at all, `math.inf` is no limit:
 
-    Durations are in seconds; 0 is no time at all, `math.inf` is no limit. `stop_timeout`: how long
-    a stop waits for open requests to finish before it kills; default 60. `kill_timeout`: how long a
-    kill waits for the handlers of cut requests, before it abandons these handlers; default 60.
-    `lame_duck`: how long a stop still accepts connections, while `ready` is False and responses say
-    `Connection: close`, so that load balancers and clients go elsewhere; default 0.
-    `lame_duck_quiet` ends the lame duck early when no request has come for this time (requests for
-    `ready_path` do not count); default 0, never early. `lame_duck_min`: the minimum duration of the
-    lame duck, even if no requests come; default 0. `header_timeout`: how long a request's head may
-    take, before the client gets a 408; default 30. `idle_grace`: how long a stop leaves an idle
-    connection (between two requests) open after the client has the last answer, so that a request
-    that is already on its way is served; default 1. `quiesce_timeout`: how long a stop still
-    accepts connections whose handshake had begun before; default 4. `linger_timeout`: how long a
-    connection that the server has closed waits for the client to close its side; default 2.
-    `idle_timeout`: how long, about, a connection may be without a request while the server serves,
-    before the server closes it; more than 0. By default there is no limit, because a request may be
-    on its way while the server closes; then this request is lost (`raced`).
-
-    `keep_alive_header`: responses announce the idle timeout minus `idle_grace`, in whole seconds
-    (`Keep-Alive: timeout=N`), so that clients that know this field close first.
-
-    `second_signal`: how long after the first signal of `run` another signal counts as the second,
-    which goes straight to the kill; default 0.5. A signal that comes sooner is taken for a
-    repetition, because process managers and wrappers repeat signals.
-
-    `ready_path` is a path, such as "/healthz", that the server answers itself, even while all
-    threads are busy: with 200 while `ready` is True, then with 503. The path begins with "/", the
-    rest is visible ASCII, without a query.
-
-    `io_threads` is the number of C threads that drive connections; default: one for each processor.
+    - `stop_timeout`: How long a stop waits for open requests to finish before it kills, counted
+      from the end of the lame duck. Once half of this time has passed, or 30 seconds, responses say
+      Connection: close even to a client that has already sent more requests, because a client that
+      never stops pipelining would otherwise never come to its end. Default: 60.
+    - `kill_timeout`: How long a kill waits for the handlers of cut requests to return, before it
+      abandons these handlers. The end of the server waits as long, but at least a second and in
+      real time, for the program's other code on the server's threads (destructors, for example).
+      Default: 60.
+    - `lame_duck`: How long a stop still accepts connections. During this time `ready` is false and
+      responses say Connection: close, so that load balancers and clients go elsewhere. Default: 0.
+    - `header_timeout`: How long a request's head may take, from its first byte to its last. After
+      this time the client gets a 408, and the connection is closed. Default: 30.
+    - `io_threads`: The number of threads that drive connections. Default: one for each processor
+      that the process may use.
+    - `idle_grace`: How long a stop leaves an idle connection (between two requests) open, so that a
+      request that is already on its way is served, and answered with Connection: close. Set more
+      than the round trip to the clients. The time starts when the client's kernel has the last
+      answer. A new connection gets 4.5 seconds more for each retransmission that its handshake
+      needed, because its client would repeat a lost request that late. Default: 1.
+    - `quiesce_timeout`: How long a stop still accepts connections whose handshake had begun before.
+      This time ends as soon as there are no such connections. It is a part of `stop_timeout`. The
+      default gives a handshake that lost a segment two more chances (retransmissions come after 1 s
+      and 3 s). Default: 4.
+    - `linger_timeout`: How long a connection that the server has closed waits for the client to
+      close its side. Without this wait, a reset could destroy the bytes that were sent last. If a
+      client has not acknowledged everything that was sent to it, a stop waits longer, up to
+      `stop_timeout`. Default: 2.
+    - `ready_path`: A path, such as "/healthz", that the server answers itself, even when all
+      handlers are busy: with 200 while `ready` is true, then with 503. The methods are GET, HEAD
+      and OPTIONS; others get 405. The server compares this path with the path of a request's target
+      byte for byte, without the query. Such a request counts like any other in the report. The path
+      begins with "/", the rest is visible ASCII, without a query. Default: no path.
+    - `lame_duck_min`: The minimum duration of the lame duck, even if no requests come
+      (`lame_duck_quiet`). Set the time that a load balancer needs to notice: the interval of its
+      checks, times the number of failures that it waits for. At most `lame_duck`. Default: 0.
+    - `lame_duck_quiet`: Ends the lame duck early when no request has come for this time, because
+      then nobody sends requests here any more. Requests for `ready_path` do not count, nor do
+      connections without a request. At most `lame_duck`. Default: never early.
+    - `idle_timeout`: How long a connection may be without a request while the server serves:
+      between two requests, or before the first. Then the server closes the connection, at most one
+      second later. Not 0. By default there is no limit, because a request may be on its way while
+      the server closes; then this request is lost (`raced` in the Report). To avoid that, set more
+      than the clients' own timeout (for example, a load balancer's timeout for idle connections),
+      or tell the clients: `keep_alive_header`. Default: no limit.
+    - `keep_alive_header`: True: responses announce the idle timeout, "Keep-Alive: timeout=N", so
+      that clients that know this field close an idle connection before the server does. N is
+      `idle_timeout` minus `idle_grace`, so that a request that was sent at the last moment still
+      comes in time. N is in whole seconds, and at least 1. The field is not added when the
+      connection ends, nor to a response that has its own Connection or Keep-Alive field. Default:
+      False.
+    - `second_signal`: For `run`: how long after the first signal another signal counts as the
+      second, which goes straight to the kill; and how long after the second, as the third. A signal
+      that comes sooner is taken for a repetition: a process manager signals the whole group, and a
+      wrapper in the group forwards the signal, too. 0: at once; `math.inf`: never. Default: 0.5.
+    - `reuse_port`: True: the sockets of `bind` have SO_REUSEPORT, so that several processes of the
+      same user can each listen there with their own socket. The kernel spreads new clients over
+      these sockets. A stop makes the kernel send new clients to the other sockets before it closes
+      its own. So workers can be restarted one by one, and no client is lost. All processes that
+      listen there must set this option, and none of them is told any more that the address is in
+      use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: False.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`
     and `on_log(level, text)` are called for events, one after the other, in one thread, which
@@ -222,22 +250,24 @@ class Server:
         *,
         fds: Iterable[int | socket.socket] = (),
         fds_shared: bool = False,
-        reuse_port: bool = False,
         threads: int = 32,
+        # options: begin parameters (made from src/options.toml by `make options`)
         stop_timeout: float | None = None,
         kill_timeout: float | None = None,
         lame_duck: float | None = None,
-        lame_duck_min: float | None = None,
-        lame_duck_quiet: float | None = None,
-        ready_path: str | None = None,
         header_timeout: float | None = None,
+        io_threads: int | None = None,
         idle_grace: float | None = None,
         quiesce_timeout: float | None = None,
         linger_timeout: float | None = None,
+        ready_path: str | None = None,
+        lame_duck_min: float | None = None,
+        lame_duck_quiet: float | None = None,
         idle_timeout: float | None = None,
         keep_alive_header: bool = False,
         second_signal: float | None = None,
-        io_threads: int | None = None,
+        reuse_port: bool = False,
+        # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
         on_conn_state: Callable[[Server, int, ConnState, Address], object] | None = None,
@@ -290,25 +320,25 @@ class Server:
             ),
             fd_count=len(given),
             fds_shared=bool(fds_shared),
-            reuse_port=bool(reuse_port),
             clock=None if clock is None else clock._pointer,
+            # options: begin give (made from src/options.toml by `make options`)
             stop_timeout_ms=_arguments.milliseconds("stop_timeout", stop_timeout),
             kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),
             lame_duck_ms=_arguments.milliseconds("lame_duck", lame_duck),
-            lame_duck_min_ms=_arguments.milliseconds("lame_duck_min", lame_duck_min),
-            lame_duck_quiet_ms=_arguments.milliseconds("lame_duck_quiet", lame_duck_quiet),
-            ready_path=None if ready_path is None else _arguments.text("ready_path", ready_path),
             header_timeout_ms=_arguments.milliseconds("header_timeout", header_timeout),
+            io_threads=_arguments.count("io_threads", io_threads),
             idle_grace_ms=_arguments.milliseconds("idle_grace", idle_grace),
             quiesce_timeout_ms=_arguments.milliseconds("quiesce_timeout", quiesce_timeout),
             linger_timeout_ms=_arguments.milliseconds("linger_timeout", linger_timeout),
+            ready_path=_arguments.optional_text("ready_path", ready_path),
+            lame_duck_min_ms=_arguments.milliseconds("lame_duck_min", lame_duck_min),
+            lame_duck_quiet_ms=_arguments.milliseconds("lame_duck_quiet", lame_duck_quiet),
             idle_timeout_ms=_arguments.milliseconds("idle_timeout", idle_timeout),
             keep_alive_header=bool(keep_alive_header),
             second_signal_ms=_arguments.milliseconds("second_signal", second_signal),
+            reuse_port=bool(reuse_port),
+            # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
-            io_threads=(
-                0 if io_threads is None else _arguments.number("io_threads", io_threads, 1, 1 << 16)
-            ),
             pull_events=events,
         )
         self._kill_timeout = _DEFAULT_TIMEOUT if kill_timeout is None else kill_timeout
