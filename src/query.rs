@@ -67,9 +67,9 @@ impl<'a> QueryPairs<'a> {
         None
     }
 
-    /// The pairs that have not been asked for yet.
-    #[cfg(feature = "capi")]
-    pub(crate) fn rest(&self) -> &'a [u8] {
+    /// The pairs that have not been asked for yet, as they are in the query.
+    #[must_use]
+    pub fn rest(&self) -> &'a [u8] {
         self.rest
     }
 }

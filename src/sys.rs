@@ -194,30 +194,15 @@ unsafe extern "C" {
     fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
 }
 
-/// Runs `f`. During `f` the calling thread cannot be cancelled (`pthread_cancel`), because that would unwind the thread
-/// through our frames, where std aborts. A cancellation takes effect after `f` has returned, at the next cancellation
-/// point. Async-signal-safe.
-#[cfg(feature = "capi")]
-pub(crate) fn without_cancellation<T>(f: impl FnOnce() -> T) -> T {
-    /// Restores the earlier state, even if `f` panics.
-    struct Before(libc::c_int);
-    impl Drop for Before {
-        fn drop(&mut self) {
-            set_cancel_state(self.0);
-        }
-    }
-    let _before = Before(set_cancel_state(PTHREAD_CANCEL_DISABLE));
-    f()
-}
-
 /// From now on the calling thread, which is ours, cannot be cancelled.
 pub(crate) fn never_cancel() {
     set_cancel_state(PTHREAD_CANCEL_DISABLE);
 }
 
-const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
+pub(crate) const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
 
-fn set_cancel_state(state: libc::c_int) -> libc::c_int {
+/// Says whether the calling thread can be cancelled, and returns the earlier state. Async-signal-safe.
+pub(crate) fn set_cancel_state(state: libc::c_int) -> libc::c_int {
     let mut old = 0;
     // SAFETY: an int is written there; the call fails only for an invalid state.
     unsafe { pthread_setcancelstate(state, &raw mut old) };

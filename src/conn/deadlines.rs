@@ -43,9 +43,19 @@ pin_project! {
     #[derive(Debug)]
     struct Table {
         at: [Option<Instant>; COUNT],
+        // Which of them had passed when the timer was set last: a bit for each.
+        passed: u8,
         // Set to the earliest deadline that has not passed.
         #[pin]
         timer: Sleep,
+    }
+}
+
+impl Table {
+    fn put(self: Pin<&mut Self>, deadline: Deadline, at: Option<Instant>) {
+        let this = self.project();
+        this.at[deadline as usize] = at;
+        *this.passed &= !(1 << deadline as u8);
     }
 }
 
@@ -61,10 +71,11 @@ impl Deadlines {
         let table = self.0.get_or_insert_with(|| {
             Box::pin(Table {
                 at: [None; COUNT],
+                passed: 0,
                 timer: sleep_until(at),
             })
         });
-        table.as_mut().project().at[deadline as usize] = Some(at);
+        table.as_mut().put(deadline, Some(at));
     }
 
     pub(super) fn is_set(&self, deadline: Deadline) -> bool {
@@ -73,7 +84,7 @@ impl Deadlines {
 
     pub(super) fn clear(&mut self, deadline: Deadline) {
         if let Some(table) = &mut self.0 {
-            table.as_mut().project().at[deadline as usize] = None;
+            table.as_mut().put(deadline, None);
         }
     }
 
@@ -93,14 +104,16 @@ impl Deadlines {
         }
     }
 
-    /// Whether a deadline has passed. This is quicker than [`Deadlines::poll`], but the task is only woken at the
-    /// deadline if [`Deadlines::poll`] has been called since it was set.
-    pub(super) fn has_passed(&self, deadline: Deadline) -> bool {
-        let is_elapsed = self
-            .0
-            .as_ref()
-            .is_some_and(|table| table.timer.is_elapsed());
-        is_elapsed && self.at(deadline).is_some_and(|at| at <= Instant::now())
+    /// Like [`Deadlines::poll`], for a deadline that this task has polled since it was set: that is quicker.
+    pub(super) fn poll_again(&mut self, deadline: Deadline, cx: &mut Context<'_>) -> Poll<()> {
+        let stands = self.0.as_ref().is_some_and(|table| {
+            let is_seen = table.passed & 1 << deadline as u8 != 0;
+            !is_seen && !table.timer.is_elapsed()
+        });
+        if stands {
+            return Poll::Pending; // The timer wakes the task at this deadline, or for an earlier one.
+        }
+        self.poll(deadline, cx)
     }
 
     fn at(&self, deadline: Deadline) -> Option<Instant> {
@@ -112,9 +125,22 @@ impl Deadlines {
         let Some(table) = &mut self.0 else {
             return Poll::Ready(());
         };
-        let TableProjection { at, mut timer } = table.as_mut().project();
-        let later = at.iter().flatten().filter(|at| **at > now);
-        let Some(earliest) = later.min().copied() else {
+        let TableProjection {
+            at,
+            passed,
+            mut timer,
+        } = table.as_mut().project();
+        let mut earliest = None;
+        for (bit, at) in at.iter().enumerate() {
+            match *at {
+                Some(at) if at > now => {
+                    earliest = Some(earliest.map_or(at, |earliest: Instant| earliest.min(at)));
+                }
+                Some(_) => *passed |= 1 << bit,
+                None => {}
+            }
+        }
+        let Some(earliest) = earliest else {
             return Poll::Ready(());
         };
         if timer.deadline() != earliest {

@@ -40,15 +40,30 @@ pub(super) fn status_anywhere(body: impl FnOnce() -> Result<httpdown_status>) ->
             status_of(&error)
         })
     };
-    let status = sys::without_cancellation(|| contain(call)).unwrap_or_else(|| {
+    let status = without_cancellation(|| contain(call)).unwrap_or_else(|| {
         last_error::set(&"a bug in httpdown");
         HTTPDOWN_STATUS_PANIC
     });
     status as c_int
 }
 
+/// Runs `f`. During `f` the calling thread cannot be cancelled (`pthread_cancel`), because that would unwind the thread
+/// through our frames, where std aborts. A cancellation takes effect after `f` has returned, at the next cancellation
+/// point. Async-signal-safe.
+pub(super) fn without_cancellation<T>(f: impl FnOnce() -> T) -> T {
+    /// Restores the earlier state, even if `f` panics.
+    struct Before(c_int);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            sys::set_cancel_state(self.0);
+        }
+    }
+    let _before = Before(sys::set_cancel_state(sys::PTHREAD_CANCEL_DISABLE));
+    f()
+}
+
 /// The body of every function that returns a value. The result is `fallback` after a NULL argument, a fork or a panic.
-/// Code that may reach a cancellation point runs in [`sys::without_cancellation`].
+/// Code that may reach a cancellation point runs in [`without_cancellation`].
 pub(super) fn value<T: Copy>(fallback: T, body: impl FnOnce() -> Result<T>) -> T {
     if process::forked() {
         return fallback;

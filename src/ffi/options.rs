@@ -92,7 +92,9 @@ impl Options {
         let mut builder = builder(&raw, &host)?;
         let dispatch = dispatch(&raw)?;
         let listeners = listeners(&raw, &mut builder)?;
-        builder = builder.slot(Arc::clone(&server.server));
+        // The callbacks get it from there.
+        let slot = Arc::clone(&server.server);
+        builder = builder.on_start(move |server| drop(slot.set(server.clone())));
         match dispatch {
             None => {
                 let queue = server.queue.get_or_init(|| builder.new_queue());

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use once_cell::sync::OnceCell;
 
+use crate::process;
 use crate::{Error, Event, RequestQueue, Result, Server, Signals};
-use crate::{process, sys};
 
 use super::boundary::{
     borrow, deadline, output, room, size_of_callers, status, status_in_child_too, status_of,
-    status_text, text_array, value, write_sized, write_text,
+    status_text, text_array, value, without_cancellation, write_sized, write_text,
 };
 use super::callbacks::ForeignData;
 use super::options::Options;
@@ -192,7 +192,7 @@ unsafe fn begin(server: *const httpdown_server, order: fn(&Server)) -> c_int {
     }
     // SAFETY: the header's preface: NULL or a server.
     match unsafe { server.as_ref() } {
-        Some(server) => sys::without_cancellation(|| order(server.get())),
+        Some(server) => without_cancellation(|| order(server.get())),
         None => return httpdown_status::HTTPDOWN_STATUS_INVALID_ARGUMENT as c_int,
     }
     httpdown_status::HTTPDOWN_STATUS_OK as c_int
@@ -308,7 +308,7 @@ pub unsafe extern "C" fn httpdown_free(server: *mut httpdown_server) {
         if !server.is_null() {
             // SAFETY: it came from httpdown_serve, and is freed once.
             let handle = unsafe { Arc::from_raw(server.cast_const()) };
-            sys::without_cancellation(|| {
+            without_cancellation(|| {
                 handle.get().clone().close();
                 drop(handle);
             });

@@ -1,5 +1,6 @@
 //! The settings of a server, and its start.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -8,11 +9,11 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
-use once_cell::sync::OnceCell;
 
 use crate::clock::{Clock, SystemClock};
 use crate::conn::{self, Body, BoxError, Conn, Plain, Respond};
 use crate::conn_info::ConnInfo;
+use crate::contain::contain;
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Events, Interest, LogLevel, Observers};
@@ -56,7 +57,16 @@ pub struct Builder {
     observers: Observers,
     pulled: Option<Interest>,
     runtime: Option<Arc<LentRuntime>>,
-    slot: Option<Arc<OnceCell<Server>>>,
+    on_start: OnStart,
+}
+
+#[derive(Default)]
+struct OnStart(Option<Box<dyn FnOnce(&Server) + Send>>);
+
+impl fmt::Debug for OnStart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OnStart").field(&self.0.is_some()).finish()
+    }
 }
 
 impl Builder {
@@ -254,10 +264,31 @@ impl Builder {
         self
     }
 
-    /// Puts the server into `slot` before any of its threads runs, and so before any callback is called.
-    #[cfg(feature = "capi")]
-    pub(crate) fn slot(mut self, slot: Arc<OnceCell<Server>>) -> Self {
-        self.slot = Some(slot);
+    /// Sets a callback, called once with the server before any of its threads runs, and so before any handler and any
+    /// other callback: for those that need the server. It is called on a thread of its own, for which the start waits;
+    /// so it must not wait for the server. If it panics, the server does not start ([`Error::Panicked`]).
+    ///
+    /// ```
+    /// use std::sync::{Arc, OnceLock};
+    ///
+    /// use httpdown::{Dispatch, Exchange, Listener, Server};
+    ///
+    /// # fn main() -> httpdown::Result<()> {
+    /// let own = Arc::new(OnceLock::new());
+    /// let known = Arc::clone(&own);
+    /// let handler = move |exchange: Exchange| {
+    ///     let server: &Server = known.get().expect("it is set before the first request");
+    ///     let _ = exchange.reply(http::Response::new(format!("{server:?}").into()));
+    /// };
+    /// let server = Server::builder()
+    ///     .on_start(move |server| drop(own.set(server.clone())))
+    ///     .handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+    /// server.stop_blocking()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_start(mut self, callback: impl FnOnce(&Server) + Send + 'static) -> Self {
+        self.on_start.0 = Some(Box::new(callback));
         self
     }
 
@@ -518,15 +549,17 @@ impl Builder {
         let interest = self.interest();
         let runtime = control_runtime.handle().clone();
         let shared = Arc::new(self.shared(id, &listeners, runtime)?);
+        let server = Server { shared };
+        if let Some(callback) = self.on_start.0
+            && contain(|| callback(&server)).is_none()
+        {
+            return Err(Error::Panicked);
+        }
         let (make, backend) = respond(id, mask);
         let (threads, executor) = match self.runtime {
             Some(lent) => (IoThreads::default(), Executor::on(lent)),
             None => IoThreads::start(id, self.options.io_threads, backend.hands_over(), mask)?,
         };
-        let server = Server { shared };
-        if let Some(slot) = self.slot {
-            let _ = slot.set(server.clone());
-        }
         let start = |name: &str, mask: Option<SignalMask>, body: Box<dyn FnOnce() + Send>| {
             threads::spawn_thread(name, id, Role::Other, mask, body)
         };

@@ -216,7 +216,7 @@ fn long_pause(
 ) -> Option<Instant> {
     let requests = conn.requests();
     match pause {
-        Some(_) if !deadlines.has_passed(Deadline::Pause) => return None,
+        Some(_) if deadlines.poll_again(Deadline::Pause, cx).is_pending() => return None,
         Some((then, since)) if *then == requests => return Some(*since),
         _ => {}
     }

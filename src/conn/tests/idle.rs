@@ -325,6 +325,24 @@ fn a_connection_is_not_idle_while_its_client_still_receives() {
     });
 }
 
+/// The look whether everything has arrived, which was to come soon, is not the last.
+#[test]
+fn a_connection_that_was_asked_while_it_delivered_is_idle_in_time() {
+    let bench = Bench::of_tcp();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        run.peer.is_reading = false;
+        assert!(run.send(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await);
+        assert_eq!(run.shared.report().served, 1);
+        assert!(run.send(GET).await);
+        run.catch_up().await;
+        assert_eq!(run.shared.report().served, 2);
+        run.peer.is_reading = true;
+        run.ticks(IDLE + 2 * PARK).await;
+        assert_eq!(run.peer.end, Some(true));
+    });
+}
+
 #[test]
 fn a_connection_that_was_answered_before_its_body_came_waits_for_it() {
     let bench = Bench::new();

@@ -724,10 +724,16 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
     // It ends in time, not too early, and at once at a kill.
     let stop = outcome.stop.unwrap();
     let is_reading = peer.is_reading;
+    // An ambush may wait until the kill, because nothing else makes the task run.
+    let upto = |tick: u32| {
+        let before = outcome.sent.iter().filter(|(when, _)| *when < tick);
+        before.map(|(_, upto)| *upto).max().unwrap_or(0)
+    };
+    let sent_to_hung = outcome.kill.map_or(sent, |kill| upto(kill).min(sent));
     let may_hang = !is_reading
-        || requests
-            .iter()
-            .any(|(_, item, begin, end)| *begin < sent && (*end > sent || *item == Item::Never));
+        || requests.iter().any(|(_, item, begin, end)| {
+            *begin < sent_to_hung && (*end > sent_to_hung || *item == Item::Never)
+        });
     prop_assert!(!outcome.hung || may_hang, "it hangs");
     prop_assert!(run.gone.is_some(), "not even a kill has ended it");
     if let Some(kill) = outcome.kill {

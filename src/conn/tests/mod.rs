@@ -10,20 +10,23 @@ mod requests;
 use std::future::{Future, poll_fn};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::test_runner::Config;
 use socket2::{SockRef, Socket, Type};
 use tokio::runtime::Handle;
 
 use super::{Conn, Respond, serve};
+use crate::net::link::Kind;
 use crate::net::{Connected, Listener};
 use crate::phase::Phase;
 use crate::server::{Builder, Server};
 use crate::shared::Shared;
+use crate::sys;
 use crate::threads::Spawn;
 
 /// Begins a phase, and does all that follows from that before it returns.
@@ -146,6 +149,8 @@ struct Run {
     shared: Arc<Shared>,
     /// Held by the connection, too.
     worker: Arc<Watched>,
+    /// Our end, for as long as the connection is open.
+    socket: (RawFd, Kind),
     peer: Peer,
     tick: u32,
     /// When our FIN or a reset was seen.
@@ -170,6 +175,7 @@ impl Run {
         let shared = Arc::new(shared);
         let (client, connected) = bench.connect();
         client.set_nonblocking(true).unwrap();
+        let socket = (connected.stream.as_raw_fd(), Kind::of(&connected.local));
         let accepted = Conn::accept(&shared, connected);
         let worker = Arc::new(Watched {
             runtime: Handle::current(),
@@ -182,6 +188,7 @@ impl Run {
         Self {
             shared,
             worker,
+            socket,
             peer: Peer {
                 stream: Some(client),
                 is_reading: true,
@@ -205,7 +212,10 @@ impl Run {
             let after = (self.polls(), self.peer.got.len());
             quiet = if before == after { quiet + 1 } else { 0 };
             if quiet == 3 {
-                break;
+                if !self.wait_for_delivery() {
+                    break;
+                }
+                quiet = 0;
             }
         }
         assert!(quiet == 3, "the server does not come to rest");
@@ -215,6 +225,26 @@ impl Run {
         if Arc::strong_count(&self.worker) == 1 && self.shared.report().conns_open == 0 {
             self.gone.get_or_insert(self.tick);
         }
+    }
+
+    /// On a busy machine, the kernel may take its time for what has been sent. The clock must not move meanwhile. Returns
+    /// whether there was something to wait for.
+    fn wait_for_delivery(&mut self) -> bool {
+        let (shared, (fd, kind)) = (Arc::clone(&self.shared), self.socket);
+        let unacked = || sys::with_fd(fd, |fd| kind.unacked(fd));
+        let is_delivering = || shared.report().conns_open > 0 && unacked() > 0;
+        if !self.peer.is_reading || self.peer.stream.is_none() || !is_delivering() {
+            return false;
+        }
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while is_delivering() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::yield_now();
+            self.peer.look();
+        }
+        true
     }
 
     fn polls(&self) -> usize {
