@@ -42,7 +42,8 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
             |path| match path.file_name().and_then(|name| name.to_str()) {
                 Some("tests") => Vec::new(),
                 _ if path.is_dir() => sources(&path),
-                _ => vec![path],
+                _ if path.extension().is_some_and(|kind| kind == "rs") => vec![path],
+                _ => Vec::new(),
             },
         )
         .collect()

@@ -15,7 +15,7 @@ use std::net::{Shutdown, TcpListener};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -1222,4 +1222,31 @@ fn servers_come_and_go() {
         fixture.server.close();
         client.assert_closed();
     }
+}
+
+#[test]
+fn who_needs_the_server_gets_it_before_it_serves() {
+    let (give, given) = mpsc::channel();
+    let server = builder()
+        .on_start(move |server| give.send(server.clone()).unwrap())
+        .handle(listener(), Dispatch::Inline, drop)
+        .unwrap();
+    let own = given.try_recv().unwrap();
+    assert_eq!(own.local_addrs(), server.local_addrs());
+    stop(&own).unwrap();
+    assert_eq!(server.report().phase, Phase::Stopped);
+}
+
+#[test]
+fn who_knows_a_server_that_could_not_start_does_not_wait_for_ever() {
+    let (give, given) = mpsc::channel();
+    let started = builder()
+        .on_start(move |server| {
+            give.send(server.clone()).unwrap();
+            std::panic::resume_unwind(Box::new(()));
+        })
+        .handle(listener(), Dispatch::Inline, drop);
+    assert!(matches!(started, Err(Error::Panicked)), "{started:?}");
+    let own = given.try_recv().unwrap();
+    assert!(matches!(stop(&own), Err(Error::Panicked)));
 }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 
@@ -21,10 +22,12 @@ use super::state::Conn;
 /// It is a [`http_body::Body`]: read it by `http_body_util::BodyExt`, or give it to a framework. A client may wait with
 /// its body until it is asked (`Expect: 100-continue`); the first read asks it.
 ///
-/// You may drop a body before its end. If little is left of it, the connection reads and discards the rest, and goes on
-/// with the next request. Otherwise the answer says `Connection: close`, and the connection ends behind it.
+/// You may drop a body before its end. If it is dropped before the answer, and little is left of it, the connection reads
+/// and discards the rest, and goes on with the next request. Otherwise the answer says `Connection: close`, and the
+/// connection ends behind it.
 ///
-/// A body does not keep a stop waiting: the answer does. If the server kills the request, reading fails.
+/// You may also read a body after its answer. A stop then waits for it as long as a piece is read, or comes, within the
+/// [idle grace](crate::Builder::idle_grace). If the server kills the request, reading fails.
 ///
 /// A test of a service can make a body from bytes:
 ///
@@ -69,6 +72,13 @@ impl Body {
                 is_awaited,
             })
         }))
+    }
+
+    /// Whoever holds this body gives it back before the answer is complete.
+    pub(crate) fn is_given_back(&self) {
+        if let Some(Source::Client { rest, .. }) = self.0.as_deref() {
+            rest.is_given_back.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Whether the client waits until it is asked for the body, and nobody has asked it.
@@ -149,7 +159,10 @@ impl http_body::Body for Body {
             return Poll::Ready(None);
         }
         Poll::Ready(match ready!(Pin::new(incoming).poll_frame(cx)) {
-            Some(Ok(frame)) => Some(Ok(frame)),
+            Some(Ok(frame)) => {
+                rest.is_read();
+                Some(Ok(frame))
+            }
             // hyper gives the reason only once, and reports the end of the body after that.
             Some(Err(why)) => {
                 let why = rest.failed(&why);
@@ -212,6 +225,8 @@ impl fmt::Debug for Body {
 pub(super) struct Rest {
     /// A body does not keep its connection in the registry.
     conn: Weak<Conn>,
+    /// Whoever holds the body gives it back before the answer is complete. Nobody can say that of a service.
+    is_given_back: AtomicBool,
     kept: Mutex<Kept>,
 }
 
@@ -219,6 +234,8 @@ pub(super) struct Rest {
 enum Kept {
     Nothing,
     Unread(Incoming),
+    /// It was unread, and the connection has taken it.
+    Taken,
     /// The answer is complete, or will never be: there is no more use in keeping anything. `true`: by a kill.
     Over(bool),
 }
@@ -227,6 +244,7 @@ impl Rest {
     pub(super) fn new(conn: &Arc<Conn>) -> Arc<Self> {
         Arc::new(Self {
             conn: Arc::downgrade(conn),
+            is_given_back: AtomicBool::new(false),
             kept: Mutex::new(Kept::Nothing),
         })
     }
@@ -240,19 +258,34 @@ impl Rest {
 
     /// What is left of the body, if it is known that nobody reads it.
     pub(super) fn take(&self) -> Option<Unread> {
-        match self.replace(Kept::Nothing) {
+        let mut kept = self.lock();
+        match std::mem::replace(&mut *kept, Kept::Taken) {
             Kept::Unread(body) => Some(Unread::new(body)),
-            _ => None,
+            other => {
+                *kept = other;
+                None
+            }
+        }
+    }
+
+    /// Whether nobody reads the body any more, or will do so when the answer is complete.
+    pub(super) fn is_left(&self) -> bool {
+        let is_given_back = self.is_given_back.load(Ordering::Relaxed);
+        is_given_back || !matches!(*self.lock(), Kept::Nothing)
+    }
+
+    /// Somebody has read a piece of the body.
+    fn is_read(&self) {
+        if let Some(conn) = self.conn.upgrade() {
+            conn.h1.piece_is_read();
         }
     }
 
     /// The answer is complete, or will never be.
     pub(super) fn end(&self, is_killed: bool) {
-        self.replace(Kept::Over(is_killed));
-    }
-
-    fn replace(&self, by: Kept) -> Kept {
-        std::mem::replace(&mut *self.lock(), by)
+        // Dropped when the lock is free again.
+        let kept = std::mem::replace(&mut *self.lock(), Kept::Over(is_killed));
+        drop(kept);
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {

@@ -33,6 +33,7 @@ pub(super) enum Deadline {
 }
 
 const COUNT: usize = Deadline::Look as usize + 1;
+const _: () = assert!(COUNT <= u8::BITS as usize, "each has a bit");
 
 /// The deadlines that are set. Without any, this takes one word.
 #[derive(Debug, Default)]

@@ -65,6 +65,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
         self.idle_since = since;
         self.deadlines.clear_all();
         self.looks = Looks::SERVING;
+        self.wire.has_skipped();
         self.wire.unwatch_reset();
     }
 

@@ -61,6 +61,7 @@ pub struct Builder {
 }
 
 #[derive(Default)]
+#[allow(clippy::type_complexity, reason = "it has no other use")]
 struct OnStart(Option<Box<dyn FnOnce(&Server) + Send>>);
 
 impl fmt::Debug for OnStart {
@@ -264,9 +265,9 @@ impl Builder {
         self
     }
 
-    /// Sets a callback, called once with the server before any of its threads runs, and so before any handler and any
-    /// other callback: for those that need the server. It is called on a thread of its own, for which the start waits;
-    /// so it must not wait for the server. If it panics, the server does not start ([`Error::Panicked`]).
+    /// Sets a callback, called once with the server before it serves, and so before any handler and any other callback:
+    /// for those that need the server. It is called on a thread of its own, for which the start waits; so it must not
+    /// wait for the server. If it panics, the server does not start ([`Error::Panicked`]).
     ///
     /// ```
     /// use std::sync::{Arc, OnceLock};
@@ -550,12 +551,8 @@ impl Builder {
         let runtime = control_runtime.handle().clone();
         let shared = Arc::new(self.shared(id, &listeners, runtime)?);
         let server = Server { shared };
-        if let Some(callback) = self.on_start.0
-            && contain(|| callback(&server)).is_none()
-        {
-            return Err(Error::Panicked);
-        }
         let (make, backend) = respond(id, mask);
+        let on_start = self.on_start;
         let (threads, executor) = match self.runtime {
             Some(lent) => (IoThreads::default(), Executor::on(lent)),
             None => IoThreads::start(id, self.options.io_threads, backend.hands_over(), mask)?,
@@ -595,6 +592,12 @@ impl Builder {
                 backend,
                 serve: Arc::new(move |accepted| conn::serve(accepted, &make, workers.worker())),
             };
+            if let Some(callback) = on_start.0
+                && contain(|| callback(&server)).is_none()
+            {
+                server.threads().push(helper);
+                return Err(Error::Panicked);
+            }
             let (hand_over, handed_over) = mpsc::channel();
             let body = move || {
                 if let Ok(helper) = handed_over.recv() {
@@ -616,6 +619,9 @@ impl Builder {
                 server.shared.events.close();
                 server.shared.helper.end();
                 server.join();
+                // Somebody may know it already, and wait.
+                server.shared.outcome.settle(Err(error.clone()));
+                server.shared.outcome.tell();
                 return Err(error);
             }
         }

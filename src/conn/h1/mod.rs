@@ -162,11 +162,11 @@ async fn drive<R: Respond>(
         }
         let idle_since = if phase.drains() && conn.is_at_rest() {
             Some(Instant::now())
-        } else if phase.drains() && conn.is_between_requests() && !conn.h1.is_waiting_for_bytes() {
-            // A handler that still reads the last request's body gets it from hyper. For each piece it has the time
-            // that a next request would have.
-            let reads = conn.h1.reads();
-            if reader.replace(reads) != Some(reads) {
+        } else if phase.drains() && conn.is_between_requests() && !conn.h1.is_reading_head() {
+            // The last request is answered, and its body is not through: somebody may still read it, and gets it from
+            // hyper. Each piece must come, and be read, in the time that a next request would have.
+            let pieces = conn.h1.pieces();
+            if reader.replace(pieces) != Some(pieces) {
                 deadlines.set(Deadline::Reader, options.idle_grace);
             }
             ready!(deadlines.poll(Deadline::Reader, cx));
@@ -182,7 +182,7 @@ async fn drive<R: Respond>(
         };
         if let Some(since) = idle_since {
             // hyper may still wait to tell a handler that a body has ended, though the handler does not want that body.
-            let is_last = conn.is_close_announced();
+            let is_last = conn.is_close_announced() || (conn.requests() > 0 && !conn.h1.goes_on());
             return Poll::Ready(if is_last { Why::Done } else { Why::Idle(since) });
         }
         if !conn.h1.is_reading_head() {
@@ -221,12 +221,10 @@ fn long_pause(
         _ => {}
     }
     let options = &conn.shared().options;
-    *pause = Some((requests, Instant::now()));
-    deadlines.set(
-        Deadline::Pause,
-        options.park_after.min(options.idle_timeout),
-    );
-    // If it has passed already, the next look sees that.
-    let _ = deadlines.poll(Deadline::Pause, cx);
-    None
+    let since = Instant::now();
+    *pause = Some((requests, since));
+    let patience = options.park_after.min(options.idle_timeout);
+    deadlines.set(Deadline::Pause, patience);
+    let poll = deadlines.poll(Deadline::Pause, cx);
+    poll.is_ready().then_some(since)
 }

@@ -42,8 +42,8 @@ pub(in crate::conn) struct Progress {
     foreign_target: AtomicBool,
     /// hyper has used up all the bytes that it got, and waits for more.
     waiting_for_bytes: AtomicBool,
-    /// How often hyper has got bytes.
-    reads: Count,
+    /// How often hyper has got bytes, or somebody has read a piece of a body. Any thread counts.
+    pieces: Count,
     /// The last response has agreed to an upgrade: the bytes that come now are not HTTP for us.
     upgraded: AtomicBool,
     /// How many bytes of the last request's body have not been given to hyper; [`UNKNOWN`] if only the end of the body
@@ -194,13 +194,18 @@ impl Progress {
     pub(in crate::conn) fn has_read(&self, waits: bool) {
         self.waiting_for_bytes.store(waits, Ordering::Relaxed);
         if !waits {
-            self.reads.raise(1);
+            self.pieces.add(1);
         }
     }
 
-    /// How often hyper has got bytes.
-    pub(in crate::conn) fn reads(&self) -> u64 {
-        self.reads.get()
+    /// Somebody has read a piece of a body.
+    pub(in crate::conn) fn piece_is_read(&self) {
+        self.pieces.add(1);
+    }
+
+    /// How often hyper has got bytes, or somebody has read a piece of a body.
+    pub(in crate::conn) fn pieces(&self) -> u64 {
+        self.pieces.get()
     }
 
     /// Whether hyper has got all of the last request, and has given away all of its body, except perhaps the last

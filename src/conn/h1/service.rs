@@ -293,7 +293,11 @@ impl<O: Outcome> Answering<O> {
         let conn = self.conn();
         let is_short =
             || matches!(conn.h1.body_length(), BodyLength::Known(left) if left <= SKIPPED);
-        self.has_plain_length && !self.is_http10 && (is_short() || conn.has_request_behind())
+        // Who keeps it may read it never, and the next request would wait for that.
+        self.rest.as_ref().is_none_or(|rest| rest.is_left())
+            && self.has_plain_length
+            && !self.is_http10
+            && (is_short() || conn.has_request_behind())
     }
 
     /// Says that the connection ends. The host's other connection options may stay, but not those that say that it goes

@@ -55,6 +55,13 @@ enum Item {
         chunked: bool,
         after: u32,
     },
+    /// Answered at once, its body kept for a while, and then dropped, or read slowly.
+    Kept {
+        len: usize,
+        chunked: bool,
+        after: u32,
+        reads: bool,
+    },
     /// Not answered.
     Never,
     Panic,
@@ -75,7 +82,11 @@ impl Item {
             format!("{method} /{index} HTTP/1.{version}\r\nhost: a\r\n{fields}\r\n").into_bytes()
         };
         match self {
-            Self::Echo { len, chunked } | Self::Early { len, chunked, .. } if chunked => {
+            Self::Echo { len, chunked }
+            | Self::Early { len, chunked, .. }
+            | Self::Kept { len, chunked, .. }
+                if chunked =>
+            {
                 let mut bytes = head("POST", "1", "transfer-encoding: chunked\r\n");
                 for chunk in content(index, len).chunks(97) {
                     bytes.extend(format!("{:x};x=y\r\n", chunk.len()).into_bytes());
@@ -85,7 +96,7 @@ impl Item {
                 bytes.extend(b"0\r\na: b\r\n\r\n");
                 bytes
             }
-            Self::Echo { len, .. } | Self::Early { len, .. } => {
+            Self::Echo { len, .. } | Self::Early { len, .. } | Self::Kept { len, .. } => {
                 let mut bytes = head("POST", "1", &format!("content-length: {len}\r\n"));
                 bytes.extend(content(index, len));
                 bytes
@@ -122,7 +133,7 @@ impl Item {
         match self {
             Self::Upgrade | Self::Http10 | Self::Last | Self::BadHead | Self::BadChunk => true,
             // Where it ends is known only to who reads it.
-            Self::Early { chunked, .. } => chunked,
+            Self::Early { chunked, .. } | Self::Kept { chunked, .. } => chunked,
             _ => false,
         }
     }
@@ -170,6 +181,8 @@ fn item() -> impl Strategy<Value = Item> {
         3 => (0..400usize, any::<bool>()).prop_map(|(len, chunked)| Item::Echo { len, chunked }),
         2 => (prop_oneof![0..400usize, 0..40_000usize], any::<bool>(), 0..4u32)
             .prop_map(|(len, chunked, after)| Item::Early { len, chunked, after }),
+        2 => (prop_oneof![0..400usize, 0..40_000usize], any::<bool>(), 0..12u32, any::<bool>())
+            .prop_map(|(len, chunked, after, reads)| Item::Kept { len, chunked, after, reads }),
         1 => Just(Item::Never),
         1 => Just(Item::Panic),
         1 => Just(Item::Upgrade),
@@ -256,6 +269,19 @@ async fn respond(item: Item, index: usize, request: Request<Body>) -> Response<P
     let (status, mut body) = item.answer(index);
     match item {
         Item::Get { after } | Item::Early { after, .. } => sleep(after * TICK).await,
+        Item::Kept { after, reads, .. } => {
+            tokio::spawn(async move {
+                sleep(after * TICK).await;
+                let mut body = request.into_body();
+                let mut pieces = 0_u32;
+                while reads && let Some(Ok(_)) = body.frame().await {
+                    pieces += 1;
+                    if pieces.is_multiple_of(16) {
+                        sleep(TICK).await;
+                    }
+                }
+            });
+        }
         Item::Never => std::future::pending().await,
         Item::Stream { pieces, pause } => {
             let piece = Bytes::from(content(index, 10));
@@ -669,7 +695,7 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
         let closes = position
             .and_then(|at| answers.get(at))
             .is_none_or(|answer| answer.closes);
-        item.is_last() || matches!(item, Item::Early { .. }) && closes
+        item.is_last() || matches!(item, Item::Early { .. } | Item::Kept { .. }) && closes
     };
 
     // What has come in time is answered.
@@ -711,7 +737,9 @@ fn check(case: &Case, outcome: &Outcome) -> Result<(), TestCaseError> {
         };
         let behind = begins_request(&bytes[end.min(*sent)..*sent]);
         match item {
-            Item::Early { len: 1.., .. } | Item::Early { chunked: true, .. } => {
+            Item::Early { len: 1.., .. }
+            | Item::Early { chunked: true, .. }
+            | Item::Kept { .. } => {
                 let says_enough = answer.closes || *sent > end || !is_stopping;
                 prop_assert!(says_enough, "{} closes", index);
             }
