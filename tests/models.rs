@@ -17,10 +17,10 @@ mod sync {
 
 #[path = "../src/server/door.rs"]
 mod door;
+#[path = "../src/conn/driver.rs"]
+mod driver;
 #[path = "../src/conn/number.rs"]
 mod number;
-#[path = "../src/conn/park.rs"]
-mod park;
 #[path = "../src/registry/register.rs"]
 mod register;
 
@@ -32,8 +32,8 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 
 use door::{Door, Quiet};
+use driver::{Driver, Resume};
 use number::Number;
-use park::{Driver, Resume};
 use register::Register;
 
 /// A kernel's queue of connections, and those that are in the registry.

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use crate::threads::Spawn;
 
 use super::deadlines::{Deadline, Deadlines, Looks};
+use super::driver::Resume;
 use super::go_on;
 use super::h1::Wire;
-use super::park::Resume;
 use super::respond::Respond;
 
 /// How much longer a new connection's grace is for each time that the handshake was repeated. The client took the delay

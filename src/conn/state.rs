@@ -20,9 +20,9 @@ use crate::report::Report;
 use crate::shared::Shared;
 use crate::sys;
 
+use super::driver::Driver;
 use super::h1::{BodyLength, Progress, is_request};
 use super::number::Number;
-use super::park::Driver;
 
 /// How a connection ends, if nothing on it is lost.
 #[derive(Clone, Copy, Debug)]

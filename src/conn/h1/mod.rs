@@ -5,6 +5,7 @@
 //! or an idle connection even when a request is on its way.
 
 mod framing;
+mod persistence;
 mod progress;
 mod reply_body;
 mod service;

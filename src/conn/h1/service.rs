@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HeaderValue, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, Method, Request, Response, StatusCode, Version};
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
@@ -15,7 +15,7 @@ use hyper::service::Service;
 use pin_project_lite::pin_project;
 
 use crate::conn::answers;
-use crate::conn::body::{Body as RequestBody, Rest, SKIPPED, Unread};
+use crate::conn::body::{Body as RequestBody, Rest, Unread};
 use crate::conn::respond::{BoxError, Outcome, Respond};
 use crate::conn::state::Conn;
 use crate::contain::contain;
@@ -24,9 +24,7 @@ use crate::events::LogLevel;
 use super::framing::BodyLength;
 use super::progress::BodyFault;
 use super::reply_body::{Source, TrackedBody};
-use super::validate::{has_option, options, validate};
-
-static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+use super::validate::validate;
 
 /// Tells the connection about each request, and what becomes of it.
 pub(super) struct Tracked<R> {
@@ -98,12 +96,6 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
     }
 }
 
-/// Whether the host's own headers say that the connection ends. Looking at each header is quicker than looking one up.
-fn says_close(headers: &HeaderMap) -> bool {
-    let mut fields = headers.iter().filter(|(name, _)| *name == CONNECTION);
-    fields.any(|(_, field)| has_option(field, b"close"))
-}
-
 /// Whether an answer of this status has no content, and no headers that speak of any (RFC 9110, 15.3.5 and 15.3.6).
 fn is_empty(status: StatusCode) -> bool {
     matches!(status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT)
@@ -119,17 +111,17 @@ pub(super) struct Answering<O: Outcome> {
     outcome: O,
     is_complete: bool,
     /// `None` if the request has no body.
-    rest: Option<Arc<Rest>>,
+    pub(super) rest: Option<Arc<Rest>>,
     asks_for: AsksFor,
     /// The request asks for an upgrade, or a tunnel.
     is_upgrade: bool,
-    is_http10: bool,
+    pub(super) is_http10: bool,
     /// The body has a length, and the client sends it without being asked. So the end of the body is known, whether it
     /// is read or not. To know the end of a chunked body is not enough: if there is also a length, which hyper does not
     /// show, hyper ends the connection, and says so.
-    has_plain_length: bool,
+    pub(super) has_plain_length: bool,
     /// The client wants the connection to go on.
-    keep_alive: bool,
+    pub(super) keep_alive: bool,
     /// The response tells the client the idle timeout, if the connection goes on after it.
     announces: bool,
 }
@@ -267,80 +259,6 @@ impl<O: Outcome> Answering<O> {
             }
         }
         remaining
-    }
-
-    /// Whether the connection ends after this answer.
-    fn is_last(&self, headers: &HeaderMap, has_own_end: bool) -> bool {
-        let conn = self.conn();
-        if !has_own_end {
-            // This answer ends with the connection. If it is cut, the connection must not end in that way.
-            conn.h1.response_ends_with_connection();
-        }
-        // Nobody knows whether somebody will still read the rest of the body.
-        let is_unread = !conn.h1.has_read_body() && !self.may_be_skipped();
-        let stops = conn.shared().phases.get().announces_close()
-            && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
-        if stops {
-            // The client is told of the end, and sends its next request on another connection.
-            conn.close_announced();
-        }
-        stops || !self.keep_alive || !has_own_end || is_unread || says_close(headers)
-    }
-
-    /// Whether the connection can go on after a body that nobody reads. The rest of the body must be short and sure to
-    /// come, or be here already. And hyper must not say that the connection ends.
-    fn may_be_skipped(&self) -> bool {
-        let conn = self.conn();
-        let is_short =
-            || matches!(conn.h1.body_length(), BodyLength::Known(left) if left <= SKIPPED);
-        // Who keeps it may read it never, and the next request would wait for that.
-        self.rest.as_ref().is_none_or(|rest| rest.is_left())
-            && self.has_plain_length
-            && !self.is_http10
-            && (is_short() || conn.has_request_behind())
-    }
-
-    /// Says that the connection ends. The host's other connection options may stay, but not those that say that it goes
-    /// on.
-    #[cold]
-    fn say_close<S>(&self, response: &mut Response<S>) {
-        let mut others = Vec::new();
-        for field in response.headers().get_all(CONNECTION) {
-            for option in options(field) {
-                let is_one_of = |names: [&str; 3]| {
-                    let mut names = names.iter();
-                    names.any(|name| option.eq_ignore_ascii_case(name.as_bytes()))
-                };
-                if !is_one_of(["", "close", "keep-alive"]) {
-                    others.extend_from_slice(if others.is_empty() { b"" } else { b", " });
-                    others.extend_from_slice(option);
-                }
-            }
-        }
-        let headers = response.headers_mut();
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        // `close` has a field of its own, because hyper does not look for `close` in a field that it cannot read
-        // completely.
-        if let (false, Ok(others)) = (others.is_empty(), HeaderValue::from_bytes(&others)) {
-            headers.append(CONNECTION, others);
-        }
-        headers.remove(&KEEP_ALIVE);
-        if self.is_http10 {
-            // Otherwise hyper adds `keep-alive`, if the client has asked for that.
-            *response.version_mut() = Version::HTTP_10;
-        }
-    }
-
-    /// Says when an idle connection ends, unless the response itself says something about that.
-    fn announce(&self, headers: &mut HeaderMap) {
-        if let Some(timeout) = &self.conn().shared().announcement
-            && !headers.contains_key(CONNECTION)
-            && !headers.contains_key(&KEEP_ALIVE)
-        {
-            // `Connection` must name every field about the connection (RFC 9110, 7.6.1).
-            headers.insert(CONNECTION, HeaderValue::from_static("keep-alive"));
-            headers.insert(KEEP_ALIVE.clone(), timeout.clone());
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::sleep;
 
 use super::{Bench, GRACE, IDLE, LINGER, PARK, Run, TICK};
-use crate::conn::park::{Driver, Resume};
+use crate::conn::driver::{Driver, Resume};
 use crate::conn::{Body, Plain};
 use crate::events::Event;
 use crate::phase::Phase;
