@@ -378,3 +378,31 @@ fn nobody_is_asked_to_continue_for_nobody() {
         assert_balanced(&stop(&server).unwrap());
     }
 }
+
+/// Its client has the whole answer before the handler lets go of the body: a next request would wait for the handler.
+#[test]
+fn an_answer_that_is_complete_before_its_handler_ends_it_is_the_last() {
+    let (confirm, confirmed) = mpsc::channel();
+    let confirmed = Arc::new(Mutex::new(confirmed));
+    let handler = move |mut exchange: Exchange| {
+        let mut answer = Response::new(());
+        *answer.status_mut() = http::StatusCode::NO_CONTENT;
+        exchange.start(answer).unwrap();
+        // In place, the answer leaves only when the handler has returned: so it goes on elsewhere.
+        let confirmed = Arc::clone(&confirmed);
+        std::thread::spawn(move || {
+            confirmed.lock().unwrap().recv().unwrap();
+            let _ = exchange.finish();
+        });
+    };
+    for server in each_way(builder, handler) {
+        let (head, _) = request("/", 60_000, None);
+        let mut client = Client::connect(addr(&server));
+        client.send(head);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.closes()), (204, true));
+        confirm.send(()).unwrap();
+        drop(client);
+        assert_balanced(&stop(&server).unwrap());
+    }
+}

@@ -74,10 +74,10 @@ impl Body {
         }))
     }
 
-    /// Whoever holds this body gives it back before the answer is complete.
-    pub(crate) fn is_given_back(&self) {
+    /// Promises that whoever holds this body drops it before they end the answer.
+    pub(crate) fn promise_to_drop(&self) {
         if let Some(Source::Client { rest, .. }) = self.0.as_deref() {
-            rest.is_given_back.store(true, Ordering::Relaxed);
+            rest.will_be_dropped.store(true, Ordering::Relaxed);
         }
     }
 
@@ -225,8 +225,8 @@ impl fmt::Debug for Body {
 pub(super) struct Rest {
     /// A body does not keep its connection in the registry.
     conn: Weak<Conn>,
-    /// Whoever holds the body gives it back before the answer is complete. Nobody can say that of a service.
-    is_given_back: AtomicBool,
+    /// Whoever holds the body drops it before they end the answer. Nobody can say that of a service.
+    will_be_dropped: AtomicBool,
     kept: Mutex<Kept>,
 }
 
@@ -244,7 +244,7 @@ impl Rest {
     pub(super) fn new(conn: &Arc<Conn>) -> Arc<Self> {
         Arc::new(Self {
             conn: Arc::downgrade(conn),
-            is_given_back: AtomicBool::new(false),
+            will_be_dropped: AtomicBool::new(false),
             kept: Mutex::new(Kept::Nothing),
         })
     }
@@ -268,10 +268,11 @@ impl Rest {
         }
     }
 
-    /// Whether nobody reads the body any more, or will do so when the answer is complete.
-    pub(super) fn is_left(&self) -> bool {
-        let is_given_back = self.is_given_back.load(Ordering::Relaxed);
-        is_given_back || !matches!(*self.lock(), Kept::Nothing)
+    /// Whether nobody will read the body when the answer is complete. `has_known_end`: that can be before somebody ends
+    /// it, because its length is known.
+    pub(super) fn is_left(&self, has_known_end: bool) -> bool {
+        let will_be_dropped = !has_known_end && self.will_be_dropped.load(Ordering::Relaxed);
+        will_be_dropped || !matches!(*self.lock(), Kept::Nothing)
     }
 
     /// Somebody has read a piece of the body.

@@ -134,7 +134,7 @@ pub(crate) enum Piece {
 
 impl Exchange {
     pub(crate) fn new(head: Parts, body: Body, slot: Arc<ReplySlot>) -> Self {
-        body.is_given_back();
+        body.promise_to_drop();
         Self(Box::new(Inner {
             body: RequestBody {
                 incoming: Some(body),

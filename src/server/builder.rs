@@ -620,7 +620,9 @@ impl Builder {
                 server.shared.helper.end();
                 server.join();
                 // Somebody may know it already, and wait.
-                server.shared.outcome.settle(Err(error.clone()));
+                server.shared.phases.set(Phase::Stopped);
+                server.shared.settle(Err(error.clone()));
+                server.shared.events.end();
                 server.shared.outcome.tell();
                 return Err(error);
             }

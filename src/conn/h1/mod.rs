@@ -163,7 +163,7 @@ async fn drive<R: Respond>(
         }
         let idle_since = if phase.drains() && conn.is_at_rest() {
             Some(Instant::now())
-        } else if phase.drains() && conn.is_between_requests() && !conn.h1.is_reading_head() {
+        } else if phase.drains() && conn.is_between_requests() && !conn.h1.is_upgraded() {
             // The last request is answered, and its body is not through: somebody may still read it, and gets it from
             // hyper. Each piece must come, and be read, in the time that a next request would have.
             let pieces = conn.h1.pieces();

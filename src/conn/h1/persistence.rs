@@ -13,15 +13,17 @@ use super::validate::{has_option, options};
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 impl<O: Outcome> Answering<O> {
-    /// Whether the connection ends after this answer.
-    pub(super) fn is_last(&self, headers: &HeaderMap, has_own_end: bool) -> bool {
+    /// Whether the connection ends after this answer. `remaining`: how many bytes hyper will take of its body, if that is
+    /// known.
+    pub(super) fn is_last(&self, headers: &HeaderMap, remaining: Option<u64>) -> bool {
         let conn = self.conn();
+        let has_own_end = remaining.is_some() || !self.is_http10;
         if !has_own_end {
             // This answer ends with the connection. If it is cut, the connection must not end in that way.
             conn.h1.response_ends_with_connection();
         }
         // Nobody knows whether somebody will still read the rest of the body.
-        let is_unread = !conn.h1.has_read_body() && !self.may_be_skipped();
+        let is_unread = !conn.h1.has_read_body() && !self.may_be_skipped(remaining.is_some());
         let stops = conn.shared().phases.get().announces_close()
             && (is_unread || !conn.has_request_behind() || conn.shared().is_stop_pressing());
         if stops {
@@ -33,12 +35,14 @@ impl<O: Outcome> Answering<O> {
 
     /// Whether the connection can go on after a body that nobody reads. The rest of the body must be short and sure to
     /// come, or be here already. And hyper must not say that the connection ends.
-    fn may_be_skipped(&self) -> bool {
+    fn may_be_skipped(&self, has_known_end: bool) -> bool {
         let conn = self.conn();
         let is_short =
             || matches!(conn.h1.body_length(), BodyLength::Known(left) if left <= SKIPPED);
         // Who keeps it may read it never, and the next request would wait for that.
-        self.rest.as_ref().is_none_or(|rest| rest.is_left())
+        self.rest
+            .as_ref()
+            .is_none_or(|rest| rest.is_left(has_known_end))
             && self.has_plain_length
             && !self.is_http10
             && (is_short() || conn.has_request_behind())

@@ -42,7 +42,9 @@ pub(in crate::conn) struct Progress {
     foreign_target: AtomicBool,
     /// hyper has used up all the bytes that it got, and waits for more.
     waiting_for_bytes: AtomicBool,
-    /// How often hyper has got bytes, or somebody has read a piece of a body. Any thread counts.
+    /// How often hyper has got bytes.
+    reads: Count,
+    /// How often somebody has read a piece of a body. Any thread counts.
     pieces: Count,
     /// The last response has agreed to an upgrade: the bytes that come now are not HTTP for us.
     upgraded: AtomicBool,
@@ -194,7 +196,7 @@ impl Progress {
     pub(in crate::conn) fn has_read(&self, waits: bool) {
         self.waiting_for_bytes.store(waits, Ordering::Relaxed);
         if !waits {
-            self.pieces.add(1);
+            self.reads.raise(1);
         }
     }
 
@@ -205,7 +207,7 @@ impl Progress {
 
     /// How often hyper has got bytes, or somebody has read a piece of a body.
     pub(in crate::conn) fn pieces(&self) -> u64 {
-        self.pieces.get()
+        self.reads.get() + self.pieces.get()
     }
 
     /// Whether hyper has got all of the last request, and has given away all of its body, except perhaps the last

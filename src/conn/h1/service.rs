@@ -247,10 +247,9 @@ impl<O: Outcome> Answering<O> {
         } else {
             response.body().size_hint().exact().or_else(declared)
         };
-        let has_own_end = remaining.is_some() || !self.is_http10;
         if upgrades {
             self.conn().h1.upgrade_agreed();
-        } else if self.is_last(response.headers(), has_own_end) {
+        } else if self.is_last(response.headers(), remaining) {
             self.say_close(response);
         } else {
             self.conn().h1.set_goes_on(true);
