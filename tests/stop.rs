@@ -1237,6 +1237,27 @@ fn who_needs_the_server_gets_it_before_it_serves() {
     assert_eq!(server.report().phase, Phase::Stopped);
 }
 
+/// Else what it starts would be deaf to signals, and it would wait for itself.
+#[test]
+fn the_callback_for_the_start_has_the_hosts_signals_and_cannot_wait() {
+    const TERM: u64 = 1 << (15 - 1);
+    let (tell, told) = mpsc::channel();
+    let server = builder()
+        .on_start(move |server| {
+            let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+            let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"));
+            let blocked = u64::from_str_radix(blocked.unwrap().trim(), 16).unwrap();
+            tell.send((blocked & TERM, server.wait_blocking(None)))
+                .unwrap();
+        })
+        .handle(listener(), Dispatch::Inline, drop)
+        .unwrap();
+    let (blocked, waited) = told.recv().unwrap();
+    assert_eq!(blocked, 0);
+    assert!(matches!(waited, Err(Error::WouldDeadlock)), "{waited:?}");
+    stop(&server).unwrap();
+}
+
 #[test]
 fn who_knows_a_server_that_could_not_start_does_not_wait_for_ever() {
     let (give, given) = mpsc::channel();

@@ -97,6 +97,32 @@ fn servers() -> Vec<Server> {
     servers
 }
 
+type Confirmed = Arc<Mutex<mpsc::Receiver<()>>>;
+
+/// Servers like [`servers`], which begin with each request only when that is confirmed.
+fn behind_a_gate() -> (Vec<Server>, mpsc::Sender<()>, Confirmed) {
+    let (confirm, confirmed) = mpsc::channel();
+    let confirmed = Arc::new(Mutex::new(confirmed));
+    let gate = {
+        let confirmed = Arc::clone(&confirmed);
+        move || confirmed.lock().unwrap().recv().unwrap()
+    };
+    let handler = {
+        let gate = gate.clone();
+        move |exchange: Exchange| {
+            gate();
+            answer(exchange);
+        }
+    };
+    let mut servers = Vec::from(each_way(builder, handler));
+    let service = service_fn(move |request| {
+        gate();
+        serve(request)
+    });
+    servers.push(builder().serve(listener(), service).unwrap());
+    (servers, confirm, confirmed)
+}
+
 /// Which of [`servers`] has no handler.
 const SERVICE: usize = 3;
 
@@ -229,25 +255,7 @@ fn a_connection_ends_behind_an_answer_that_has_said_so() {
 /// Also where it is long, and somebody might still have read it: a request behind it is not given up.
 #[test]
 fn a_request_behind_a_body_that_nobody_reads_is_answered() {
-    let (confirm, confirmed) = mpsc::channel();
-    let confirmed = Arc::new(Mutex::new(confirmed));
-    let gate = {
-        let confirmed = Arc::clone(&confirmed);
-        move || confirmed.lock().unwrap().recv().unwrap()
-    };
-    let handler = {
-        let gate = gate.clone();
-        move |exchange: Exchange| {
-            gate();
-            answer(exchange);
-        }
-    };
-    let mut servers = Vec::from(each_way(builder, handler));
-    let service = service_fn(move |request| {
-        gate();
-        serve(request)
-    });
-    servers.push(builder().serve(listener(), service).unwrap());
+    let (servers, confirm, confirmed) = behind_a_gate();
     for (number, server) in servers.into_iter().enumerate() {
         for way in WAYS {
             for length in [1, 20_000, 90_000] {
@@ -307,22 +315,7 @@ fn the_rest_of_a_short_body_may_come_behind_the_answer() {
 /// What is short and there is read for the handler; but not what is long.
 #[test]
 fn what_is_short_costs_no_connection() {
-    let (confirm, confirmed) = mpsc::channel();
-    let confirmed = Arc::new(Mutex::new(confirmed));
-    let gate = move || confirmed.lock().unwrap().recv().unwrap();
-    let handler = {
-        let gate = gate.clone();
-        move |exchange: Exchange| {
-            gate();
-            answer(exchange);
-        }
-    };
-    let mut servers = Vec::from(each_way(builder, handler));
-    let service = service_fn(move |request| {
-        gate();
-        serve(request)
-    });
-    servers.push(builder().serve(listener(), service).unwrap());
+    let (servers, confirm, _) = behind_a_gate();
     for server in servers {
         for way in ["/drop", "/first", "/half"] {
             for (length, chunk, is_short) in [

@@ -266,8 +266,9 @@ impl Builder {
     }
 
     /// Sets a callback, called once with the server before it serves, and so before any handler and any other callback:
-    /// for those that need the server. It is called on a thread of its own, for which the start waits; so it must not
-    /// wait for the server. If it panics, the server does not start ([`Error::Panicked`]).
+    /// for those that need the server. It is called on a thread of its own, for which the start waits; so a call that
+    /// waits for the server fails there ([`Error::WouldDeadlock`]). If the callback panics, the server does not start
+    /// ([`Error::Panicked`]).
     ///
     /// ```
     /// use std::sync::{Arc, OnceLock};
@@ -592,11 +593,16 @@ impl Builder {
                 backend,
                 serve: Arc::new(move |accepted| conn::serve(accepted, &make, workers.worker())),
             };
-            if let Some(callback) = on_start.0
-                && contain(|| callback(&server)).is_none()
-            {
-                server.threads().push(helper);
-                return Err(Error::Panicked);
+            if let Some(callback) = on_start.0 {
+                // As on every thread that runs the host's code: what it starts inherits the host's signals, and it
+                // cannot wait for the server, which waits for it.
+                let ours = mask.set();
+                let called = threads::driving(id, || contain(|| callback(&server)));
+                ours.set();
+                if called.is_none() {
+                    server.threads().push(helper);
+                    return Err(Error::Panicked);
+                }
             }
             let (hand_over, handed_over) = mpsc::channel();
             let body = move || {

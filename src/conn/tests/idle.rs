@@ -35,6 +35,8 @@ const BIG: &str = match str::from_utf8(&[b'x'; 36_000]) {
 #[derive(Clone, Debug)]
 struct Slow {
     pieces: UnboundedSender<Bytes>,
+    /// How long it takes for a piece, in ticks.
+    pace: u32,
     /// Copied by whoever drives a connection.
     copies: Arc<()>,
 }
@@ -43,7 +45,13 @@ impl Slow {
     fn new() -> (Self, UnboundedReceiver<Bytes>) {
         let (pieces, received) = unbounded_channel();
         let copies = Arc::new(());
-        (Self { pieces, copies }, received)
+        let pace = 5 * PARK;
+        let slow = Self {
+            pieces,
+            pace,
+            copies,
+        };
+        (slow, received)
     }
 
     /// How many parsers there are.
@@ -59,7 +67,7 @@ impl Service<Request<Body>> for Slow {
     type Future = Ready<Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Body>) -> Self::Future {
-        let pieces = self.pieces.clone();
+        let (pieces, pace) = (self.pieces.clone(), self.pace);
         let is_big = request.uri().path() == "/big";
         let answer = if is_big { BIG } else { ANSWER };
         let mut body = request.into_body();
@@ -68,7 +76,7 @@ impl Service<Request<Body>> for Slow {
                 if let Ok(data) = frame.into_data() {
                     let _ = pieces.send(data);
                 }
-                sleep(5 * PARK * TICK).await;
+                sleep(pace * TICK).await;
             }
         });
         ready(Ok(Response::new(Full::from(answer))))
@@ -392,6 +400,49 @@ fn a_connection_that_was_answered_before_its_body_came_ends_behind_that() {
         run.ticks(LINGER).await;
         let report = run.shared.report();
         assert_eq!((report.conns_closed, report.served), (1, 1), "{report:?}");
+    });
+}
+
+/// During a stop, who reads on behind his answer has the grace for each piece, wherever the pieces are.
+#[test]
+fn chunks_that_have_come_are_read_in_their_own_time() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let (mut service, mut received) = Slow::new();
+        service.pace = GRACE - 1;
+        let mut run = Run::start(&bench, &Plain(service));
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n";
+        let chunks = "1\r\na\r\n".repeat(10);
+        assert!(
+            run.send(format!("{head}{chunks}0\r\n\r\n").as_bytes())
+                .await
+        );
+        assert_eq!(run.answers(), 1);
+        run.enter(Phase::Quiescing).await;
+        run.ticks(10 * GRACE).await;
+        let mut pieces = 0;
+        while received.try_recv().is_ok() {
+            pieces += 1;
+        }
+        assert_eq!(pieces, 10);
+    });
+}
+
+/// Nor is anything served behind it, though the body was still to be read.
+#[test]
+fn a_connection_that_has_said_close_is_closed_when_its_reader_has_had_his_time() {
+    let bench = Bench::new();
+    bench.runtime.block_on(async {
+        let mut run = with_timeout(&bench).await;
+        let head = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n";
+        assert!(run.send(format!("{head}abc").as_bytes()).await);
+        assert_eq!(run.answers(), 1);
+        run.enter(Phase::Quiescing).await;
+        run.ticks(3 * GRACE).await;
+        assert_eq!(run.ended, Some(GRACE));
+        run.ticks(LINGER).await;
+        let report = run.shared.report();
+        assert_eq!((report.closed_idle, report.served), (0, 1), "{report:?}");
     });
 }
 
