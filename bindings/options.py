@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,66 @@ CPP = "bindings/cpp/httpdown.hpp"
 PYTHON, CTYPES = "bindings/python/httpdown/_server.py", "bindings/python/httpdown/_ffi.py"
 ABI = "tests/abi/abi.c"
 
-KINDS = ("duration", "flag", "count", "text", "int", "bits")
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of option is written in each language. `{0}` is its name, or what the caller says."""
+
+    c: str
+    ctypes: str
+    rust: str = ""
+    rust_argument: str = ""
+    rust_value: str = "{0}"
+    cpp: str = ""
+    cpp_value: str = "from.{0}"
+    python: str = ""
+    python_value: str = ""
+
+
+KINDS = {
+    "duration": Kind(
+        c="u32",
+        ctypes="c_uint32",
+        rust="Duration",
+        rust_argument="Duration",
+        cpp="std::optional<milliseconds> {0}{{}}",
+        cpp_value="to_ms(from.{0})",
+        python="float | None = None",
+        python_value='_arguments.milliseconds("{0}", {0})',
+    ),
+    "flag": Kind(
+        c="c_int",
+        ctypes="c_int",
+        rust="bool",
+        rust_argument="bool",
+        cpp="bool {0} = false",
+        python="bool = False",
+        python_value="bool({0})",
+    ),
+    "count": Kind(
+        c="u32",
+        ctypes="c_uint32",
+        rust="Option<NonZeroUsize>",
+        rust_argument="NonZeroUsize",
+        rust_value="Some({0})",
+        cpp="std::uint32_t {0} = 0",
+        python="int | None = None",
+        python_value='_arguments.count("{0}", {0})',
+    ),
+    "text": Kind(
+        c="*const c_char",
+        ctypes="c_char_p",
+        rust="Option<String>",
+        rust_argument="impl Into<String>",
+        rust_value="Some({0}.into())",
+        cpp="std::string {0}{{}}",
+        python="str | None = None",
+        python_value='_arguments.optional_text("{0}", {0})',
+    ),
+    "int": Kind(c="c_int", ctypes="c_int"),
+    "bits": Kind(c="u32", ctypes="c_uint32"),
+}
+
 # What the fields of httpdown_options before these take, each as large as a pointer.
 C_BEFORE = 15
 
@@ -93,6 +153,10 @@ class Option:
             raise ValueError(f"{self.name}: a duration has a default and a clock")
 
     @property
+    def of(self) -> Kind:
+        return KINDS[self.kind]
+
+    @property
     def c_name(self) -> str:
         return self.name + "_ms" if self.kind == "duration" else self.name
 
@@ -103,7 +167,7 @@ class Option:
     @property
     def is_plain(self) -> bool:
         """Whether it is more than a field of C."""
-        return self.kind not in ("int", "bits")
+        return self.of.rust != ""
 
     def default_in(self, language: str) -> str | None:
         """The default as words."""
@@ -177,8 +241,7 @@ def reserved(options: list[Option]) -> bool:
 
 
 def rust_fields(options: list[Option]) -> str:
-    types = {"duration": "Duration", "flag": "bool", "count": "Option<NonZeroUsize>", "text": "Option<String>"}
-    return "".join(f"    pub(crate) {option.name}: {types[option.kind]},\n" for option in options)
+    return "".join(f"    pub(crate) {option.name}: {option.of.rust},\n" for option in options)
 
 
 def rust_defaults(options: list[Option]) -> str:
@@ -203,25 +266,24 @@ def rust_defaults(options: list[Option]) -> str:
 
 
 def rust_setters(options: list[Option]) -> str:
-    types = {"duration": "Duration", "flag": "bool", "count": "NonZeroUsize", "text": "impl Into<String>"}
-    values = {"duration": "{}", "flag": "{}", "count": "Some({})", "text": "Some({}.into())"}
     rust = Language("rust", options)
     lines = ""
     for option in options:
         lines += comment(rust.doc(option), 4, "///", 120)
-        lines += f"    pub fn {option.name}(mut self, {option.argument}: {types[option.kind]}) -> Self {{\n"
-        lines += f"        self.options.{option.name} = {values[option.kind].format(option.argument)};\n"
+        lines += f"    pub fn {option.name}(mut self, {option.argument}: {option.of.rust_argument}) -> Self {{\n"
+        lines += f"        self.options.{option.name} = {option.of.rust_value.format(option.argument)};\n"
         lines += "        self\n    }\n\n"
     return lines
 
 
+def documented(language: str, options: list[Option], line: Callable[[Option], str]) -> str:
+    """A line for each option, with its documentation before it."""
+    names = Language(language, options)
+    return "".join(comment(names.doc(option), 4, "///", 120) + f"    {line(option)}\n" for option in options)
+
+
 def c_fields(options: list[Option]) -> str:
-    types = {"duration": "u32", "flag": "c_int", "count": "u32", "text": "*const c_char", "int": "c_int", "bits": "u32"}
-    c = Language("c", options)
-    lines = "".join(
-        comment(c.doc(option), 4, "///", 120) + f"    pub {option.c_name}: {types[option.kind]},\n"
-        for option in options
-    )
+    lines = documented("c", options, lambda option: f"pub {option.c_name}: {option.of.c},")
     if reserved(options):
         lines += "    /// For an option to come: 0.\n    pub reserved: u32,\n"
     return lines
@@ -256,28 +318,17 @@ def c_read(options: list[Option]) -> str:
 
 
 def cpp_fields(options: list[Option]) -> str:
-    types = {
-        "duration": "std::optional<milliseconds> {}{{}}",
-        "flag": "bool {} = false",
-        "count": "std::uint32_t {} = 0",
-        "text": "std::string {}{{}}",
-    }
-    cpp = Language("cpp", options)
-    return "".join(
-        comment(cpp.doc(option), 4, "///", 120) + f"    {types[option.kind].format(option.name)};\n" for option in options
-    )
+    return documented("cpp", options, lambda option: option.of.cpp.format(option.name) + ";")
 
 
 def cpp_give(options: list[Option]) -> str:
-    values = {"duration": "to_ms(from.{0})"}
     lines = ""
     for option in options:
         if option.kind == "text":
             lines += f"        {option.name}_ = std::move(from.{option.name});\n"
             lines += f"        if (!{option.name}_.empty()) raw_.{option.c_name} = {option.name}_.c_str();\n"
         else:
-            value = values.get(option.kind, "from.{0}").format(option.name)
-            lines += f"        raw_.{option.c_name} = {value};\n"
+            lines += f"        raw_.{option.c_name} = {option.of.cpp_value.format(option.name)};\n"
     return lines
 
 
@@ -286,13 +337,7 @@ def cpp_kept(options: list[Option]) -> str:
 
 
 def python_parameters(options: list[Option]) -> str:
-    types = {
-        "duration": "float | None = None",
-        "flag": "bool = False",
-        "count": "int | None = None",
-        "text": "str | None = None",
-    }
-    return "".join(f"        {option.name}: {types[option.kind]},\n" for option in options)
+    return "".join(f"        {option.name}: {option.of.python},\n" for option in options)
 
 
 def python_docs(options: list[Option]) -> str:
@@ -312,20 +357,13 @@ def python_docs(options: list[Option]) -> str:
 
 
 def python_give(options: list[Option]) -> str:
-    values = {
-        "duration": '_arguments.milliseconds("{0}", {0})',
-        "flag": "bool({0})",
-        "count": '_arguments.count("{0}", {0})',
-        "text": '_arguments.optional_text("{0}", {0})',
-    }
     return "".join(
-        f"            {option.c_name}={values[option.kind].format(option.name)},\n" for option in options
+        f"            {option.c_name}={option.of.python_value.format(option.name)},\n" for option in options
     )
 
 
 def ctypes_fields(options: list[Option]) -> str:
-    types = {"duration": "c_uint32", "count": "c_uint32", "bits": "c_uint32", "text": "c_char_p"}
-    lines = "".join(f'        ("{option.c_name}", {types.get(option.kind, "c_int")}),\n' for option in options)
+    lines = "".join(f'        ("{option.c_name}", {option.of.ctypes}),\n' for option in options)
     return lines + ('        ("reserved", c_uint32),\n' if reserved(options) else "")
 
 
