@@ -752,7 +752,8 @@ const httpdown_server *httpdown_request_server(const httpdown_request *request);
 
 // Reads the next bytes of the request's body into `buffer`, and writes their number into `*count`; 0 is the end of the
 // body. Blocks until there are some bytes. A client may wait with its body until it is asked (Expect: 100-continue).
-// The first read, or httpdown_reply_start, asks it.
+// The first read, or httpdown_reply_start, asks it. If the client has its whole answer already, a stop lets the
+// connection end when no bytes have come, or been read, for idle_grace_ms.
 //
 // Returns OK, GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
 // without an answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives connections, if no bytes are

@@ -44,8 +44,8 @@ use super::state::Conn;
 /// ```
 ///
 /// # Errors
-/// Reading fails with [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the
-/// body, and [`Error::Killed`] after a kill. It fails again, in the same way, if it is tried again.
+/// Reading fails with [`Error::Gone`] if the connection has ended, [`Error::BadBody`] if the client broke the protocol in
+/// the body, and [`Error::Killed`] after a kill. It fails again, in the same way, if it is tried again.
 #[derive(Default)]
 pub struct Body(Option<Box<Source>>);
 

@@ -244,7 +244,8 @@ impl Exchange {
 
     /// Reads the next bytes of the request's body into `buf`; 0 is the end of the body. Blocks until there are some
     /// bytes. A client may wait with its body until it is asked (`Expect: 100-continue`). The first read, or
-    /// [`Exchange::start`], asks it.
+    /// [`Exchange::start`], asks it. If the client has its whole answer already, a stop lets the connection end when no
+    /// bytes have come, or been read, for the [idle grace](crate::Builder::idle_grace).
     ///
     /// # Errors
     /// [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the body,
