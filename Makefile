@@ -13,6 +13,10 @@ CFLAGS   ?= -O2 -g
 CXXFLAGS ?= -O2 -g
 WARNINGS := -Wall -Wextra -Wpedantic -Werror
 
+# TLS=0 leaves TLS out, and the cryptography that it needs.
+TLS ?= 1
+FEATURES := $(if $(filter 0,$(TLS)),--no-default-features --features capi)
+
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 SONAME  := libhttpdown.so.$(firstword $(subst ., ,$(VERSION)))
 
@@ -29,7 +33,7 @@ TARGET_DIR = $(eval TARGET_DIR := $$(shell $(CARGO) metadata --no-deps --format-
     sed 's/.*"target_directory":"\([^"]*\)".*/\1/'))$(TARGET_DIR)
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib options header demo lossmeter lossmeter-compare bench bench-gate test check fmt lint doc tools install uninstall clean help
+.PHONY: FORCE build lib options header demo lossmeter lossmeter-compare bench bench-gate certs test check fmt lint doc tools install uninstall clean help
 .DELETE_ON_ERROR:
 
 build: lib build/demo build/hello ## the library and the C programs, into build/
@@ -39,14 +43,17 @@ lib: build/$(SONAME) ## the shared and the static library, into build/
 build/$(SONAME): FORCE
 	@mkdir -p build
 	@# Not with the Rust library in one go: that would be without link-time optimization.
-	@$(CARGO) rustc --release --quiet --lib --crate-type cdylib --crate-type staticlib
+	@$(CARGO) rustc --release --quiet --lib $(FEATURES) --crate-type cdylib --crate-type staticlib
 	@# By way of mv: a program that runs meanwhile keeps the file that it has mapped.
 	@cmp -s "$(TARGET_DIR)/release/libhttpdown.so" $@ || \
 	    { cp "$(TARGET_DIR)/release/libhttpdown.so" $@.new && mv $@.new $@; }
-	@# Link-time optimization leaves a name in it that any other Rust library may have, too. A compiler may do without
-	@# objcopy; then it stays there.
+	@# Link-time optimization leaves a name in it that any other Rust library may have, too, and aws-lc has some without
+	@# its own prefix. A compiler may do without objcopy; then they stay there.
 	@cp "$(TARGET_DIR)/release/libhttpdown.a" build/libhttpdown.a.new
-	@! command -v $(OBJCOPY) >/dev/null || $(OBJCOPY) --localize-symbol=rust_eh_personality build/libhttpdown.a.new
+	@! command -v $(OBJCOPY) >/dev/null || { \
+	    nm -g --defined-only build/libhttpdown.a.new 2>/dev/null | \
+	        awk 'NF == 3 && $$3 ~ /^(mldsa_|sha3_keccak)/ { print $$3, "httpdown_" $$3 }' | sort -u >build/names && \
+	    $(OBJCOPY) --localize-symbol=rust_eh_personality --redefine-syms=build/names build/libhttpdown.a.new; }
 	@mv build/libhttpdown.a.new build/libhttpdown.a
 	@ln -sf $(SONAME) build/libhttpdown.so
 
@@ -93,6 +100,9 @@ bench: build $(BENCH) ## what a request costs, here and in others, some 10 minut
 bench-gate: build $(BENCH) ## whether a request takes more instructions than examples/bench/gate.json; OPTIONS=--update
 	@$(firstword $(BENCH)) --gate examples/bench/gate.json $(OPTIONS)
 
+certs: ## certificates to try TLS with, into build/certs
+	@examples/certs.sh build/certs
+
 test: build/tools.stamp lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
 
@@ -126,6 +136,7 @@ install: ## what `make` has built, with pkg-config file and CMake package: PREFI
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libhttpdown.so
 	install -m 644 build/libhttpdown.a $(DESTDIR)$(LIBDIR)/
 	install -m 644 include/httpdown.h bindings/cpp/httpdown.hpp $(DESTDIR)$(INCLUDEDIR)/
+	sed -i 's/^\(#define HTTPDOWN_HAS_TLS\) 1/\1 $(TLS)/' $(DESTDIR)$(INCLUDEDIR)/httpdown.h
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 	    -e 's|@VERSION@|$(VERSION)|' httpdown.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/httpdown.pc
 	for file in httpdownConfig.cmake httpdownConfigVersion.cmake; do \

@@ -30,6 +30,7 @@ mod header {
         "src/ffi/options.rs",
         "src/ffi/server.rs",
         "src/ffi/request.rs",
+        "src/ffi/tls.rs",
         "src/ffi/query.rs",
         "src/ffi/clock.rs",
     ];
@@ -64,7 +65,9 @@ mod header {
             env!("CARGO_PKG_VERSION")
         );
         let rest = config.after_includes.take().unwrap_or_default();
-        config.after_includes = Some(format!("{text}{versions}\n{rest}"));
+        // `make install TLS=0` changes it.
+        let tls = "\n/* Whether the library has TLS. */\n#define HTTPDOWN_HAS_TLS 1";
+        config.after_includes = Some(format!("{text}{versions}\n{tls}\n{rest}"));
 
         let builder = cbindgen::Builder::new().with_config(config);
         let mut out = Vec::new();

@@ -85,6 +85,7 @@ KINDS = {
     ),
     "int": Kind(c="c_int", ctypes="c_int"),
     "bits": Kind(c="u32", ctypes="c_uint32"),
+    "group": Kind(c="*const httpdown_{0}", ctypes="c_void_p"),
 }
 
 # What the fields of httpdown_options before these take, each as large as a pointer.
@@ -162,7 +163,7 @@ class Option:
 
     @property
     def c_size(self) -> int:
-        return 8 if self.kind == "text" else 4
+        return 8 if self.kind in ("text", "group") else 4
 
     @property
     def is_plain(self) -> bool:
@@ -283,7 +284,7 @@ def documented(language: str, options: list[Option], line: Callable[[Option], st
 
 
 def c_fields(options: list[Option]) -> str:
-    lines = documented("c", options, lambda option: f"pub {option.c_name}: {option.of.c},")
+    lines = documented("c", options, lambda option: f"pub {option.c_name}: {option.of.c.format(option.name)},")
     if reserved(options):
         lines += "    /// For an option to come: 0.\n    pub reserved: u32,\n"
     return lines
@@ -314,6 +315,9 @@ def c_read(options: list[Option]) -> str:
                 lines += "    // SAFETY: the header's preface: NULL or NUL-terminated.\n"
                 lines += f'    if let Some(text) = unsafe {{ text({field}, "options.{option.c_name}")? }} {{\n'
                 lines += f"        {setter}(text);\n    }}\n"
+            case "group":
+                lines += f"    // SAFETY: the header's preface: NULL or a httpdown_{option.name}.\n"
+                lines += f"    builder = unsafe {{ {option.name}::set(builder, {field})? }};\n"
     return lines
 
 

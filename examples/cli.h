@@ -44,12 +44,16 @@ static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
     return true;
 }
 
+/* What -tls-cert and -tls-key say. Without them there is no TLS. */
+static httpdown_tls cli_tls;
+
 /* Tells where SERVER listens. */
 static inline void cli_tell_address(const httpdown_server *server) {
     char addr[512];
     if (httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
+    const char *scheme = cli_tls.struct_size == 0 ? "http" : "https";
     if (strncmp(addr, "unix:", 5) == 0) printf("serving on %s with pid %d\n", addr, getpid());
-    else printf("serving on http://%s/ with pid %d\n", addr, getpid());
+    else printf("serving on %s://%s/ with pid %d\n", scheme, addr, getpid());
     fflush(stdout);
 }
 
@@ -67,6 +71,21 @@ static inline const char *cli_flag(char **argv, int *i, const char *name) {
         exit(2);
     }
     return argv[++*i];
+}
+
+/* Whether argv[*i] is a flag of TLS; then its value is in cli_tls. */
+static inline bool cli_tls_flag(char **argv, int *i) {
+    const char *value;
+    if ((value = cli_flag(argv, i, "tls-cert"))) cli_tls.cert_file = value;
+    else if ((value = cli_flag(argv, i, "tls-key"))) cli_tls.key_file = value;
+    else return false;
+    cli_tls.struct_size = sizeof cli_tls;
+    return true;
+}
+
+/* The settings for the option `tls`. */
+static inline const httpdown_tls *cli_tls_settings(void) {
+    return cli_tls.struct_size == 0 ? NULL : &cli_tls;
 }
 
 /* As an option's milliseconds, where 0 would mean the default. Exits if it is no duration. */
@@ -111,6 +130,9 @@ static inline void cli_print_report(const httpdown_stop_report *report) {
         {"unaccepted", report->unaccepted},
         {"bytes_unacked", report->bytes_unacked},
         {"events_dropped", report->events_dropped},
+        {"conns_handshaking", report->conns_handshaking},
+        {"conns_tls_failed", report->conns_tls_failed},
+        {"conns_tls_timed_out", report->conns_tls_timed_out},
     };
     if (report->phase != HTTPDOWN_PHASE_STOPPED) return;
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)

@@ -50,8 +50,12 @@ int main(int argc, char **argv) {
         if ((value = cli_flag(argv, &i, "addr"))) options.addr = value;
         else if ((value = cli_flag(argv, &i, "stop-timeout"))) options.stop_timeout_ms = cli_timeout(argv[0], value);
         else if ((value = cli_flag(argv, &i, "kill-timeout"))) options.kill_timeout_ms = cli_timeout(argv[0], value);
-        else return fprintf(stderr, "usage: %s [-addr A] [-stop-timeout D] [-kill-timeout D]\n", argv[0]), 2;
+        else if (!cli_tls_flag(argv, &i)) {
+            const char *flags = "[-addr A] [-stop-timeout D] [-kill-timeout D] [-tls-cert F -tls-key F]";
+            return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
+        }
     }
+    options.tls = cli_tls_settings();
     char error[256];
     httpdown_stop_report report = {.struct_size = sizeof report};
     int status = httpdown_run(&options, &report, error, sizeof error); /* until TERM or INT */

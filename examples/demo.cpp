@@ -38,7 +38,15 @@ int main(int argc, char **argv) {
         if (auto addr = cli_flag(argv, &i, "addr")) options.addr = addr;
         else if (auto stop = cli_flag(argv, &i, "stop-timeout")) options.stop_timeout = timeout(stop);
         else if (auto kill = cli_flag(argv, &i, "kill-timeout")) options.kill_timeout = timeout(kill);
-        else return std::cerr << "usage: " << argv[0] << " [-addr A] [-stop-timeout D] [-kill-timeout D]\n", 2;
+        else if (!cli_tls_flag(argv, &i)) {
+            const char *flags = " [-addr A] [-stop-timeout D] [-kill-timeout D] [-tls-cert F -tls-key F]\n";
+            return std::cerr << "usage: " << argv[0] << flags, 2;
+        }
+    }
+    if (const auto *tls = cli_tls_settings()) {
+        options.tls.emplace();
+        if (tls->cert_file != nullptr) options.tls->cert_file = tls->cert_file;
+        if (tls->key_file != nullptr) options.tls->key_file = tls->key_file;
     }
     options.handler = on_request;
     options.on_phase = [](httpdown::server_ref server, httpdown_phase_code phase) {

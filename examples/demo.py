@@ -5,6 +5,7 @@
 """
 
 import argparse
+import functools
 import os
 import re
 import sys
@@ -35,9 +36,9 @@ def on_request(request: httpdown.Request) -> None:
             out.write(f"slept {text} with pid {os.getpid()}\n")
 
 
-def tell(server: httpdown.Server) -> None:
+def tell(scheme: str, server: httpdown.Server) -> None:
     by_unix = server.address.port is None
-    url = server.address if by_unix else f"http://{server.address}/"
+    url = server.address if by_unix else f"{scheme}://{server.address}/"
     print(f"serving on {url} with pid {os.getpid()}", flush=True)
 
 
@@ -50,9 +51,14 @@ def main() -> None:
     flags.add_argument("-addr", "--addr", default="127.0.0.1:8080")
     flags.add_argument("-stop-timeout", "--stop-timeout", type=duration, default=10)
     flags.add_argument("-kill-timeout", "--kill-timeout", type=duration, default=1)
+    flags.add_argument("-tls-cert", "--tls-cert")
+    flags.add_argument("-tls-key", "--tls-key")
     options = vars(flags.parse_args())
+    cert, key = options.pop("tls_cert"), options.pop("tls_key")
+    tls = httpdown.Tls(cert_file=cert, key_file=key) if cert or key else None
+    started = functools.partial(tell, "https" if tls else "http")
     try:
-        report = httpdown.run(on_request, options.pop("addr"), started=tell, **options)
+        report = httpdown.run(on_request, options.pop("addr"), started=started, tls=tls, **options)
     except httpdown.HttpdownError as error:
         if error.report is not None:
             tell_end(error.report)

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
-use httpdown::{Addr, Dispatch, Exchange, Listener, Result, Server, Signals};
+use httpdown::{Addr, Dispatch, Exchange, Identity, Listener, Result, Server, Signals, Tls};
 
 fn answer(mut exchange: Exchange) -> Result<()> {
     let text = exchange.query().get("duration");
@@ -34,6 +34,7 @@ fn answer(mut exchange: Exchange) -> Result<()> {
 fn serve() -> Result<(), Box<dyn Error>> {
     let mut addr = "127.0.0.1:8080".to_owned();
     let (mut stop_timeout, mut kill_timeout) = (Duration::from_secs(10), Duration::from_secs(1));
+    let (mut cert, mut key) = (None, None);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let (flag, value) = match arg.split_once('=') {
@@ -45,7 +46,13 @@ fn serve() -> Result<(), Box<dyn Error>> {
             Some("addr") => addr = value,
             Some("stop-timeout") => stop_timeout = duration()?,
             Some("kill-timeout") => kill_timeout = duration()?,
-            _ => return Err("usage: demo [-addr A] [-stop-timeout D] [-kill-timeout D]".into()),
+            Some("tls-cert") => cert = Some(value),
+            Some("tls-key") => key = Some(value),
+            _ => {
+                let flags =
+                    "[-addr A] [-stop-timeout D] [-kill-timeout D] [-tls-cert F -tls-key F]";
+                return Err(format!("usage: demo {flags}").into());
+            }
         }
     }
     let handler = |exchange: Exchange| {
@@ -54,14 +61,19 @@ fn serve() -> Result<(), Box<dyn Error>> {
         }
     };
     let signals = Signals::catch()?;
-    let server = Server::builder()
+    let mut builder = Server::builder()
         .stop_timeout(stop_timeout)
-        .kill_timeout(kill_timeout)
-        .handle(Listener::bind(&addr)?, Dispatch::default(), handler)?;
+        .kill_timeout(kill_timeout);
+    let scheme = if cert.is_some() { "https" } else { "http" };
+    if let Some(cert) = cert {
+        let key = key.ok_or("-tls-cert needs a -tls-key")?;
+        builder = builder.tls(Tls::new(Identity::from_pem_files(cert, key)?));
+    }
+    let server = builder.handle(Listener::bind(&addr)?, Dispatch::default(), handler)?;
     let (addr, pid) = (&server.local_addrs()[0], std::process::id());
     match addr {
         Addr::Unix(_) => println!("serving on {addr} with pid {pid}"),
-        _ => println!("serving on http://{addr}/ with pid {pid}"),
+        _ => println!("serving on {scheme}://{addr}/ with pid {pid}"),
     }
     let result = signals.run(&server);
     let report = server.report();

@@ -138,8 +138,12 @@ int main(int argc, char **argv) {
             if (strcmp(value, "inline") == 0) dispatch = HTTPDOWN_DISPATCH_INLINE;
             else if (strcmp(value, "queue") == 0) dispatch = HTTPDOWN_DISPATCH_QUEUE;
             else if (strcmp(value, "pool") != 0) return fprintf(stderr, "%s: no dispatch '%s'\n", argv[0], value), 2;
-        } else return fprintf(stderr, "usage: %s [-addr A] [-threads N] [-dispatch inline|pool|queue]\n", argv[0]), 2;
+        } else if (!cli_tls_flag(argv, &i)) {
+            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-tls-cert F -tls-key F]";
+            return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
+        }
     }
+    options.tls = cli_tls_settings();
     options.dispatch = dispatch;
     options.handler = dispatch == HTTPDOWN_DISPATCH_QUEUE ? NULL : on_request;
     char error[256];

@@ -49,6 +49,9 @@
 #define HTTPDOWN_VERSION_MINOR 1
 #define HTTPDOWN_VERSION_PATCH 0
 
+/* Whether the library has TLS. */
+#define HTTPDOWN_HAS_TLS 1
+
 #if defined(__GNUC__) || defined(__clang__)
 #define HTTPDOWN_MUST_USE __attribute__((warn_unused_result))
 #else
@@ -106,6 +109,8 @@ typedef enum {
     HTTPDOWN_STATUS_NOT_FOUND = 17,
     // The client has broken the protocol in the body of its request.
     HTTPDOWN_STATUS_BAD_BODY = 18,
+    // A certificate, a key or something else of the TLS settings cannot be used; the text says why.
+    HTTPDOWN_STATUS_TLS = 19,
     // A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 } httpdown_status;
@@ -128,7 +133,7 @@ typedef enum {
 
 // The state of a connection.
 typedef enum {
-    // The connection was accepted; no byte has come yet.
+    // The connection was accepted, and its TLS handshake is done, if it has one; no byte of a request has come yet.
     HTTPDOWN_CONN_NEW = 0,
     // A request is under way: from its first byte to the last byte of its response.
     HTTPDOWN_CONN_ACTIVE = 1,
@@ -138,6 +143,8 @@ typedef enum {
     HTTPDOWN_CONN_HIJACKED = 3,
     // The connection is closed.
     HTTPDOWN_CONN_CLOSED = 4,
+    // The connection was accepted, and its TLS handshake is not done. It becomes new.
+    HTTPDOWN_CONN_HANDSHAKING = 5,
 } httpdown_conn_state;
 
 // How requests reach the program: the option `dispatch`.
@@ -188,6 +195,24 @@ typedef enum {
     HTTPDOWN_STAT_TIME = 3,
 } httpdown_stat_kind;
 
+// A version of TLS.
+typedef enum {
+    // TLS 1.2 (RFC 5246).
+    HTTPDOWN_TLS_1_2 = 12,
+    // TLS 1.3 (RFC 8446).
+    HTTPDOWN_TLS_1_3 = 13,
+} httpdown_tls_version;
+
+// Whether clients are asked for certificates: `client_auth`.
+typedef enum {
+    // No client is asked.
+    HTTPDOWN_CLIENT_AUTH_NONE = 0,
+    // A client may have none. A certificate that it has must be valid.
+    HTTPDOWN_CLIENT_AUTH_OPTIONAL = 1,
+    // A client without a valid certificate is refused.
+    HTTPDOWN_CLIENT_AUTH_REQUIRED = 2,
+} httpdown_client_auth;
+
 // A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Any
 // thread may use the clock, several at once.
 typedef struct httpdown_clock httpdown_clock;
@@ -225,7 +250,12 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 //
 // The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, idle.race, kill,
 // kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
-// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total.
+// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
+// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
+// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
+// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
+// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
+// certificates ends), tls.reloads.
 typedef struct {
     // The monitoring system should take the mean of the values over a period.
     httpdown_stat_fn bump_avg;
@@ -255,6 +285,75 @@ typedef void (*httpdown_phase_fn)(const httpdown_server *server, int phase, void
 // the events thread.
 typedef void (*httpdown_log_fn)(int level, const char *text, void *user_data);
 
+// Borrowed bytes: the memory belongs to somebody else. Text is not NUL-terminated. `data` is NULL only if the thing
+// does not exist (no such header, for example). If `len` is 0, `data` may have any value.
+typedef struct {
+    // The first byte.
+    const char *data;
+    // The number of bytes.
+    size_t len;
+} httpdown_bytes;
+
+// A certificate chain and its private key, in PEM. Each of the two is in a file, or in memory: set one of these. One
+// file may hold both: then give its path twice. The chain begins with the server's own certificate; each certificate was issued by the next. The
+// key is ECDSA (P-256 or P-384; with aws-lc-rs, which is the default, also P-521), Ed25519, or RSA of at least 2,048 bits, as PKCS#8, PKCS#1 or SEC1, and not
+// encrypted.
+typedef struct {
+    // The file with the chain.
+    const char *cert_file;
+    // The file with the key.
+    const char *key_file;
+    // The chain.
+    httpdown_bytes cert;
+    // The key.
+    httpdown_bytes key;
+} httpdown_certificate;
+
+// How a server speaks TLS: the option `tls`. Set `struct_size`; zero means the default in each other field. The
+// strings, the arrays and the files are read before the call returns.
+typedef struct {
+    // Required: sizeof(httpdown_tls).
+    size_t struct_size;
+    // The server's certificate: see httpdown_certificate. It is for all names that none of `more` has, and for clients
+    // that name none.
+    const char *cert_file;
+    // Its key.
+    const char *key_file;
+    // The certificate, if it is in memory.
+    httpdown_bytes cert;
+    // The key, if it is in memory.
+    httpdown_bytes key;
+    // More certificates: chosen for clients that ask for one of their names (SNI), an exact one rather than one with
+    // a wildcard. A name may have several, with keys of different types: a client gets one whose signatures it can
+    // check, and ECDSA rather than RSA.
+    const httpdown_certificate *more;
+    // The number of `more`.
+    size_t more_count;
+    // Whether clients are asked for certificates: a httpdown_client_auth. If they are, `ca` or `ca_file` is required.
+    int client_auth;
+    // The oldest version of TLS that clients may use: a httpdown_tls_version. Default: TLS 1.2.
+    int min_version;
+    // The PEM file with the CA certificates, one of which must have issued a client's certificate.
+    const char *ca_file;
+    // The CA certificates, if they are in memory.
+    httpdown_bytes ca;
+    // The PEM file with revocation lists. Once there are lists, each certificate of a client's chain needs one from
+    // its issuer.
+    const char *crl_file;
+    // The revocation lists, if they are in memory.
+    httpdown_bytes crl;
+    // The keys of session tickets, 48 bytes each (a name of 16 and a secret of 32), all of them random: the first
+    // encrypts, all decrypt, at most 16. Servers with the same keys resume each other's sessions, so that after a
+    // restart clients need no full handshakes. Replace them now and then, by httpdown_tls_reload. Default: keys of the
+    // server's own, a new one every 6 hours.
+    httpdown_bytes ticket_keys;
+    // How long a handshake may take, from the moment when the connection was accepted. Default: 10,000. In real time.
+    uint32_t handshake_timeout_ms;
+    // How many handshakes may be under way, from the end of the client's first message. Others wait for their turn.
+    // Default: 1,000.
+    uint32_t handshakes;
+} httpdown_tls;
+
 // The settings of a server. Zero in a field means its default, so set `struct_size` and the fields that you need:
 // httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
 //
@@ -275,7 +374,7 @@ typedef struct {
     // mode, the umask decides. When the server closes the socket, it removes the file, unless another file has
     // replaced it. "unix:@name" is an abstract socket: it has no file, and everybody in the same network namespace may
     // connect to it. A path with a comma or a '?' cannot be written here: bind the socket yourself, and give it as one
-    // of the `fds`. Default: ":80", or nothing if there are `fds`.
+    // of the `fds`. Default: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
     const char *addr;
     // Descriptors of sockets that already listen: TCP, or Unix stream sockets. You remove the files of Unix sockets
     // yourself. On OK the library owns the descriptors; on an error you still own them. Other sockets may listen on
@@ -386,13 +485,16 @@ typedef struct {
     // lost. All processes that listen there must set this option, and none of them is told any more that the address
     // is in use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: 0.
     int reuse_port;
+    // TLS on every connection. NULL: none. A client that speaks HTTP without TLS then gets a 400, in plain text. If
+    // the library was built without TLS (HTTPDOWN_HAS_TLS), a value that is not NULL is UNSUPPORTED.
+    const httpdown_tls *tls;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
 //
 // Every connection and every request is in exactly one column. When the server has stopped, these sums hold:
-// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed, and requests =
-// served + failed + gone + killed.
+// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
+// conns_tls_timed_out + conns_killed, and requests = served + failed + gone + killed.
 typedef struct {
     // Required: sizeof(httpdown_stop_report).
     size_t struct_size;
@@ -404,7 +506,7 @@ typedef struct {
     uint64_t stop_duration_ms;
     // Connections accepted.
     uint64_t connections;
-    // Connections open now: the sum of the next four.
+    // Connections open now: the sum of the next four, and conns_handshaking.
     uint64_t conns_open;
     // Open connections on which no byte has come yet.
     uint64_t conns_new;
@@ -454,6 +556,13 @@ typedef struct {
     uint64_t bytes_unacked;
     // Events that were dropped because they were not taken in time.
     uint64_t events_dropped;
+    // Open connections whose TLS handshake is not done.
+    uint64_t conns_handshaking;
+    // Connections that were closed because the TLS handshake failed, or whose client left in it. The statistics say why
+    // (tls.error...).
+    uint64_t conns_tls_failed;
+    // Connections that were closed because the TLS handshake did not come to its end in time (handshake_timeout_ms).
+    uint64_t conns_tls_timed_out;
 } httpdown_stop_report;
 
 // An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -474,15 +583,6 @@ typedef struct {
     char text[512];
 } httpdown_event;
 
-// Borrowed bytes: the memory belongs to somebody else. Text is not NUL-terminated. `data` is NULL only if the thing
-// does not exist (no such header, for example). If `len` is 0, `data` may have any value.
-typedef struct {
-    // The first byte.
-    const char *data;
-    // The number of bytes.
-    size_t len;
-} httpdown_bytes;
-
 // A header field, from a request or for a reply.
 typedef struct {
     // The field's name. In a request, the name is in lower case.
@@ -501,6 +601,30 @@ typedef struct {
     uint32_t gid;
 } httpdown_credentials;
 
+// What the TLS handshake of a connection has agreed on: httpdown_request_tls. Set `struct_size` before the call.
+typedef struct {
+    // Required: sizeof(httpdown_tls_info).
+    size_t struct_size;
+    // A httpdown_tls_version.
+    int version;
+    // Not 0: the session goes on from an earlier connection, by a ticket.
+    int resumed;
+    // The cipher suite, by its name in the IANA's registry: "TLS13_AES_256_GCM_SHA384".
+    httpdown_bytes cipher_suite;
+    // The name that the client has asked for (SNI), in lower case. `data` is NULL if it has named none.
+    httpdown_bytes server_name;
+    // The protocol that was agreed on (ALPN): "http/1.1". `data` is NULL if the client has offered none.
+    httpdown_bytes alpn;
+    // The client's certificate, which was verified, in DER. `data` is NULL if there is none: here and below.
+    httpdown_bytes client_certificate;
+    // Its subject (RFC 4514): "CN=alice,O=Example".
+    httpdown_bytes client_subject;
+    // Its alternative names (host names, addresses, mail addresses, URIs), one in each line.
+    httpdown_bytes client_names;
+    // The SHA-256 digest of `client_certificate`.
+    uint8_t client_fingerprint[32];
+} httpdown_tls_info;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -511,6 +635,10 @@ extern "C" {
 void httpdown_options_init(httpdown_options *options,
                            size_t struct_size);
 
+// Sets every field to its default, like httpdown_options_init. `struct_size` is the caller's sizeof(httpdown_tls).
+void httpdown_tls_init(httpdown_tls *tls,
+                       size_t struct_size);
+
 // Starts a server, and returns at once. The server runs on its own threads.
 //
 // On OK you own `*server`, and end it by httpdown_free. Otherwise `*server` is NULL, and `error` (may be NULL) has the
@@ -518,7 +646,7 @@ void httpdown_options_init(httpdown_options *options,
 // in `addr` is looked up, and, for at most one second, while another process holds a lock on the directory of a Unix
 // socket (flock(2)).
 //
-// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES,
+// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES, TLS,
 // FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_serve(const httpdown_options *options,
@@ -698,7 +826,7 @@ httpdown_bytes httpdown_request_path(const httpdown_request *request);
 // question mark. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_query(const httpdown_request *request);
 
-// Returns the scheme by which the request came: "http". Static. Never blocks.
+// Returns the scheme by which the request came: "http", or, by TLS, "https". Static. Never blocks.
 httpdown_bytes httpdown_request_scheme(const httpdown_request *request);
 
 // Returns the version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.
@@ -894,6 +1022,28 @@ httpdown_bytes httpdown_str(const char *text);
 
 // Returns whether the bytes are exactly this NUL-terminated text. Never blocks.
 bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
+
+// From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
+// theirs. All of it is checked first, and changes together or not at all: if the call fails, nothing has changed.
+// `handshake_timeout_ms` and `handshakes` stay as they were when the server began. So do ticket keys, unless `tls`
+// brings some. `error` (may be NULL) gets the reason as text, like in httpdown_serve. Any thread may make this call,
+// but not a signal handler. It blocks only to read the files.
+//
+// Returns OK, TLS (something cannot be used), INVALID_ARGUMENT, IO or PERMISSION_DENIED (a file cannot be read),
+// UNSUPPORTED (the server does not speak TLS), FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_tls_reload(const httpdown_server *server,
+                        const httpdown_tls *tls,
+                        char *error,
+                        size_t error_size);
+
+// Writes into `*info` what the TLS handshake of the request's connection has agreed on. Set `info->struct_size` before
+// the call. What it points to is borrowed as long as the request lives. Never blocks.
+//
+// Returns OK; NOT_FOUND if the connection has no TLS; INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_request_tls(const httpdown_request *request,
+                         httpdown_tls_info *info);
 
 // Finds the first pair with this name (NUL-terminated) in a query, "name=value&other=value", and decodes its value:
 //

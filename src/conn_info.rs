@@ -1,6 +1,14 @@
 //! The information about a connection that the host can get.
 
+#[cfg(feature = "tls")]
+use std::sync::Arc;
+
+#[cfg(feature = "tls")]
+use once_cell::sync::OnceCell;
+
 use crate::addr::Addr;
+#[cfg(feature = "tls")]
+use crate::tls::TlsInfo;
 
 /// The connection that a request came on. Get it by [`Exchange::conn`](crate::Exchange::conn), or, if
 /// [`Builder::conn_info`](crate::Builder::conn_info) says so, from the extensions of a service's request.
@@ -25,6 +33,26 @@ pub struct ConnInfo {
     pub local: Addr,
     /// The process that has connected; `None` if the connection is not by a Unix socket.
     pub credentials: Option<Credentials>,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: OnceCell<Arc<TlsInfo>>,
+}
+
+impl ConnInfo {
+    /// Whether the connection speaks TLS: the scheme of its requests is `https` then.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.get().is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// What the TLS handshake has agreed on; `None` without TLS.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(&self) -> Option<&TlsInfo> {
+        self.tls.get().map(Arc::as_ref)
+    }
 }
 
 /// The process that has connected by a Unix socket, as the kernel knew it at the time of the connect (`SO_PEERCRED`,
@@ -52,7 +80,7 @@ pub struct Credentials {
 #[non_exhaustive]
 #[repr(u8)]
 pub enum ConnState {
-    /// The connection was accepted; no byte has come yet.
+    /// The connection was accepted, and the TLS handshake is done, if there is one; no byte of a request has come yet.
     New = 0,
     /// A request is under way: from its first byte to the last byte of its response.
     Active = 1,
@@ -62,6 +90,8 @@ pub enum ConnState {
     Hijacked = 3,
     /// The connection is closed.
     Closed = 4,
+    /// The connection was accepted, and the TLS handshake is not done. It becomes new.
+    Handshaking = 5,
 }
 
 impl ConnState {
@@ -71,6 +101,7 @@ impl ConnState {
             1 => Self::Active,
             2 => Self::Idle,
             3 => Self::Hijacked,
+            5 => Self::Handshaking,
             _ => Self::Closed,
         }
     }

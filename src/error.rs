@@ -36,6 +36,8 @@ pub enum Error {
     Unsupported(String),
     /// An address could not be parsed or resolved.
     Address(String),
+    /// The certificates, the key or something else of the TLS settings cannot be used; the text says why.
+    Tls(String),
     /// The operating system refused. The text says what was tried, and the source says why that failed.
     Io(String, Arc<io::Error>),
     /// The system had no more threads or descriptors. Text and source are like in [`Error::Io`].
@@ -122,9 +124,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InvalidArgument(text) | Self::Unsupported(text) | Self::Address(text) => {
-                f.write_str(text)
-            }
+            Self::InvalidArgument(text)
+            | Self::Unsupported(text)
+            | Self::Address(text)
+            | Self::Tls(text) => f.write_str(text),
             Self::Io(what, error) | Self::OutOfResources(what, error) => {
                 f.write_str(what)?;
                 // A caller that walks the sources finds the reason there.

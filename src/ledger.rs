@@ -107,6 +107,8 @@ pub(crate) struct Ends {
     pub(crate) raced: Count,
     pub(crate) gone: Count,
     pub(crate) timed_out: Count,
+    pub(crate) tls_failed: Count,
+    pub(crate) tls_timed_out: Count,
     pub(crate) killed: Count,
     /// How many of the killed connections were hijacked.
     pub(crate) hijacked_killed: Count,
@@ -121,6 +123,8 @@ impl Ends {
         report.raced = self.raced.get();
         report.conns_gone = self.gone.get();
         report.conns_timed_out = self.timed_out.get();
+        report.conns_tls_failed = self.tls_failed.get();
+        report.conns_tls_timed_out = self.tls_timed_out.get();
         report.conns_killed = self.killed.get();
         report.hijacked_killed = self.hijacked_killed.get();
         report.bytes_unacked = self.bytes_unacked.get();

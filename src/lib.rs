@@ -50,6 +50,8 @@ mod sync;
 mod sys;
 mod threads;
 mod throttle;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use addr::{Addr, UnixAddr};
 pub use clock::{Clock, MockClock, Sleep, SystemClock};
@@ -66,3 +68,5 @@ pub use report::Report;
 pub use request::{Cancellation, Exchange};
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};
+#[cfg(feature = "tls")]
+pub use tls::{ClientAuth, ClientCertificate, Identity, TicketKey, Tls, TlsInfo, TlsVersion};

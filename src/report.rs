@@ -7,8 +7,8 @@ use crate::phase::Phase;
 /// The counts of what a server has done, and of what its stop has cost. A report is a snapshot; take one at any time.
 ///
 /// Every connection and every request is in exactly one column. When the server has stopped, these sums hold:
-/// `connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed` and `requests =
-/// served + failed + gone + killed`.
+/// `connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
+/// conns_tls_timed_out + conns_killed` and `requests = served + failed + gone + killed`.
 ///
 /// ```
 /// # use httpdown::{Dispatch, Exchange, Listener, Server};
@@ -33,8 +33,10 @@ pub struct Report {
     pub stop_duration: Duration,
     /// Connections accepted.
     pub connections: u64,
-    /// Connections open now: the sum of the next four.
+    /// Connections open now: the sum of the next five.
     pub conns_open: u64,
+    /// Open connections whose TLS handshake is not done.
+    pub conns_handshaking: u64,
     /// Open connections on which no byte has come yet.
     pub conns_new: u64,
     /// Open connections with a request under way.
@@ -56,6 +58,11 @@ pub struct Report {
     pub conns_gone: u64,
     /// Connections that were closed because the head of a request did not come in time (`header_timeout`).
     pub conns_timed_out: u64,
+    /// Connections that were closed because the TLS handshake failed, or whose client left in it. The statistics say why
+    /// (`tls.error.…`, see [`Stats`](crate::Stats)).
+    pub conns_tls_failed: u64,
+    /// Connections that were closed because the TLS handshake did not come to its end in time.
+    pub conns_tls_timed_out: u64,
     /// Connections that a kill cut.
     pub conns_killed: u64,
     /// Requests whose head has been read, and requests that a kill cut before their head was read.

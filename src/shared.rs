@@ -20,6 +20,8 @@ use crate::registry::Registry;
 use crate::report::Report;
 use crate::threads::{Helper, LentRuntime, Thread};
 use crate::throttle::Throttle;
+#[cfg(feature = "tls")]
+use crate::tls;
 
 /// How long a client may pipeline requests in a stop, at most, before it is told that its connection ends. Without this
 /// limit, a stop without a timeout might wait for ever. Half of the default stop timeout.
@@ -66,6 +68,9 @@ pub(crate) struct Shared {
     pub(crate) runtime: tokio::runtime::Handle,
     /// The host's runtime, if connections run on it.
     pub(crate) lent: Option<Arc<LentRuntime>>,
+    /// How TLS is spoken, if it is.
+    #[cfg(feature = "tls")]
+    pub(crate) tls: Option<tls::Context>,
     pub(crate) threads: Mutex<Vec<Thread>>,
 }
 
@@ -106,8 +111,41 @@ impl Shared {
             local_addrs,
             runtime,
             lent,
+            #[cfg(feature = "tls")]
+            tls: None,
             threads: Mutex::default(),
         })
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn with_tls(mut self, tls: Option<tls::Context>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Whether connections speak TLS.
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(clippy::unused_self, reason = "it is known without")
+    )]
+    pub(crate) fn has_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// How many bytes of HTTP there are in so many bytes on the wire, at most.
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(clippy::unused_self, reason = "it is known without")
+    )]
+    pub(crate) fn at_most_content(&self, bytes: u64) -> u64 {
+        #[cfg(feature = "tls")]
+        if self.tls.is_some() {
+            return tls::at_most_content(bytes);
+        }
+        bytes
     }
 
     pub(crate) fn stop_began(&self, at: Duration) {

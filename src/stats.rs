@@ -25,6 +25,15 @@
 /// | `kill.conn.count` | sum | connections that were open then |
 /// | `kill.timeout` | sum | the kill timeout passed |
 /// | `kill.time` | time | the kill ended; how long it took |
+/// | `tls.handshake` | sum | a TLS handshake is done |
+/// | `tls.resumed` | sum | it goes on from an earlier session |
+/// | `tls.error.version`, `.parameters` | sum | a handshake failed: no common version; no common cipher suite, key exchange, signature or protocol |
+/// | `tls.error.client_certificate` | sum | the client's certificate is missing, or is not accepted |
+/// | `tls.error.alert` | sum | the client has refused: mostly it does not trust the server's certificate |
+/// | `tls.error.protocol`, `.not_tls`, `.plain_http` | sum | the client has broken the protocol, speaks another one, or HTTP without TLS |
+/// | `tls.error.left`, `.timeout`, `.other` | sum | the client has left, or was too slow; anything else |
+/// | `tls.expires` | avg | seconds until the first of the server's certificates ends, once a minute |
+/// | `tls.reloads` | avg | how often [`Server::reload_tls`](crate::Server::reload_tls) has succeeded, once a minute |
 /// | `listener.close.error` | sum | a listening socket could not be closed |
 ///
 /// # Example

@@ -15,6 +15,14 @@ unix() {
             { ! build/venv/bin/python -c 'import pytest' 2>/dev/null || python_tests bindings/python/tests/test_server.py; }
     )
 }
+# And by TLS. Left out are tests that write past their client's TLS, whose clients do no handshake, or that list a
+# connection's states.
+secure() {
+    HTTPDOWN_TEST_SOCKETS=tls ${CARGO:-cargo} test --quiet --no-fail-fast \
+        --test lossless --test persistence --test unread --test bodies --test stop -- \
+        --skip never_ceases_to_pipeline --skip descriptor_that_does_not_listen \
+        --skip wait_to_be_accepted --skip states_of_a_connection
+}
 c() { tests/c/run.sh; }
 valgrind() {
     command -v valgrind >/dev/null || { echo "skipped: no valgrind (make tools)"; return 77; }
@@ -62,7 +70,7 @@ end_beside() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-suites=${*:-rust unix c python programs abi options install valgrind tsan cpp loss gate}
+suites=${*:-rust unix secure c python programs abi options install valgrind tsan cpp loss gate}
 for suite in $suites; do
     case " $suites " in
         *" $suite "*" valgrind "*) [ "$suite" = python ] && begin_beside valgrind ;;

@@ -3,7 +3,7 @@
 # virtualenv under build/ as anybody. What cannot be had is named; its tests are then skipped.
 cd "$(dirname "$0")/.." || exit 1
 missing=
-for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake; do
+for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake openssl:openssl; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"

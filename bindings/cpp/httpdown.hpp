@@ -21,7 +21,8 @@
 ///     for `on_log`. An exception of another callback becomes only the line.
 ///  5. Without exceptions (-fno-exceptions) nothing is thrown, and nothing aborts. A call that would have thrown
 ///     returns `false`, an empty optional, an empty text, -1, or a report; `request::status` and `stop_report::status`
-///     say why. Then start a server by `server::start`, or by `run` with a status.
+///     say why. Then start a server by `server::start`, or by `run` with a status, and replace its certificates by
+///     `tls_reload` with a status.
 ///  6. Durations are rounded to what the library can count: milliseconds, up to 49 days. A longer duration means no
 ///     limit.
 #ifndef HTTPDOWN_HPP
@@ -29,11 +30,14 @@
 
 #include <httpdown.h>
 
+#include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -94,6 +98,29 @@ struct header {
     std::string_view value;
 };
 
+/// What the TLS handshake of a connection has agreed on: `request::tls`. Views are borrowed from the request.
+struct tls_info {
+    /// The version of the protocol.
+    httpdown_tls_version version = HTTPDOWN_TLS_1_2;
+    /// Whether the session goes on from an earlier connection, by a ticket.
+    bool resumed = false;
+    /// The cipher suite, by its name in the IANA's registry: "TLS13_AES_256_GCM_SHA384".
+    std::string_view cipher_suite{};
+    /// The name that the client has asked for (SNI), in lower case; `data()` is nullptr if it has named none.
+    std::string_view server_name{};
+    /// The protocol that was agreed on (ALPN): "http/1.1"; `data()` is nullptr if the client has offered none.
+    std::string_view alpn{};
+    /// The client's certificate, which was verified, in DER; `data()` is nullptr if there is none. Then the next three
+    /// say nothing.
+    std::string_view client_certificate{};
+    /// Its subject (RFC 4514): "CN=alice,O=Example".
+    std::string_view client_subject{};
+    /// Its alternative names (host names, addresses, mail addresses, URIs), one in each line.
+    std::string_view client_names{};
+    /// The SHA-256 digest of `client_certificate`.
+    std::array<std::uint8_t, 32> client_fingerprint{};
+};
+
 /// A callback, like a std::function. But the target may be move-only, like a lambda that has captured a
 /// std::unique_ptr. A copy of a callback copies the target, or shares the target if it cannot be copied. Empty (false)
 /// by default.
@@ -139,6 +166,7 @@ std::vector<std::pair<std::string, std::string>> query_pairs(std::string_view qu
 std::string percent_decode(std::string_view encoded);
 
 class server_ref;
+struct tls_options;
 
 /// A request, and the duty to answer it once. You may move a request to any thread and keep it; meanwhile the client
 /// waits. If a request is destroyed without an answer, the client gets a 500; if it is destroyed after an answer has
@@ -181,7 +209,7 @@ public:
     /// All pairs of the query, names and values, decoded, in their order.
     std::vector<std::pair<std::string, std::string>> query_pairs() const;
 
-    /// The scheme by which the request came: "http".
+    /// The scheme by which the request came: "http", or, by TLS, "https".
     std::string_view scheme() const noexcept { return view(httpdown_request_scheme(get())); }
 
     /// The version of HTTP times ten: 10 or 11.
@@ -203,6 +231,10 @@ public:
     /// The process that has connected by a Unix socket, as the kernel knew it at the time of the connect; an empty
     /// optional if the client has connected in another way. Throws error.
     std::optional<httpdown_credentials> peer_credentials() const;
+
+    /// What the TLS handshake of the request's connection has agreed on; an empty optional if the connection has no
+    /// TLS. Throws error.
+    std::optional<tls_info> tls() const;
 
     /// The number of the request's connection, the same as in `on_conn_state`.
     std::uint64_t conn_id() const noexcept { return httpdown_request_conn_id(get()); }
@@ -344,6 +376,18 @@ public:
     /// Never blocks. Throws error: INVALID_ARGUMENT if there is no such socket.
     std::string local_addr(std::size_t index = 0) const;
 
+    /// From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
+    /// theirs. All of it is checked first, and changes together or not at all. `handshake_timeout` and `handshakes`
+    /// stay as they were when the server began. So do ticket keys, unless `tls` has some. Blocks only to read the
+    /// files. Throws error, with the reason as text: TLS if something cannot be used, INVALID_ARGUMENT, IO or
+    /// PERMISSION_DENIED if a file cannot be read, UNSUPPORTED if the server does not speak TLS. Then nothing has
+    /// changed.
+    void tls_reload(const tls_options &tls) const;
+
+    /// Like the other `tls_reload`, but throws nothing (except std::bad_alloc). Returns whether the settings were
+    /// replaced. `status` is OK or the reason, and `*what` is the reason as text (unless `what` is nullptr).
+    bool tls_reload(const tls_options &tls, int &status, std::string *what = nullptr) const;
+
     /// Takes a request from the queue (QUEUE dispatch). Waits for a request at most for the timeout:
     ///
     ///     while (auto request = server.next()) request->reply_text(200, "Hello, World!");
@@ -398,6 +442,61 @@ private:
     std::unique_ptr<httpdown_clock, freer> handle_{};
 };
 
+/// A certificate chain and its private key, in PEM. Each of the two is in a file, or in memory: set one of these. One
+/// file may hold both: then give its name twice. The chain begins with the server's own certificate; each certificate
+/// was issued by the next. httpdown.h says which keys can be used; the key is not encrypted.
+struct certificate {
+    /// The file with the chain.
+    std::string cert_file{};
+    /// The file with the key.
+    std::string key_file{};
+    /// The chain, if it is in memory.
+    std::string cert{};
+    /// The key, if it is in memory.
+    std::string key{};
+};
+
+/// How a server speaks TLS: the option `tls`. A field that you do not set means the default. The files are read before
+/// the call returns that gets these settings.
+struct tls_options {
+    /// The server's certificate: see `certificate`. It is for all names that none of `more` has, and for clients that
+    /// name none.
+    std::string cert_file{};
+    /// The file with its key.
+    std::string key_file{};
+    /// The certificate, if it is in memory.
+    std::string cert{};
+    /// The key, if it is in memory.
+    std::string key{};
+    /// More certificates: chosen for clients that ask for one of their names (SNI), an exact one rather than one with a
+    /// wildcard. A name may have several, with keys of different types: a client gets one whose signatures it can
+    /// check, and ECDSA rather than RSA.
+    std::vector<certificate> more{};
+    /// Whether clients are asked for certificates. If they are, `ca` or `ca_file` is required.
+    httpdown_client_auth client_auth = HTTPDOWN_CLIENT_AUTH_NONE;
+    /// The oldest version of TLS that clients may use. Default: TLS 1.2.
+    std::optional<httpdown_tls_version> min_version{};
+    /// The PEM file with the CA certificates, one of which must have issued a client's certificate.
+    std::string ca_file{};
+    /// The CA certificates, if they are in memory.
+    std::string ca{};
+    /// The PEM file with revocation lists. Once there are lists, each certificate of a client's chain needs one from
+    /// its issuer.
+    std::string crl_file{};
+    /// The revocation lists, if they are in memory.
+    std::string crl{};
+    /// The keys of session tickets, 48 bytes each, all of them random: the first encrypts, all decrypt, at most 16.
+    /// Servers with the same keys resume each other's sessions, so that after a restart clients need no full
+    /// handshakes. Replace them now and then, by `tls_reload`. Default: keys of the server's own, a new one every 6
+    /// hours.
+    std::string ticket_keys{};
+    /// How long a handshake may take, from the moment when the connection was accepted. Default: 10 seconds.
+    std::optional<milliseconds> handshake_timeout{};
+    /// How many handshakes may be under way, from the end of the client's first message. Others wait for their turn. 0:
+    /// 1,000.
+    std::uint32_t handshakes = 0;
+};
+
 /// The settings of a server. A field that you do not set means the default, which httpdown.h tells. You may use the
 /// same options for several servers. Each server has its own copy of the callbacks (but see `callback`). The copy is
 /// destroyed when the server's last callback has returned: on any thread, and at the latest when the server is
@@ -408,7 +507,7 @@ struct options {
 
     /// The addresses to listen on, separated by commas: HOST:PORT (":8080" is every address; with port 0 the kernel
     /// chooses the port), or a Unix socket ("unix:/run/app.sock?mode=0660&group=www-data", "unix:@name"; httpdown.h has
-    /// the details). Empty: ":80", or nothing if there are `fds`.
+    /// the details). Empty: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
     std::string addr{};
     /// Descriptors of sockets that already listen: TCP or Unix stream sockets. The server owns them after it has
     /// started; if it does not start, you still own them.
@@ -417,6 +516,9 @@ struct options {
     /// keeps a socket must go on accepting, or waiting clients are reset. A stop leaves the connections that wait in
     /// the queues of the `fds` to the other processes.
     bool fds_shared = false;
+
+    /// TLS on every connection. A client that speaks HTTP without TLS then gets a 400, in plain text. Not set: no TLS.
+    std::optional<tls_options> tls{};
 
     /// Answers a request now, or moves the request elsewhere and answers later. Called from several threads at once. It
     /// may block, unless dispatch is INLINE. Required, but not with QUEUE dispatch.
@@ -606,6 +708,45 @@ inline std::vector<httpdown_header> to_c(const std::vector<header> &headers) {
     return all;
 }
 
+inline httpdown_bytes to_c(const std::string &bytes) noexcept { return {bytes.data(), bytes.size()}; }
+
+/// The name of a file in the form of the C interface: nullptr if there is none.
+inline const char *file(const std::string &name) noexcept { return name.empty() ? nullptr : name.c_str(); }
+
+/// TLS settings in the form of the C interface: borrowed from the settings, for one call.
+class c_tls {
+public:
+    explicit c_tls(const tls_options &from) {
+        more_.reserve(from.more.size());
+        for (const certificate &each : from.more)
+            more_.push_back({file(each.cert_file), file(each.key_file), to_c(each.cert), to_c(each.key)});
+        raw_.struct_size = sizeof raw_;
+        raw_.cert_file = file(from.cert_file);
+        raw_.key_file = file(from.key_file);
+        raw_.cert = to_c(from.cert);
+        raw_.key = to_c(from.key);
+        raw_.more = more_.data();
+        raw_.more_count = more_.size();
+        raw_.client_auth = from.client_auth;
+        raw_.min_version = from.min_version ? static_cast<int>(*from.min_version) : 0;
+        raw_.ca_file = file(from.ca_file);
+        raw_.ca = to_c(from.ca);
+        raw_.crl_file = file(from.crl_file);
+        raw_.crl = to_c(from.crl);
+        raw_.ticket_keys = to_c(from.ticket_keys);
+        raw_.handshake_timeout_ms = to_ms(from.handshake_timeout);
+        raw_.handshakes = from.handshakes;
+    }
+    c_tls(const c_tls &) = delete;
+    c_tls &operator=(const c_tls &) = delete;
+
+    const httpdown_tls *get() const noexcept { return &raw_; }
+
+private:
+    std::vector<httpdown_certificate> more_{};
+    httpdown_tls raw_{};
+};
+
 /// The callbacks of one server. The library has the only pointer to this host, and ends it by `destroy`.
 struct host {
     explicit host(options &&from) : of(std::move(from)) {}
@@ -659,7 +800,7 @@ void bump(const char *key, double value, void *data) noexcept {
 class c_options {
 public:
     explicit c_options(options &&from)
-        : addr_(std::move(from.addr)), fds_(std::move(from.fds)) {
+        : addr_(std::move(from.addr)), fds_(std::move(from.fds)), tls_(std::exchange(from.tls, std::nullopt)) {
         raw_.struct_size = sizeof raw_;
         if (!addr_.empty()) raw_.addr = addr_.c_str();
         raw_.fds = fds_.data();
@@ -669,6 +810,7 @@ public:
         raw_.pool_threads = from.pool_threads;
         raw_.pull_events = from.pull_events;
         raw_.clock = from.clock == nullptr ? nullptr : from.clock->get();
+        if (tls_) raw_.tls = c_tls_.emplace(*tls_).get();
         // options: begin give (made from src/options.toml by `make options`)
         raw_.stop_timeout_ms = to_ms(from.stop_timeout);
         raw_.kill_timeout_ms = to_ms(from.kill_timeout);
@@ -731,6 +873,8 @@ private:
     // These are not in the host, because the host may be destroyed while the call still reads them.
     std::string addr_;
     std::vector<int> fds_;
+    std::optional<tls_options> tls_;
+    std::optional<c_tls> c_tls_{};
     // options: begin kept (made from src/options.toml by `make options`)
     std::string ready_path_{};
     // options: end kept
@@ -744,7 +888,29 @@ inline std::optional<httpdown_credentials> request::peer_credentials() const {
     const int status = httpdown_request_peer_credentials(get(), &found);
     if (status == HTTPDOWN_STATUS_NOT_FOUND) return std::nullopt;
     detail::check(status);
+    if (status != HTTPDOWN_STATUS_OK) return std::nullopt;
     return found;
+}
+
+inline std::optional<tls_info> request::tls() const {
+    httpdown_tls_info found{};
+    found.struct_size = sizeof found;
+    const int status = httpdown_request_tls(get(), &found);
+    if (status == HTTPDOWN_STATUS_NOT_FOUND) return std::nullopt;
+    detail::check(status);
+    if (status != HTTPDOWN_STATUS_OK) return std::nullopt;
+    tls_info info;
+    info.version = static_cast<httpdown_tls_version>(found.version);
+    info.resumed = found.resumed != 0;
+    info.cipher_suite = view(found.cipher_suite);
+    info.server_name = view(found.server_name);
+    info.alpn = view(found.alpn);
+    info.client_certificate = view(found.client_certificate);
+    info.client_subject = view(found.client_subject);
+    info.client_names = view(found.client_names);
+    std::copy(std::begin(found.client_fingerprint), std::end(found.client_fingerprint),
+              info.client_fingerprint.begin());
+    return info;
 }
 
 inline std::vector<header> request::headers() const {
@@ -895,6 +1061,20 @@ inline std::string server_ref::local_addr(std::size_t index) const {
     char text[512] = "";
     detail::check(httpdown_local_addr(handle_, index, text, sizeof text));
     return text;
+}
+
+inline void server_ref::tls_reload(const tls_options &tls) const {
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    if (!tls_reload(tls, status, &what)) detail::raise(error(status, what));
+}
+
+inline bool server_ref::tls_reload(const tls_options &tls, int &status, std::string *what) const {
+    const detail::c_tls raw(tls);
+    char why[512] = "";
+    status = httpdown_tls_reload(handle_, raw.get(), why, sizeof why);
+    if (what != nullptr) *what = why;
+    return status == HTTPDOWN_STATUS_OK;
 }
 
 inline std::optional<request> server_ref::next(milliseconds timeout) const {

@@ -54,9 +54,26 @@ pub(super) fn readiness(method: &Method, is_ready: bool) -> Response<Bytes> {
 
 /// To a head that has not come in time, as bytes: hyper does not answer it. The connection ends after it.
 pub(super) fn late() -> String {
+    as_bytes(StatusCode::REQUEST_TIMEOUT, "")
+}
+
+/// To a request that has come without TLS where TLS is spoken, as bytes: there is no HTTP yet. The connection ends
+/// after it.
+#[cfg(feature = "tls")]
+pub(super) fn without_tls() -> String {
+    as_bytes(StatusCode::BAD_REQUEST, "this port speaks HTTPS\n")
+}
+
+fn as_bytes(status: StatusCode, text: &str) -> String {
     let date = fmt_http_date(SystemTime::now());
-    let head = "HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0";
-    format!("{head}\r\ndate: {date}\r\n\r\n")
+    let length = text.len();
+    let kind = match length {
+        0 => "",
+        _ => "content-type: text/plain; charset=utf-8\r\n",
+    };
+    format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\n{kind}content-length: {length}\r\ndate: {date}\r\n\r\n{text}"
+    )
 }
 
 fn empty(status: StatusCode) -> Response<Bytes> {

@@ -20,6 +20,18 @@ pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete:
     if is_complete {
         wire.flushed();
     }
+    if is_complete && wire.tells_end() && !conn.h1.is_close_delimited() {
+        // Many clients close as soon as they have their answer, and do not read what TLS says behind it. Their kernel
+        // then resets the connection, and ours forgets what it was about to learn: whether the answer has arrived. So
+        // that is awaited first. It matters only during a stop.
+        let mut looks = Looks::STOPPING;
+        let has_arrived = || !conn.is_stopping() || !wire.is_delivering();
+        until_kill(&conn, |cx| {
+            looks.poll_until(&mut deadlines, cx, has_arrived)
+        })
+        .await;
+        deadlines.clear_all();
+    }
     let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
         return; // The client has gone, or a kill has begun.
     };

@@ -30,9 +30,11 @@ pub(super) enum Deadline {
     Linger,
     /// The next look whether the client has acknowledged everything. No event reports that.
     Look,
+    /// The handshake of TLS must be done.
+    Handshake,
 }
 
-const COUNT: usize = Deadline::Look as usize + 1;
+const COUNT: usize = Deadline::Handshake as usize + 1;
 const _: () = assert!(COUNT <= u8::BITS as usize, "each has a bit");
 
 /// The deadlines that are set. Without any, this takes one word.

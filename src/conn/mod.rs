@@ -1,6 +1,8 @@
 //! One connection: how it is driven, and what a stop does to it.
 //!
 //! ```text
+//! handshaking (TLS) ──done──┐
+//!                           ▼
 //! parked ──bytes──► active: hyper drives it ──between two requests, after a while or at a stop──► parked
 //!    └──time over, or the client has left──► closing ◄──the last response──┘
 //! ```
@@ -13,6 +15,8 @@ mod close;
 mod deadlines;
 mod driver;
 mod h1;
+#[cfg(feature = "tls")]
+mod handshake;
 mod number;
 mod parked;
 mod respond;
@@ -26,17 +30,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use tokio::task::yield_now;
+#[cfg(feature = "tls")]
+use tokio::time::timeout;
 
 use crate::contain::contain;
 use crate::events::LogLevel;
+use crate::net::link::Link;
+use crate::net::plain::{self, Stream};
 use crate::threads::{self, Spawn};
 
 pub use body::Body;
 pub(crate) use respond::{BoxError, Outcome, Plain, Respond, clones};
 pub(crate) use state::{Accepted, Conn, Inflight};
 
+use deadlines::Deadlines;
 use h1::Wire;
+#[cfg(feature = "tls")]
+use handshake::Handshake;
 use parked::{Parked, Wakeup};
+use state::Socket;
 
 /// Serves one connection to its end. `make` creates the service that answers its requests.
 pub(crate) fn serve<M, R, S>(accepted: Accepted, make: &Arc<Mutex<M>>, worker: Arc<S>)
@@ -48,21 +60,9 @@ where
     let runs = Arc::clone(&worker);
     let make = Arc::clone(make);
     runs.spawn(async move {
-        // `make` is called here, and not in the thread that accepts: that thread must survive what the host's code
-        // does.
-        let service = contain(|| {
-            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
-            make(accepted.conn())
-        });
-        let Some(respond) = service else {
-            let events = &accepted.conn().shared().events;
-            let text = "a service panicked when it was made, or cloned, for a connection";
-            events.log(LogLevel::Error, text);
-            return;
-        };
         let conn = Arc::clone(accepted.conn());
-        let wire = match Wire::new(accepted) {
-            Ok(wire) => wire,
+        let socket = match accepted.convert(Stream::drive) {
+            Ok(socket) => socket,
             Err(error) => {
                 let shared = conn.shared();
                 let (now, level) = (shared.clock.now(), LogLevel::Error);
@@ -72,12 +72,58 @@ where
                 return;
             }
         };
-        let parked = Box::new(Parked::new(wire, respond, worker));
+        let mut deadlines = Deadlines::default();
+        let Some(wire) = begin(&conn, socket, &mut deadlines).await else {
+            return;
+        };
+        // `make` is called here, and not in the thread that accepts: that thread must survive what the host's code
+        // does.
+        let service = contain(|| {
+            let mut make = make.lock().unwrap_or_else(PoisonError::into_inner);
+            make(&conn)
+        });
+        let Some(respond) = service else {
+            let text = "a service panicked when it was made, or cloned, for a connection";
+            conn.shared().events.log(LogLevel::Error, text);
+            Box::pin(close::close(wire, deadlines, true)).await;
+            return;
+        };
+        let parked = Box::new(Parked::new(wire, deadlines, respond, worker));
         // Mostly the first request is here already. When tokio has looked, the connection need not be parked to wait
         // for it.
         yield_now().await;
         go_on(parked).await;
     });
+}
+
+/// Makes a connection ready for HTTP. `None`: it has ended before.
+#[cfg(not(feature = "tls"))]
+#[allow(clippy::unused_async, reason = "with TLS, it waits for the handshake")]
+async fn begin(_: &Arc<Conn>, socket: Socket<plain::Plain>, _: &mut Deadlines) -> Option<Wire> {
+    Some(Wire::new(socket.map(Link::from)))
+}
+
+/// Makes a connection ready for HTTP. `None`: it has ended before.
+#[cfg(feature = "tls")]
+async fn begin(
+    conn: &Arc<Conn>,
+    socket: Socket<plain::Plain>,
+    deadlines: &mut Deadlines,
+) -> Option<Wire> {
+    let Some(tls) = &conn.shared().tls else {
+        return Some(Wire::new(socket.map(Link::from)));
+    };
+    match Box::pin(handshake::run(socket, tls, deadlines)).await {
+        Handshake::Done(wire) => Some(wire),
+        Handshake::Close(wire) => {
+            let deadlines = std::mem::take(deadlines);
+            // A client that does not even read what is left for it has no more time than for a handshake.
+            let end = Box::pin(close::close(wire, deadlines, true));
+            let _ = timeout(tls.limits().timeout, end).await;
+            None
+        }
+        Handshake::Over => None,
+    }
 }
 
 /// The task of a connection that is not parked: drives the connection as long as there is something to do.
@@ -102,6 +148,10 @@ where
             Wakeup::Left => break false,
             Wakeup::TimeOver => {
                 conn.closed_idle();
+                break false;
+            }
+            Wakeup::Late => {
+                conn.timed_out();
                 break false;
             }
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::options::Options;
 use crate::threads::Spawn;
 
 use super::deadlines::{Deadline, Deadlines, Looks};
@@ -18,6 +19,12 @@ use super::respond::Respond;
 /// of that repetition for the round trip. If its request is lost on the way too, the client repeats it only after three
 /// times as long: 3 s after the first repetition, at 1 s (RFC 6298), 9 s after the second, at 3 s.
 const REQUEST_RETRANSMISSION: Duration = Duration::from_millis(4_500);
+
+/// How long a stop waits for the first bytes on a new connection, whose handshake was repeated so many times.
+pub(super) fn grace(options: &Options, handshake_repeats: u32) -> Duration {
+    let patience = REQUEST_RETRANSMISSION.saturating_mul(handshake_repeats);
+    options.idle_grace.saturating_add(patience)
+}
 
 /// A connection that is new or idle, and has no parser. While nothing happens, this is all that is kept of the
 /// connection; it needs no task either.
@@ -38,13 +45,15 @@ pub(super) enum Wakeup {
     Left,
     /// The connection is to be closed.
     TimeOver,
+    /// A part of a record has come, and not its rest in time.
+    Late,
 }
 
 impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
-    pub(super) fn new(wire: Wire, respond: R, worker: Arc<S>) -> Self {
+    pub(super) fn new(wire: Wire, deadlines: Deadlines, respond: R, worker: Arc<S>) -> Self {
         Self {
             wire,
-            deadlines: Deadlines::default(),
+            deadlines,
             looks: Looks::SERVING,
             idle_since: Instant::now(),
             respond,
@@ -90,6 +99,16 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
                 Wakeup::Left
             });
         }
+        if wire.holds_part() {
+            // This may be a request, until its rest tells.
+            if !deadlines.is_set(Deadline::Head) {
+                let options = &wire.conn().shared().options;
+                deadlines.set(Deadline::Head, options.header_timeout);
+            }
+            ready!(deadlines.poll(Deadline::Head, cx));
+            return Poll::Ready(Wakeup::Late);
+        }
+        deadlines.clear(Deadline::Head);
         if wire.has_skipped() {
             // A client that still sends is not idle.
             *idle_since = Instant::now();
@@ -117,9 +136,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
             if !deadlines.is_set(Deadline::Grace) {
                 looks.hurry(deadlines);
                 ready!(looks.poll_until(deadlines, cx, has_arrived));
-                let patience = REQUEST_RETRANSMISSION.saturating_mul(wire.handshake_repeats());
-                let grace = options.idle_grace.saturating_add(patience);
-                deadlines.set(Deadline::Grace, grace);
+                deadlines.set(Deadline::Grace, grace(options, wire.handshake_repeats()));
             }
             ready!(deadlines.poll(Deadline::Grace, cx));
         }

@@ -14,11 +14,13 @@ use socket2::SockRef;
 use crate::conn_info::{ConnInfo, ConnState};
 use crate::ledger::{Count, Ledger};
 use crate::net::Connected;
-use crate::net::link::{self, Stream};
+use crate::net::plain::{self, Stream};
 use crate::registry::Member;
 use crate::report::Report;
 use crate::shared::Shared;
 use crate::sys;
+#[cfg(feature = "tls")]
+use crate::tls::TlsInfo;
 
 use super::driver::Driver;
 use super::h1::{BodyLength, Progress, is_request};
@@ -40,6 +42,10 @@ enum Ending {
     TimedOut = 4,
     /// The bytes that came are no request. The last response has said so, and that we close.
     Refused = 5,
+    /// The handshake of TLS has failed.
+    Unshaken = 6,
+    /// The handshake of TLS did not come to its end in time.
+    HandshakeTimedOut = 7,
 }
 
 impl Ending {
@@ -50,7 +56,9 @@ impl Ending {
             2 => Self::Idle,
             3 => Self::Raced,
             4 => Self::TimedOut,
-            _ => Self::Refused,
+            5 => Self::Refused,
+            6 => Self::Unshaken,
+            _ => Self::HandshakeTimedOut,
         }
     }
 }
@@ -107,15 +115,22 @@ impl Conn {
         }: Connected,
     ) -> Accepted {
         let registry = &shared.registry;
+        let state = if shared.has_tls() {
+            ConnState::Handshaking
+        } else {
+            ConnState::New
+        };
         let conn = Arc::new(Self {
             info: Arc::new(ConnInfo {
                 id: registry.next_id(),
                 peer,
                 local,
                 credentials: stream.credentials(),
+                #[cfg(feature = "tls")]
+                tls: OnceCell::new(),
             }),
             shared: Arc::clone(shared),
-            state: AtomicU8::new(ConnState::New as u8),
+            state: AtomicU8::new(state as u8),
             number: Number::new(stream.as_raw_fd()),
             driver: Driver::default(),
             h1: Progress::default(),
@@ -133,7 +148,7 @@ impl Conn {
             unacked_at_reset: OnceCell::new(),
         });
         registry.enter(conn.info.id, Arc::clone(&conn));
-        conn.tell(ConnState::New);
+        conn.tell(state);
         Socket {
             open: Open(conn),
             stream,
@@ -144,8 +159,8 @@ impl Conn {
         &self.info
     }
 
-    fn link_kind(&self) -> link::Kind {
-        link::Kind::of(&self.info.local)
+    fn link_kind(&self) -> plain::Kind {
+        plain::Kind::of(&self.info.local)
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared> {
@@ -168,6 +183,23 @@ impl Conn {
 
     fn tell(&self, state: ConnState) {
         self.shared.events.conn(&self.info, state);
+    }
+
+    /// The handshake of TLS is done: HTTP can begin.
+    #[cfg(feature = "tls")]
+    pub(super) fn handshake_done(&self, info: TlsInfo) {
+        let _ = self.info.tls.set(Arc::new(info));
+        self.set_state(ConnState::New);
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn handshake_failed(&self) {
+        self.set_ending(Ending::Unshaken);
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn handshake_timed_out(&self) {
+        self.set_ending(Ending::HandshakeTimedOut);
     }
 
     /// The first byte of a request goes to hyper.
@@ -307,7 +339,11 @@ impl Conn {
     }
 
     pub(super) fn is_between_requests(&self) -> bool {
-        matches!(self.state(), ConnState::New | ConnState::Idle)
+        let state = self.state();
+        matches!(
+            state,
+            ConnState::New | ConnState::Idle | ConnState::Handshaking
+        )
     }
 
     /// Whether nothing is under way, not even the rest of a request that has been answered. hyper then holds nothing,
@@ -331,7 +367,8 @@ impl Conn {
             BodyLength::Known(left) => {
                 let ahead = self.h1.ahead();
                 let unread = self.number.with(|fd| sys::with_fd(fd, sys::unread));
-                u64::from(ahead) + u64::from(unread.unwrap_or(0)) > left
+                let unread = u64::from(unread.unwrap_or(0));
+                u64::from(ahead) + self.shared.at_most_content(unread) > left
             }
         }
     }
@@ -374,7 +411,11 @@ impl Conn {
         let is_ours = match self.ending() {
             Ending::Idle | Ending::Announced => true,
             Ending::Closed => self.is_stopping(),
-            Ending::Raced | Ending::TimedOut | Ending::Refused => false,
+            Ending::Raced
+            | Ending::TimedOut
+            | Ending::Refused
+            | Ending::Unshaken
+            | Ending::HandshakeTimedOut => false,
         };
         if is_ours {
             self.set_ending(Ending::Raced);
@@ -483,6 +524,8 @@ impl Conn {
             lost > 0 || self.h1.is_reading_head() || self.undelivered.load(Ordering::Relaxed);
         let count = match self.ending() {
             Ending::TimedOut => &ends.timed_out,
+            Ending::Unshaken => &ends.tls_failed,
+            Ending::HandshakeTimedOut => &ends.tls_timed_out,
             _ if killed && was_hijacked => {
                 ends.hijacked_killed.add(1);
                 &ends.killed
@@ -555,6 +598,7 @@ impl Member for Conn {
     fn add_to(&self, report: &mut Report) {
         self.ledger.add_to(report);
         let count = match self.state() {
+            ConnState::Handshaking => &mut report.conns_handshaking,
             ConnState::New => &mut report.conns_new,
             ConnState::Active => &mut report.conns_active,
             ConnState::Idle => &mut report.conns_idle,
@@ -591,6 +635,25 @@ pub(crate) type Accepted = Socket<Stream>;
 impl<S> Socket<S> {
     pub(super) fn conn(&self) -> &Arc<Conn> {
         &self.open.0
+    }
+
+    pub(super) fn map<T>(self, to: impl FnOnce(S) -> T) -> Socket<T> {
+        let Self { open, stream } = self;
+        let stream = to(stream);
+        Socket { open, stream }
+    }
+
+    /// Converts the stream to another type, if it can be.
+    #[cfg(feature = "tls")]
+    pub(super) fn try_map<T, E>(
+        self,
+        to: impl FnOnce(S) -> Result<T, (S, E)>,
+    ) -> Result<Socket<T>, (Self, E)> {
+        let Self { open, stream } = self;
+        match to(stream) {
+            Ok(stream) => Ok(Socket { open, stream }),
+            Err((stream, error)) => Err((Self { open, stream }, error)),
+        }
     }
 
     /// Converts the stream to another type. If that fails, the stream is closed.

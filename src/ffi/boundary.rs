@@ -76,6 +76,30 @@ pub(super) fn value_anywhere<T: Copy>(fallback: T, body: impl FnOnce() -> Result
     contain(|| body().unwrap_or(fallback)).unwrap_or(fallback)
 }
 
+/// Like `status`, and writes the reason of a failure into the caller's buffer.
+pub(super) fn explained(
+    buffer: Result<&mut [MaybeUninit<c_char>]>,
+    body: impl FnOnce() -> Result<()>,
+) -> c_int {
+    let mut why = None;
+    let code = status_in_child_too(|| {
+        let result = body();
+        why = result.as_ref().err().map(|error| format!("{error:#}"));
+        result
+    });
+    if let Ok(buffer) = buffer {
+        let fallback = || status_text(code).to_str().unwrap_or("").to_owned();
+        write_text(
+            buffer,
+            &match code {
+                0 => String::new(),
+                _ => why.unwrap_or_else(fallback),
+            },
+        );
+    }
+    code
+}
+
 pub(super) fn status_of(error: &Error) -> httpdown_status {
     match error {
         Error::InvalidArgument(_) => HTTPDOWN_STATUS_INVALID_ARGUMENT,
@@ -96,6 +120,7 @@ pub(super) fn status_of(error: &Error) -> httpdown_status {
         Error::Gone => HTTPDOWN_STATUS_GONE,
         Error::TooLarge => HTTPDOWN_STATUS_TOO_LARGE,
         Error::BadBody => HTTPDOWN_STATUS_BAD_BODY,
+        Error::Tls(_) => HTTPDOWN_STATUS_TLS,
         Error::Panicked => HTTPDOWN_STATUS_PANIC,
         Error::Forked => HTTPDOWN_STATUS_FORKED,
     }
@@ -123,6 +148,7 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
         16 => c"longer than the limit",
         17 => c"not found",
         18 => c"the body of the request is malformed",
+        19 => c"the TLS settings cannot be used",
         99 => c"a bug in httpdown",
         _ => c"unknown status",
     }

@@ -34,4 +34,7 @@ mod query;
 mod request;
 mod server;
 mod table;
+mod tls;
+#[cfg(feature = "tls")]
+mod tls_settings;
 mod types;

@@ -13,8 +13,10 @@ use crate::{Builder, Dispatch, Error, Listener, Result, Server};
 use super::boundary::{Sized, borrow, duration_or, read_sized, slice, text};
 use super::callbacks::{self, CHandler, CStats, ForeignData, Host};
 use super::server::httpdown_server;
+use super::tls;
 use super::types::{
     httpdown_dispatch, httpdown_event, httpdown_event_kind, httpdown_options, httpdown_stop_report,
+    httpdown_tls,
 };
 
 // SAFETY: zero is valid in each field, and the size comes first.
@@ -34,6 +36,8 @@ unsafe impl Sized for httpdown_event {
 
 /// Where a server listens by default.
 const DEFAULT_ADDR: &str = ":80";
+/// Where it listens by default if it speaks TLS.
+const DEFAULT_TLS_ADDR: &str = ":443";
 /// More threads than this are a mistake, or a negative number.
 const MOST_THREADS: u32 = 1 << 16;
 /// More descriptors than this are a mistake.
@@ -52,6 +56,13 @@ pub unsafe extern "C" fn httpdown_options_init(options: *mut httpdown_options, s
     unsafe { bytes.write_bytes(0, struct_size) };
     // SAFETY: the size is the first field.
     unsafe { options.cast::<usize>().write(struct_size) };
+}
+
+/// Sets every field to its default, like httpdown_options_init. `struct_size` is the caller's sizeof(httpdown_tls).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_tls_init(tls: *mut httpdown_tls, struct_size: usize) {
+    // SAFETY: the header's preface: NULL or a struct of that size; it also begins with its size.
+    unsafe { httpdown_options_init(tls.cast(), struct_size) };
 }
 
 /// The options. They own the host's data already: whatever is wrong with the other options, the data is destroyed
@@ -147,6 +158,8 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     builder = builder.keep_alive_header(raw.keep_alive_header != 0);
     builder = builder.second_signal(duration_or(raw.second_signal_ms, defaults.second_signal));
     builder = builder.reuse_port(raw.reuse_port != 0);
+    // SAFETY: the header's preface: NULL or a httpdown_tls.
+    builder = unsafe { tls::set(builder, raw.tls)? };
     // options: end read
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.
@@ -269,7 +282,12 @@ fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listen
     }
     // SAFETY: the header's preface: NULL or NUL-terminated.
     let addr = unsafe { text(raw.addr, "options.addr")? };
-    let default = listeners.is_empty().then_some(DEFAULT_ADDR);
+    let default = if raw.tls.is_null() {
+        DEFAULT_ADDR
+    } else {
+        DEFAULT_TLS_ADDR
+    };
+    let default = listeners.is_empty().then_some(default);
     for addr in addr
         .or(default)
         .into_iter()

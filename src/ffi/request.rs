@@ -9,6 +9,8 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Version};
 use once_cell::sync::OnceCell;
 
+#[cfg(feature = "tls")]
+use crate::TlsInfo;
 use crate::conn_info::ConnInfo;
 use crate::request::ReplySlot;
 use crate::{Error, Exchange, Result};
@@ -17,6 +19,8 @@ use super::boundary::{deadline, null, output, room, slice, status, status_of_sev
 use super::callbacks::ForeignData;
 use super::server::httpdown_server;
 use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, insert};
+#[cfg(feature = "tls")]
+use super::tls_settings::Texts;
 use super::types::httpdown_status::*;
 use super::types::{httpdown_bytes, httpdown_credentials, httpdown_destroy_fn, httpdown_header};
 
@@ -48,6 +52,8 @@ pub struct httpdown_request {
     target: OnceCell<String>,
     peer: OnceCell<String>,
     local: OnceCell<String>,
+    #[cfg(feature = "tls")]
+    tls: OnceCell<Box<Texts>>,
 }
 
 impl httpdown_request {
@@ -63,7 +69,21 @@ impl httpdown_request {
             target: OnceCell::new(),
             peer: OnceCell::new(),
             local: OnceCell::new(),
+            #[cfg(feature = "tls")]
+            tls: OnceCell::new(),
         }
+    }
+
+    /// What the handshake has agreed on.
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(&self) -> Option<&Arc<TlsInfo>> {
+        self.conn.tls.get()
+    }
+
+    /// What is told of the client's certificate.
+    #[cfg(feature = "tls")]
+    pub(super) fn texts(&self, make: impl FnOnce() -> Texts) -> &Texts {
+        self.tls.get_or_init(|| Box::new(make()))
     }
 
     pub(super) fn take_headers(&mut self) -> HeaderMap {
@@ -86,7 +106,9 @@ impl httpdown_request {
 ///
 /// # Safety
 /// While the result is used, nobody else may end the request.
-unsafe fn see(pointer: *const httpdown_request) -> Result<(Entry, &'static httpdown_request)> {
+pub(super) unsafe fn see(
+    pointer: *const httpdown_request,
+) -> Result<(Entry, &'static httpdown_request)> {
     if pointer.is_null() {
         return Err(null("request"));
     }
@@ -292,13 +314,22 @@ pub unsafe extern "C" fn httpdown_request_query(
     }
 }
 
-/// Returns the scheme by which the request came: "http". Static. Never blocks.
+/// Returns the scheme by which the request came: "http", or, by TLS, "https". Static. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_scheme(
     request: *const httpdown_request,
 ) -> httpdown_bytes {
     // SAFETY: the same promise.
-    unsafe { field(request, |_| httpdown_bytes::of(b"http")) }
+    unsafe {
+        field(request, |request| {
+            let scheme: &[u8] = if request.conn.is_secure() {
+                b"https"
+            } else {
+                b"http"
+            };
+            httpdown_bytes::of(scheme)
+        })
+    }
 }
 
 /// Returns the version of HTTP times ten: 10 or 11; 0 if there is no request. Never blocks.

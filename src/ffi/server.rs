@@ -1,7 +1,6 @@
 //! `httpdown_server`: its start, its queries and its stop.
 
 use std::ffi::{c_char, c_int};
-use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
@@ -11,8 +10,8 @@ use crate::process;
 use crate::{Error, Event, RequestQueue, Result, Server, Signals};
 
 use super::boundary::{
-    borrow, deadline, output, room, size_of_callers, status, status_in_child_too, status_of,
-    status_text, text_array, value, without_cancellation, write_sized, write_text,
+    borrow, deadline, explained, output, room, size_of_callers, status, status_of, status_text,
+    text_array, value, without_cancellation, write_sized, write_text,
 };
 use super::callbacks::ForeignData;
 use super::options::Options;
@@ -44,7 +43,7 @@ impl httpdown_server {
 /// in `addr` is looked up, and, for at most one second, while another process holds a lock on the directory of a Unix
 /// socket (flock(2)).
 ///
-/// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES,
+/// Returns OK, INVALID_ARGUMENT, UNSUPPORTED, ADDR_INVALID, ADDR_IN_USE, PERMISSION_DENIED, IO, OUT_OF_RESOURCES, TLS,
 /// FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
@@ -118,30 +117,6 @@ fn start(options: Options) -> Result<Arc<httpdown_server>> {
     });
     options.serve(&handle)?;
     Ok(handle)
-}
-
-/// Like `status`, and writes the reason of a failure into the caller's buffer.
-fn explained(
-    buffer: Result<&mut [MaybeUninit<c_char>]>,
-    body: impl FnOnce() -> Result<()>,
-) -> c_int {
-    let mut why = None;
-    let code = status_in_child_too(|| {
-        let result = body();
-        why = result.as_ref().err().map(|error| format!("{error:#}"));
-        result
-    });
-    if let Ok(buffer) = buffer {
-        let fallback = || status_text(code).to_str().unwrap_or("").to_owned();
-        write_text(
-            buffer,
-            &match code {
-                0 => String::new(),
-                _ => why.unwrap_or_else(fallback),
-            },
-        );
-    }
-    code
 }
 
 /// Stops the server: it takes no new connections and finishes the open requests; then this call returns the result.
@@ -518,6 +493,9 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         unaccepted: of.unaccepted,
         bytes_unacked: of.bytes_unacked,
         events_dropped: of.events_dropped,
+        conns_handshaking: of.conns_handshaking,
+        conns_tls_failed: of.conns_tls_failed,
+        conns_tls_timed_out: of.conns_tls_timed_out,
     };
     // SAFETY: not NULL, so a report.
     unsafe { write_sized(report, value, "report") }

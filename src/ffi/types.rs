@@ -52,6 +52,8 @@ pub enum httpdown_status {
     HTTPDOWN_STATUS_NOT_FOUND = 17,
     /// The client has broken the protocol in the body of its request.
     HTTPDOWN_STATUS_BAD_BODY = 18,
+    /// A certificate, a key or something else of the TLS settings cannot be used; the text says why.
+    HTTPDOWN_STATUS_TLS = 19,
     /// A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 }
@@ -80,7 +82,7 @@ pub enum httpdown_phase_code {
 #[derive(Clone, Copy, Debug)]
 #[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
 pub enum httpdown_conn_state {
-    /// The connection was accepted; no byte has come yet.
+    /// The connection was accepted, and its TLS handshake is done, if it has one; no byte of a request has come yet.
     HTTPDOWN_CONN_NEW = 0,
     /// A request is under way: from its first byte to the last byte of its response.
     HTTPDOWN_CONN_ACTIVE = 1,
@@ -90,6 +92,8 @@ pub enum httpdown_conn_state {
     HTTPDOWN_CONN_HIJACKED = 3,
     /// The connection is closed.
     HTTPDOWN_CONN_CLOSED = 4,
+    /// The connection was accepted, and its TLS handshake is not done. It becomes new.
+    HTTPDOWN_CONN_HANDSHAKING = 5,
 }
 
 /// How requests reach the program: the option `dispatch`.
@@ -173,6 +177,120 @@ pub struct httpdown_credentials {
     pub gid: u32,
 }
 
+/// A certificate chain and its private key, in PEM. Each of the two is in a file, or in memory: set one of these. One
+/// file may hold both: then give its path twice. The chain begins with the server's own certificate; each certificate was issued by the next. The
+/// key is ECDSA (P-256 or P-384; with aws-lc-rs, which is the default, also P-521), Ed25519, or RSA of at least 2,048 bits, as PKCS#8, PKCS#1 or SEC1, and not
+/// encrypted.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct httpdown_certificate {
+    /// The file with the chain.
+    pub cert_file: *const c_char,
+    /// The file with the key.
+    pub key_file: *const c_char,
+    /// The chain.
+    pub cert: httpdown_bytes,
+    /// The key.
+    pub key: httpdown_bytes,
+}
+
+/// A version of TLS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
+pub enum httpdown_tls_version {
+    /// TLS 1.2 (RFC 5246).
+    HTTPDOWN_TLS_1_2 = 12,
+    /// TLS 1.3 (RFC 8446).
+    HTTPDOWN_TLS_1_3 = 13,
+}
+
+/// Whether clients are asked for certificates: `client_auth`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
+pub enum httpdown_client_auth {
+    /// No client is asked.
+    HTTPDOWN_CLIENT_AUTH_NONE = 0,
+    /// A client may have none. A certificate that it has must be valid.
+    HTTPDOWN_CLIENT_AUTH_OPTIONAL = 1,
+    /// A client without a valid certificate is refused.
+    HTTPDOWN_CLIENT_AUTH_REQUIRED = 2,
+}
+
+/// How a server speaks TLS: the option `tls`. Set `struct_size`; zero means the default in each other field. The
+/// strings, the arrays and the files are read before the call returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_tls {
+    /// Required: sizeof(httpdown_tls).
+    pub struct_size: usize,
+    /// The server's certificate: see httpdown_certificate. It is for all names that none of `more` has, and for clients
+    /// that name none.
+    pub cert_file: *const c_char,
+    /// Its key.
+    pub key_file: *const c_char,
+    /// The certificate, if it is in memory.
+    pub cert: httpdown_bytes,
+    /// The key, if it is in memory.
+    pub key: httpdown_bytes,
+    /// More certificates: chosen for clients that ask for one of their names (SNI), an exact one rather than one with
+    /// a wildcard. A name may have several, with keys of different types: a client gets one whose signatures it can
+    /// check, and ECDSA rather than RSA.
+    pub more: *const httpdown_certificate,
+    /// The number of `more`.
+    pub more_count: usize,
+    /// Whether clients are asked for certificates: a httpdown_client_auth. If they are, `ca` or `ca_file` is required.
+    pub client_auth: c_int,
+    /// The oldest version of TLS that clients may use: a httpdown_tls_version. Default: TLS 1.2.
+    pub min_version: c_int,
+    /// The PEM file with the CA certificates, one of which must have issued a client's certificate.
+    pub ca_file: *const c_char,
+    /// The CA certificates, if they are in memory.
+    pub ca: httpdown_bytes,
+    /// The PEM file with revocation lists. Once there are lists, each certificate of a client's chain needs one from
+    /// its issuer.
+    pub crl_file: *const c_char,
+    /// The revocation lists, if they are in memory.
+    pub crl: httpdown_bytes,
+    /// The keys of session tickets, 48 bytes each (a name of 16 and a secret of 32), all of them random: the first
+    /// encrypts, all decrypt, at most 16. Servers with the same keys resume each other's sessions, so that after a
+    /// restart clients need no full handshakes. Replace them now and then, by httpdown_tls_reload. Default: keys of the
+    /// server's own, a new one every 6 hours.
+    pub ticket_keys: httpdown_bytes,
+    /// How long a handshake may take, from the moment when the connection was accepted. Default: 10,000. In real time.
+    pub handshake_timeout_ms: u32,
+    /// How many handshakes may be under way, from the end of the client's first message. Others wait for their turn.
+    /// Default: 1,000.
+    pub handshakes: u32,
+}
+
+/// What the TLS handshake of a connection has agreed on: httpdown_request_tls. Set `struct_size` before the call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_tls_info {
+    /// Required: sizeof(httpdown_tls_info).
+    pub struct_size: usize,
+    /// A httpdown_tls_version.
+    pub version: c_int,
+    /// Not 0: the session goes on from an earlier connection, by a ticket.
+    pub resumed: c_int,
+    /// The cipher suite, by its name in the IANA's registry: "TLS13_AES_256_GCM_SHA384".
+    pub cipher_suite: httpdown_bytes,
+    /// The name that the client has asked for (SNI), in lower case. `data` is NULL if it has named none.
+    pub server_name: httpdown_bytes,
+    /// The protocol that was agreed on (ALPN): "http/1.1". `data` is NULL if the client has offered none.
+    pub alpn: httpdown_bytes,
+    /// The client's certificate, which was verified, in DER. `data` is NULL if there is none: here and below.
+    pub client_certificate: httpdown_bytes,
+    /// Its subject (RFC 4514): "CN=alice,O=Example".
+    pub client_subject: httpdown_bytes,
+    /// Its alternative names (host names, addresses, mail addresses, URIs), one in each line.
+    pub client_names: httpdown_bytes,
+    /// The SHA-256 digest of `client_certificate`.
+    pub client_fingerprint: [u8; 32],
+}
+
 /// A header field, from a request or for a reply.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -225,7 +343,12 @@ pub type httpdown_log_fn =
 ///
 /// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, idle.race, kill,
 /// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
-/// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total.
+/// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
+/// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
+/// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
+/// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
+/// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
+/// certificates ends), tls.reloads.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(clippy::struct_field_names, reason = "the names of the original")]
@@ -262,7 +385,7 @@ pub struct httpdown_options {
     /// mode, the umask decides. When the server closes the socket, it removes the file, unless another file has
     /// replaced it. "unix:@name" is an abstract socket: it has no file, and everybody in the same network namespace may
     /// connect to it. A path with a comma or a '?' cannot be written here: bind the socket yourself, and give it as one
-    /// of the `fds`. Default: ":80", or nothing if there are `fds`.
+    /// of the `fds`. Default: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
     pub addr: *const c_char,
     /// Descriptors of sockets that already listen: TCP, or Unix stream sockets. You remove the files of Unix sockets
     /// yourself. On OK the library owns the descriptors; on an error you still own them. Other sockets may listen on
@@ -374,14 +497,17 @@ pub struct httpdown_options {
     /// lost. All processes that listen there must set this option, and none of them is told any more that the address
     /// is in use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: 0.
     pub reuse_port: c_int,
+    /// TLS on every connection. NULL: none. A client that speaks HTTP without TLS then gets a 400, in plain text. If
+    /// the library was built without TLS (HTTPDOWN_HAS_TLS), a value that is not NULL is UNSUPPORTED.
+    pub tls: *const httpdown_tls,
     // options: end fields
 }
 
 /// The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
 ///
 /// Every connection and every request is in exactly one column. When the server has stopped, these sums hold:
-/// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_killed, and requests =
-/// served + failed + gone + killed.
+/// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
+/// conns_tls_timed_out + conns_killed, and requests = served + failed + gone + killed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct httpdown_stop_report {
@@ -395,7 +521,7 @@ pub struct httpdown_stop_report {
     pub stop_duration_ms: u64,
     /// Connections accepted.
     pub connections: u64,
-    /// Connections open now: the sum of the next four.
+    /// Connections open now: the sum of the next four, and conns_handshaking.
     pub conns_open: u64,
     /// Open connections on which no byte has come yet.
     pub conns_new: u64,
@@ -445,6 +571,13 @@ pub struct httpdown_stop_report {
     pub bytes_unacked: u64,
     /// Events that were dropped because they were not taken in time.
     pub events_dropped: u64,
+    /// Open connections whose TLS handshake is not done.
+    pub conns_handshaking: u64,
+    /// Connections that were closed because the TLS handshake failed, or whose client left in it. The statistics say why
+    /// (tls.error...).
+    pub conns_tls_failed: u64,
+    /// Connections that were closed because the TLS handshake did not come to its end in time (handshake_timeout_ms).
+    pub conns_tls_timed_out: u64,
 }
 
 /// An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -476,12 +609,15 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
-    let pointers = size_of::<usize>() * 16;
+    let pointers = size_of::<usize>() * 17;
     let ints = size_of::<u32>() * 18;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + ints);
-    let counts = size_of::<u64>() * 23;
+    let counts = size_of::<u64>() * 26;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
+    let (words, ints) = (size_of::<usize>() * 17, size_of::<u32>() * 4);
+    assert!(size_of::<httpdown_tls>() == words + ints);
+    assert!(size_of::<httpdown_tls_info>() == size_of::<usize>() * 13 + 8 + 32);
 };
 
 // C sees the numbers that the core has.
@@ -502,6 +638,7 @@ const _: () = {
     assert!(HTTPDOWN_CONN_IDLE as c_int == ConnState::Idle as c_int);
     assert!(HTTPDOWN_CONN_HIJACKED as c_int == ConnState::Hijacked as c_int);
     assert!(HTTPDOWN_CONN_CLOSED as c_int == ConnState::Closed as c_int);
+    assert!(HTTPDOWN_CONN_HANDSHAKING as c_int == ConnState::Handshaking as c_int);
     assert!(HTTPDOWN_LOG_ERROR as c_int == LogLevel::Error as c_int);
     assert!(HTTPDOWN_LOG_WARNING as c_int == LogLevel::Warning as c_int);
     assert!(HTTPDOWN_LOG_INFO as c_int == LogLevel::Info as c_int);

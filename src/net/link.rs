@@ -1,98 +1,32 @@
-//! A connection's way to its client: what the rest of the server needs from a socket of any kind.
-//!
-//! It is an enum, not a trait object: there are few kinds, and every byte passes here.
+//! A connection's way to its client: what the rest of the server needs of it, with or without TLS.
 
 use std::io;
-use std::net;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::net as unix;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::task::{Context, Poll};
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::io::ReadBuf;
 
-use crate::addr::Addr;
-use crate::conn_info::Credentials;
-use crate::sys;
+use super::plain::{Kind, Plain, Readable};
+#[cfg(feature = "tls")]
+use super::tls::Secure;
 
-/// A connection that no runtime drives yet: a non-blocking socket.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    Tcp(net::TcpStream),
-    Unix(unix::UnixStream),
-}
-
-/// A connection that is driven by the runtime on which this value was made.
+/// A connection that is driven by the runtime on which its socket was made.
 #[derive(Debug)]
 pub(crate) enum Link {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+    Plain(Plain),
+    #[cfg(feature = "tls")]
+    Tls(Box<Secure>),
 }
 
-/// Evaluates an expression with the stream of either kind.
+/// Evaluates an expression with the link of either kind.
 macro_rules! either {
-    ($link:expr, $stream:ident => $body:expr) => {
+    ($link:expr, $inner:ident => $body:expr) => {
         match $link {
-            Self::Tcp($stream) => $body,
-            Self::Unix($stream) => $body,
+            Self::Plain($inner) => $body,
+            #[cfg(feature = "tls")]
+            Self::Tls($inner) => $body,
         }
     };
-}
-
-impl Stream {
-    /// Must be called on the runtime that will drive the connection.
-    pub(crate) fn link(self) -> io::Result<Link> {
-        Ok(match self {
-            Self::Tcp(stream) => {
-                let stream = TcpStream::from_std(stream)?;
-                // Responses are written whole, so waiting for more (Nagle) only delays them.
-                stream.set_nodelay(true)?;
-                Link::Tcp(stream)
-            }
-            Self::Unix(stream) => Link::Unix(UnixStream::from_std(stream)?),
-        })
-    }
-
-    /// The process that has connected, if the socket is a Unix socket.
-    pub(crate) fn credentials(&self) -> Option<Credentials> {
-        match self {
-            Self::Tcp(_) => None,
-            Self::Unix(stream) => {
-                let found = sys::peer_credentials(stream.as_fd()).ok()?;
-                Some(Credentials {
-                    pid: u32::try_from(found.pid).ok().filter(|pid| *pid > 0),
-                    uid: found.uid,
-                    gid: found.gid,
-                })
-            }
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        either!(self, stream => stream.as_fd())
-    }
-}
-
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        either!(self, stream => stream.as_raw_fd())
-    }
-}
-
-impl From<net::TcpStream> for Stream {
-    fn from(stream: net::TcpStream) -> Self {
-        Self::Tcp(stream)
-    }
-}
-
-impl From<unix::UnixStream> for Stream {
-    fn from(stream: unix::UnixStream) -> Self {
-        Self::Unix(stream)
-    }
 }
 
 impl Link {
@@ -102,132 +36,128 @@ impl Link {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_read(cx, buf))
+        either!(self, link => link.poll_read(cx, buf))
     }
 
+    /// Takes bytes for the client. Some of them may wait here until [`Link::poll_flush`].
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let stream = match self {
-            Self::Tcp(stream) => return Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => &*stream,
-        };
-        // Not by `write`, which raises SIGPIPE: a host's thread may drive this connection, and a C host does not
-        // ignore that signal. (For TCP, std says MSG_NOSIGNAL itself.)
-        let socket = SockRef::from(stream);
-        let send = || socket.send_with_flags(bytes, libc::MSG_NOSIGNAL);
-        loop {
-            ready!(stream.poll_write_ready(cx))?;
-            match stream.try_io(Interest::WRITABLE, send) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result),
+        either!(self, link => link.poll_write(cx, bytes))
+    }
+
+    /// Gives the kernel all that was written.
+    #[allow(
+        clippy::needless_pass_by_ref_mut,
+        reason = "without TLS, nothing waits here"
+    )]
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => {
+                let _ = cx;
+                Poll::Ready(Ok(()))
             }
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.poll_flush(cx),
         }
     }
 
-    /// Closes our side.
+    /// Closes our side. With TLS, the client is told first, so that it can tell this end from one that an attacker has
+    /// made.
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_shutdown(cx))
+        either!(self, link => link.poll_shutdown(cx))
     }
 
-    /// Waits until there is something to read: bytes, the end, or an error.
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => stream.poll_read_ready(cx))
+    /// How many bytes the kernel has taken from us, up to the end of what was to be written.
+    pub(crate) fn written(&self) -> u64 {
+        either!(self, link => link.written())
     }
 
-    /// Whether tokio knows that the client has closed its side, though there may be bytes before that.
-    pub(crate) fn is_read_closed(&self, cx: &mut Context<'_>) -> bool {
-        // This does not wait, because it is called after `poll_read_ready`.
-        let known =
-            either!(self, stream => std::pin::pin!(stream.ready(Interest::READABLE)).poll(cx));
-        matches!(known, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+    /// How many bytes the kernel has taken from us behind that: what TLS says at the end.
+    pub(crate) fn written_behind(&self) -> u64 {
+        match self {
+            Self::Plain(_) => 0,
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.written_behind(),
+        }
     }
 
-    /// Returns the bytes that can be read, up to the length of the buffer, without taking them.
+    /// Waits until there is something for HTTP to read. What TLS has to read for itself is dealt with meanwhile.
+    pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Readable> {
+        either!(self, link => link.poll_readable(cx))
+    }
+
+    /// How many bytes have been read from the kernel, and not from here. With TLS, a part of a record may be among them.
+    pub(crate) fn held(&self) -> usize {
+        match self {
+            Self::Plain(_) => 0,
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.held(),
+        }
+    }
+
+    /// Whether a part of a record has been read from the kernel. Its rest will tell whether it is for HTTP.
+    pub(crate) fn holds_part(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.holds_part(),
+        }
+    }
+
+    /// Whether the client has broken the protocol of TLS. It has been told so, if it reads that; what else it sends can
+    /// be read to the end, and is discarded.
+    pub(crate) fn is_broken(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.is_broken(),
+        }
+    }
+
+    /// Whether our end is told in bytes, before the FIN. A client that closes without reading them resets the connection.
+    pub(crate) fn tells_end(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => true,
+        }
+    }
+
+    /// Whether the end of what the client sends may have been made by somebody else.
+    pub(crate) fn is_truncated(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.is_truncated(),
+        }
+    }
+
+    /// Returns the bytes that the kernel has, up to the length of the buffer, without taking them. If there are none,
+    /// the task is woken when some come, or when the connection ends.
     pub(crate) fn poll_peek<'a>(
         &self,
         cx: &mut Context<'_>,
         bytes: &'a mut [u8],
     ) -> Poll<io::Result<&'a [u8]>> {
-        loop {
-            ready!(self.poll_read_ready(cx))?;
-            let peek = || sys::peek(self.as_fd(), bytes).map(<[u8]>::len);
-            match either!(self, stream => stream.try_io(Interest::READABLE, peek)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(count) => return Poll::Ready(Ok(&bytes[..count])),
-            }
-        }
+        either!(self, link => link.poll_peek(cx, bytes))
     }
 
     pub(crate) fn kind(&self) -> Kind {
-        match self {
-            Self::Tcp(_) => Kind::Tcp,
-            Self::Unix(_) => Kind::Unix,
-        }
+        either!(self, link => link.kind())
     }
 }
 
 impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        either!(self, stream => stream.as_fd())
+        either!(self, link => link.as_fd())
     }
 }
 
-/// What code that knows only a socket's descriptor can ask of the socket, and do to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Tcp,
-    Unix,
-}
-
-impl Kind {
-    /// The kind of a connection that has this address on our side.
-    pub(crate) fn of(local: &Addr) -> Self {
-        match local {
-            Addr::Ip(_) => Self::Tcp,
-            Addr::Unix(_) => Self::Unix,
-        }
-    }
-
-    /// How much of what was written has not reached the client's kernel: bytes, and a FIN counts 1. On a Unix socket,
-    /// that kernel is ours: written bytes have arrived, and stay there for the client whatever becomes of us.
-    pub(crate) fn unacked(self, fd: BorrowedFd<'_>) -> u32 {
-        match self {
-            Self::Tcp => sys::unacked(fd),
-            Self::Unix => 0,
-        }
-    }
-
-    /// Whether the connection is closed on both sides, or reset.
-    pub(crate) fn is_over(self, fd: BorrowedFd<'_>) -> bool {
-        match self {
-            Self::Tcp => sys::is_over(fd),
-            Self::Unix => false,
-        }
-    }
-
-    /// How often our answer to the client's SYN had to be repeated, if we have sent nothing else so far.
-    pub(crate) fn handshake_repeats(self, fd: BorrowedFd<'_>) -> u32 {
-        match self {
-            Self::Tcp => sys::retransmissions(fd),
-            Self::Unix => 0,
-        }
-    }
-
-    /// Ends the connection at once, even if somebody else holds a copy of the descriptor, and whatever the thread that
-    /// drives it is doing. A task that waits to read or write is woken.
-    ///
-    /// The client of a Unix socket sees the end of the connection. No call makes that a reset: the kernel sends a reset
-    /// only if there are bytes that we have not read.
-    pub(crate) fn reset(self, fd: BorrowedFd<'_>) {
-        match self {
-            Self::Tcp => sys::reset(fd),
-            Self::Unix => {
-                let _ = SockRef::from(&fd).shutdown(net::Shutdown::Both);
-            }
-        }
+impl From<Plain> for Link {
+    fn from(plain: Plain) -> Self {
+        Self::Plain(plain)
     }
 }

@@ -14,7 +14,7 @@ use crate::addr::{Addr, UNIX};
 use crate::error::{Error, Result};
 use crate::sys;
 
-use super::link::Stream;
+use super::plain::Stream;
 use super::{tcp, unix};
 
 /// How many connections may wait to be accepted. The kernel caps the number at `net.core.somaxconn` (4,096 since Linux

@@ -5,8 +5,11 @@ pub(crate) mod census;
 pub(crate) mod group;
 pub(crate) mod link;
 mod listener;
+pub(crate) mod plain;
 mod sock_diag;
 pub(crate) mod tcp;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 mod unix;
 
 pub(crate) use listener::{Connected, NotAccepted};

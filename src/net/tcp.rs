@@ -12,8 +12,8 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 use super::bpf;
-use super::link::Stream;
 use super::listener::{BACKLOG, Connected, NotAccepted};
+use super::plain::Stream;
 
 /// The option that binds a socket to an interface by its number.
 const SO_BINDTOIFINDEX: i32 = 62;

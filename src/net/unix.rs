@@ -24,8 +24,8 @@ use crate::addr::Addr;
 use crate::error::{Error, Result};
 use crate::sys;
 
-use super::link::Stream;
 use super::listener::{self, BACKLOG, Connected, NotAccepted};
+use super::plain::Stream;
 use super::sock_diag::{SockDiag, Which, u32_at};
 
 /// `sun_path` has 108 bytes, including the NUL at the end.

@@ -25,6 +25,8 @@ use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::sys::SignalMask;
 use crate::threads::{self, Executor, IoThreads, LentRuntime, Role};
+#[cfg(feature = "tls")]
+use crate::tls::{self, Tls};
 
 use super::Server;
 use super::lifecycle::Control;
@@ -58,6 +60,8 @@ pub struct Builder {
     pulled: Option<Interest>,
     runtime: Option<Arc<LentRuntime>>,
     on_start: OnStart,
+    #[cfg(feature = "tls")]
+    tls: Option<Tls>,
 }
 
 #[derive(Default)]
@@ -213,6 +217,14 @@ impl Builder {
     }
 
     // options: end setters
+
+    /// Speaks TLS on every connection. By default, no connection does. A client that speaks HTTP without TLS gets a 400,
+    /// in plain text.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
 
     /// The clock for the timers of the stop, the kill and the lame duck, for
     /// [`Report::stop_duration`](crate::Report::stop_duration), and for the minute between two counts of connections.
@@ -504,7 +516,7 @@ impl Builder {
         runtime: tokio::runtime::Handle,
     ) -> Result<Shared> {
         let clock = self.clock.clone();
-        Shared::new(
+        let shared = Shared::new(
             id,
             self.options.clone(),
             clock.unwrap_or_else(|| Arc::new(SystemClock::default())),
@@ -516,7 +528,13 @@ impl Builder {
                 .collect(),
             runtime,
             self.runtime.clone(),
-        )
+        );
+        #[cfg(feature = "tls")]
+        let shared = shared.and_then(|shared| {
+            let tls = self.tls.as_ref().map(tls::Context::new).transpose()?;
+            Ok(shared.with_tls(tls))
+        });
+        shared
     }
 
     /// `respond` returns the function that makes, for each connection, what answers its requests.

@@ -6,6 +6,8 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+#[cfg(feature = "tls")]
+use std::time::SystemTime;
 use std::time::{Duration, Instant};
 
 use crate::contain::contain;
@@ -318,7 +320,11 @@ async fn kill(shared: &Arc<Shared>, backend: &Backend) -> Cut {
 
 /// Once a minute, reports the number of connections in each state.
 async fn count_connections(shared: Arc<Shared>) {
+    #[cfg(feature = "tls")]
+    let mut certificates = Certificates::default();
     loop {
+        #[cfg(feature = "tls")]
+        certificates.look(&shared);
         shared.clock.sleep(STATE_INTERVAL).await;
         let report = shared.report();
         for (key, count) in [
@@ -331,6 +337,32 @@ async fn count_connections(shared: Arc<Shared>) {
             ),
         ] {
             shared.events.stat(StatKind::Avg, key, count as f64);
+        }
+    }
+}
+
+/// Tells the host of certificates that end soon, or have other faults: at the start, after each reload, and each day.
+#[cfg(feature = "tls")]
+#[derive(Default)]
+struct Certificates(Option<(Duration, u64)>);
+
+#[cfg(feature = "tls")]
+impl Certificates {
+    fn look(&mut self, shared: &Shared) {
+        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+        let Some(tls) = &shared.tls else { return };
+        let (time, reloads, now) = (shared.clock.now(), tls.reloads(), SystemTime::now());
+        let events = &shared.events;
+        events.stat(StatKind::Avg, "tls.expires", tls.seconds_left(now));
+        events.stat(StatKind::Avg, "tls.reloads", reloads as f64);
+        if self
+            .0
+            .is_none_or(|(told, of)| of != reloads || time.saturating_sub(told) >= DAY)
+        {
+            self.0 = Some((time, reloads));
+            for warning in tls.warnings(now) {
+                events.log(LogLevel::Warning, warning);
+            }
         }
     }
 }

@@ -26,6 +26,8 @@ use crate::request::{Exchange, is_held_here};
 use crate::shared::Shared;
 use crate::sys::SignalMask;
 use crate::threads::{self, END_GRACE, Role, Thread};
+#[cfg(feature = "tls")]
+use crate::tls::Tls;
 
 pub use builder::Builder;
 pub use signals::Signals;
@@ -336,6 +338,24 @@ impl Server {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.is_ready()
+    }
+
+    /// From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
+    /// theirs. All of it is checked first, and changes together or not at all. The limits of handshakes stay as they
+    /// are; so do ticket keys, unless `tls` brings some. Any thread may call this; it does not block.
+    ///
+    /// # Errors
+    /// [`Error::Tls`] or [`Error::InvalidArgument`] if something cannot be used, and [`Error::Unsupported`] if the server does not speak TLS. Then
+    /// nothing has changed. [`Error::Forked`].
+    #[cfg(feature = "tls")]
+    pub fn reload_tls(&self, tls: &Tls) -> Result<()> {
+        if process::forked() {
+            return Err(Error::Forked);
+        }
+        match &self.shared.tls {
+            Some(context) => context.reload(tls),
+            None => Err(Error::Unsupported("the server does not speak TLS".into())),
+        }
     }
 
     /// The counts as they are now.

@@ -52,10 +52,11 @@ AT(httpdown_options, idle_timeout_ms, 184);
 AT(httpdown_options, keep_alive_header, 188);
 AT(httpdown_options, second_signal_ms, 192);
 AT(httpdown_options, reuse_port, 196);
-SIZE(httpdown_options, 200);
+AT(httpdown_options, tls, 200);
+SIZE(httpdown_options, 208);
 // options: end offsets
 
-SIZE(httpdown_stop_report, 200);
+SIZE(httpdown_stop_report, 224);
 AT(httpdown_stop_report, struct_size, 0);
 AT(httpdown_stop_report, phase, 8);
 AT(httpdown_stop_report, status, 12);
@@ -82,6 +83,9 @@ AT(httpdown_stop_report, hijacked_killed, 168);
 AT(httpdown_stop_report, unaccepted, 176);
 AT(httpdown_stop_report, bytes_unacked, 184);
 AT(httpdown_stop_report, events_dropped, 192);
+AT(httpdown_stop_report, conns_handshaking, 200);
+AT(httpdown_stop_report, conns_tls_failed, 208);
+AT(httpdown_stop_report, conns_tls_timed_out, 216);
 
 SIZE(httpdown_event, 608);
 AT(httpdown_event, struct_size, 0);
@@ -105,6 +109,42 @@ SIZE(httpdown_header, 32);
 AT(httpdown_header, name, 0);
 AT(httpdown_header, value, 16);
 
+SIZE(httpdown_certificate, 48);
+AT(httpdown_certificate, cert_file, 0);
+AT(httpdown_certificate, key_file, 8);
+AT(httpdown_certificate, cert, 16);
+AT(httpdown_certificate, key, 32);
+
+SIZE(httpdown_tls, 152);
+AT(httpdown_tls, struct_size, 0);
+AT(httpdown_tls, cert_file, 8);
+AT(httpdown_tls, key_file, 16);
+AT(httpdown_tls, cert, 24);
+AT(httpdown_tls, key, 40);
+AT(httpdown_tls, more, 56);
+AT(httpdown_tls, more_count, 64);
+AT(httpdown_tls, client_auth, 72);
+AT(httpdown_tls, min_version, 76);
+AT(httpdown_tls, ca_file, 80);
+AT(httpdown_tls, ca, 88);
+AT(httpdown_tls, crl_file, 104);
+AT(httpdown_tls, crl, 112);
+AT(httpdown_tls, ticket_keys, 128);
+AT(httpdown_tls, handshake_timeout_ms, 144);
+AT(httpdown_tls, handshakes, 148);
+
+SIZE(httpdown_tls_info, 144);
+AT(httpdown_tls_info, struct_size, 0);
+AT(httpdown_tls_info, version, 8);
+AT(httpdown_tls_info, resumed, 12);
+AT(httpdown_tls_info, cipher_suite, 16);
+AT(httpdown_tls_info, server_name, 32);
+AT(httpdown_tls_info, alpn, 48);
+AT(httpdown_tls_info, client_certificate, 64);
+AT(httpdown_tls_info, client_subject, 80);
+AT(httpdown_tls_info, client_names, 96);
+AT(httpdown_tls_info, client_fingerprint, 112);
+
 // httpdown_status
 VALUE(HTTPDOWN_STATUS_OK, 0);
 VALUE(HTTPDOWN_STATUS_INVALID_ARGUMENT, 1);
@@ -125,6 +165,7 @@ VALUE(HTTPDOWN_STATUS_FORKED, 15);
 VALUE(HTTPDOWN_STATUS_TOO_LARGE, 16);
 VALUE(HTTPDOWN_STATUS_NOT_FOUND, 17);
 VALUE(HTTPDOWN_STATUS_BAD_BODY, 18);
+VALUE(HTTPDOWN_STATUS_TLS, 19);
 VALUE(HTTPDOWN_STATUS_PANIC, 99);
 
 // httpdown_phase_code
@@ -141,6 +182,7 @@ VALUE(HTTPDOWN_CONN_ACTIVE, 1);
 VALUE(HTTPDOWN_CONN_IDLE, 2);
 VALUE(HTTPDOWN_CONN_HIJACKED, 3);
 VALUE(HTTPDOWN_CONN_CLOSED, 4);
+VALUE(HTTPDOWN_CONN_HANDSHAKING, 5);
 
 // httpdown_dispatch
 VALUE(HTTPDOWN_DISPATCH_POOL, 0);
@@ -164,6 +206,15 @@ VALUE(HTTPDOWN_STAT_SUM, 1);
 VALUE(HTTPDOWN_STAT_HISTOGRAM, 2);
 VALUE(HTTPDOWN_STAT_TIME, 3);
 
+// httpdown_tls_version
+VALUE(HTTPDOWN_TLS_1_2, 12);
+VALUE(HTTPDOWN_TLS_1_3, 13);
+
+// httpdown_client_auth
+VALUE(HTTPDOWN_CLIENT_AUTH_NONE, 0);
+VALUE(HTTPDOWN_CLIENT_AUTH_OPTIONAL, 1);
+VALUE(HTTPDOWN_CLIENT_AUTH_REQUIRED, 2);
+
 VALUE(HTTPDOWN_NOW, 4294967294);
 VALUE(HTTPDOWN_FOREVER, 4294967295);
 
@@ -181,7 +232,7 @@ static int failed(const char *what) {
 }
 
 int main(void) {
-    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 99};
+    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 99};
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
         if (strcmp(httpdown_status_string(statuses[i]), httpdown_status_string(-1)) == 0)
             return failed("a status has no text");
@@ -191,6 +242,9 @@ int main(void) {
     httpdown_options options;
     httpdown_options_init(&options, sizeof options);
     if (options.struct_size != sizeof options || options.lame_duck_quiet_ms != 0) return failed("httpdown_options_init");
+    httpdown_tls tls;
+    httpdown_tls_init(&tls, sizeof tls);
+    if (tls.struct_size != sizeof tls || tls.more != NULL || tls.handshakes != 0) return failed("httpdown_tls_init");
     options.addr = "127.0.0.1:0";
     options.handler = on_request;
     httpdown_server *server;
@@ -202,6 +256,14 @@ int main(void) {
     httpdown_free(server);
     if (status != 0) return failed(httpdown_status_string(status));
     if (report.phase != HTTPDOWN_PHASE_STOPPED) return failed("not stopped");
+
+    /* An older program, whose report ended where `conns_handshaking` begins. */
+    if (httpdown_serve(&options, &server, error, sizeof error) != 0) return failed(error);
+    report.struct_size = offsetof(httpdown_stop_report, conns_handshaking);
+    report.conns_handshaking = 7;
+    status = httpdown_report(server, &report);
+    httpdown_free(server);
+    if (status != 0 || report.conns_handshaking != 7) return failed("more was written than the report has");
 
     /* An older program, whose options ended where `pull_events` begins. */
     options.struct_size = offsetof(httpdown_options, pull_events);

@@ -7,6 +7,7 @@
 )]
 
 pub(crate) mod deny;
+pub(crate) mod tls;
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -36,10 +37,16 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 pub(crate) const LONG: Duration = Duration::from_secs(50);
 
 /// A server that gives idle connections hardly any time at a stop: most clients here stay idle, and answer no FIN.
+/// Where the environment says `HTTPDOWN_TEST_SOCKETS=tls`, it speaks TLS, like every [`Client`].
 pub(crate) fn builder() -> Builder {
-    Server::builder()
+    let builder = Server::builder()
         .idle_grace(Duration::from_millis(5))
-        .linger_timeout(Duration::from_millis(50))
+        .linger_timeout(Duration::from_millis(50));
+    if tls::is_everywhere() {
+        builder.tls(tls::settings())
+    } else {
+        builder
+    }
 }
 
 /// A listener as [`tcp_listener`], or, where the environment says `HTTPDOWN_TEST_SOCKETS=unix`, of a Unix socket: so the
@@ -146,6 +153,8 @@ pub(crate) fn assert_balanced(report: &Report) {
             + report.raced
             + report.conns_gone
             + report.conns_timed_out
+            + report.conns_tls_failed
+            + report.conns_tls_timed_out
             + report.conns_killed,
         "{report:?}"
     );
@@ -210,6 +219,7 @@ impl Body for Unsized {
 #[derive(Debug)]
 pub(crate) struct Client {
     stream: Socket,
+    tls: Option<Box<rustls::ClientConnection>>,
     /// Read, and not yet part of a response.
     rest: Vec<u8>,
 }
@@ -242,8 +252,11 @@ impl Answer {
 
 impl From<Socket> for Client {
     fn from(stream: Socket) -> Self {
-        let rest = Vec::new();
-        Self { stream, rest }
+        Self {
+            stream,
+            tls: tls::is_everywhere().then(tls::client),
+            rest: Vec::new(),
+        }
     }
 }
 
@@ -267,7 +280,94 @@ impl Client {
         if !addr.is_unix() {
             stream.set_tcp_nodelay(true)?;
         }
-        Ok(stream.into())
+        let mut client = Self::from(stream);
+        client.shake_hands()?;
+        Ok(client)
+    }
+
+    /// A client that speaks TLS, as `config` says.
+    pub(crate) fn secure(to: impl Place, config: &Arc<rustls::ClientConfig>) -> Self {
+        Self::try_secure(to, config, "localhost").unwrap()
+    }
+
+    pub(crate) fn try_secure(
+        to: impl Place,
+        config: &Arc<rustls::ClientConfig>,
+        name: &'static str,
+    ) -> io::Result<Self> {
+        let mut client = Self::silent(to, config, name);
+        client.shake_hands()?;
+        Ok(client)
+    }
+
+    /// A client that will speak TLS, and has not said anything yet. [`Client::seal`] of nothing is its first message.
+    pub(crate) fn silent(
+        to: impl Place,
+        config: &Arc<rustls::ClientConfig>,
+        name: &'static str,
+    ) -> Self {
+        Self::plain(to).with_tls(config, name)
+    }
+
+    /// The same connection, on which TLS is to begin.
+    pub(crate) fn with_tls(
+        mut self,
+        config: &Arc<rustls::ClientConfig>,
+        name: &'static str,
+    ) -> Self {
+        self.tls = Some(tls::client_by(config, name));
+        self
+    }
+
+    /// A client that does not speak TLS, or not yet.
+    pub(crate) fn plain(to: impl Place) -> Self {
+        let (addr, stream) = unconnected(to).unwrap();
+        stream.connect(&addr).unwrap();
+        if !addr.is_unix() {
+            stream.set_tcp_nodelay(true).unwrap();
+        }
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        stream.set_write_timeout(Some(LONG)).unwrap();
+        Self {
+            stream,
+            tls: None,
+            rest: Vec::new(),
+        }
+    }
+
+    /// If it speaks TLS: to the end of the handshake, as far as the client can tell.
+    pub(crate) fn shake_hands(&mut self) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            while tls.is_handshaking() {
+                tls.complete_io(&mut self.stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn tls(&mut self) -> &mut rustls::ClientConnection {
+        self.tls.as_mut().unwrap()
+    }
+
+    /// Writes what waits to be written.
+    pub(crate) fn flush_tls(&mut self) -> io::Result<()> {
+        if let Some(tls) = &mut self.tls {
+            while tls.wants_write() {
+                tls.write_tls(&mut self.stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The records of these bytes, behind all that waits to be written. They are not sent.
+    pub(crate) fn seal(&mut self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+        let tls = self.tls();
+        tls.writer().write_all(bytes.as_ref()).unwrap();
+        let mut records = Vec::new();
+        while tls.wants_write() {
+            tls.write_tls(&mut records).unwrap();
+        }
+        records
     }
 
     /// Connects and sends a request.
@@ -286,11 +386,36 @@ impl Client {
     }
 
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        let Some(tls) = &mut self.tls else {
+            return self.stream.write_all(bytes.as_ref());
+        };
+        let mut stream = rustls::Stream::new(&mut **tls, &mut self.stream);
+        stream.write_all(bytes.as_ref())?;
+        stream.flush()
+    }
+
+    /// Sends what is not TLS, whether the client speaks it or not.
+    pub(crate) fn send_raw(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
     }
 
     /// Sends a FIN; responses can still be read. If the connection is gone already, nothing.
-    pub(crate) fn half_close(&self) {
+    pub(crate) fn half_close(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            let _ = self.flush_tls();
+        }
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Says its end by TLS, and does not close its side.
+    pub(crate) fn say_end(&mut self) {
+        self.tls().send_close_notify();
+        self.flush_tls().unwrap();
+    }
+
+    /// Sends a FIN, and with TLS does not say so before. If the connection is gone already, nothing.
+    pub(crate) fn fin(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
@@ -391,6 +516,8 @@ impl Client {
     pub(crate) fn assert_ended(mut self) {
         match self.until_end() {
             Ok(rest) => assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest)),
+            // By TLS, a FIN alone is an error.
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof && self.tls.is_some() => {}
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}"),
         }
     }
@@ -399,6 +526,13 @@ impl Client {
     pub(crate) fn assert_closed(mut self) {
         let rest = self.until_end().unwrap();
         assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    }
+
+    /// Everything that comes up to the end of the connection, as it comes: TLS is not decrypted.
+    pub(crate) fn until_end_raw(&mut self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.stream.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn until(&mut self, end: &[u8]) -> io::Result<String> {
@@ -426,7 +560,11 @@ impl Client {
     fn more(&mut self) -> io::Result<bool> {
         let mut buf = [0; 16 << 10];
         let count = loop {
-            match self.stream.read(&mut buf) {
+            let read = match &mut self.tls {
+                Some(tls) => rustls::Stream::new(&mut **tls, &mut self.stream).read(&mut buf),
+                None => self.stream.read(&mut buf),
+            };
+            match read {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => break result?,
             }

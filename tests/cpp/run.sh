@@ -15,7 +15,7 @@ for standard in ${STANDARDS:-17 20}; do
     echo "# ${CXX:-c++} -std=c++$standard"
     build examples/demo.cpp -o "$out/demo"
     build -fno-exceptions -fno-rtti -Weffc++ -c tests/cpp/without_exceptions.cpp -o "$out/without_exceptions.o"
-    build tests/cpp/test.cpp tests/cpp/second.cpp "$out/without_exceptions.o" -o "$out/test"
+    build tests/cpp/test.cpp tests/cpp/tls.cpp tests/cpp/second.cpp "$out/without_exceptions.o" -o "$out/test"
     "$out/test"
 done
 HTTPDOWN_TEST_SOCKETS=unix "$out/test"

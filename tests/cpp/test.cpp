@@ -42,7 +42,7 @@ static void it_reads_what_was_sent() {
         CHECK(request.target() == "/a%20b?c=d" && request.path() == "/a%20b" && request.query() == "c=d");
         CHECK(request.header("HOST") == "test" && request.header("none").data() == nullptr);
         CHECK(is_client_addr(request.peer_addr()));
-        CHECK(request.peer_credentials().has_value() == by_unix());
+        CHECK(request.peer_credentials().has_value() == by_unix() && !request.tls());
         CHECK(request.local_addr() == request.server().local_addr());
         CHECK(!request.cancelled() && !request.wait_cancelled(milliseconds(0)));
         CHECK(body == "body");
@@ -546,6 +546,13 @@ static void bad_options_are_errors_with_a_reason() {
     refused(options, HTTPDOWN_STATUS_ADDR_IN_USE, server.local_addr());
 }
 
+static void tls_can_only_be_replaced_where_it_is() {
+    httpdown::server server(serving(hello));
+    CHECK(status_of([&] { server.tls_reload({}); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([] { httpdown::server_ref().tls_reload({}); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([] { request().tls(); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+}
+
 static void it_takes_over_listening_descriptors() {
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in any{};
@@ -745,6 +752,11 @@ int main() {
         TEST(a_lame_duck_ends_when_it_is_quiet),
         TEST(idle_connections_are_closed_and_told_so),
         TEST(bad_options_are_errors_with_a_reason),
+        TEST(a_request_by_tls_says_how_it_came),
+        TEST(clients_can_have_certificates),
+        TEST(certificates_are_chosen_by_name_and_replaced),
+        TEST(bad_tls_settings_are_errors_with_a_reason),
+        TEST(tls_can_only_be_replaced_where_it_is),
         TEST(it_takes_over_listening_descriptors),
         TEST(requests_can_be_taken_from_the_queue),
         TEST(threads_can_share_the_queue),

@@ -196,6 +196,12 @@ httpdown::options serving(Handler handler) {
 // In the other file: a header whose functions were not inline could not be in both.
 std::string ask_a_server_of_the_other_file();
 
+// In the file about TLS.
+void a_request_by_tls_says_how_it_came();
+void clients_can_have_certificates();
+void certificates_are_chosen_by_name_and_replaced();
+void bad_tls_settings_are_errors_with_a_reason();
+
 // In a file without exceptions.
 void without_exceptions();
 

@@ -64,7 +64,24 @@ static void a_cut_is_in_the_report() {
     CHECK(report.status == HTTPDOWN_STATUS_KILLED && report.killed == 1);
 }
 
+static void tls_tells_what_is_wrong_with_it() {
+    auto options = serving(handle);
+    options.tls.emplace();
+    int status = -1;
+    std::string what;
+    CHECK(!httpdown::server::start(options, status, &what) && status == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK_CONTAINS(what, "tls.cert");
+    options.tls->cert = options.tls->key = "no PEM";
+    CHECK(!httpdown::server::start(options, status, &what) && status == HTTPDOWN_STATUS_TLS && !what.empty());
+
+    const httpdown::server server(serving(handle));
+    CHECK(!server.tls_reload(*options.tls, status, &what) && status == HTTPDOWN_STATUS_TLS && !what.empty());
+    server.tls_reload(*options.tls);
+    CHECK(!httpdown::request().tls() && !httpdown::request().peer_credentials());
+}
+
 void without_exceptions() {
+    tls_tells_what_is_wrong_with_it();
     servers_tell_what_they_came_to();
     a_cut_is_in_the_report();
 }

@@ -25,6 +25,7 @@ from ._errors import (
     Status,
     Stopped,
     TimedOut,
+    TlsError,
     TooLarge,
     Unanswered,
     Unsupported,
@@ -34,6 +35,7 @@ from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase
 from ._request import Address, Credentials, Headers, Query, Reply, Request
 from ._server import Report, Server, Stats, run
+from ._tls import Certificate, Tls, TlsInfo
 
 __all__ = [
     "Address",
@@ -41,6 +43,7 @@ __all__ = [
     "AddressInvalid",
     "AlreadyReplied",
     "BadBody",
+    "Certificate",
     "ConnState",
     "Credentials",
     "Forked",
@@ -64,6 +67,9 @@ __all__ = [
     "Status",
     "Stopped",
     "TimedOut",
+    "Tls",
+    "TlsError",
+    "TlsInfo",
     "TooLarge",
     "Unanswered",
     "Unsupported",

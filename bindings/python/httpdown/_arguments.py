@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -87,6 +88,42 @@ def text(name: str, value: str) -> bytes:
 def optional_text(name: str, value: str | None) -> bytes | None:
     """A text for the options: None is C's default."""
     return None if value is None else text(name, value)
+
+
+def path(name: str, value: str | os.PathLike[str] | None) -> str | None:
+    """The path of a file with PEM; None if there is none."""
+    if value is None:
+        return None
+    found = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
+    if not isinstance(found, str):
+        raise TypeError(f"{name} must be a str or os.PathLike, not {type(found).__name__}")
+    if "-----BEGIN " in found:
+        # Not shown: it may be a key.
+        raise ValueError(f"{name} must be the path of a file, not what is in the file")
+    if "\0" in found:
+        raise ValueError(f"{name} contains a NUL")
+    return found
+
+
+def pem(name: str, value: bytes | str) -> bytes:
+    """A PEM text in memory; b"" if there is none."""
+    if isinstance(value, str):
+        return value.encode()
+    if not isinstance(value, bytes):
+        raise TypeError(f"{name} must be bytes or str, not {type(value).__name__}")
+    return value
+
+
+def choice(name: str, value: str | None, choices: Mapping[str, object]) -> str | None:
+    """One of several words; None is C's default."""
+    if value is None:
+        return None
+    words = " or ".join(map(repr, choices))
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {words} or None, not {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(f"{name} must be {words} or None, not {value!r}")
+    return value
 
 
 def data(value: Data) -> bytes:

@@ -41,6 +41,7 @@ class Status(Code):
     TOO_LARGE = 16
     NOT_FOUND = 17
     BAD_BODY = 18
+    TLS = 19
     PANIC = 99
 
 
@@ -130,6 +131,10 @@ class BadBody(HttpdownError):
     """The client has broken the protocol in the body of its request."""
 
 
+class TlsError(HttpdownError):
+    """A certificate, a key or something else of the TLS settings cannot be used."""
+
+
 class Unanswered(RuntimeError):
     """A handler returned, but its request has no answer, or an unfinished answer.
 
@@ -154,6 +159,7 @@ CLASSES: dict[int, type[HttpdownError]] = {
     Status.FORKED: Forked,
     Status.TOO_LARGE: TooLarge,
     Status.BAD_BODY: BadBody,
+    Status.TLS: TlsError,
 }
 
 

@@ -18,6 +18,7 @@ from ctypes import (
     c_double,
     c_int,
     c_size_t,
+    c_uint8,
     c_uint32,
     c_uint64,
     c_void_p,
@@ -103,6 +104,7 @@ class ConnState(_errors.Code):
     IDLE = 2
     HIJACKED = 3
     CLOSED = 4
+    HANDSHAKING = 5
 
 
 class Dispatch(IntEnum):
@@ -133,7 +135,19 @@ class StatKind(IntEnum):
     TIME = 3
 
 
-# Callbacks are plain addresses here, because they are always NULL.
+class TlsVersion(IntEnum):
+    TLS_1_2 = 12
+    TLS_1_3 = 13
+
+
+class ClientAuth(IntEnum):
+    NONE = 0
+    OPTIONAL = 1
+    REQUIRED = 2
+
+
+# Callbacks are plain addresses here, because they are always NULL. So are pointers from one struct
+# to another, because only few are used.
 
 
 class Stats(ctypes.Structure):
@@ -179,6 +193,7 @@ class Options(ctypes.Structure):
         ("keep_alive_header", c_int),
         ("second_signal_ms", c_uint32),
         ("reuse_port", c_int),
+        ("tls", c_void_p),
         # options: end fields
     ]
 
@@ -211,6 +226,9 @@ class StopReport(ctypes.Structure):
         ("unaccepted", c_uint64),
         ("bytes_unacked", c_uint64),
         ("events_dropped", c_uint64),
+        ("conns_handshaking", c_uint64),
+        ("conns_tls_failed", c_uint64),
+        ("conns_tls_timed_out", c_uint64),
     ]
 
 
@@ -237,6 +255,56 @@ class Credentials(ctypes.Structure):
 
 class Header(ctypes.Structure):
     _fields_ = [("name", Bytes), ("value", Bytes)]
+
+
+class Certificate(ctypes.Structure):
+    _fields_ = [
+        ("cert_file", c_char_p),
+        ("key_file", c_char_p),
+        ("cert", Bytes),
+        ("key", Bytes),
+    ]
+
+
+class Tls(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("cert_file", c_char_p),
+        ("key_file", c_char_p),
+        ("cert", Bytes),
+        ("key", Bytes),
+        ("more", c_void_p),
+        ("more_count", c_size_t),
+        ("client_auth", c_int),
+        ("min_version", c_int),
+        ("ca_file", c_char_p),
+        ("ca", Bytes),
+        ("crl_file", c_char_p),
+        ("crl", Bytes),
+        ("ticket_keys", Bytes),
+        ("handshake_timeout_ms", c_uint32),
+        ("handshakes", c_uint32),
+    ]
+
+
+class TlsInfo(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("version", c_int),
+        ("resumed", c_int),
+        ("cipher_suite", Bytes),
+        ("server_name", Bytes),
+        ("alpn", Bytes),
+        ("client_certificate", Bytes),
+        ("client_subject", Bytes),
+        ("client_names", Bytes),
+        ("client_fingerprint", c_uint8 * 32),
+    ]
+
+
+def lend(owned: bytes) -> Bytes:
+    """Bytes for C, which must not outlive `owned`."""
+    return Bytes(ctypes.cast(ctypes.c_char_p(owned), c_void_p), len(owned))
 
 
 def copy(borrowed: Bytes) -> bytes:
@@ -272,6 +340,9 @@ def failure(status: int, text: str = "") -> Exception:
 
 # void httpdown_options_init(httpdown_options *options, size_t struct_size);
 httpdown_options_init = _plain("httpdown_options_init", None, POINTER(Options), c_size_t)
+
+# void httpdown_tls_init(httpdown_tls *tls, size_t struct_size);
+httpdown_tls_init = _plain("httpdown_tls_init", None, POINTER(Tls), c_size_t)
 
 # int httpdown_serve(const httpdown_options *options, httpdown_server **server, char *error,
 #     size_t error_size);
@@ -480,6 +551,15 @@ httpdown_str = _plain("httpdown_str", Bytes, c_char_p)
 
 # bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 httpdown_bytes_equal = _plain("httpdown_bytes_equal", c_bool, Bytes, c_char_p)
+
+# int httpdown_tls_reload(const httpdown_server *server, const httpdown_tls *tls, char *error,
+#     size_t error_size);
+httpdown_tls_reload = _plain(
+    "httpdown_tls_reload", c_int, c_void_p, POINTER(Tls), c_char_p, c_size_t
+)
+
+# int httpdown_request_tls(const httpdown_request *request, httpdown_tls_info *info);
+httpdown_request_tls = _plain("httpdown_request_tls", c_int, c_void_p, POINTER(TlsInfo))
 
 # int httpdown_query_value(httpdown_bytes query, const char *name, char *buffer, size_t size,
 #     size_t *len);

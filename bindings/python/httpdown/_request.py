@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import _arguments, _ffi, _reports
+from . import _arguments, _ffi, _reports, _tls
 from ._errors import (
     AlreadyReplied,
     BadBody,
@@ -19,6 +19,7 @@ from ._errors import (
     Killed,
     Status,
 )
+from ._tls import TlsInfo
 
 if TYPE_CHECKING:
     from ._server import Server
@@ -214,6 +215,11 @@ class Request:
         return query
 
     @property
+    def scheme(self) -> str:
+        """The scheme by which the request came: "http", or, by TLS, "https"."""
+        return self._text("scheme", _ffi.httpdown_request_scheme)
+
+    @property
     def version(self) -> int:
         """The version of HTTP times ten: 10 or 11."""
         version: int = self._field("version", _ffi.httpdown_request_version)
@@ -242,6 +248,12 @@ class Request:
         None if the client has not connected by a Unix socket.
         """
         found: Credentials | None = self._field("peer_credentials", _read_credentials)
+        return found
+
+    @property
+    def tls(self) -> TlsInfo | None:
+        """What the TLS handshake of the request's connection has agreed on; None without TLS."""
+        found: TlsInfo | None = self._field("tls", _tls.read)
         return found
 
     @property

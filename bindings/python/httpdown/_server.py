@@ -16,11 +16,12 @@ from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from . import _arguments, _exit, _ffi, _reports
+from . import _arguments, _exit, _ffi, _reports, _tls
 from ._clock import MockClock
 from ._errors import HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._request import Address, Request
+from ._tls import Tls
 
 # The default of `stop_timeout` and `kill_timeout`, in seconds.
 _DEFAULT_TIMEOUT = 60.0
@@ -50,7 +51,9 @@ class Stats(Protocol):
 class Report:
     """The counts of what a server has done, and of what its stop has cost.
 
-    When the server has stopped: requests = served + failed + gone + killed.
+    When the server has stopped: requests = served + failed + gone + killed, and connections =
+    conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
+    conns_tls_timed_out + conns_killed.
     """
 
     phase: Phase
@@ -62,7 +65,7 @@ class Report:
     connections: int
     """Connections accepted."""
     conns_open: int
-    """Connections open now: the sum of the next four."""
+    """Connections open now: the sum of the next four, and conns_handshaking."""
     conns_new: int
     """Open connections on which no byte has come yet."""
     conns_active: int
@@ -103,6 +106,12 @@ class Report:
     """Bytes that clients had not acknowledged when their connections ended during the stop."""
     events_dropped: int
     """Events that were dropped because the callbacks were too slow."""
+    conns_handshaking: int
+    """Open connections whose TLS handshake is not done."""
+    conns_tls_failed: int
+    """Connections whose TLS handshake failed, or whose client left in it."""
+    conns_tls_timed_out: int
+    """Connections whose TLS handshake did not come to its end in time."""
 
     @classmethod
     def _of(cls, raw: _ffi.StopReport) -> Report:
@@ -165,6 +174,9 @@ class Server:
     that are restarted one by one). The process that keeps a socket must go on accepting, or waiting
     clients are reset. A stop leaves the connections that wait in the sockets' queues to the other
     processes.
+
+    `tls` is how the server speaks TLS, on every connection. A client that speaks HTTP without TLS
+    then gets a 400, in plain text. Default: no TLS.
 
     Durations are in seconds; 0 is no time at all, `math.inf` is no limit:
 
@@ -238,9 +250,11 @@ class Server:
     `clock` is for tests: a MockClock for the stop, kill and lame-duck timers. All other durations
     are in real time, including `idle_grace`.
 
-    Raises AddressInUse, AddressInvalid, PermissionDenied, IOFailed, OutOfResources, Forked;
-    ValueError (InvalidArgument too) and TypeError; RuntimeError where gevent or eventlet has
-    patched `threading`. Blocks only while a host name is looked up.
+    Raises AddressInUse, AddressInvalid, PermissionDenied, IOFailed, OutOfResources, Forked; with
+    `tls`, TlsError (a certificate or a key cannot be used), IOFailed and PermissionDenied (a file
+    cannot be read), and Unsupported (the library was built without TLS); ValueError
+    (InvalidArgument too) and TypeError; RuntimeError where gevent or eventlet has patched
+    `threading`. Blocks only while a host name is looked up.
     """
 
     def __init__(
@@ -250,6 +264,7 @@ class Server:
         *,
         fds: Iterable[int | socket.socket] = (),
         fds_shared: bool = False,
+        tls: Tls | None = None,
         threads: int = 32,
         # options: begin parameters (made from src/options.toml by `make options`)
         stop_timeout: float | None = None,
@@ -312,6 +327,7 @@ class Server:
         numbers = [fd.fileno() if isinstance(fd, socket.socket) else fd for fd in given]
         if bind is None and not given:
             bind = "127.0.0.1:8080"
+        raw_tls = None if tls is None else _tls.to_c(tls)
         options = _ffi.Options(
             struct_size=ctypes.sizeof(_ffi.Options),
             addr=None if bind is None else _arguments.text("bind", bind),
@@ -321,6 +337,7 @@ class Server:
             fd_count=len(given),
             fds_shared=bool(fds_shared),
             clock=None if clock is None else clock._pointer,
+            tls=None if raw_tls is None else ctypes.addressof(raw_tls),
             # options: begin give (made from src/options.toml by `make options`)
             stop_timeout_ms=_arguments.milliseconds("stop_timeout", stop_timeout),
             kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),
@@ -471,6 +488,29 @@ class Server:
         raw = _ffi.StopReport(struct_size=ctypes.sizeof(_ffi.StopReport))
         _ffi.httpdown_report(handle.pointer, ctypes.byref(raw))
         return Report._of(raw)
+
+    def reload_tls(self, tls: Tls) -> None:
+        """Gives new connections these certificates and keys, and these checks of clients.
+
+        Open connections keep theirs. Everything is checked first, and changes together or not at
+        all: if the call raises, nothing has changed. `handshake_timeout` and `handshakes` stay as
+        they were when the server began. So do ticket keys, unless `tls` has some. Blocks only to
+        read the files.
+
+        Raises TlsError (something cannot be used), IOFailed and PermissionDenied (a file cannot be
+        read), Unsupported (the server does not speak TLS), Stopped (the server was closed), Forked;
+        ValueError (InvalidArgument too) and TypeError.
+        """
+        raw = _tls.to_c(tls)
+        handle = self._handle
+        if handle is None:
+            raise _ffi.failure(Status.STOPPED)
+        why = ctypes.create_string_buffer(512)
+        status = _ffi.httpdown_tls_reload(
+            handle.pointer, ctypes.byref(raw), why, ctypes.sizeof(why)
+        )
+        if status != Status.OK:
+            raise _ffi.failure(status, why.value.decode("utf-8", "replace"))
 
     def stop_begin(self) -> None:
         """Begins the stop and returns at once. A second call does nothing. Raises Forked."""

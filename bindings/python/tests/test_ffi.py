@@ -30,15 +30,20 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "httpdown_bytes": _ffi.Bytes,
     "httpdown_header": _ffi.Header,
     "httpdown_credentials": _ffi.Credentials,
+    "httpdown_certificate": _ffi.Certificate,
+    "httpdown_tls": _ffi.Tls,
+    "httpdown_tls_info": _ffi.TlsInfo,
 }
 ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
-    "httpdown_status": ("STATUS", _errors.Status),
-    "httpdown_phase_code": ("PHASE", _ffi.Phase),
-    "httpdown_conn_state": ("CONN", _ffi.ConnState),
-    "httpdown_dispatch": ("DISPATCH", _ffi.Dispatch),
-    "httpdown_log_level": ("LOG", _ffi.LogLevel),
-    "httpdown_event_kind": ("EVENT", _ffi.EventKind),
-    "httpdown_stat_kind": ("STAT", _ffi.StatKind),
+    "httpdown_status": ("STATUS_", _errors.Status),
+    "httpdown_phase_code": ("PHASE_", _ffi.Phase),
+    "httpdown_conn_state": ("CONN_", _ffi.ConnState),
+    "httpdown_dispatch": ("DISPATCH_", _ffi.Dispatch),
+    "httpdown_log_level": ("LOG_", _ffi.LogLevel),
+    "httpdown_event_kind": ("EVENT_", _ffi.EventKind),
+    "httpdown_stat_kind": ("STAT_", _ffi.StatKind),
+    "httpdown_tls_version": ("", _ffi.TlsVersion),
+    "httpdown_client_auth": ("CLIENT_AUTH_", _ffi.ClientAuth),
 }
 SCALARS: dict[str, Any] = {
     "void": None,
@@ -66,7 +71,9 @@ def ctype(text: str, field: bool = False) -> Any:
         return ctypes.c_void_p if field == "data" else ctypes.c_char_p
     if target in SCALARS and target != "void":
         return ctypes.POINTER(SCALARS[target])
-    return ctypes.POINTER(STRUCTS[target]) if target in STRUCTS else ctypes.c_void_p
+    # Within a struct, a pointer to a struct is a plain address.
+    is_known = target in STRUCTS and not field
+    return ctypes.POINTER(STRUCTS[target]) if is_known else ctypes.c_void_p
 
 
 def declaration(text: str) -> tuple[str, str]:
@@ -125,7 +132,7 @@ def test_an_enum(name: str) -> None:
     prefix, ours = ENUMS[name]
     body = re.search(rf"typedef enum \{{([^}}]*)\}} {name};", HEADER)
     assert body
-    values = re.findall(rf"HTTPDOWN_{prefix}_(\w+) = (\d+)", body[1])
+    values = re.findall(rf"HTTPDOWN_{prefix}(\w+) = (\d+)", body[1])
     assert {key: int(value) for key, value in values} == {
         key: int(value) for key, value in ours.__members__.items()
     }
@@ -137,9 +144,10 @@ def test_a_struct(name: str) -> None:
     assert body
     wanted: list[tuple[str, Any]] = []
     for field in body[1].split(";")[:-1]:
-        array = re.fullmatch(r"\s*char (\w+)\[(\d+)\]", field)
+        array = re.fullmatch(r"\s*(char|uint8_t) (\w+)\[(\d+)\]", field)
         if array:
-            wanted.append((array[1], ctypes.c_char * int(array[2])))
+            item = {"char": ctypes.c_char, "uint8_t": ctypes.c_uint8}[array[1]]
+            wanted.append((array[2], item * int(array[3])))
         else:
             kind, field_name = declaration(field)
             wanted.append((field_name, ctype(kind, field=field_name)))  # type: ignore[arg-type]

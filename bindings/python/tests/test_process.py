@@ -544,7 +544,7 @@ def test_the_programs_of_the_readmes_stop_without_a_loss(
     program: Run, readme: Path, number: signal.Signals
 ) -> None:
     texts = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
-    (text,) = (text for text in texts if "httpdown.run(" in text)
+    (text,) = (text for text in texts if '"127.0.0.1:8080"' in text)
     started_here = text.replace(
         '"127.0.0.1:8080"',
         '"127.0.0.1:0", started=lambda s: print(s.address, flush=True), on_phase=on_phase',

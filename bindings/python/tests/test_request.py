@@ -41,7 +41,7 @@ def test_what_a_request_says(half: int) -> None:
 
     def handler(request: Request) -> None:
         names = ("method", "target", "path", "query", "version", "headers")
-        names += ("peer", "local", "peer_credentials")
+        names += ("peer", "local", "peer_credentials", "scheme", "tls")
         # Some before the answer, and all behind it.
         for name in names[:half]:
             seen[name] = getattr(request, name)
@@ -60,6 +60,7 @@ def test_what_a_request_says(half: int) -> None:
     assert (seen["peer"], seen["local"]) == (peer, local)
     who = (os.getpid(), os.geteuid(), os.getegid()) if BY_UNIX else None
     assert seen["peer_credentials"] == who
+    assert (seen["scheme"], seen["tls"]) == ("http", None)
     assert (seen["method"], seen["target"]) == ("PATCH", "/a%20b?c=d%26&e")
     assert (seen["path"], str(seen["query"]), seen["version"]) == ("/a%20b", "c=d%26&e", 11)
     headers = seen["headers"]

@@ -5,14 +5,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 use crate::conn::answers;
-use crate::conn::state::{Accepted, Conn, Socket};
-use crate::net::link::{Link, Stream};
+use crate::conn::state::{Conn, Socket};
+use crate::net::link::Link;
+use crate::net::plain::Readable;
 use crate::sys;
 use crate::threads::turns::Hold;
 
@@ -46,8 +47,6 @@ pub(in crate::conn) struct Wire {
     must_leave: bool,
     /// How many responses end in `out`, or before it.
     held: u64,
-    /// How many bytes the kernel has taken from us.
-    written: u64,
     /// Whether our FIN follows the written bytes.
     shut: bool,
     /// The responses that were written last before the server stops, and may not have arrived: where they end, and how
@@ -75,10 +74,9 @@ struct Rare {
 type Reset = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 impl Wire {
-    /// Must be called on the runtime on which the connection will run.
-    pub(in crate::conn) fn new(accepted: Accepted) -> io::Result<Self> {
-        Ok(Self {
-            socket: accepted.convert(Stream::link)?,
+    pub(in crate::conn) fn new(socket: Socket<Link>) -> Self {
+        Self {
+            socket,
             framing: Framing::default(),
             ahead: BytesMut::new(),
             heads: 0,
@@ -86,7 +84,6 @@ impl Wire {
             hold: None,
             must_leave: false,
             held: 0,
-            written: 0,
             shut: false,
             last_end: 0,
             last: 0,
@@ -94,7 +91,16 @@ impl Wire {
             finished: false,
             skipped: false,
             rare: None,
-        })
+        }
+    }
+
+    /// A connection that ends before HTTP has begun on it, with these last bytes. What the client sends is no request.
+    #[cfg(feature = "tls")]
+    pub(in crate::conn) fn refused(socket: Socket<Link>, last: &[u8]) -> Self {
+        let mut wire = Self::new(socket);
+        wire.framing = Framing::Opaque;
+        wire.out.extend_from_slice(last);
+        wire
     }
 
     pub(in crate::conn) fn conn(&self) -> &Arc<Conn> {
@@ -109,18 +115,22 @@ impl Wire {
         if is_request(&self.ahead) {
             return Poll::Ready(true);
         }
-        // An error shows when the socket is read.
-        let _ = ready!(self.socket.stream.poll_read_ready(cx));
-        // Only at an end of the input, the kernel is asked whether bytes are before it.
-        if !self.socket.stream.is_read_closed(cx) {
-            return Poll::Ready(true);
-        }
-        match sys::peek(self.socket.stream.as_fd(), &mut [0]).map(<[u8]>::len) {
-            Ok(0) => self.finished = true,
-            Ok(_) => return Poll::Ready(true),
-            Err(_) => self.failed = true,
-        }
-        Poll::Ready(false)
+        Poll::Ready(match ready!(self.socket.stream.poll_readable(cx)) {
+            Readable::Bytes => true,
+            Readable::End => {
+                self.finished = true;
+                false
+            }
+            Readable::Failed => {
+                self.read_has_failed();
+                false
+            }
+        })
+    }
+
+    /// Whether a part of a record has come whose rest will tell whether it is for HTTP.
+    pub(in crate::conn) fn holds_part(&self) -> bool {
+        self.socket.stream.holds_part()
     }
 
     /// Reads and discards what nobody has read of the last request's body. Returns whether the body has come to its
@@ -166,6 +176,10 @@ impl Wire {
                 ready!(self.poll_read_stream(cx, buf))?;
                 let read = &buf.filled()[start..];
                 if read.is_empty() {
+                    if matches!(self.framing, Framing::Opaque) && self.socket.stream.is_truncated()
+                    {
+                        return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                    }
                     if self.framing.is_in_body() {
                         self.conn().h1.body_failed(BodyFault::CutShort);
                     }
@@ -242,7 +256,11 @@ impl Wire {
         if !matches!(self.framing, Framing::AfterHead) {
             conn.h1.set_body_left(self.framing.left());
         }
-        conn.h1.set_ahead(self.ahead.len(), is_request(&self.ahead));
+        let link = &self.socket.stream;
+        let held = link.held();
+        // What has not been looked at may be a request.
+        let is_request = is_request(&self.ahead) || held > 0;
+        conn.h1.set_ahead(self.ahead.len() + held, is_request);
     }
 
     fn poll_read_stream(
@@ -252,9 +270,17 @@ impl Wire {
     ) -> Poll<io::Result<()>> {
         let start = buf.filled().len();
         let result = ready!(self.socket.stream.poll_read(cx, buf));
-        self.failed |= result.is_err();
+        if result.is_err() {
+            self.read_has_failed();
+        }
         self.finished |= result.is_ok() && buf.filled().len() == start;
         Poll::Ready(result)
+    }
+
+    /// If the client is still there, and only its TLS is broken, the rest of what it sends is read at the end, so that
+    /// it gets to know that.
+    fn read_has_failed(&mut self) {
+        self.failed |= !self.socket.stream.is_broken();
     }
 
     fn poll_read_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -282,9 +308,7 @@ impl Wire {
         let batched = self.out.len() + bytes.len();
         if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
             ready!(self.poll_write_out(cx))?;
-            let count = ready!(self.socket.stream.poll_write(cx, bytes))?;
-            self.written += count as u64;
-            return Poll::Ready(Ok(count));
+            return self.socket.stream.poll_write(cx, bytes);
         }
         self.must_leave |= self.conn().is_waiting_for_handler();
         self.out.extend_from_slice(bytes);
@@ -328,6 +352,7 @@ impl Wire {
             }
             ready!(self.poll_write_out(cx))?;
         }
+        ready!(self.socket.stream.poll_flush(cx))?;
         self.flushed();
         if is_waiting {
             self.poll_lost(cx)
@@ -347,7 +372,6 @@ impl Wire {
         }
         while !self.out.is_empty() {
             let count = ready!(self.socket.stream.poll_write(cx, &self.out))?;
-            self.written += count as u64;
             self.out.advance(count);
         }
         self.out = BytesMut::new(); // Gives the memory back.
@@ -361,6 +385,11 @@ impl Wire {
         if self.conn().unflushed() == 0 && !self.conn().is_waiting_for_handler() {
             self.out.extend_from_slice(answers::late().as_bytes());
         }
+    }
+
+    /// Whether our end is told in bytes, before the FIN.
+    pub(in crate::conn) fn tells_end(&self) -> bool {
+        self.socket.stream.tells_end()
     }
 
     /// Closes our side.
@@ -382,6 +411,7 @@ impl Wire {
     /// Writes what waits in `out`, after hyper is done.
     pub(in crate::conn) fn poll_rescue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_out(cx))?;
+        ready!(self.socket.stream.poll_flush(cx))?;
         let held = std::mem::take(&mut self.held);
         self.responses_flushed(held);
         Poll::Ready(Ok(()))
@@ -390,10 +420,11 @@ impl Wire {
     fn responses_flushed(&mut self, count: u64) {
         let responses = self.conn().responses_flushed(count);
         if responses > 0 && self.conn().is_stopping() {
+            let written = self.socket.stream.written();
             let ends = &mut self.rare.get_or_insert_default().ends;
-            ends.extend((0..responses).map(|_| self.written));
+            ends.extend((0..responses).map(|_| written));
         } else if responses > 0 {
-            self.last_end = self.written;
+            self.last_end = self.socket.stream.written();
             self.last = u32::try_from(responses).unwrap_or(u32::MAX);
         }
     }
@@ -403,7 +434,8 @@ impl Wire {
         let link = &self.socket.stream;
         let queued = self.conn().unacked_at_reset();
         let queued = queued.unwrap_or_else(|| link.kind().unacked(link.as_fd()));
-        u64::from(queued).saturating_sub(self.shut.into())
+        // Behind the last of them there may be a FIN, and what TLS says at the end.
+        u64::from(queued).saturating_sub(u64::from(self.shut) + link.written_behind())
     }
 
     /// Whether there are bytes that have not arrived, but still may. After a reset they never will.
@@ -486,12 +518,17 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
+        if self.conn().h1.is_upgraded() && !self.shut && !self.conn().is_killed() {
+            // Its owner is done with it, and may not have said so. With TLS, the client could not tell that from an
+            // attack.
+            let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
         if (self.shut && self.finished) || self.failed {
             self.conn().over();
         }
         if self.conn().is_stopping() {
             let unacked = self.unacked();
-            let acked = self.written.saturating_sub(unacked);
+            let acked = self.socket.stream.written().saturating_sub(unacked);
             let last = if self.last_end > acked {
                 u64::from(self.last)
             } else {
@@ -574,6 +611,7 @@ impl AsyncWrite for Transport {
                 return wire.poll_shutdown(cx);
             }
             ready!(wire.poll_write_out(cx))?;
+            ready!(wire.socket.stream.poll_flush(cx))?;
             wire.flushed();
             Poll::Ready(Ok(()))
         })

@@ -21,7 +21,7 @@ use socket2::{SockRef, Socket, Type};
 use tokio::runtime::Handle;
 
 use super::{Conn, Respond, serve};
-use crate::net::link::Kind;
+use crate::net::plain::Kind;
 use crate::net::{Connected, Listener};
 use crate::phase::Phase;
 use crate::server::{Builder, Server};

@@ -1,0 +1,526 @@
+//! TLS on a connection: rustls, driven so that nothing of what has arrived, or has not left, is hidden.
+//!
+//! Every call of rustls for a connection is here. rustls has bytes in three places: records that have not come in full,
+//! decrypted bytes, and records that have not left. The first cannot be seen from outside, so the records that it gets
+//! are counted here ([`Records`]).
+
+use std::fmt;
+use std::io::{self, BufRead, IoSlice, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustls::server::{Accepted, AcceptedAlert, Acceptor};
+use rustls::{ServerConfig, ServerConnection};
+use tokio::io::ReadBuf;
+
+use super::plain::{Kind, Plain, Readable};
+
+/// Why a handshake has failed, and what the client is told: an alert, ready to be written.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    pub(crate) why: Fault,
+    pub(crate) alert: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// The client has broken the protocol, or there is no way to go on with it.
+    Tls(rustls::Error),
+    /// The client speaks HTTP, without TLS.
+    PlainHttp,
+    /// The bytes are no TLS, and no HTTP.
+    NoTls,
+    /// The client has left.
+    Left,
+    /// The connection has failed.
+    Io(io::Error),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tls(error) => error.fmt(f),
+            Self::PlainHttp => f.write_str("HTTP without TLS"),
+            Self::NoTls => f.write_str("what has come is not TLS"),
+            Self::Left => f.write_str("the client has left"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl Failed {
+    /// The client is told nothing, or has been told.
+    pub(crate) fn silent(why: impl Into<Fault>) -> Self {
+        Self {
+            why: why.into(),
+            alert: Vec::new(),
+        }
+    }
+
+    fn with_alert((error, mut alert): (rustls::Error, AcceptedAlert)) -> Self {
+        let mut bytes = Vec::new();
+        // Writing to memory does not fail.
+        let _ = alert.write_all(&mut bytes);
+        Self {
+            why: Fault::Tls(error),
+            alert: bytes,
+        }
+    }
+}
+
+/// The first byte of a record that begins a handshake (RFC 8446, 5.1).
+const HANDSHAKE: u8 = 22;
+
+/// The first message of a client, as far as it has come.
+#[derive(Default)]
+pub(crate) struct Hello {
+    acceptor: Acceptor,
+    records: Records,
+    has_begun: bool,
+}
+
+impl Hello {
+    /// Whether a byte has come.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
+    /// Waits for the whole message. Not to be called again after it is ready.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        link: &mut Plain,
+    ) -> Poll<Result<Accepted, Failed>> {
+        loop {
+            if !self.has_begun {
+                // Looked at, and not taken: a client without TLS gets an answer without TLS.
+                let mut bytes = [0; 16];
+                let bytes = ready!(link.poll_peek(cx, &mut bytes)).map_err(Failed::silent)?;
+                match bytes {
+                    [] => return Poll::Ready(Err(Failed::silent(Fault::Left))),
+                    [HANDSHAKE, ..] => {}
+                    [b'A'..=b'Z', ..] => return Poll::Ready(Err(Failed::silent(Fault::PlainHttp))),
+                    _ => return Poll::Ready(Err(Failed::silent(Fault::NoTls))),
+                }
+                self.has_begun = true;
+            }
+            let mut source = Source {
+                link,
+                cx,
+                records: &mut self.records,
+            };
+            match self.acceptor.read_tls(&mut source) {
+                Ok(0) => return Poll::Ready(Err(Failed::silent(Fault::Left))),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                // By rustls, and not by the socket: the message is in so many records that its buffer is full.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    let why = rustls::InvalidMessage::HandshakePayloadTooLarge;
+                    return Poll::Ready(Err(Failed::silent(Fault::Tls(why.into()))));
+                }
+                Err(error) => return Poll::Ready(Err(Failed::silent(error))),
+            }
+            match self.acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(hello)) => return Poll::Ready(Ok(hello)),
+                Err(refused) => return Poll::Ready(Err(Failed::with_alert(refused))),
+            }
+        }
+    }
+}
+
+/// What is known of the end of the client's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    NotYet,
+    /// The client has said that this is the end (`close_notify`).
+    Said,
+    /// The connection has ended without that. An attacker can do this.
+    Unsaid,
+}
+
+/// A connection with TLS.
+#[derive(Debug)]
+pub(crate) struct Secure {
+    below: Plain,
+    tls: ServerConnection,
+    /// How many decrypted bytes `tls` has.
+    plaintext: usize,
+    records: Records,
+    end: End,
+    /// The client has been told that no more comes, or why.
+    has_said_end: bool,
+    /// How many bytes the kernel had taken before that.
+    written_before_end: Option<u64>,
+    /// The client has broken the protocol: what else it sends is of no interest.
+    broken: bool,
+}
+
+impl Secure {
+    /// Answers the client's first message, which `accepted` is, and which has come as `hello`.
+    pub(crate) fn new(
+        below: Plain,
+        hello: Hello,
+        accepted: Accepted,
+        config: Arc<ServerConfig>,
+    ) -> Result<Self, (Plain, Box<Failed>)> {
+        match accepted.into_connection(config) {
+            Ok(tls) => Ok(Self {
+                below,
+                tls,
+                plaintext: 0,
+                records: hello.records,
+                end: End::NotYet,
+                has_said_end: false,
+                written_before_end: None,
+                broken: false,
+            }),
+            Err(refused) => Err((below, Box::new(Failed::with_alert(refused)))),
+        }
+    }
+
+    /// Waits for the end of the handshake. If that fails, there may be an alert to be flushed.
+    pub(crate) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        loop {
+            // The client may wait for what we have to say. If the kernel does not take it all, the task is woken.
+            let _ = self.poll_flush(cx)?;
+            if !self.tls.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.end != End::NotYet {
+                return Poll::Ready(Err(Fault::Left));
+            }
+            ready!(self.poll_decrypt(cx))?;
+        }
+    }
+
+    /// What the handshake has agreed on.
+    pub(crate) fn session(&self) -> &ServerConnection {
+        &self.tls
+    }
+
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.plaintext == 0 {
+            if self.end != End::NotYet {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_decrypt(cx)).map_err(io::Error::from)?;
+        }
+        let wanted = buf.remaining().min(self.plaintext);
+        let read = self.tls.reader().read(buf.initialize_unfilled_to(wanted))?;
+        buf.advance(read);
+        self.plaintext -= read;
+        if self.broken {
+            self.plaintext = self.left_of_the_broken();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes what the kernel has, and decrypts it, or learns that it is the end.
+    fn poll_decrypt(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        if self.broken {
+            return self.poll_discard(cx).map_err(Fault::from);
+        }
+        if self.tls.wants_write() {
+            // Whoever has written, and now waits for an answer, may not have flushed.
+            let _ = self.poll_flush(cx)?;
+        }
+        let mut source = Source {
+            link: &mut self.below,
+            cx,
+            records: &mut self.records,
+        };
+        match self.tls.read_tls(&mut source) {
+            Ok(0) => self.end = End::Unsaid,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            // By rustls: see `Hello::poll`.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                self.broken = true;
+                let why = rustls::InvalidMessage::HandshakePayloadTooLarge;
+                return Poll::Ready(Err(Fault::Tls(why.into())));
+            }
+            Err(error) => return Poll::Ready(Err(error.into())),
+        }
+        let state = match self.tls.process_new_packets() {
+            Ok(state) => state,
+            Err(error) => {
+                // What rustls has to say about it, if anything, is an alert, and the last of what it says.
+                self.has_said_end = true;
+                self.broken = true;
+                let _ = self.poll_flush(cx);
+                // There may be a whole request before it.
+                self.plaintext = self.left_of_the_broken();
+                if self.plaintext > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                return Poll::Ready(Err(Fault::Tls(error)));
+            }
+        };
+        self.plaintext = state.plaintext_bytes_to_read();
+        if state.peer_has_closed() {
+            self.end = End::Said;
+        }
+        if state.tls_bytes_to_write() > 0 {
+            // The client has asked for something, such as new keys.
+            let _ = self.poll_flush(cx)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// How many decrypted bytes can be read at once, after rustls has given up and does not tell any more.
+    fn left_of_the_broken(&mut self) -> usize {
+        self.tls.reader().fill_buf().map_or(0, <[u8]>::len)
+    }
+
+    /// Reads to the end of what the client sends. If it stayed in the kernel, the alert might not arrive.
+    fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut bytes);
+            ready!(self.below.poll_read(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                self.end = End::Unsaid;
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        // What was written before leaves first. So never more than one write waits here (at most 64 KiB: rustls).
+        ready!(self.poll_flush(cx))?;
+        let count = self.tls.writer().write(bytes)?;
+        let _ = self.poll_flush(cx)?;
+        Poll::Ready(Ok(count))
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.tls.wants_write() {
+            let mut sink = Sink {
+                link: &mut self.below,
+                cx,
+            };
+            match self.tls.write_tls(&mut sink) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        if !self.has_said_end {
+            self.has_said_end = true;
+            self.written_before_end = Some(self.below.written());
+            self.tls.send_close_notify();
+            ready!(self.poll_flush(cx))?;
+        }
+        self.below.poll_shutdown(cx)
+    }
+
+    pub(super) fn written(&self) -> u64 {
+        self.written_before_end
+            .unwrap_or_else(|| self.below.written())
+    }
+
+    pub(super) fn written_behind(&self) -> u64 {
+        self.below.written() - self.written()
+    }
+
+    pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Readable> {
+        loop {
+            if self.plaintext > 0 {
+                return Poll::Ready(Readable::Bytes);
+            }
+            if self.end != End::NotYet {
+                return Poll::Ready(Readable::End);
+            }
+            if ready!(self.poll_decrypt(cx)).is_err() {
+                return Poll::Ready(Readable::Failed);
+            }
+        }
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.plaintext + self.records.part()
+    }
+
+    pub(super) fn holds_part(&self) -> bool {
+        self.records.part() > 0
+    }
+
+    pub(super) fn is_truncated(&self) -> bool {
+        self.end == End::Unsaid
+    }
+
+    pub(super) fn poll_peek<'a>(
+        &self,
+        cx: &mut Context<'_>,
+        bytes: &'a mut [u8],
+    ) -> Poll<io::Result<&'a [u8]>> {
+        self.below.poll_peek(cx, bytes)
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.below.kind()
+    }
+}
+
+impl AsFd for Secure {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.below.as_fd()
+    }
+}
+
+impl From<Fault> for io::Error {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Io(error) => error,
+            Fault::Tls(error) => Self::new(io::ErrorKind::InvalidData, error),
+            Fault::Left => io::ErrorKind::UnexpectedEof.into(),
+            Fault::PlainHttp | Fault::NoTls => io::ErrorKind::InvalidData.into(),
+        }
+    }
+}
+
+/// Where records end in what rustls gets. Each begins with five bytes, of which the last two are the length of what
+/// follows (RFC 8446, 5.1).
+#[derive(Debug, Default)]
+struct Records {
+    /// How many bytes of the first five have come; 0 between two records.
+    head: u8,
+    /// How many bytes follow the first five, as far as that is known.
+    length: u16,
+    /// How many of these have come.
+    come: u16,
+}
+
+const HEAD: u8 = 5;
+
+impl Records {
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while let [first, rest @ ..] = bytes {
+            if self.head < HEAD {
+                self.head += 1;
+                match self.head {
+                    4 => self.length = u16::from(*first) << 8,
+                    HEAD => self.length |= u16::from(*first),
+                    _ => {}
+                }
+                bytes = rest;
+            } else {
+                let left = self.length - self.come;
+                let step = u16::try_from(bytes.len()).unwrap_or(left).min(left);
+                self.come += step;
+                bytes = &bytes[step.into()..];
+            }
+            if self.head == HEAD && self.come == self.length {
+                *self = Self::default();
+            }
+        }
+    }
+
+    /// How many bytes of the last record have come, if it has not come in full.
+    fn part(&self) -> usize {
+        usize::from(self.head) + usize::from(self.come)
+    }
+}
+
+/// What rustls reads from.
+struct Source<'a, 'b> {
+    link: &'a mut Plain,
+    cx: &'a mut Context<'b>,
+    records: &'a mut Records,
+}
+
+impl Read for Source<'_, '_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let mut buf = ReadBuf::new(buf);
+        match self.link.poll_read(self.cx, &mut buf) {
+            Poll::Ready(read) => read?,
+            Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
+        }
+        self.records.pass(buf.filled());
+        Ok(buf.filled().len())
+    }
+}
+
+/// What rustls writes to.
+struct Sink<'a, 'b> {
+    link: &'a mut Plain,
+    cx: &'a mut Context<'b>,
+}
+
+impl Write for Sink<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        or_would_block(self.link.poll_write(self.cx, bytes))
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match pieces {
+            [piece] => self.write(piece),
+            _ => or_would_block(self.link.poll_write_vectored(self.cx, pieces)),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Records;
+
+    #[test]
+    fn records_are_followed_in_pieces_of_any_size() {
+        let record = |length: u16| {
+            let head = [23, 3, 3, length.to_be_bytes()[0], length.to_be_bytes()[1]];
+            [head.as_slice(), &vec![7; length.into()]].concat()
+        };
+        let lengths = [1, 0, 300, 16_384, 5, 0];
+        let bytes = lengths.map(record).concat();
+        let mut ends = Vec::new();
+        for length in lengths {
+            ends.push(ends.last().unwrap_or(&0) + 5 + usize::from(length));
+        }
+        for size in [1, 2, 3, 5, 7, 100, 4096, bytes.len()] {
+            let mut records = Records::default();
+            let mut at = 0;
+            for piece in bytes.chunks(size) {
+                records.pass(piece);
+                at += piece.len();
+                let last = ends.iter().rfind(|end| **end <= at);
+                assert_eq!(records.part(), at - last.unwrap_or(&0), "{size} {at}");
+            }
+        }
+    }
+}

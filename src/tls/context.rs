@@ -1,0 +1,133 @@
+//! How a server speaks TLS now: what its connections share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use rustls::ServerConfig;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::error::{Error, Result};
+use crate::throttle::Throttle;
+
+use super::{Generation, KeyRing, Reason, Tickets, Tls};
+
+/// How many handshakes may be under way, from the client's first message to its last. Between these the client is
+/// waited for: with a round trip of 200 ms, so many allow 5,000 handshakes a second, more than a few processors can
+/// sign. Each takes some 20 KB.
+pub(super) const HANDSHAKES: usize = 1_000;
+
+/// How long a handshake may take.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What bounds the handshakes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) timeout: Duration,
+    pub(crate) handshakes: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Whole: certificates, keys and the clients' certificates change together or not at all.
+    generation: RwLock<Arc<Generation>>,
+    reloads: AtomicU64,
+    keys: Arc<KeyRing>,
+    limits: Limits,
+    turns: Semaphore,
+    failures: [Throttle; Reason::COUNT],
+}
+
+impl Context {
+    pub(crate) fn new(tls: &Tls) -> Result<Self> {
+        let keys = Arc::new(KeyRing::new()?);
+        if let Some(given) = &tls.ticket_keys {
+            keys.set(given)?;
+        }
+        let generation = generation(tls, &keys)?;
+        let limits = tls.limits;
+        if limits.timeout.is_zero() {
+            let why = "handshake_timeout is 0: no handshake could be done in time";
+            return Err(Error::InvalidArgument(why.into()));
+        }
+        Ok(Self {
+            generation: RwLock::new(Arc::new(generation)),
+            reloads: AtomicU64::new(0),
+            keys,
+            limits,
+            turns: Semaphore::new(limits.handshakes),
+            failures: Default::default(),
+        })
+    }
+
+    /// From now on, new connections get this. If it cannot be used, nothing changes.
+    pub(crate) fn reload(&self, tls: &Tls) -> Result<()> {
+        let next = Arc::new(generation(tls, &self.keys)?);
+        // Whoever reloads at the same time waits, so that nobody gets the keys of one and the certificates of another.
+        let now = self.generation.write();
+        let mut now = now.unwrap_or_else(PoisonError::into_inner);
+        if let Some(keys) = &tls.ticket_keys {
+            self.keys.set(keys)?;
+        }
+        *now = next;
+        self.reloads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.now().config)
+    }
+
+    fn now(&self) -> Arc<Generation> {
+        let generation = self.generation.read();
+        Arc::clone(&generation.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How long the first of the server's certificates that ends will last, in seconds; negative once it has ended.
+    pub(crate) fn seconds_left(&self, now: SystemTime) -> f64 {
+        match self.now().not_after().duration_since(now) {
+            Ok(left) => left.as_secs_f64(),
+            Err(since) => -since.duration().as_secs_f64(),
+        }
+    }
+
+    /// What a person should know of the certificates at that time.
+    pub(crate) fn warnings(&self, now: SystemTime) -> Vec<String> {
+        self.now().warnings(now)
+    }
+
+    /// How often the settings were replaced.
+    pub(crate) fn reloads(&self) -> u64 {
+        self.reloads.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Waits for a turn, in the order of the calls. `None` never comes: the turns are never closed.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
+    }
+
+    pub(crate) fn failures(&self, reason: Reason) -> &Throttle {
+        &self.failures[reason as usize]
+    }
+}
+
+fn generation(tls: &Tls, keys: &Arc<KeyRing>) -> Result<Generation> {
+    let tickets = Tickets::new(Arc::clone(keys), tls.namespace());
+    tls.generation(Arc::new(tickets))
+}
+
+/// What a record adds to its content, at least (TLS 1.2 with RFC 7905): five bytes of header,
+/// sixteen that authenticate.
+const OVERHEAD: u64 = 5 + 16;
+/// The longest record (RFC 5246, 6.2.3).
+const LONGEST: u64 = 5 + (1 << 14) + 2048;
+
+/// How many bytes of content there are in so many bytes of records, at most.
+pub(crate) fn at_most_content(bytes: u64) -> u64 {
+    bytes.saturating_sub(bytes.div_ceil(LONGEST) * OVERHEAD)
+}

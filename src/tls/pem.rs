@@ -1,0 +1,40 @@
+//! Reads PEM texts, and says what is wrong with them.
+
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+
+use crate::error::{Error, Result};
+
+/// All sections of one kind, at least one. `text` names the PEM text in errors, and `kind` the sections.
+///
+/// Sections of other kinds are left out, so one file may hold the certificates and the key.
+///
+/// # Errors
+/// [`Error::Tls`] if the text is empty or malformed, or if there is no such section.
+pub(super) fn sections<T: PemObject>(pem: &[u8], text: &str, kind: &str) -> Result<Vec<T>> {
+    if pem.trim_ascii().is_empty() {
+        return Err(Error::Tls(format!("{text} is empty")));
+    }
+    let sections: Vec<T> = T::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Error::Tls(format!("{text} is malformed: {}", why(&error))))?;
+    if sections.is_empty() {
+        return Err(Error::Tls(format!("{text} contains no {kind}")));
+    }
+    Ok(sections)
+}
+
+/// The error for a person. The crate's own texts show lines as lists of numbers.
+fn why(error: &PemError) -> String {
+    match error {
+        PemError::MissingSectionEnd { end_marker } => {
+            let label = String::from_utf8_lossy(end_marker);
+            format!("the end of the section {label:?} is missing")
+        }
+        PemError::IllegalSectionStart { line } => {
+            let line = String::from_utf8_lossy(line);
+            format!("the line {line:?} does not begin a section")
+        }
+        PemError::Base64Decode(_) => "the base64 text cannot be decoded".to_owned(),
+        other => other.to_string(),
+    }
+}
