@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -41,13 +42,40 @@ class Hello(unittest.TestCase):
     def test_nor_does_one_that_listens_on_a_unix_socket(self):
         self.loses_nothing(UNIX)
 
-    def loses_nothing(self, server):
-        status, rows, output = measure("--modes", MODES, "--stops", "3", "--load", "500ms", "--jobs", "3", server)
+    def test_nor_does_one_that_speaks_tls(self):
+        with tempfile.TemporaryDirectory() as directory:
+            pem = self_signed(directory)
+            for server in HELLO, UNIX:
+                self.loses_nothing(f"{server} -tls-cert {pem} -tls-key {pem}", "--tls")
+
+    def loses_nothing(self, server, *args):
+        some = ("--modes", MODES, "--stops", "3", "--load", "500ms", "--jobs", "3")
+        status, rows, output = measure(*some, *args, server)
         self.assertEqual(status, 0, output)
         for row in rows.values():
             self.assertEqual((row["stops"], row["lost"], row["error_status"]), (3, 0, 0), output)
             self.assertEqual((row["ledgers"], row["ledger_differences"]), (3, []), output)
             self.assertEqual(row["refused"], 3 * 64, output)
+
+
+# A fault, the mode that shows it, and what it is to be called.
+LOSSES = (
+    ("close", "new", "closed_fresh"),
+    ("reset", "new", "reset_fresh"),
+    ("drop", "busy", "dropped"),
+    ("race", "busy", "race"),
+    ("cut", "busy", "truncated"),
+    ("cut-chunked", "busy", "truncated"),
+    ("one-of-many", "pipelined", "pipelined"),
+    ("close-of-many", "pipelined", "pipelined"),
+    ("silence", "new", "timed_out"),
+    ("garbage", "new", "bad"),
+    ("other-body", "new", "bad"),
+    ("longer-body", "new", "bad"),
+    ("shorter-body", "new", "bad"),
+    ("twice", "new", "bad"),
+    ("error", "new", "error_status"),
+)
 
 
 class Alarms(unittest.TestCase):
@@ -67,8 +95,11 @@ class Alarms(unittest.TestCase):
         self.assertEqual(status, 1, output)
         self.assertGreater(rows["hyper", "new"]["lost"], 0, output)
 
-    def faulty(self, fault, *args, place="{ip} {port}"):
-        server = f"{fault}={sys.executable} {os.path.abspath(__file__)} {fault} {place}"
+    def faulty(self, fault, *args, place="{ip} {port}", tls=None):
+        if tls is not None:
+            args = ("--tls", *args)
+        variable = "" if tls is None else f"LOSS_TLS={tls} "
+        server = f"{fault}={variable}{sys.executable} {os.path.abspath(__file__)} {fault} {place}"
         few = ("--clients", "2", "--no-stop", "--requests", "20", "--stop-limit", "2s", "--request-limit", "1s")
         status, rows, output = measure(*few, *args, server)
         (row,) = rows.values()
@@ -81,23 +112,7 @@ class Alarms(unittest.TestCase):
                 self.assertEqual((status, row["ok"], row["requests"]), (0, 20, 20), output)
 
     def test_each_kind_of_loss_is_named(self):
-        for fault, mode, outcome in (
-            ("close", "new", "closed_fresh"),
-            ("reset", "new", "reset_fresh"),
-            ("drop", "busy", "dropped"),
-            ("race", "busy", "race"),
-            ("cut", "busy", "truncated"),
-            ("cut-chunked", "busy", "truncated"),
-            ("one-of-many", "pipelined", "pipelined"),
-            ("close-of-many", "pipelined", "pipelined"),
-            ("silence", "new", "timed_out"),
-            ("garbage", "new", "bad"),
-            ("other-body", "new", "bad"),
-            ("longer-body", "new", "bad"),
-            ("shorter-body", "new", "bad"),
-            ("twice", "new", "bad"),
-            ("error", "new", "error_status"),
-        ):
+        for fault, mode, outcome in LOSSES:
             with self.subTest(fault):
                 status, row, output = self.faulty(fault, "--modes", mode)
                 self.assertEqual(status, 0 if outcome == "race" else 1, output)
@@ -120,6 +135,55 @@ class Alarms(unittest.TestCase):
                 self.assertGreater(row[outcome], 0, output)
         status, row, output = self.faulty("length", "--modes", "busy", place="{unix}")
         self.assertEqual((status, row["ok"], row["requests"]), (0, 20, 20), output)
+
+    def test_losses_are_named_alike_with_tls(self):
+        with tempfile.TemporaryDirectory() as directory:
+            tls = self_signed(directory)
+            for fault, mode, outcome in (
+                *LOSSES,
+                # In the handshake.
+                ("reset-unused", "new", "reset_unused"),
+                ("close-unused", "new", "closed_unused"),
+                ("alert-unused", "new", "reset_unused"),
+                ("stall-unused", "new", "timed_out"),
+                ("plain-unused", "new", "bad"),
+                # After it.
+                ("close-shaken", "silent", "closed_unused"),
+                ("reset-shaken", "silent", "reset_unused"),
+                # Ends without close_notify.
+                ("close-abrupt", "new", "closed_fresh"),
+                ("cut-abrupt", "busy", "truncated"),
+                ("until-fin-abrupt", "busy", "truncated"),
+                ("plain", "new", "bad"),
+            ):
+                with self.subTest(fault):
+                    status, row, output = self.faulty(fault, "--modes", mode, tls=tls)
+                    self.assertEqual(status, 0 if outcome == "race" else 1, output)
+                    self.assertGreater(row[outcome], 0, output)
+                    self.assertEqual(row["requests"], row["ok"] + row[outcome], output)
+                    self.assertEqual(row["ends_without_close_notify"] > 0, fault in ABRUPT, output)
+            for fault in ("drop", "race"):
+                with self.subTest(fault + " on a Unix socket"):
+                    status, row, output = self.faulty(fault, "--modes", "busy", place="{unix}", tls=tls)
+                    self.assertEqual((status, row["dropped"] > 0), (1, True), output)
+            for fault in ("length", "chunked", "interim", "until-fin"):
+                with self.subTest(fault):
+                    status, row, output = self.faulty(fault, "--modes", "busy", tls=tls)
+                    self.assertEqual((status, row["ok"], row["requests"]), (0, 20, 20), output)
+            for fault in ("close-idle", "close-idle-abrupt"):
+                with self.subTest(fault):
+                    status, row, output = self.faulty(fault, "--modes", "keepalive", "--think", "200ms", tls=tls)
+                    self.assertEqual((status, row["ok"], row["closed_idle"] > 0), (0, 20, True), output)
+                    self.assertEqual(row["ends_without_close_notify"] > 0, fault in ABRUPT, output)
+
+    def test_sessions_are_resumed_unless_they_must_not_be(self):
+        with tempfile.TemporaryDirectory() as directory:
+            tls = self_signed(directory)
+            status, row, output = self.faulty("length", "--modes", "new", tls=tls)
+            self.assertEqual(row["handshakes_full"] + row["handshakes_resumed"], row["connections"], output)
+            self.assertGreater(row["handshakes_resumed"], 10, output)
+            status, row, output = self.faulty("length", "--modes", "new", "--tls-no-resumption", tls=tls)
+            self.assertEqual((status, row["handshakes_full"]), (0, row["connections"]), output)
 
     def test_new_connections_that_are_reset_or_closed_unused_are_lost(self):
         for fault, outcome in (("reset-unused", "reset_unused"), ("close-unused", "closed_unused")):
@@ -186,24 +250,35 @@ INSTEAD = {
     "error": ANSWER.replace(b"200 OK", b"503 Service Unavailable"),
     "error-at-first": ANSWER.replace(b"200 OK", b"500 Internal Server Error"),
     "until-fin": UNTIL_FIN,
+    "until-fin-abrupt": UNTIL_FIN,
+    "cut-abrupt": ANSWER[:-1],
 }
 # Those that close behind what they have answered instead.
-CLOSING = ("cut", "cut-chunked", "until-fin", "one-of-many", "close-of-many")
+CLOSING = ("cut", "cut-chunked", "until-fin", "one-of-many", "close-of-many", "cut-abrupt", "until-fin-abrupt")
+# Without a word, by TLS.
+ABRUPT = ("close-unused", "close-abrupt", "cut-abrupt", "until-fin-abrupt", "close-idle-abrupt")
 
 
 FAULTS = {"length", "reset", "close", "silence", "drop", "race", "endless", "wrong-books", "close-idle", "one-of-many"}
-FAULTS |= {"reset-unused", "close-unused", *INSTEAD}
+FAULTS |= {"reset-unused", "close-unused", "alert-unused", "stall-unused", "plain-unused", *INSTEAD}
+FAULTS |= {"close-shaken", "reset-shaken", "close-abrupt", "close-idle-abrupt", "plain"}
+# What no TLS connection that goes on has: a fatal alert, and no TLS at all.
+RAW = {"alert": b"\x15\x03\x03\x00\x02\x02\x28", "plain": b"HTTP/1.1 400 Bad Request\r\n\r\n"}
 
 
 class FaultyServer:
     """Serves one connection per thread, and does what its fault says to every third request, the first excepted. Without a
-    port, the place is the path of a Unix socket."""
+    port, the place is the path of a Unix socket. By TLS if LOSS_TLS is the path of a certificate and its key."""
 
     def __init__(self, fault, place, port=None):
         self.fault = fault
         self.count = 0
         self.served = 0
         self.connections = 0
+        self.tls = None
+        if "LOSS_TLS" in os.environ:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(os.environ["LOSS_TLS"])
         if port is None:
             self.listener = socket.socket(socket.AF_UNIX)
             self.listener.bind(place)
@@ -228,23 +303,50 @@ class FaultyServer:
         os._exit(0)
 
     def serve(self, connection):
+        faulty = self.connections % 3 == 2
+        if connection.family != socket.AF_UNIX:
+            # What TLS says last must not wait for an acknowledgement.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection:
-            if self.fault.endswith("-unused") and self.connections % 3 == 2:
+            if faulty and self.fault.endswith("-unused"):
                 if self.fault == "reset-unused":
                     reset_when_closed(connection)
+                elif self.fault == "stall-unused":
+                    until_fin(connection)
+                else:
+                    connection.sendall(RAW.get(self.fault.removesuffix("-unused"), b""))
+                    connection.shutdown(socket.SHUT_WR)
+                    until_fin(connection)
                 return
-            used = False
-            while head := until_blank_line(connection):
-                self.count += 1
-                faulty = self.count % 3 == 2 or self.fault == "error-at-first"
-                if faulty and self.spoil(connection, head, used):
+            if self.tls is not None:
+                try:
+                    connection = self.tls.wrap_socket(connection, server_side=True)
+                except OSError:
                     return
-                if not (faulty and self.fault in INSTEAD):
-                    connection.sendall(ANSWER)
-                self.served += 1
-                used = True
-                if faulty and self.fault in CLOSING + ("close-idle",):
+            with connection:
+                if faulty and self.fault.endswith("-shaken"):
+                    if self.fault == "reset-shaken":
+                        reset_when_closed(connection)
+                    else:
+                        say_goodbye(connection)
                     return
+                self.serve_requests(connection)
+                if not self.fault.endswith("-abrupt"):
+                    say_goodbye(connection)
+
+    def serve_requests(self, connection):
+        used = False
+        while head := until_blank_line(connection):
+            self.count += 1
+            faulty = self.count % 3 == 2 or self.fault == "error-at-first"
+            if faulty and self.spoil(connection, head, used):
+                return
+            if not (faulty and self.fault in INSTEAD):
+                connection.sendall(ANSWER)
+            self.served += 1
+            used = True
+            if faulty and (self.fault in CLOSING or self.fault.startswith("close-idle")):
+                return
 
     def spoil(self, connection, head, used):
         """Does the fault; whether the connection is to be closed."""
@@ -256,6 +358,9 @@ class FaultyServer:
             return self.fault in CLOSING
         if self.fault == "reset":
             reset_when_closed(connection)
+        if self.fault == "plain":
+            os.write(connection.fileno(), RAW["plain"])
+            return True
         if self.fault == "silence" or (self.fault == "drop" and used):
             # Long enough for a client to see that its request has arrived; a FIN by the client ends the wait.
             connection.settimeout(0.3 if self.fault == "drop" else PATIENCE)
@@ -263,7 +368,40 @@ class FaultyServer:
                 connection.recv(1)
             except TimeoutError:
                 pass
-        return self.fault in ("close", "reset", "silence") or (self.fault in ("drop", "race") and used)
+        return self.fault in ("close", "close-abrupt", "reset", "silence") or (self.fault in ("drop", "race") and used)
+
+
+def self_signed(directory):
+    """The path of a certificate and its key."""
+    path = os.path.join(directory, "tls.pem")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path)
+    command = ["openssl", "req", "-x509", *key, "-days", "2", "-subj", "/CN=localhost", "-out", path + ".cert"]
+    subprocess.run(command, check=True, capture_output=True)
+    with open(path, "a", encoding="ascii") as both, open(path + ".cert", encoding="ascii") as cert:
+        both.write(cert.read())
+    return path
+
+
+def say_goodbye(connection):
+    """Sends close_notify and FIN, by TLS. A reset that was asked for needs none."""
+    if isinstance(connection, ssl.SSLSocket) and not is_to_be_reset(connection):
+        try:
+            connection.settimeout(1)
+            connection.unwrap()
+        except (OSError, ValueError):
+            pass
+
+
+def is_to_be_reset(connection):
+    return struct.unpack("ii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))[0] != 0
+
+
+def until_fin(connection):
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionError:
+        pass
 
 
 def reset_when_closed(connection):
@@ -276,7 +414,7 @@ def until_blank_line(connection):
     while not head.endswith(b"\r\n\r\n"):
         try:
             byte = connection.recv(1)
-        except ConnectionError:
+        except (ConnectionError, ssl.SSLError):
             byte = b""
         if not byte:
             return b""

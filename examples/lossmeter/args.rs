@@ -11,6 +11,7 @@ use crate::client::Patience;
 use crate::modes::{MODES, Mode, Targets};
 use crate::net::Way;
 use crate::server::{ServerSpec, signal_named};
+use crate::tls::Sessions;
 
 /// What was asked for.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Options {
     pub(crate) jobs: usize,
     pub(crate) seed: u64,
     pub(crate) targets: Targets,
+    /// `--tls`
+    pub(crate) tls: Option<Sessions>,
     pub(crate) any_body: bool,
     pub(crate) patience: Patience,
     pub(crate) stop_limit: Duration,
@@ -65,6 +68,7 @@ It starts the server, loads it, sends the signal, lets the clients go on until t
 request what became of it, as the client saw it at its socket. Again and again, at moments left to chance.
 
     lossmeter 'build/hello -addr {addr}'
+    lossmeter --tls 'build/hello -addr {addr} -tls-cert cert.pem -tls-key key.pem'
     lossmeter --modes new,keepalive --stops 100 'ours=build/hello -addr {addr}' 'nginx:QUIT=nginx.sh {addr}'
 
 USAGE
@@ -88,6 +92,8 @@ OPTIONS
   --rtt DURATION       a way between client and server with such a round trip (root, or user namespaces); a server
                        that takes {port} alone must listen on everything then
   --frame-loss P%      loses so many of the frames on that way
+  --tls                the servers are spoken to by TLS; any certificate will do
+  --tls-no-resumption  the same, but no client resumes a session: each handshake is a full one
 
   --no-stop            no stop under load: --requests, all to be answered, then a stop without load; once
   --requests N         with --no-stop (default 100000)
@@ -129,6 +135,8 @@ WHAT BECOMES OF A REQUEST
                  with 'Connection: close', because it was sent before that could be known
   timed_out, bad (no HTTP, or another answer than the first), refused_early (before the signal)
 
+  By TLS, a handshake is a part of the first request: see TLS.
+
   No request, and no loss: connections refused, or not established in time; closed_idle, a used connection that the
   client saw closed before it wrote (it takes a new one).
 
@@ -138,6 +146,18 @@ RACE
   against that. But if the connection is still open when the server's host has acknowledged the request's first byte,
   the server closed it with the request already there: that counts as dropped. The client looks for that every
   --crossing, so quick cases of it are taken for a race. On a new connection there is no such excuse.
+
+TLS
+  --tls speaks TLS 1.3 or 1.2 (ALPN http/1.1) to all servers, by TCP and by Unix sockets, and accepts every certificate.
+  The clients of a server share its session tickets. The report says how many handshakes were full and how many resumed.
+
+  The server has ended a connection when its close_notify is here, or its FIN. A request that is written before either
+  has come is a race, or dropped if the server's host has acknowledged the whole of its first record. A FIN without a
+  close_notify cuts an answer that ends with its connection; where clients saw one, the report has their number. A fatal
+  alert is a reset, and what is no TLS is bad.
+
+  A client that is connected begins the handshake at once; pauses come behind it. If the handshake ends early, a request
+  is lost: reset_unused, closed_unused, timed_out (--request-limit), bad.
 
 LEDGER
   A server may print a line with a JSON object when it has ended. Its numbers are compared with the clients', to the
@@ -172,6 +192,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             big: "/bytes/8000000".into(),
             upload_size: 1_000_000,
         },
+        tls: None,
         any_body: false,
         patience: Patience {
             connect: Duration::from_secs(15),
@@ -208,6 +229,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             Long("crossing") => crossing = Some(duration(&mut parser)?),
             Long("rtt") => round_trip = Some(duration(&mut parser)?),
             Long("frame-loss") => loss = parser.value()?.parse_with(percent)?,
+            Long("tls") => options.tls = options.tls.or(Some(Sessions::Resume)),
+            Long("tls-no-resumption") => options.tls = Some(Sessions::Forget),
             Long("json") => options.json = Some(parser.value()?.into()),
             Long("svg") => options.svg = Some(parser.value()?.into()),
             Long("verbose") => options.verbose = true,

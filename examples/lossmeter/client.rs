@@ -1,20 +1,19 @@
 //! A client: makes connections, sends requests, and says of each what became of it, by what it saw at its socket.
 
 use std::io::{self, ErrorKind};
-use std::mem::MaybeUninit;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
-use socket2::SockRef;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::http::{Answer, Body, Parser};
 use crate::modes::{Mode, Requests, Script};
-use crate::stream::{Place, Stream};
+use crate::stream::{Look, Place, Stream};
 use crate::tally::{Outcome, Tally};
+use crate::tls::Tls;
 
 /// How long clients wait for what.
 #[derive(Clone, Copy, Debug)]
@@ -32,6 +31,8 @@ pub(crate) struct Patience {
 #[derive(Debug)]
 pub(crate) struct Load {
     pub(crate) place: Place,
+    /// `--tls`
+    pub(crate) tls: Option<Tls>,
     pub(crate) mode: &'static Mode,
     pub(crate) think: Duration,
     pub(crate) requests: Requests,
@@ -73,29 +74,10 @@ impl Load {
     }
 }
 
-/// What a look at a connection shows, without taking anything from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Look {
-    Open,
-    Bytes,
-    Fin,
-    Reset,
-}
-
-/// Asks the kernel, not tokio, which knows only what its last poll saw.
-fn look(stream: &Stream) -> Look {
-    match SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]) {
-        Ok(0) => Look::Fin,
-        Ok(_) => Look::Bytes,
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Look::Open,
-        Err(_) => Look::Reset,
-    }
-}
-
 /// Whether the server had not closed the connection when a request reached it, of which so many bytes were `sent`.
-fn arrived_before_fin(stream: &Stream, sent: usize) -> bool {
+fn arrived_before_fin(stream: &mut Stream, sent: usize) -> bool {
     // In this order: a FIN that came before the acknowledgement is seen.
-    stream.has_arrived(sent) && look(stream) == Look::Open
+    stream.has_arrived(sent) && stream.look() == Look::Open
 }
 
 /// How a connection ended before all answers had come.
@@ -159,9 +141,11 @@ pub(crate) async fn run(load: Arc<Load>, mut random: Rng) -> Tally {
     sleep(Duration::from_micros(random.u64(0..=think.min(1_000_000)))).await;
     while load.goes_on() {
         match connect(&load).await {
-            Connected::Yes(stream) => {
+            Connected::Yes(mut stream) => {
                 tally.connections += 1;
-                use_connection(&load, &stream, &mut random, &mut tally).await;
+                if is_secure(&load, &mut stream, &mut tally).await {
+                    use_connection(&load, &mut stream, &mut random, &mut tally).await;
+                }
             }
             Connected::Reset => tally.add(Outcome::ResetUnused, 1),
             Connected::Refused if load.stopping.load(Ordering::Acquire) => {
@@ -182,8 +166,30 @@ pub(crate) async fn run(load: Arc<Load>, mut random: Rng) -> Tally {
     tally
 }
 
+/// Begins TLS on a new connection, if that is what is to be spoken.
+///
+/// A client whose handshake fails has a request to send, and has not been told that the server takes no more. So the
+/// request is lost, in the same way as on a connection that ends before anything was sent. An alert is no excuse: it
+/// does not say that the server stops, and clients do not try again after it.
+async fn is_secure(load: &Load, stream: &mut Stream, tally: &mut Tally) -> bool {
+    match secure(load, stream).await.map_err(|error| error.kind()) {
+        Ok(()) => return true,
+        Err(ErrorKind::TimedOut) => tally.add(Outcome::TimedOut, 1),
+        Err(ErrorKind::UnexpectedEof) => unused(Look::Fin, true, tally),
+        Err(ErrorKind::InvalidData) => unused(Look::Bytes, true, tally),
+        Err(_) => unused(Look::Reset, true, tally),
+    }
+    false
+}
+
+async fn secure(load: &Load, stream: &mut Stream) -> io::Result<()> {
+    let Some(tls) = &load.tls else { return Ok(()) };
+    // Not `patience.connect`: the connection is there, and a server that leaves it waiting refuses nobody.
+    tokio::time::timeout(load.patience.request, stream.secure(tls)).await?
+}
+
 /// Sends requests on a connection for as long as it may be used.
-async fn use_connection(load: &Load, stream: &Stream, random: &mut Rng, tally: &mut Tally) {
+async fn use_connection(load: &Load, stream: &mut Stream, random: &mut Rng, tally: &mut Tally) {
     let think = load.think.as_micros().try_into().unwrap_or(u64::MAX);
     let mut fresh = true;
     loop {
@@ -216,7 +222,7 @@ async fn use_connection(load: &Load, stream: &Stream, random: &mut Rng, tally: &
 }
 
 /// Waits, and notices when the server ends the connection, as a pool of connections does.
-async fn watch(stream: &Stream, pause: Duration) -> Look {
+async fn watch(stream: &mut Stream, pause: Duration) -> Look {
     let alarm = sleep(pause);
     let mut alarm = pin!(alarm);
     loop {
@@ -224,12 +230,7 @@ async fn watch(stream: &Stream, pause: Duration) -> Look {
             () = &mut alarm => return Look::Open,
             _ = stream.readable() => {}
         }
-        // By way of tokio, which is to forget that there once was something to read.
-        let seen = stream.try_look(|| match look(stream) {
-            Look::Open => Err(ErrorKind::WouldBlock.into()),
-            seen => Ok(seen),
-        });
-        if let Ok(seen) = seen {
+        if let Ok(seen) = stream.try_look() {
             return seen;
         }
     }
@@ -297,7 +298,7 @@ fn judge(load: &Load, exchange: &Exchange, asked: usize, fresh: bool, tally: &mu
 /// Writes a script and reads its answers, at the same time: a server may answer before it has read everything.
 async fn exchange(
     load: &Load,
-    stream: &Stream,
+    stream: &mut Stream,
     script: &Script,
     body: Body,
     random: &mut Rng,
@@ -320,6 +321,7 @@ async fn exchange(
     let (mut write_at, mut read_at, mut look_at) = (begin, begin, None::<Instant>);
     // Nothing more can be written, but an answer may be there to be read.
     let mut broken = false;
+    stream.begin();
 
     while result.answers.len() < script.count && result.end.is_none() {
         let now = Instant::now();
@@ -350,14 +352,19 @@ async fn exchange(
                             read_at = Instant::now() + Duration::from_millis(random.u64(0..=10));
                         }
                     }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                    Err(_) => result.end = Some(End::Reset),
+                    Err(error) => match error.kind() {
+                        ErrorKind::WouldBlock => {}
+                        // Not announced by TLS: it may be anywhere in an answer.
+                        ErrorKind::UnexpectedEof => result.end = Some(End::Fin),
+                        ErrorKind::InvalidData => result.end = Some(End::Malformed),
+                        _ => result.end = Some(End::Reset),
+                    },
                 }
                 take_answers(&mut parser, script.count, &mut result);
             }
             _ = stream.writable(), if writes && write_at <= now => {
                 if result.sent == 0 {
-                    match look(stream) {
+                    match stream.look() {
                         Look::Open => {}
                         Look::Fin => result.end = Some(End::Fin),
                         Look::Reset => result.end = Some(End::Reset),
@@ -415,7 +422,7 @@ fn take_answers(parser: &mut Parser, asked: usize, result: &mut Exchange) {
 
 /// Connects until the server accepts, asks once, and keeps the answer as the measure of all others.
 pub(crate) async fn ask_once(load: &Load) -> io::Result<Answer> {
-    let stream = loop {
+    let mut stream = loop {
         match connect(load).await {
             Connected::Yes(stream) => break stream,
             Connected::Refused | Connected::Reset => {}
@@ -426,9 +433,11 @@ pub(crate) async fn ask_once(load: &Load) -> io::Result<Answer> {
         }
         sleep(Duration::from_millis(10)).await;
     };
+    let secured = secure(load, &mut stream).await;
+    secured.map_err(|error| io::Error::new(error.kind(), format!("TLS handshake: {error}")))?;
     let script = load.requests.first();
     let mut random = Rng::with_seed(0);
-    let exchange = exchange(load, &stream, &script, Body::Keep, &mut random).await;
+    let exchange = exchange(load, &mut stream, &script, Body::Keep, &mut random).await;
     let end = exchange.end;
     let answer = exchange.answers.into_iter().next();
     answer.ok_or_else(|| io::Error::other(format!("no answer: {end:?}")))

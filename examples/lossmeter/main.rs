@@ -27,6 +27,7 @@ mod server;
 mod stream;
 mod sys;
 mod tally;
+mod tls;
 mod trial;
 
 use std::error::Error;

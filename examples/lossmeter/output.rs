@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::args::Options;
 use crate::modes::Mode;
 use crate::tally::{Outcome, Tally};
+use crate::tls::{Handshakes, Sessions};
 use crate::trial::Stop;
 
 /// All stops of one server in one mode.
@@ -238,6 +239,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
     let mut notes = legend(rows);
     notes.extend(rows.iter().flat_map(Row::notes));
     notes.extend(statuses(rows));
+    notes.extend(handshakes(rows));
     if !notes.is_empty() {
         text += "\n";
         text += &notes.join("\n");
@@ -258,6 +260,25 @@ fn statuses(rows: &[Row]) -> Vec<String> {
     counts.into_iter().map(note).collect()
 }
 
+/// The handshakes of TLS, by server.
+fn handshakes(rows: &[Row]) -> Vec<String> {
+    let mut sums = BTreeMap::<_, Handshakes>::new();
+    for row in rows {
+        let sum = sums.entry(&row.server).or_default();
+        sum.merge(row.sum.handshakes);
+    }
+    let note = |(server, sum): (_, Handshakes)| {
+        let abrupt = match sum.abrupt {
+            0 => String::new(),
+            count => format!("; {count} connections ended without close_notify"),
+        };
+        let (full, resumed) = (sum.full, sum.resumed);
+        format!("{server}: TLS handshakes: {full} full, {resumed} resumed{abrupt}")
+    };
+    let any = |(_, sum): &(_, Handshakes)| sum.full + sum.resumed > 0;
+    sums.into_iter().filter(any).map(note).collect()
+}
+
 /// Everything, for programs.
 pub(crate) fn to_json(options: &Options, rows: &[Row]) -> Value {
     let servers: Vec<_> = options
@@ -269,6 +290,8 @@ pub(crate) fn to_json(options: &Options, rows: &[Row]) -> Value {
         "seed": options.seed,
         "clients": options.clients,
         "load_ms": options.load.as_millis(),
+        "tls": options.tls.is_some(),
+        "tls_resumption": options.tls == Some(Sessions::Resume),
         "think_ms": options.think.as_millis(),
         "servers": servers,
         "rows": rows.iter().map(Row::to_json).collect::<Vec<_>>(),

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::tls::Handshakes;
+
 /// What a request came to. `Ok`, `ErrorStatus` and `Race` are no loss; what follows them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -109,6 +111,8 @@ pub(crate) struct Tally {
     pub(crate) complete: u64,
     /// Connections on which something was written that crossed the server's FIN, or may have.
     pub(crate) crossed: u64,
+    /// With `--tls`.
+    pub(crate) handshakes: Handshakes,
     /// What failed on the client's side: no port, no descriptor. No request was begun.
     pub(crate) local_errors: u64,
     /// The last such error.
@@ -150,6 +154,7 @@ impl Tally {
         self.connections += other.connections;
         self.complete += other.complete;
         self.crossed += other.crossed;
+        self.handshakes.merge(other.handshakes);
         self.local_errors += other.local_errors;
         if other.local_error.is_some() {
             self.local_error.clone_from(&other.local_error);
@@ -168,6 +173,9 @@ impl Tally {
             ("closed_idle", self.closed_idle),
             ("connections", self.connections),
             ("local_errors", self.local_errors),
+            ("handshakes_full", self.handshakes.full),
+            ("handshakes_resumed", self.handshakes.resumed),
+            ("ends_without_close_notify", self.handshakes.abrupt),
         ] {
             map.insert(name.into(), json!(count));
         }

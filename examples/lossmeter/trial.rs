@@ -18,6 +18,7 @@ use crate::net::Net;
 use crate::server::{Server, ServerSpec, describe};
 use crate::stream::Place;
 use crate::tally::{Tally, compare};
+use crate::tls::Tls;
 
 /// What a stop came to.
 #[derive(Debug)]
@@ -97,6 +98,7 @@ pub(crate) async fn run(
         }
         ended.map(|ended| (ended, time))
     });
+    tally.handshakes = load.tls.as_ref().map(Tls::handshakes).unwrap_or_default();
     Ok(match ended {
         None => Stop {
             tally,
@@ -130,8 +132,10 @@ async fn start(
     let mut server = started
         .and_then(|server| server)
         .map_err(Problem::broken("cannot be started"))?;
+    let tls = options.tls.map(|sessions| Tls::new(&place, sessions));
     let mut load = Load {
         mode,
+        tls: tls.transpose().map_err(Problem::broken("no TLS"))?,
         think: match mode.think {
             Think::Not => Duration::ZERO,
             Think::AsAsked => options.think,

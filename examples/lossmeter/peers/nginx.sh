@@ -1,5 +1,6 @@
 #!/bin/sh
-# nginx in the foreground, on the address that is given: nginx.sh 127.0.0.1:8080. Stop it with QUIT.
+# nginx in the foreground, on the address that is given: nginx.sh 127.0.0.1:8080. Stop it with QUIT. With the absolute
+# paths of a certificate and its key behind the address, it speaks TLS.
 # GET /: "Hello, World!". GET /bytes/8000000: so many zeroes. There is no /echo: a body is read, and "Hello, World!" the answer.
 set -e
 prefix=$(cd "$(dirname "$0")/../../.." && pwd)/build/peers/nginx
@@ -7,6 +8,8 @@ dir=$prefix/$1
 mkdir -p "$dir/bytes"
 [ -s "$prefix/8000000" ] || { head -c 8000000 /dev/zero >"$prefix/$$" && mv "$prefix/$$" "$prefix/8000000"; }
 ln -sf "$prefix/8000000" "$dir/bytes/8000000"
+tls=
+[ -z "$2" ] || tls="ssl; ssl_certificate $2; ssl_certificate_key $3"
 cat >"$dir/nginx.conf" <<EOF
 daemon off;
 pid $dir/pid;
@@ -19,7 +22,7 @@ http {
     client_max_body_size 100m;
     client_body_temp_path $dir/body;
     server {
-        listen $1;
+        listen $1 $tls;
         location / { return 200 "Hello, World!"; }
         location = /echo { return 200 "Hello, World!"; }
         location /bytes/ { root $dir; }

@@ -1,4 +1,5 @@
-// Go's net/http, stopped as its documentation shows it: Server.Shutdown.
+// Go's net/http, stopped as its documentation shows it: Server.Shutdown. Its arguments are the address and, for TLS, the
+// files of a certificate and its key.
 //
 // GET anything: "Hello, World!". POST /echo: the body. GET /bytes/N: so many zeroes.
 package main
@@ -49,7 +50,11 @@ func main() {
 		}
 		close(stopped)
 	}()
-	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+	serve := server.ListenAndServe
+	if len(os.Args) > 2 {
+		serve = func() error { return server.ListenAndServeTLS(os.Args[2], os.Args[3]) }
+	}
+	if err := serve(); err != http.ErrServerClosed {
 		log.Fatal(err)
 	}
 	<-stopped
