@@ -350,7 +350,7 @@ typedef struct {
     // How long a handshake may take, from the moment when the connection was accepted. Default: 10,000. In real time.
     uint32_t handshake_timeout_ms;
     // How many handshakes may be under way, from the end of the client's first message. Others wait for their turn.
-    // Default: 1,000.
+    // Default: 10,000.
     uint32_t handshakes;
 } httpdown_tls;
 
@@ -558,8 +558,8 @@ typedef struct {
     uint64_t events_dropped;
     // Open connections whose TLS handshake is not done.
     uint64_t conns_handshaking;
-    // Connections that were closed because the TLS handshake failed, or whose client left in it. The statistics say why
-    // (tls.error...).
+    // Connections that were closed because the TLS handshake failed, or whose client left in it (not one
+    // that left before its first byte: conns_closed). The statistics say why (tls.error...).
     uint64_t conns_tls_failed;
     // Connections that were closed because the TLS handshake did not come to its end in time (handshake_timeout_ms).
     uint64_t conns_tls_timed_out;
@@ -1030,7 +1030,7 @@ bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 // but not a signal handler. It blocks only to read the files.
 //
 // Returns OK, TLS (something cannot be used), INVALID_ARGUMENT, IO or PERMISSION_DENIED (a file cannot be read),
-// UNSUPPORTED (the server does not speak TLS), FORKED.
+// OUT_OF_RESOURCES, UNSUPPORTED (the server does not speak TLS), FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_tls_reload(const httpdown_server *server,
                         const httpdown_tls *tls,

@@ -58,7 +58,8 @@ pub struct Report {
     pub conns_gone: u64,
     /// Connections that were closed because the head of a request did not come in time (`header_timeout`).
     pub conns_timed_out: u64,
-    /// Connections that were closed because the TLS handshake failed, or whose client left in it. The statistics say why
+    /// Connections that were closed because the TLS handshake failed, or whose client left in it (not one
+    /// that left before its first byte: `conns_closed`). The statistics say why
     /// (`tls.error.…`, see [`Stats`](crate::Stats)).
     pub conns_tls_failed: u64,
     /// Connections that were closed because the TLS handshake did not come to its end in time.

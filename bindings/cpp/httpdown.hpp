@@ -493,7 +493,7 @@ struct tls_options {
     /// How long a handshake may take, from the moment when the connection was accepted. Default: 10 seconds.
     std::optional<milliseconds> handshake_timeout{};
     /// How many handshakes may be under way, from the end of the client's first message. Others wait for their turn. 0:
-    /// 1,000.
+    /// 10,000.
     std::uint32_t handshakes = 0;
 };
 

@@ -32,9 +32,22 @@ pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete:
         .await;
         deadlines.clear_all();
     }
-    let Some(Ok(())) = until_kill(&conn, |cx| wire.poll_shutdown(cx)).await else {
+    let shut = until_kill(&conn, |cx| {
+        let poll = wire.poll_shutdown(cx);
+        if poll.is_ready() || !wire.tells_end() || conn.is_stopping() {
+            return poll.map(|result| result.is_ok());
+        }
+        // A client that reads nothing leaves no room for what TLS says at the end. Without that there is no FIN.
+        if !deadlines.is_set(Deadline::Linger) {
+            deadlines.set(Deadline::Linger, conn.shared().options.linger_timeout);
+        }
+        deadlines.poll(Deadline::Linger, cx).map(|()| false)
+    })
+    .await;
+    if shut != Some(true) {
         return; // The client has gone, or a kill has begun.
-    };
+    }
+    deadlines.clear(Deadline::Linger);
     until_kill(&conn, |cx| {
         // The deadline is looked at first. A client that sends without pause uses up all that tokio lets a task do at a
         // time, and leaves nothing for the timer.

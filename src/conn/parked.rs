@@ -99,7 +99,7 @@ impl<R: Respond + Clone, S: Spawn> Parked<R, S> {
                 Wakeup::Left
             });
         }
-        if wire.holds_part() {
+        if wire.holds_part() && !wire.conn().is_killed() {
             // This may be a request, until its rest tells.
             if !deadlines.is_set(Deadline::Head) {
                 let options = &wire.conn().shared().options;

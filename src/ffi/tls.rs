@@ -25,7 +25,7 @@ unsafe impl Sized for httpdown_tls_info {
 /// but not a signal handler. It blocks only to read the files.
 ///
 /// Returns OK, TLS (something cannot be used), INVALID_ARGUMENT, IO or PERMISSION_DENIED (a file cannot be read),
-/// UNSUPPORTED (the server does not speak TLS), FORKED.
+/// OUT_OF_RESOURCES, UNSUPPORTED (the server does not speak TLS), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_tls_reload(

@@ -261,7 +261,7 @@ pub struct httpdown_tls {
     /// How long a handshake may take, from the moment when the connection was accepted. Default: 10,000. In real time.
     pub handshake_timeout_ms: u32,
     /// How many handshakes may be under way, from the end of the client's first message. Others wait for their turn.
-    /// Default: 1,000.
+    /// Default: 10,000.
     pub handshakes: u32,
 }
 
@@ -573,8 +573,8 @@ pub struct httpdown_stop_report {
     pub events_dropped: u64,
     /// Open connections whose TLS handshake is not done.
     pub conns_handshaking: u64,
-    /// Connections that were closed because the TLS handshake failed, or whose client left in it. The statistics say why
-    /// (tls.error...).
+    /// Connections that were closed because the TLS handshake failed, or whose client left in it (not one
+    /// that left before its first byte: conns_closed). The statistics say why (tls.error...).
     pub conns_tls_failed: u64,
     /// Connections that were closed because the TLS handshake did not come to its end in time (handshake_timeout_ms).
     pub conns_tls_timed_out: u64,

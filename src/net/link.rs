@@ -107,6 +107,15 @@ impl Link {
         }
     }
 
+    /// Whether the connection has to end before long, because TLS can encrypt no more on it.
+    pub(crate) fn is_worn(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            #[cfg(feature = "tls")]
+            Self::Tls(link) => link.is_worn(),
+        }
+    }
+
     /// Whether the client has broken the protocol of TLS. It has been told so, if it reads that; what else it sends can
     /// be read to the end, and is discarded.
     pub(crate) fn is_broken(&self) -> bool {

@@ -8,11 +8,14 @@ use std::fmt;
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 use rustls::server::{Accepted, AcceptedAlert, Acceptor};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{ServerConfig, ServerConnection, SupportedCipherSuite};
 use tokio::io::ReadBuf;
+
+use crate::contain::contain;
+use crate::tls::TlsInfo;
 
 use super::plain::{Kind, Plain, Readable};
 
@@ -136,6 +139,9 @@ impl Hello {
     }
 }
 
+/// A fatal alert, not encrypted (RFC 8446, 6.2).
+const CERTIFICATE_EXPIRED: [u8; 7] = [21, 3, 3, 0, 2, 2, 45];
+
 /// What is known of the end of the client's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -161,7 +167,42 @@ pub(crate) struct Secure {
     written_before_end: Option<u64>,
     /// The client has broken the protocol: what else it sends is of no interest.
     broken: bool,
+    /// Who waits until the kernel takes what was written.
+    writer: Option<Waker>,
+    /// How many more records can be encrypted, if the version of TLS sets a limit: see [`records_left`].
+    records_left: Option<u64>,
 }
+
+/// Wakes both. After an upgrade, the one who reads and the one who writes may be two tasks, and tokio knows one waker for
+/// each direction: so the one who reads, and flushes on the way, must not take the other's place.
+struct Both(Waker, Waker);
+
+impl Wake for Both {
+    fn wake(self: Arc<Self>) {
+        self.0.wake_by_ref();
+        self.1.wake_by_ref();
+    }
+}
+
+/// How many records a connection can encrypt. TLS 1.3 changes its keys in time; TLS 1.2 cannot, and AES-GCM there
+/// encrypts 2^24 records (RFC 9325, 4.4). Behind that, rustls takes what is written, and throws it away.
+fn records_left(tls: &ServerConnection) -> Option<u64> {
+    /// What rustls may need for itself.
+    const SPARE: u64 = 1 << 10;
+    match tls.negotiated_cipher_suite()? {
+        SupportedCipherSuite::Tls12(suite) => {
+            Some(suite.common.confidentiality_limit.saturating_sub(SPARE))
+        }
+        SupportedCipherSuite::Tls13(_) => None,
+    }
+}
+
+/// How many records the longest write takes, and some. When no more are left, the connection is to end with an answer
+/// that says so.
+const LAST_RECORDS: u64 = 1 << 22;
+
+/// The longest content of a record (RFC 8446, 5.1).
+const RECORD: usize = 1 << 14;
 
 impl Secure {
     /// Answers the client's first message, which `accepted` is, and which has come as `hello`.
@@ -172,7 +213,18 @@ impl Secure {
         config: Arc<ServerConfig>,
     ) -> Result<Self, (Plain, Box<Failed>)> {
         match accepted.into_connection(config) {
+            // Before a ticket leaves: with each that it got, the client would come again in vain.
+            Ok(tls) if TlsInfo::of(&tls).has_outlived_its_client() => {
+                let why = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+                let failed = Failed {
+                    why: Fault::Tls(why),
+                    alert: CERTIFICATE_EXPIRED.to_vec(),
+                };
+                Err((below, Box::new(failed)))
+            }
             Ok(tls) => Ok(Self {
+                records_left: records_left(&tls),
+                writer: None,
                 below,
                 tls,
                 plaintext: 0,
@@ -234,7 +286,7 @@ impl Secure {
         }
         if self.tls.wants_write() {
             // Whoever has written, and now waits for an answer, may not have flushed.
-            let _ = self.poll_flush(cx)?;
+            let _ = self.poll_flush_beside(cx)?;
         }
         let mut source = Source {
             link: &mut self.below,
@@ -253,13 +305,20 @@ impl Secure {
             }
             Err(error) => return Poll::Ready(Err(error.into())),
         }
-        let state = match self.tls.process_new_packets() {
+        // After our end, rustls may want to send an alert, and asserts, in debug builds, that it has sent none.
+        let mut process = || self.tls.process_new_packets();
+        let processed = if self.has_said_end {
+            contain(process).unwrap_or_else(|| Err(rustls::Error::HandshakeNotComplete))
+        } else {
+            process()
+        };
+        let state = match processed {
             Ok(state) => state,
             Err(error) => {
                 // What rustls has to say about it, if anything, is an alert, and the last of what it says.
                 self.has_said_end = true;
                 self.broken = true;
-                let _ = self.poll_flush(cx);
+                let _ = self.poll_flush_beside(cx);
                 // There may be a whole request before it.
                 self.plaintext = self.left_of_the_broken();
                 if self.plaintext > 0 {
@@ -273,8 +332,7 @@ impl Secure {
             self.end = End::Said;
         }
         if state.tls_bytes_to_write() > 0 {
-            // The client has asked for something, such as new keys.
-            let _ = self.poll_flush(cx)?;
+            let _ = self.poll_flush_beside(cx)?;
         }
         Poll::Ready(Ok(()))
     }
@@ -304,12 +362,42 @@ impl Secure {
     ) -> Poll<io::Result<usize>> {
         // What was written before leaves first. So never more than one write waits here (at most 64 KiB: rustls).
         ready!(self.poll_flush(cx))?;
+        if let Some(left) = &mut self.records_left {
+            let records = bytes.len().div_ceil(RECORD) as u64;
+            let Some(now) = left.checked_sub(records) else {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+            };
+            *left = now;
+        }
         let count = self.tls.writer().write(bytes)?;
         let _ = self.poll_flush(cx)?;
         Poll::Ready(Ok(count))
     }
 
+    /// Whether the connection has to end before long, because its keys have encrypted nearly as much as they may.
+    pub(super) fn is_worn(&self) -> bool {
+        self.records_left.is_some_and(|left| left < LAST_RECORDS)
+    }
+
+    /// Whoever writes waits here.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = self.poll_flush_as(cx);
+        self.writer = poll.is_pending().then(|| cx.waker().clone());
+        poll
+    }
+
+    /// Flushes on behalf of somebody who does not write.
+    fn poll_flush_beside(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.writer {
+            Some(writer) if !writer.will_wake(cx.waker()) => {
+                let both = Arc::new(Both(writer.clone(), cx.waker().clone())).into();
+                self.poll_flush_as(&mut Context::from_waker(&both))
+            }
+            _ => self.poll_flush_as(cx),
+        }
+    }
+
+    fn poll_flush_as(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.tls.wants_write() {
             let mut sink = Sink {
                 link: &mut self.below,

@@ -148,7 +148,8 @@ async fn live(
         }
     };
     let census = Census::new();
-    if events.interest().stats {
+    // With TLS, it also looks at the certificates.
+    if events.interest().stats || (events.interest().logs && shared.has_tls()) {
         tokio::spawn(count_connections(Arc::clone(shared)));
     }
     events.sum("serve", 1.0);

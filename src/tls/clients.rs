@@ -21,8 +21,8 @@ use super::x509::{self, AltName};
 /// Which client certificates are asked for, and who must have issued them. Cheap to clone.
 ///
 /// A certificate must lead to one of the CAs, be valid at this moment, and be meant for clients (its extended key usage
-/// is absent or has `clientAuth`). A resumed session is not checked again: its client was checked when the session
-/// began.
+/// is absent or has `clientAuth`). A resumed session is not checked again, but for the dates of the client's own
+/// certificate: its client was checked when the session began.
 #[derive(Clone)]
 pub struct ClientAuth {
     required: bool,
@@ -209,9 +209,10 @@ impl ClientCertificate {
         sha256(&self.0)
     }
 
-    /// Whether the certificate is valid at that time, as far as its dates say. One that cannot be parsed is not.
+    /// Whether the certificate is valid at that time, as far as its dates say. One that cannot be read here was read by
+    /// rustls, and is taken for valid.
     pub(crate) fn is_valid_at(&self, time: SystemTime) -> bool {
-        self.parse().is_some_and(|certificate| {
+        self.parse().is_none_or(|certificate| {
             let validity = certificate.tbs_certificate().validity();
             (x509::moment(validity.not_before)..=x509::moment(validity.not_after)).contains(&time)
         })

@@ -12,10 +12,10 @@ use crate::throttle::Throttle;
 
 use super::{Generation, KeyRing, Reason, Tickets, Tls};
 
-/// How many handshakes may be under way, from the client's first message to its last. Between these the client is
-/// waited for: with a round trip of 200 ms, so many allow 5,000 handshakes a second, more than a few processors can
-/// sign. Each takes some 20 KB.
-pub(super) const HANDSHAKES: usize = 1_000;
+/// How many handshakes may be under way, from the client's first message to its last. This bounds memory: each takes
+/// some 20 KB, so all of them 200 MB. It is so high because the client is waited for meanwhile, for as long as a
+/// handshake may take: whoever begins so many in that time, and leaves them there, keeps others out.
+pub(super) const HANDSHAKES: usize = 10_000;
 
 /// How long a handshake may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
@@ -121,13 +121,13 @@ fn generation(tls: &Tls, keys: &Arc<KeyRing>) -> Result<Generation> {
     tls.generation(Arc::new(tickets))
 }
 
-/// What a record adds to its content, at least (TLS 1.2 with RFC 7905): five bytes of header,
-/// sixteen that authenticate.
+/// What a record adds to its content, at least (TLS 1.2 with RFC 7905): five bytes of header, sixteen that authenticate.
 const OVERHEAD: u64 = 5 + 16;
 /// The longest record (RFC 5246, 6.2.3).
 const LONGEST: u64 = 5 + (1 << 14) + 2048;
 
 /// How many bytes of content there are in so many bytes of records, at most.
 pub(crate) fn at_most_content(bytes: u64) -> u64 {
-    bytes.saturating_sub(bytes.div_ceil(LONGEST) * OVERHEAD)
+    // The last record may not be here in full.
+    bytes - bytes / LONGEST * OVERHEAD
 }

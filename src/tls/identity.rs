@@ -67,6 +67,11 @@ impl Identity {
     /// [`Error::Io`] or [`Error::OutOfResources`] if a file cannot be read; else the errors of [`Identity::from_pem`]. The texts name the file.
     pub fn from_pem_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self> {
         let (chain, key) = (chain.as_ref(), key.as_ref());
+        // What is a secret must not get into an error's text.
+        if [chain, key].map(|path| path.to_string_lossy().contains("-----BEGIN")) != [false; 2] {
+            let why = "what is given for a path is PEM: use Identity::from_pem";
+            return Err(Error::InvalidArgument(why.into()));
+        }
         let chain_name = format!("the certificate chain {:?}", chain.to_string_lossy());
         let key_name = format!("the private key {:?}", key.to_string_lossy());
         let read = |path: &Path, name: &str| {
@@ -417,12 +422,12 @@ mod tests {
             (
                 header,
                 key,
-                "the certificate chain is malformed: the end of the section \"CERTIFICATE\" is missing",
+                "the certificate chain is malformed: the end of a section is missing, or the line ends are",
             ),
             (
                 "-----BEGIN CERTIFICATE\n",
                 key,
-                "the certificate chain is malformed: the line \"-----BEGIN CERTIFICATE\" does not begin a section",
+                "the certificate chain is malformed: a line that begins a section is malformed",
             ),
             (
                 pem,

@@ -110,7 +110,7 @@ impl Tls {
 
     /// How many handshakes may be under way in the server: from the end of the client's first message, when they begin
     /// to cost something, to their own end. Others wait for their turn meanwhile, and their time runs. At least 1.
-    /// Default: 1,000.
+    /// Default: 10,000.
     pub fn handshakes(mut self, count: NonZeroUsize) -> Self {
         self.limits.handshakes = count.get().min(Semaphore::MAX_PERMITS);
         self

@@ -23,16 +23,14 @@ pub(super) fn sections<T: PemObject>(pem: &[u8], text: &str, kind: &str) -> Resu
     Ok(sections)
 }
 
-/// The error for a person. The crate's own texts show lines as lists of numbers.
+/// The error for a person. Nothing of the text is shown: it may be a key, all of it in one line.
 fn why(error: &PemError) -> String {
     match error {
-        PemError::MissingSectionEnd { end_marker } => {
-            let label = String::from_utf8_lossy(end_marker);
-            format!("the end of the section {label:?} is missing")
+        PemError::MissingSectionEnd { .. } => {
+            "the end of a section is missing, or the line ends are".to_owned()
         }
-        PemError::IllegalSectionStart { line } => {
-            let line = String::from_utf8_lossy(line);
-            format!("the line {line:?} does not begin a section")
+        PemError::IllegalSectionStart { .. } => {
+            "a line that begins a section is malformed".to_owned()
         }
         PemError::Base64Decode(_) => "the base64 text cannot be decoded".to_owned(),
         other => other.to_string(),

@@ -30,7 +30,12 @@ impl<O: Outcome> Answering<O> {
             // The client is told of the end, and sends its next request on another connection.
             conn.close_announced();
         }
-        stops || !self.keep_alive || !has_own_end || is_unread || says_close(headers)
+        stops
+            || conn.h1.is_worn()
+            || !self.keep_alive
+            || !has_own_end
+            || is_unread
+            || says_close(headers)
     }
 
     /// Whether the connection can go on after a body that nobody reads. The rest of the body must be short and sure to

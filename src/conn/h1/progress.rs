@@ -65,6 +65,8 @@ pub(in crate::conn) struct Progress {
     goes_on: AtomicBool,
     /// The response under way ends only with the connection. A FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
+    /// The connection has to end before long, because TLS can encrypt no more on it.
+    worn: AtomicBool,
 }
 
 impl Progress {
@@ -242,6 +244,15 @@ impl Progress {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         self.ahead.store(count, Ordering::Relaxed);
         self.ahead_is_request.store(is_request, Ordering::Relaxed);
+    }
+
+    pub(in crate::conn) fn wears_out(&self) {
+        self.worn.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the connection has to end with the next answer.
+    pub(in crate::conn) fn is_worn(&self) -> bool {
+        self.worn.load(Ordering::Relaxed)
     }
 
     pub(in crate::conn) fn upgrade_agreed(&self) {

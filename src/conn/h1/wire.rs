@@ -173,7 +173,11 @@ impl Wire {
             let start = buf.filled().len();
             let between = matches!(self.framing, Framing::Between);
             if self.ahead.is_empty() {
-                ready!(self.poll_read_stream(cx, buf))?;
+                let polled = self.poll_read_stream(cx, buf);
+                if self.holds_part() {
+                    self.publish(); // A part of a record is here, and no longer in the kernel.
+                }
+                ready!(polled)?;
                 let read = &buf.filled()[start..];
                 if read.is_empty() {
                     if matches!(self.framing, Framing::Opaque) && self.socket.stream.is_truncated()
@@ -294,7 +298,8 @@ impl Wire {
 
     /// How often our answer to the client's SYN had to be repeated, if the client has sent nothing since.
     pub(in crate::conn) fn handshake_repeats(&self) -> u32 {
-        if self.conn().is_new() {
+        // By TLS, more has been sent, and the client has measured the round trip since.
+        if self.conn().is_new() && !self.tells_end() {
             // So far, we have sent nothing else.
             let link = &self.socket.stream;
             link.kind().handshake_repeats(link.as_fd())
@@ -418,6 +423,9 @@ impl Wire {
     }
 
     fn responses_flushed(&mut self, count: u64) {
+        if self.socket.stream.is_worn() {
+            self.conn().h1.wears_out();
+        }
         let responses = self.conn().responses_flushed(count);
         if responses > 0 && self.conn().is_stopping() {
             let written = self.socket.stream.written();
@@ -518,7 +526,8 @@ impl Wire {
 
 impl Drop for Wire {
     fn drop(&mut self) {
-        if self.conn().h1.is_upgraded() && !self.shut && !self.conn().is_killed() {
+        let is_over = self.shut || self.conn().is_killed() || std::thread::panicking();
+        if self.conn().h1.is_upgraded() && !is_over {
             // Its owner is done with it, and may not have said so. With TLS, the client could not tell that from an
             // attack.
             let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
