@@ -25,6 +25,7 @@ LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 
 # The programs in Rust are in a folder of their own: some have the names of those in C.
 BENCH := build/rust/bench build/rust/hello
+PROGRAMS := release
 EXAMPLES := build/demo build/hello build/demo-cpp build/rust/demo build/rust/lossmeter $(BENCH)
 
 # Where cargo builds, as its environment (CARGO_TARGET_DIR) and configuration say: asked once, by what needs it. What
@@ -72,11 +73,16 @@ build/%: examples/%.c examples/cli.h include/httpdown.h build/$(SONAME)
 build/demo-cpp: examples/demo.cpp examples/cli.h bindings/cpp/httpdown.hpp include/httpdown.h build/$(SONAME)
 	$(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) -Iinclude -Ibindings/cpp $< -o $@ $(LINK)
 
+# Those that say how quick something is are built together, which is quicker. For `test`, the others are built as the
+# tests are.
+QUICK := bench hello
+build/rust/%: FOLDER = $(if $(filter $(QUICK),$*),release,$(PROGRAMS))
 build/rust/%: FORCE
 	@mkdir -p build/rust
-	@$(CARGO) build --release --quiet --example $*
-	@cmp -s "$(TARGET_DIR)/release/examples/$*" $@ || \
-	    { cp "$(TARGET_DIR)/release/examples/$*" $@.new && mv $@.new $@; }
+	@$(CARGO) build $(if $(filter release,$(FOLDER)),--release) --quiet --example $* \
+	    $(if $(filter $(QUICK),$*),$(QUICK:%=--example %))
+	@cmp -s "$(TARGET_DIR)/$(FOLDER)/examples/$*" $@ || \
+	    { cp "$(TARGET_DIR)/$(FOLDER)/examples/$*" $@.new && mv $@.new $@; }
 
 demo: build/demo ## the graceful stop, shown in seconds
 	@$(PYTHON) examples/story.py build/demo
@@ -103,6 +109,7 @@ bench-gate: build $(BENCH) ## whether a request takes more instructions than exa
 certs: ## certificates to try TLS with, into build/certs
 	@examples/certs.sh build/certs
 
+test: PROGRAMS := debug
 test: build/tools.stamp lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
 
