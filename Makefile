@@ -73,8 +73,7 @@ build/%: examples/%.c examples/cli.h include/httpdown.h build/$(SONAME)
 build/demo-cpp: examples/demo.cpp examples/cli.h bindings/cpp/httpdown.hpp include/httpdown.h build/$(SONAME)
 	$(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) -Iinclude -Ibindings/cpp $< -o $@ $(LINK)
 
-# Those that say how quick something is are built together, which is quicker. For `test`, the others are built as the
-# tests are.
+# Those that say how quick something is are built together, which is quicker. For `test`, all are built as the tests are.
 QUICK := bench hello
 build/rust/%: FOLDER = $(if $(filter $(QUICK),$*),release,$(PROGRAMS))
 build/rust/%: FORCE
@@ -110,6 +109,7 @@ certs: ## certificates to try TLS with, into build/certs
 	@examples/certs.sh build/certs
 
 test: PROGRAMS := debug
+test: QUICK :=
 test: build/tools.stamp lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
 	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
 

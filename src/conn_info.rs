@@ -101,8 +101,8 @@ impl ConnState {
             1 => Self::Active,
             2 => Self::Idle,
             3 => Self::Hijacked,
-            5 => Self::Handshaking,
-            _ => Self::Closed,
+            4 => Self::Closed,
+            _ => Self::Handshaking,
         }
     }
 }

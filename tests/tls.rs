@@ -1897,7 +1897,8 @@ fn a_session_ends_with_its_clients_certificate() {
             "too early"
         );
         assert!(resumed > 0);
-        assert_eq!(kind, Some(HandshakeKind::Resumed), "{version:?}");
+        // Mostly it is refused in the handshake.
+        assert_ne!(kind, Some(HandshakeKind::Full), "{version:?}");
         let report = fixture.end();
         assert_eq!(report.conns_tls_failed, 1);
         assert_eq!(report.served, resumed + 1);

@@ -31,6 +31,7 @@ macro_rules! either {
 
 impl Link {
     /// Reads bytes. If nothing was read, the stream has ended.
+    #[inline]
     pub(crate) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -40,6 +41,7 @@ impl Link {
     }
 
     /// Takes bytes for the client. Some of them may wait here until [`Link::poll_flush`].
+    #[inline]
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -53,6 +55,7 @@ impl Link {
         clippy::needless_pass_by_ref_mut,
         reason = "without TLS, nothing waits here"
     )]
+    #[inline]
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Plain(_) => {
@@ -66,16 +69,19 @@ impl Link {
 
     /// Closes our side. With TLS, the client is told first, so that it can tell this end from one that an attacker has
     /// made.
+    #[inline]
     pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(self, link => link.poll_shutdown(cx))
     }
 
     /// How many bytes the kernel has taken from us, up to the end of what was to be written.
+    #[inline]
     pub(crate) fn written(&self) -> u64 {
         either!(self, link => link.written())
     }
 
     /// How many bytes the kernel has taken from us behind that: what TLS says at the end.
+    #[inline]
     pub(crate) fn written_behind(&self) -> u64 {
         match self {
             Self::Plain(_) => 0,
@@ -85,11 +91,13 @@ impl Link {
     }
 
     /// Waits until there is something for HTTP to read. What TLS has to read for itself is dealt with meanwhile.
+    #[inline]
     pub(crate) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Readable> {
         either!(self, link => link.poll_readable(cx))
     }
 
     /// How many bytes have been read from the kernel, and not from here. With TLS, a part of a record may be among them.
+    #[inline]
     pub(crate) fn held(&self) -> usize {
         match self {
             Self::Plain(_) => 0,
@@ -99,6 +107,7 @@ impl Link {
     }
 
     /// Whether a part of a record has been read from the kernel. Its rest will tell whether it is for HTTP.
+    #[inline]
     pub(crate) fn holds_part(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -108,6 +117,7 @@ impl Link {
     }
 
     /// Whether the connection has to end before long, because TLS can encrypt no more on it.
+    #[inline]
     pub(crate) fn is_worn(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -118,6 +128,7 @@ impl Link {
 
     /// Whether the client has broken the protocol of TLS. It has been told so, if it reads that; what else it sends can
     /// be read to the end, and is discarded.
+    #[inline]
     pub(crate) fn is_broken(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -127,6 +138,7 @@ impl Link {
     }
 
     /// Whether our end is told in bytes, before the FIN. A client that closes without reading them resets the connection.
+    #[inline]
     pub(crate) fn tells_end(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -136,6 +148,7 @@ impl Link {
     }
 
     /// Whether the end of what the client sends may have been made by somebody else.
+    #[inline]
     pub(crate) fn is_truncated(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -146,6 +159,7 @@ impl Link {
 
     /// Returns the bytes that the kernel has, up to the length of the buffer, without taking them. If there are none,
     /// the task is woken when some come, or when the connection ends.
+    #[inline]
     pub(crate) fn poll_peek<'a>(
         &self,
         cx: &mut Context<'_>,
@@ -154,6 +168,7 @@ impl Link {
         either!(self, link => link.poll_peek(cx, bytes))
     }
 
+    #[inline]
     pub(crate) fn kind(&self) -> Kind {
         either!(self, link => link.kind())
     }

@@ -116,6 +116,7 @@ impl From<unix::UnixStream> for Stream {
 
 impl Plain {
     /// Reads bytes. If nothing was read, the stream has ended.
+    #[inline]
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -124,6 +125,7 @@ impl Plain {
         either!(Driven, &mut self.socket, stream => Pin::new(stream).poll_read(cx, buf))
     }
 
+    #[inline]
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -168,11 +170,13 @@ impl Plain {
     }
 
     /// How many bytes the kernel has taken from us.
+    #[inline]
     pub(super) fn written(&self) -> u64 {
         self.written
     }
 
     /// Waits until there is something to read.
+    #[inline]
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Readable> {
         // An error shows when the socket is read.
         let _ = ready!(either!(Driven, &self.socket, stream => stream.poll_read_ready(cx)));
@@ -197,6 +201,7 @@ impl Plain {
     }
 
     /// Returns the bytes that can be read, up to the length of the buffer, without taking them.
+    #[inline]
     pub(super) fn poll_peek<'a>(
         &self,
         cx: &mut Context<'_>,

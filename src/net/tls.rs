@@ -3,6 +3,8 @@
 //! Every call of rustls for a connection is here. rustls has bytes in three places: records that have not come in full,
 //! decrypted bytes, and records that have not left. The first cannot be seen from outside, so the records that it gets
 //! are counted here ([`Records`]).
+//!
+//! What [`Link`](super::link::Link) calls is not inlined, so that a link without TLS stays as small as it was.
 
 use std::fmt;
 use std::io::{self, BufRead, IoSlice, Read, Write};
@@ -258,6 +260,7 @@ impl Secure {
         &self.tls
     }
 
+    #[inline(never)]
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -355,6 +358,7 @@ impl Secure {
         }
     }
 
+    #[inline(never)]
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -375,11 +379,13 @@ impl Secure {
     }
 
     /// Whether the connection has to end before long, because its keys have encrypted nearly as much as they may.
+    #[inline(never)]
     pub(super) fn is_worn(&self) -> bool {
         self.records_left.is_some_and(|left| left < LAST_RECORDS)
     }
 
     /// Whoever writes waits here.
+    #[inline(never)]
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let poll = self.poll_flush_as(cx);
         self.writer = poll.is_pending().then(|| cx.waker().clone());
@@ -412,6 +418,7 @@ impl Secure {
         Poll::Ready(Ok(()))
     }
 
+    #[inline(never)]
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;
         if !self.has_said_end {
@@ -428,10 +435,12 @@ impl Secure {
             .unwrap_or_else(|| self.below.written())
     }
 
+    #[inline(never)]
     pub(super) fn written_behind(&self) -> u64 {
         self.below.written() - self.written()
     }
 
+    #[inline(never)]
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<Readable> {
         loop {
             if self.plaintext > 0 {
@@ -450,6 +459,7 @@ impl Secure {
         self.broken
     }
 
+    #[inline(never)]
     pub(super) fn held(&self) -> usize {
         self.plaintext + self.records.part()
     }
@@ -462,6 +472,7 @@ impl Secure {
         self.end == End::Unsaid
     }
 
+    #[inline(never)]
     pub(super) fn poll_peek<'a>(
         &self,
         cx: &mut Context<'_>,

@@ -174,7 +174,7 @@ impl Wire {
             let between = matches!(self.framing, Framing::Between);
             if self.ahead.is_empty() {
                 let polled = self.poll_read_stream(cx, buf);
-                if self.holds_part() {
+                if polled.is_pending() && self.holds_part() {
                     self.publish(); // A part of a record is here, and no longer in the kernel.
                 }
                 ready!(polled)?;
@@ -260,10 +260,9 @@ impl Wire {
         if !matches!(self.framing, Framing::AfterHead) {
             conn.h1.set_body_left(self.framing.left());
         }
-        let link = &self.socket.stream;
-        let held = link.held();
         // What has not been looked at may be a request.
-        let is_request = is_request(&self.ahead) || held > 0;
+        let held = self.socket.stream.held();
+        let is_request = held > 0 || is_request(&self.ahead);
         conn.h1.set_ahead(self.ahead.len() + held, is_request);
     }
 
@@ -357,7 +356,9 @@ impl Wire {
             }
             ready!(self.poll_write_out(cx))?;
         }
-        ready!(self.socket.stream.poll_flush(cx))?;
+        if self.tells_end() {
+            ready!(self.socket.stream.poll_flush(cx))?;
+        }
         self.flushed();
         if is_waiting {
             self.poll_lost(cx)
@@ -423,7 +424,7 @@ impl Wire {
     }
 
     fn responses_flushed(&mut self, count: u64) {
-        if self.socket.stream.is_worn() {
+        if self.tells_end() && self.socket.stream.is_worn() {
             self.conn().h1.wears_out();
         }
         let responses = self.conn().responses_flushed(count);
