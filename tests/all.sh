@@ -57,7 +57,7 @@ gate() {
 
 # These take one processor for minutes, and some suites before them mostly wait: they begin with the one behind the
 # colon, and run beside it.
-BESIDE="c:unix valgrind:python tsan:loss"
+BESIDE="c:secure valgrind:python tsan:loss"
 beside=
 begin_beside() {
     mkdir -p build
