@@ -202,8 +202,8 @@ impl Generation {
             if let Ok(left) = identity.not_after().duration_since(now)
                 && left < SOON
             {
-                let (days, name) = (left.as_secs() / 86_400, identity.place());
-                warnings.push(format!("{name} ends in {days} days"));
+                let (days, name) = (left.as_secs() / 86_400 + 1, identity.place());
+                warnings.push(format!("{name} ends in less than {days} days"));
             }
         }
         warnings

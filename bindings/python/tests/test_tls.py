@@ -78,7 +78,7 @@ class Authority:
         self.config = folder / "config"
         self.config.write_text(CONFIG.format(folder=folder))
         self.pair = Pair(folder / "ca.pem", folder / "ca.key")
-        self._request(f"/CN={name}", self.pair.key, "-x509", "-extensions", "ca", "-days", "2",
+        self._request(f"/CN={name}", self.pair.key, "-x509", "-extensions", "ca", "-days", "30",
                       "-out", self.pair.cert)  # fmt: skip
         (folder / "revoked").touch()
         (folder / "number").write_text("01\n")
@@ -99,7 +99,7 @@ class Authority:
         extensions.write_text(LEAF + f"subjectAltName = {alternatives}\n" * bool(alternatives))
         self._request(subject or f"/CN={name}", pair.key, "-out", request)
         openssl("x509", "-req", "-in", request, "-CA", self.pair.cert, "-CAkey", self.pair.key,
-                "-CAcreateserial", "-days", "2", "-extfile", extensions,
+                "-CAcreateserial", "-days", "30", "-extfile", extensions,
                 "-out", pair.cert)  # fmt: skip
         return pair
 
