@@ -236,5 +236,5 @@ void bad_tls_settings_are_errors_with_a_reason() {
     refused(tls, HTTPDOWN_STATUS_TLS, "revocation list");
     tls = good;
     tls.ticket_keys = "short";
-    refused(tls, HTTPDOWN_STATUS_INVALID_ARGUMENT, "48 bytes");
+    refused(tls, HTTPDOWN_STATUS_INVALID_ARGUMENT, "each key has 48");
 }
