@@ -351,7 +351,7 @@ T const char *any_addr(void) {
     static char names[256][32];
     static int count;
     if (!by_unix()) return "127.0.0.1:0";
-    int number = count++ % 256;
+    int number = __atomic_fetch_add(&count, 1, __ATOMIC_RELAXED) % 256;
     snprintf(names[number], sizeof names[number], "unix:@httpdown-c:%d", getpid() * 256 + number);
     return names[number];
 }
