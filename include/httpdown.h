@@ -619,7 +619,8 @@ typedef struct {
     httpdown_bytes client_certificate;
     // Its subject (RFC 4514): "CN=alice,O=Example".
     httpdown_bytes client_subject;
-    // Its alternative names (host names, addresses, mail addresses, URIs), one in each line.
+    // Its alternative names (host names, addresses, mail addresses, URIs), one in each line. Their kinds are not told
+    // apart: if a mere host name must not pass for a mail address, for example, read `client_certificate`.
     httpdown_bytes client_names;
     // The SHA-256 digest of `client_certificate`.
     uint8_t client_fingerprint[32];

@@ -35,7 +35,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use common::{
     Client, Gate, Journal, LONG, Recorder, addr, assert_balanced, builder, into_journal, listener,
-    reply, states_of, stop, stop_elsewhere, tcp_listener, wait, wait_for_report,
+    reply, serve_upgrades, states_of, stop, stop_elsewhere, tcp_listener, wait, wait_for_report,
 };
 
 fn pool(threads: usize) -> Dispatch {
@@ -1672,28 +1672,15 @@ fn a_service_whose_client_leaves_is_dropped() {
 
 /// A service that upgrades every connection, and echoes on it until the client closes its half.
 fn serve_echo_upgrade(builder: Builder, listener: Listener) -> Server {
-    let service = service_fn(|mut request: Request<Body>| {
-        let upgrade = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            let upgraded = upgrade.await.unwrap();
-            let io = hyper_util::rt::TokioIo::new(upgraded);
-            let (mut reader, mut writer) = tokio::io::split(io);
-            let mut buf = [0; 1024];
-            while let Ok(count @ 1..) = reader.read(&mut buf).await {
-                if writer.write_all(&buf[..count]).await.is_err() {
-                    return;
-                }
+    serve_upgrades(builder, listener, |io| async move {
+        let (mut reader, mut writer) = tokio::io::split(io);
+        let mut buf = [0; 1024];
+        while let Ok(count @ 1..) = reader.read(&mut buf).await {
+            if writer.write_all(&buf[..count]).await.is_err() {
+                return;
             }
-        });
-        let response = Response::builder()
-            .status(StatusCode::SWITCHING_PROTOCOLS)
-            .header("connection", "upgrade")
-            .header("upgrade", "echo")
-            .body(Empty::<Bytes>::new())
-            .unwrap();
-        ready(Ok::<_, Infallible>(response)) as Ready<_>
-    });
-    builder.serve(listener, service).unwrap()
+        }
+    })
 }
 
 fn upgraded_client(server: &Server) -> Client {

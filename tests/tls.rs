@@ -8,8 +8,7 @@
 
 mod common;
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::poll_fn;
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
@@ -19,14 +18,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use http_body_util::Empty;
 use httpdown::{
-    Addr, Body, Builder, ClientAuth, ConnState, Dispatch, Error, Exchange, Identity, Listener,
-    Phase, Report, Server, TicketKey, Tls, TlsVersion,
+    Addr, Builder, ClientAuth, ConnState, Dispatch, Error, Exchange, Identity, Listener, Phase,
+    Report, Server, TicketKey, Tls, TlsVersion,
 };
-use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use rcgen::{ExtendedKeyUsagePurpose, date_time_ymd};
 use rustls::version::{TLS12, TLS13};
 use rustls::{AlertDescription, ClientConfig, HandshakeKind, SupportedProtocolVersion};
@@ -36,8 +33,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use common::tls::{self, Authority, Pair, alert, config, config_with};
 use common::{
     Bump, Client, Gate, Journal, LONG, OpenAtEnd, Recorder, addr, assert_balanced, builder,
-    each_way, into_journal, reply, set_option, states_of, stop, tcp_listener, unconnected, wait,
-    wait_for_phase, wait_for_report,
+    each_way, into_journal, reply, serve_upgrades, set_option, states_of, stop, tcp_listener,
+    unconnected, wait, wait_for_phase, wait_for_report,
 };
 
 /// More than the kernel takes for a client that does not read.
@@ -951,33 +948,6 @@ fn a_client_that_has_said_its_end_still_gets_its_answer() {
     assert_eq!((report.served, report.conns_closed), (3, 3), "{report:?}");
 }
 
-/// A service that upgrades every connection, and has the rest to this function.
-fn upgrade<F>(
-    builder: Builder,
-    listener: Listener,
-    run: impl Fn(hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>) -> F + Clone + Send + Sync + 'static,
-) -> Server
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let service = service_fn(move |mut request: Request<Body>| {
-        let upgrade = hyper::upgrade::on(&mut request);
-        let run = run.clone();
-        tokio::spawn(async move {
-            let upgraded = upgrade.await.unwrap();
-            run(hyper_util::rt::TokioIo::new(upgraded)).await;
-        });
-        let response = Response::builder()
-            .status(StatusCode::SWITCHING_PROTOCOLS)
-            .header("connection", "upgrade")
-            .header("upgrade", "echo")
-            .body(Empty::<Bytes>::new())
-            .unwrap();
-        ready(Ok::<_, Infallible>(response)) as Ready<_>
-    });
-    builder.serve(listener, service).unwrap()
-}
-
 fn upgraded(mut client: Client) -> Client {
     client.shake_hands().unwrap();
     client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
@@ -989,7 +959,7 @@ fn upgraded(mut client: Client) -> Client {
 fn after_an_upgrade_an_end_that_was_not_said_is_an_error() {
     let ends = Journal::new();
     let writes = ends.clone();
-    let server = upgrade(
+    let server = serve_upgrades(
         builder().tls(tls::settings()),
         tcp_listener(),
         move |mut io| {
@@ -1023,14 +993,14 @@ fn after_an_upgrade_an_end_that_was_not_said_is_an_error() {
 
 /// With and without TLS: a server that writes much, and says how, and a client that reads slowly.
 fn tight_upgrades<F>(
-    run: impl Fn(hyper_util::rt::TokioIo<hyper::upgrade::Upgraded>) -> F + Clone + Send + Sync + 'static,
+    run: impl Fn(TokioIo<Upgraded>) -> F + Clone + Send + Sync + 'static,
 ) -> [(Server, Client); 2]
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let plain = Server::builder().idle_grace(Duration::from_millis(5));
-    let plain = upgrade(plain, tight_listener(), run.clone());
-    let secure = upgrade(builder().tls(tls::settings()), tight_listener(), run);
+    let plain = serve_upgrades(plain, tight_listener(), run.clone());
+    let secure = serve_upgrades(builder().tls(tls::settings()), tight_listener(), run);
     let clients = [Client::plain(addr(&plain)), small_client(addr(&secure))];
     let mut servers = [plain, secure].into_iter();
     clients.map(|client| (servers.next().unwrap(), upgraded(client)))
@@ -1059,6 +1029,46 @@ fn after_an_upgrade_what_was_written_leaves_though_nobody_flushes() {
         assert_balanced(&stop(&server).unwrap());
     }
     assert_eq!(done.all(), [true, true]);
+}
+
+/// Who reads flushes on the way, and must not take the place of who waits to write.
+#[test]
+fn after_an_upgrade_one_task_can_read_while_another_writes() {
+    let (blocked, read) = (Journal::new(), Journal::new());
+    let (blocks, reads) = (blocked.clone(), read.clone());
+    let secure = builder().tls(tls::settings());
+    let server = serve_upgrades(secure, tight_listener(), move |io| {
+        let (blocks, reads) = (blocks.clone(), reads.clone());
+        async move {
+            let (mut reader, mut writer) = tokio::io::split(io);
+            let writing = tokio::spawn(async move {
+                let bytes = vec![7; 1 << 20];
+                let mut all = Box::pin(writer.write_all(&bytes));
+                poll_fn(|cx| {
+                    let poll = all.as_mut().poll(cx);
+                    if poll.is_pending() {
+                        blocks.write(());
+                    }
+                    poll
+                })
+                .await
+                .unwrap();
+                drop(all);
+                writer.flush().await.unwrap();
+            });
+            reader.read_exact(&mut [0]).await.unwrap();
+            reads.write(());
+            writing.await.unwrap();
+        }
+    });
+    let mut client = upgraded(small_client(addr(&server)));
+    client.set_read_timeout(Duration::from_secs(5));
+    blocked.wait_for_count(1);
+    client.send("x");
+    read.wait_for_count(1);
+    client.exactly(1 << 20).unwrap();
+    drop(client);
+    assert_balanced(&stop(&server).unwrap());
 }
 
 // What comes between requests.
@@ -1247,6 +1257,18 @@ fn a_part_of_a_record_whose_rest_never_comes_times_out() {
     }
 }
 
+/// The rest of a request comes, which is the second and the last of its connection and of the server.
+fn assert_last_is_answered(fixture: &Fixture, mut client: Client, rest: &[u8]) {
+    client.send_raw(rest);
+    let answer = client.answer();
+    assert_eq!(answer.text(), "hello");
+    assert!(answer.closes());
+    assert_told(client);
+    let report = wait(&fixture.server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.raced), (2, 0));
+}
+
 /// In plain text it is: the close of a connection after its answer could not be told from the loss of the next request.
 #[test]
 fn a_part_of_a_record_behind_a_request_keeps_the_connection_open() {
@@ -1269,14 +1291,7 @@ fn a_part_of_a_record_behind_a_request_keeps_the_connection_open() {
         let answer = client.answer();
         assert_eq!(answer.text(), "hello");
         assert!(!answer.closes(), "{is_one_write}");
-        client.send_raw(rest);
-        let answer = client.answer();
-        assert_eq!(answer.text(), "hello");
-        assert!(answer.closes());
-        assert_told(client);
-        let report = wait(&fixture.server).unwrap();
-        assert_balanced(&report);
-        assert_eq!((report.served, report.raced), (2, 0));
+        assert_last_is_answered(&fixture, client, rest);
     }
 }
 
@@ -1301,14 +1316,7 @@ fn a_part_of_a_record_behind_a_body_keeps_the_connection_open() {
         let answer = client.answer();
         assert_eq!(answer.text(), "hello");
         assert!(!answer.closes(), "{field}");
-        client.send_raw(rest);
-        let answer = client.answer();
-        assert_eq!(answer.text(), "hello");
-        assert!(answer.closes());
-        assert_told(client);
-        let report = wait(&fixture.server).unwrap();
-        assert_balanced(&report);
-        assert_eq!((report.served, report.raced), (2, 0));
+        assert_last_is_answered(&fixture, client, rest);
     }
 }
 
@@ -1404,7 +1412,7 @@ fn a_large_answer_reaches_a_slow_reader_in_a_stop() {
 fn close_delimited(gate: &Gate) -> Server {
     let goes_on = gate.clone();
     let handler = move |mut exchange: Exchange| {
-        exchange.start(Response::new(())).unwrap();
+        exchange.start(http::Response::new(())).unwrap();
         exchange.write(b"piece").unwrap();
         goes_on.pass();
         let _ = exchange.write(&vec![b'x'; LARGE]);

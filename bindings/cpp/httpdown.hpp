@@ -115,7 +115,8 @@ struct tls_info {
     std::string_view client_certificate{};
     /// Its subject (RFC 4514): "CN=alice,O=Example".
     std::string_view client_subject{};
-    /// Its alternative names (host names, addresses, mail addresses, URIs), one in each line.
+    /// Its alternative names (host names, addresses, mail addresses, URIs), one in each line. Their kinds are not told
+    /// apart: if a mere host name must not pass for a mail address, for example, read `client_certificate`.
     std::string_view client_names{};
     /// The SHA-256 digest of `client_certificate`.
     std::array<std::uint8_t, 32> client_fingerprint{};

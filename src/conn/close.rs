@@ -20,7 +20,7 @@ pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete:
     if is_complete {
         wire.flushed();
     }
-    if is_complete && wire.tells_end() && !conn.h1.is_close_delimited() {
+    if is_complete && wire.is_secure() && !conn.h1.is_close_delimited() {
         // Many clients close as soon as they have their answer, and do not read what TLS says behind it. Their kernel
         // then resets the connection, and ours forgets what it was about to learn: whether the answer has arrived. So
         // that is awaited first. It matters only during a stop.
@@ -34,7 +34,7 @@ pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete:
     }
     let shut = until_kill(&conn, |cx| {
         let poll = wire.poll_shutdown(cx);
-        if poll.is_ready() || !wire.tells_end() || conn.is_stopping() {
+        if poll.is_ready() || !wire.is_secure() || conn.is_stopping() {
             return poll.map(|result| result.is_ok());
         }
         // A client that reads nothing leaves no room for what TLS says at the end. Without that there is no FIN.

@@ -23,8 +23,8 @@ pub(super) enum Handshake {
     Done(Wire),
     /// The connection is to be closed. What the client is to be told waits in the wire.
     Close(Wire),
-    /// A kill has come, or there is nobody to tell anything.
-    Over,
+    /// A kill has come.
+    Killed,
 }
 
 /// Why a handshake does not go on.
@@ -83,7 +83,7 @@ pub(super) async fn run(
             // Somebody has looked whether the port is open.
             return Handshake::Close(Wire::refused(socket.map(Link::from), &[]));
         }
-        Ok(Err(failed)) => return refused(socket.map(Link::from), tls, &failed),
+        Ok(Err(failed)) => return refused(socket.map(Link::from), tls, failed),
         Err(early) => return ended(socket.map(Link::from), early),
     };
 
@@ -97,7 +97,7 @@ pub(super) async fn run(
     let answered = socket.try_map(|plain| Secure::new(plain, hello, accepted, config));
     let mut socket = match answered {
         Ok(socket) => socket,
-        Err((socket, failed)) => return refused(socket.map(Link::from), tls, &failed),
+        Err((socket, failed)) => return refused(socket.map(Link::from), tls, *failed),
     };
     let shaken = in_time(&conn, deadlines, |cx, _| {
         socket.stream.poll_handshake(cx).map(Ok)
@@ -106,10 +106,6 @@ pub(super) async fn run(
     let info = TlsInfo::of(socket.stream.session());
     let socket = socket.map(|secure| Link::Tls(Box::new(secure)));
     match shaken {
-        Ok(Ok(())) if info.has_outlived_its_client() => {
-            let why = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
-            refused(socket, tls, &Failed::silent(Fault::Tls(why)))
-        }
         Ok(Ok(())) => {
             let events = &conn.shared().events;
             events.sum("tls.handshake", 1.0);
@@ -121,7 +117,7 @@ pub(super) async fn run(
             Handshake::Done(Wire::new(socket))
         }
         // The alert waits in the link.
-        Ok(Err(why)) => refused(socket, tls, &Failed::silent(why)),
+        Ok(Err(why)) => refused(socket, tls, Failed::silent(why)),
         Err(early) => ended(socket, early),
     }
 }
@@ -151,7 +147,7 @@ fn ended(socket: Socket<Link>, early: Early) -> Handshake {
     match early {
         Early::Killed => {
             conn.cut();
-            return Handshake::Over;
+            return Handshake::Killed;
         }
         Early::Silent => {
             conn.closed_idle();
@@ -166,21 +162,22 @@ fn ended(socket: Socket<Link>, early: Early) -> Handshake {
     Handshake::Close(Wire::refused(socket, &[]))
 }
 
-fn refused(socket: Socket<Link>, tls: &tls::Context, failed: &Failed) -> Handshake {
+fn refused(socket: Socket<Link>, tls: &tls::Context, failed: Failed) -> Handshake {
+    let Failed { why, alert } = failed;
     let conn = socket.conn();
     let shared = conn.shared();
-    let reason = reason(&failed.why);
+    let reason = reason(&why);
     conn.handshake_failed();
     shared.events.sum(reason.key(), 1.0);
     let (now, level) = (shared.clock.now(), LogLevel::Info);
-    let text = format_args!("{} from {}", failed.why, conn.info().peer);
+    let text = format_args!("{why}, from {}", conn.info().peer);
     let what = "a TLS handshake has failed";
     shared
         .events
         .log_rarely(tls.failures(reason), now, level, what, &text);
-    let last = match failed.why {
+    let last = match why {
         Fault::PlainHttp => answers::without_tls().into_bytes(),
-        _ => failed.alert.clone(),
+        _ => alert,
     };
     Handshake::Close(Wire::refused(socket, &last))
 }

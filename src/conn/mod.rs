@@ -122,7 +122,7 @@ async fn begin(
             let _ = timeout(tls.limits().timeout, end).await;
             None
         }
-        Handshake::Over => None,
+        Handshake::Killed => None,
     }
 }
 

@@ -285,7 +285,8 @@ pub struct httpdown_tls_info {
     pub client_certificate: httpdown_bytes,
     /// Its subject (RFC 4514): "CN=alice,O=Example".
     pub client_subject: httpdown_bytes,
-    /// Its alternative names (host names, addresses, mail addresses, URIs), one in each line.
+    /// Its alternative names (host names, addresses, mail addresses, URIs), one in each line. Their kinds are not told
+    /// apart: if a mere host name must not pass for a mail address, for example, read `client_certificate`.
     pub client_names: httpdown_bytes,
     /// The SHA-256 digest of `client_certificate`.
     pub client_fingerprint: [u8; 32],

@@ -137,9 +137,10 @@ impl Link {
         }
     }
 
-    /// Whether our end is told in bytes, before the FIN. A client that closes without reading them resets the connection.
+    /// Whether the link has TLS. Then our end is told in bytes, before the FIN, and a client that closes without reading
+    /// them resets the connection.
     #[inline]
-    pub(crate) fn tells_end(&self) -> bool {
+    pub(crate) fn is_secure(&self) -> bool {
         match self {
             Self::Plain(_) => false,
             #[cfg(feature = "tls")]

@@ -17,7 +17,7 @@ use rustls::{ServerConfig, ServerConnection, SupportedCipherSuite};
 use tokio::io::ReadBuf;
 
 use crate::contain::contain;
-use crate::tls::TlsInfo;
+use crate::tls::has_outlived_its_client;
 
 use super::plain::{Kind, Plain, Readable};
 
@@ -51,6 +51,18 @@ impl fmt::Display for Fault {
             Self::Left => f.write_str("the client has left"),
             Self::Io(error) => error.fmt(f),
         }
+    }
+}
+
+impl Fault {
+    fn expired() -> Self {
+        let why = rustls::CertificateError::Expired;
+        Self::Tls(rustls::Error::InvalidCertificate(why))
+    }
+
+    /// An error of rustls' own, when it is read into: the message is in so many records that the buffer is full.
+    fn too_large() -> Self {
+        Self::Tls(rustls::InvalidMessage::HandshakePayloadTooLarge.into())
     }
 }
 
@@ -125,10 +137,8 @@ impl Hello {
                 Ok(0) => return Poll::Ready(Err(Failed::silent(Fault::Left))),
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                // By rustls, and not by the socket: the message is in so many records that its buffer is full.
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    let why = rustls::InvalidMessage::HandshakePayloadTooLarge;
-                    return Poll::Ready(Err(Failed::silent(Fault::Tls(why.into()))));
+                    return Poll::Ready(Err(Failed::silent(Fault::too_large())));
                 }
                 Err(error) => return Poll::Ready(Err(Failed::silent(error))),
             }
@@ -199,12 +209,14 @@ fn records_left(tls: &ServerConnection) -> Option<u64> {
     }
 }
 
-/// How many records the longest write takes, and some. When no more are left, the connection is to end with an answer
-/// that says so.
+/// When no more records than this are left, the next answer is to be the last, and says so. It can be 64 GB long.
 const LAST_RECORDS: u64 = 1 << 22;
 
 /// The longest content of a record (RFC 8446, 5.1).
 const RECORD: usize = 1 << 14;
+
+/// How much is written at once: what rustls takes at most.
+const AT_ONCE: usize = 64 << 10;
 
 impl Secure {
     /// Answers the client's first message, which `accepted` is, and which has come as `hello`.
@@ -216,10 +228,9 @@ impl Secure {
     ) -> Result<Self, (Plain, Box<Failed>)> {
         match accepted.into_connection(config) {
             // Before a ticket leaves: with each that it got, the client would come again in vain.
-            Ok(tls) if TlsInfo::of(&tls).has_outlived_its_client() => {
-                let why = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+            Ok(tls) if has_outlived_its_client(&tls) => {
                 let failed = Failed {
-                    why: Fault::Tls(why),
+                    why: Fault::expired(),
                     alert: CERTIFICATE_EXPIRED.to_vec(),
                 };
                 Err((below, Box::new(failed)))
@@ -246,7 +257,12 @@ impl Secure {
             // The client may wait for what we have to say. If the kernel does not take it all, the task is woken.
             let _ = self.poll_flush(cx)?;
             if !self.tls.is_handshaking() {
-                return Poll::Ready(Ok(()));
+                // After a second first message, this was not known before.
+                return Poll::Ready(if has_outlived_its_client(&self.tls) {
+                    Err(Fault::expired())
+                } else {
+                    Ok(())
+                });
             }
             if self.end != End::NotYet {
                 return Poll::Ready(Err(Fault::Left));
@@ -300,11 +316,9 @@ impl Secure {
             Ok(0) => self.end = End::Unsaid,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            // By rustls: see `Hello::poll`.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 self.broken = true;
-                let why = rustls::InvalidMessage::HandshakePayloadTooLarge;
-                return Poll::Ready(Err(Fault::Tls(why.into())));
+                return Poll::Ready(Err(Fault::too_large()));
             }
             Err(error) => return Poll::Ready(Err(error.into())),
         }
@@ -364,8 +378,9 @@ impl Secure {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        // What was written before leaves first. So never more than one write waits here (at most 64 KiB: rustls).
+        // What was written before leaves first. So never more than one write waits here.
         ready!(self.poll_flush(cx))?;
+        let bytes = &bytes[..bytes.len().min(AT_ONCE)];
         if let Some(left) = &mut self.records_left {
             let records = bytes.len().div_ceil(RECORD) as u64;
             let Some(now) = left.checked_sub(records) else {
@@ -597,7 +612,110 @@ fn or_would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
 
 #[cfg(test)]
 mod tests {
-    use super::Records;
+    use std::future::poll_fn;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::thread;
+
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::crypto::CryptoProvider;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::version::TLS12;
+    use rustls::{
+        CipherSuiteCommon, ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+        SupportedCipherSuite, Tls12CipherSuite,
+    };
+
+    use crate::net::plain::Stream;
+    use crate::tls::provider::default_provider;
+
+    use super::{Hello, LAST_RECORDS, Records, Secure};
+
+    /// The provider, with one suite of TLS 1.2 that encrypts so many records.
+    fn short_lived(records: u64) -> CryptoProvider {
+        let mut provider = default_provider();
+        let of = provider.cipher_suites.iter().find_map(|suite| match suite {
+            SupportedCipherSuite::Tls12(suite) => Some(*suite),
+            SupportedCipherSuite::Tls13(_) => None,
+        });
+        let of = of.unwrap();
+        let suite = Tls12CipherSuite {
+            common: CipherSuiteCommon {
+                suite: of.common.suite,
+                hash_provider: of.common.hash_provider,
+                confidentiality_limit: records,
+            },
+            prf_provider: of.prf_provider,
+            kx: of.kx,
+            sign: of.sign,
+            aead_alg: of.aead_alg,
+        };
+        provider.cipher_suites = vec![SupportedCipherSuite::Tls12(Box::leak(Box::new(suite)))];
+        provider
+    }
+
+    /// A connection by TLS 1.2 that can encrypt so many records, and a client that reads to its end.
+    async fn connection(records: u64) -> (Secure, thread::JoinHandle<std::io::Result<usize>>) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS12])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let server = ServerConfig::builder_with_provider(Arc::new(short_lived(records)))
+            .with_protocol_versions(&[&TLS12])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+        let reads = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            rustls::Stream::new(&mut client, &mut theirs).read_to_end(&mut bytes)
+        });
+        let mut plain = Stream::from(ours).drive().unwrap();
+        let mut hello = Hello::default();
+        let accepted = poll_fn(|cx| hello.poll(cx, &mut plain)).await.unwrap();
+        let secure = Secure::new(plain, hello, accepted, Arc::new(server));
+        let mut secure = secure.map_err(|(_, failed)| failed).unwrap();
+        poll_fn(|cx| secure.poll_handshake(cx)).await.unwrap();
+        (secure, reads)
+    }
+
+    #[tokio::test]
+    async fn a_connection_says_that_it_is_worn_before_it_can_encrypt_no_more() {
+        let (mut secure, reads) = connection((1 << 10) + LAST_RECORDS + 1).await;
+        assert!(!secure.is_worn());
+        for _ in 0..2 {
+            poll_fn(|cx| secure.poll_write(cx, b"x")).await.unwrap();
+        }
+        assert!(secure.is_worn());
+        poll_fn(|cx| secure.poll_shutdown(cx)).await.unwrap();
+        assert_eq!(reads.join().unwrap().unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_encrypted_is_not_taken() {
+        let (mut secure, reads) = connection((1 << 10) + 5).await;
+        let bytes = vec![7; 100_000];
+        let count = poll_fn(|cx| secure.poll_write(cx, &bytes)).await.unwrap();
+        assert_eq!(count, 64 << 10);
+        poll_fn(|cx| secure.poll_write(cx, &bytes))
+            .await
+            .unwrap_err();
+        poll_fn(|cx| secure.poll_shutdown(cx)).await.unwrap();
+        assert_eq!(reads.join().unwrap().unwrap(), 64 << 10);
+    }
 
     #[test]
     fn records_are_followed_in_pieces_of_any_size() {

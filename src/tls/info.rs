@@ -45,13 +45,6 @@ impl TlsInfo {
         }
     }
 
-    /// Whether the session goes on from one whose client has had a certificate, and that certificate has ended since.
-    /// rustls does not look at it again.
-    pub(crate) fn has_outlived_its_client(&self) -> bool {
-        let client = self.client.as_ref().filter(|_| self.resumed);
-        client.is_some_and(|client| !client.is_valid_at(SystemTime::now()))
-    }
-
     /// The version of the protocol.
     #[must_use]
     pub fn version(&self) -> TlsVersion {
@@ -90,4 +83,12 @@ impl TlsInfo {
     pub fn is_resumed(&self) -> bool {
         self.resumed
     }
+}
+
+/// Whether the session goes on from one whose client has had a certificate, and that certificate has ended since. rustls
+/// does not look at it again.
+pub(crate) fn has_outlived_its_client(session: &ServerConnection) -> bool {
+    session.handshake_kind() == Some(HandshakeKind::Resumed)
+        && ClientCertificate::first(session.peer_certificates())
+            .is_some_and(|client| !client.is_valid_at(SystemTime::now()))
 }

@@ -30,6 +30,7 @@ pub use info::TlsInfo;
 pub use tickets::TicketKey;
 
 pub(crate) use context::{Context, at_most_content};
+pub(crate) use info::has_outlived_its_client;
 pub(crate) use reason::Reason;
 
 use context::Limits;

@@ -12,6 +12,7 @@ pub(crate) mod tls;
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs;
+use std::future::{Future, Ready, ready};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
@@ -24,13 +25,16 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Response as HttpResponse;
+use http::{Request, Response as HttpResponse, StatusCode};
 use http_body::{Body, Frame};
-use http_body_util::Full;
+use http_body_util::{Empty, Full};
 use httpdown::{
     Addr, Builder, ConnEvent, Dispatch, Event, Exchange, Listener, Listeners, Phase, Report,
     Result, Server, Stats,
 };
+use hyper::service::service_fn;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Nothing that must happen takes longer, on however slow a machine; the deadline of every wait.
@@ -192,6 +196,30 @@ pub(crate) fn each_way(
         });
     }
     [inline, pool, queued]
+}
+
+/// A service that upgrades every connection, and has it run by this.
+pub(crate) fn serve_upgrades<F>(
+    builder: Builder,
+    listener: Listener,
+    run: impl Fn(TokioIo<Upgraded>) -> F + Clone + Send + Sync + 'static,
+) -> Server
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let service = service_fn(move |mut request: Request<httpdown::Body>| {
+        let upgrade = hyper::upgrade::on(&mut request);
+        let run = run.clone();
+        tokio::spawn(async move { run(TokioIo::new(upgrade.await.unwrap())).await });
+        let response = HttpResponse::builder()
+            .status(StatusCode::SWITCHING_PROTOCOLS)
+            .header("connection", "upgrade")
+            .header("upgrade", "echo")
+            .body(Empty::<Bytes>::new())
+            .unwrap();
+        ready(Ok::<_, Infallible>(response)) as Ready<_>
+    });
+    builder.serve(listener, service).unwrap()
 }
 
 /// Answers with 200 and this text.

@@ -93,7 +93,7 @@ class Tls(_Settings):
     - `handshake_timeout`: How long a handshake may take, in seconds, from the moment when the
       connection was accepted. Default: 10.
     - `handshakes`: How many handshakes may be under way, from the end of the client's first
-      message. Others wait for their turn. Default: 1000.
+      message. Others wait for their turn. Default: 10000.
     - `ticket_keys`: The keys of session tickets, each of 48 random bytes, at most 16: the first
       encrypts, all decrypt. Servers with the same keys resume each other's sessions, so that after
       a restart clients need no full handshakes. Replace them now and then, by `Server.reload_tls`.
@@ -199,7 +199,8 @@ class TlsInfo:
     client_subject: str | None
     """The subject of the client's certificate (RFC 4514): "CN=alice,O=Example"."""
     client_names: tuple[str, ...]
-    """Its alternative names: host names, addresses, mail addresses, URIs."""
+    """Its alternative names: host names, addresses, mail addresses, URIs. Their kinds are not told
+    apart: if a mere host name must not pass for a mail address, read the certificate."""
     client_fingerprint: bytes | None
     """The SHA-256 digest of the client's certificate."""
 

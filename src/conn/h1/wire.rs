@@ -297,8 +297,8 @@ impl Wire {
 
     /// How often our answer to the client's SYN had to be repeated, if the client has sent nothing since.
     pub(in crate::conn) fn handshake_repeats(&self) -> u32 {
-        // By TLS, more has been sent, and the client has measured the round trip since.
-        if self.conn().is_new() && !self.tells_end() {
+        // With TLS, more has been sent since, and the client has measured the round trip.
+        if self.conn().is_new() && !self.is_secure() {
             // So far, we have sent nothing else.
             let link = &self.socket.stream;
             link.kind().handshake_repeats(link.as_fd())
@@ -356,9 +356,7 @@ impl Wire {
             }
             ready!(self.poll_write_out(cx))?;
         }
-        if self.tells_end() {
-            ready!(self.socket.stream.poll_flush(cx))?;
-        }
+        ready!(self.socket.stream.poll_flush(cx))?;
         self.flushed();
         if is_waiting {
             self.poll_lost(cx)
@@ -393,9 +391,9 @@ impl Wire {
         }
     }
 
-    /// Whether our end is told in bytes, before the FIN.
-    pub(in crate::conn) fn tells_end(&self) -> bool {
-        self.socket.stream.tells_end()
+    /// Whether the link has TLS.
+    pub(in crate::conn) fn is_secure(&self) -> bool {
+        self.socket.stream.is_secure()
     }
 
     /// Closes our side.
@@ -424,7 +422,7 @@ impl Wire {
     }
 
     fn responses_flushed(&mut self, count: u64) {
-        if self.tells_end() && self.socket.stream.is_worn() {
+        if self.socket.stream.is_worn() {
             self.conn().h1.wears_out();
         }
         let responses = self.conn().responses_flushed(count);
@@ -528,9 +526,8 @@ impl Wire {
 impl Drop for Wire {
     fn drop(&mut self) {
         let is_over = self.shut || self.conn().is_killed() || std::thread::panicking();
-        if self.conn().h1.is_upgraded() && !is_over {
-            // Its owner is done with it, and may not have said so. With TLS, the client could not tell that from an
-            // attack.
+        if self.conn().h1.is_upgraded() && self.is_secure() && !is_over {
+            // Its owner is done with it, and may not have said so. The client could not tell that from an attack.
             let _ = self.poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
         if (self.shut && self.finished) || self.failed {
