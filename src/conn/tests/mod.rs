@@ -1,6 +1,6 @@
-//! Connections in virtual time: real sockets on loopback, whose bytes and FINs arrive within the call that sends them,
-//! and a clock that moves only when nothing is left to do. So a random script of a client and of a stop has one outcome,
-//! and what must hold for it can be worked out from the script.
+//! Connections in virtual time: real sockets on loopback, whose bytes and FINs are waited for, and a clock that moves
+//! only when nothing is left to do. So a random script of a client and of a stop has one outcome, and what must hold for
+//! it can be worked out from the script.
 
 mod books;
 mod idle;
@@ -10,7 +10,7 @@ mod requests;
 use std::future::{Future, poll_fn};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -227,17 +227,28 @@ impl Run {
         }
     }
 
-    /// On a busy machine, the kernel may take its time for what has been sent. The clock must not move meanwhile. Returns
-    /// whether there was something to wait for.
+    /// On a busy machine, the kernel may take its time for what has been sent, in either direction. The clock must not
+    /// move meanwhile. Returns whether there was something to wait for.
     fn wait_for_delivery(&mut self) -> bool {
         let (shared, (fd, kind)) = (Arc::clone(&self.shared), self.socket);
-        let unacked = || sys::with_fd(fd, |fd| kind.unacked(fd));
-        let is_delivering = || shared.report().conns_open > 0 && unacked() > 0;
-        if !self.peer.is_reading || self.peer.stream.is_none() || !is_delivering() {
+        let is_delivering = |peer: &Peer| {
+            let is_open = shared.report().conns_open > 0;
+            let Some(client) = peer.stream.as_ref().filter(|_| is_open) else {
+                return false;
+            };
+            let client = client.as_fd();
+            sys::with_fd(fd, |fd| {
+                // Acknowledges what has come, as the client does.
+                let _ = SockRef::from(&fd).set_tcp_quickack(true);
+                peer.is_reading && kind.unacked(fd) > 0
+                    || kind.unacked(client) > 0 && !kind.is_over(client)
+            })
+        };
+        if !is_delivering(&self.peer) {
             return false;
         }
         let deadline = Instant::now() + Duration::from_secs(1);
-        while is_delivering() {
+        while is_delivering(&self.peer) {
             if Instant::now() > deadline {
                 return false;
             }
@@ -245,6 +256,17 @@ impl Run {
             self.peer.look();
         }
         true
+    }
+
+    /// The same for the client's FIN or reset.
+    fn wait_for_end(&self) {
+        let deadline = Instant::now() + Duration::from_secs(1);
+        while self.shared.report().conns_open > 0
+            && !sys::with_fd(self.socket.0, sys::is_read_shut)
+            && Instant::now() < deadline
+        {
+            std::thread::yield_now();
+        }
     }
 
     fn polls(&self) -> usize {
@@ -287,15 +309,18 @@ impl Run {
     async fn half_close(&mut self) {
         if let Some(stream) = &self.peer.stream {
             let _ = stream.shutdown(Shutdown::Write);
+            self.wait_for_end();
         }
         self.settle().await;
     }
 
     async fn close(&mut self, reset: bool) {
-        if let Some(stream) = self.peer.stream.take()
-            && reset
-        {
-            stream.set_linger(Some(Duration::ZERO)).unwrap();
+        if let Some(stream) = self.peer.stream.take() {
+            if reset {
+                stream.set_linger(Some(Duration::ZERO)).unwrap();
+            }
+            drop(stream);
+            self.wait_for_end();
         }
         self.settle().await;
     }
