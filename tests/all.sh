@@ -57,18 +57,14 @@ gate() {
 
 # Some take a processor for minutes, and others mostly wait: the first of each pair begins with the second, and runs
 # beside it, and beside those between them. (c and unix have their programs in the same place.)
-BESIDE="c:rust valgrind:python tsan:loss"
-beside=
+BESIDE="c:rust valgrind:python cpp:python tsan:loss"
 begin_beside() {
     mkdir -p build
-    beside=$1
-    began_beside=$(date +%s)
     "$1" >"build/suite-$1.log" 2>&1 &
-    running=$!
+    eval "running_$1=$! began_$1=$(date +%s)"
 }
 end_beside() {
-    beside=
-    wait "$running"
+    eval "wait \$running_$1"
     code=$?
     cat "build/suite-$1.log"
     return $code
@@ -83,11 +79,11 @@ for suite in $suites; do
         esac
     done
     printf '\n== %s\n' "$suite"
-    begin=$(date +%s)
-    if [ "$suite" = "$beside" ]; then
-        begin=$began_beside
+    eval "begin=\${began_$suite:-}"
+    if [ -n "$begin" ]; then
         end_beside "$suite"
     else
+        begin=$(date +%s)
         "$suite"
     fi
     code=$?
