@@ -101,6 +101,7 @@ NAMES = {
         "true": "True",
         "addr": "[`Builder::listen`]",
         "fds": "listeners that were made elsewhere",
+        "tls": "[`tls`](Builder::tls)",
     },
     "c": {
         "ready": "httpdown_ready",
@@ -111,6 +112,7 @@ NAMES = {
         "true": "Not 0",
         "addr": "`addr`",
         "fds": "`fds`",
+        "tls": "`tls`",
     },
     "cpp": {
         "ready": "`ready`",
@@ -121,6 +123,7 @@ NAMES = {
         "true": "True",
         "addr": "`addr`",
         "fds": "`fds`",
+        "tls": "`tls`",
     },
     "python": {
         "ready": "`ready`",
@@ -131,6 +134,7 @@ NAMES = {
         "true": "True",
         "addr": "`bind`",
         "fds": "`fds`",
+        "tls": "`tls`",
     },
 }
 

@@ -56,6 +56,7 @@ int main(int argc, char **argv) {
         }
     }
     options.tls = cli_tls_settings();
+    options.reload_on_hup = options.tls != NULL;
     char error[256];
     httpdown_stop_report report = {.struct_size = sizeof report};
     int status = httpdown_run(&options, &report, error, sizeof error); /* until TERM or INT */

@@ -45,6 +45,7 @@ int main(int argc, char **argv) {
     }
     if (const auto *tls = cli_tls_settings()) {
         options.tls.emplace();
+        options.reload_on_hup = true;
         if (tls->cert_file != nullptr) options.tls->cert_file = tls->cert_file;
         if (tls->key_file != nullptr) options.tls->key_file = tls->key_file;
     }

@@ -55,10 +55,11 @@ def main() -> None:
     flags.add_argument("-tls-key", "--tls-key")
     options = vars(flags.parse_args())
     cert, key = options.pop("tls_cert"), options.pop("tls_key")
-    tls = httpdown.Tls(cert_file=cert, key_file=key) if cert or key else None
-    started = functools.partial(tell, "https" if tls else "http")
+    if cert or key:
+        options.update(tls=httpdown.Tls(cert_file=cert, key_file=key), reload_on_hup=True)
+    started = functools.partial(tell, "https" if cert else "http")
     try:
-        report = httpdown.run(on_request, options.pop("addr"), started=started, tls=tls, **options)
+        report = httpdown.run(on_request, options.pop("addr"), started=started, **options)
     except httpdown.HttpdownError as error:
         if error.report is not None:
             tell_end(error.report)

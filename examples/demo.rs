@@ -67,7 +67,8 @@ fn serve() -> Result<(), Box<dyn Error>> {
     let scheme = if cert.is_some() { "https" } else { "http" };
     if let Some(cert) = cert {
         let key = key.ok_or("-tls-cert needs a -tls-key")?;
-        builder = builder.tls(Tls::new(Identity::from_pem_files(cert, key)?));
+        let tls = Tls::new(Identity::from_pem_files(cert, key)?);
+        builder = builder.tls(tls).reload_on_hup(true);
     }
     let server = builder.handle(Listener::bind(&addr)?, Dispatch::default(), handler)?;
     let (addr, pid) = (&server.local_addrs()[0], std::process::id());

@@ -295,9 +295,10 @@ typedef struct {
 } httpdown_bytes;
 
 // A certificate chain and its private key, in PEM. Each of the two is in a file, or in memory: set one of these. One
-// file may hold both: then give its path twice. The chain begins with the server's own certificate; each certificate was issued by the next. The
-// key is ECDSA (P-256 or P-384; with aws-lc-rs, which is the default, also P-521), Ed25519, or RSA of at least 2,048 bits, as PKCS#8, PKCS#1 or SEC1, and not
-// encrypted.
+// file may hold both: then give its path twice. (Only if both are in files, they can be read again.) The chain begins
+// with the server's own certificate; each certificate was issued by the next. The key is ECDSA (P-256 or P-384; with
+// aws-lc-rs, which is the default, also P-521), Ed25519, or RSA of at least 2,048 bits, as PKCS#8, PKCS#1 or SEC1, and
+// not encrypted.
 typedef struct {
     // The file with the chain.
     const char *cert_file;
@@ -488,6 +489,13 @@ typedef struct {
     // TLS on every connection. NULL: none. A client that speaks HTTP without TLS then gets a 400, in plain text. If
     // the library was built without TLS (HTTPDOWN_HAS_TLS), a value that is not NULL is UNSUPPORTED.
     const httpdown_tls *tls;
+    // Not 0: for httpdown_run: SIGHUP reads the files of `tls` again (certificates, keys, CAs, revocation lists), and
+    // new connections get what was read. If anything cannot be used, all stays as it was, and the log says why. By
+    // default, SIGHUP does what it did before, so it mostly ends the program. Needs `tls`, with at least one file.
+    // Default: 0.
+    int reload_on_hup;
+    // For an option to come: 0.
+    uint32_t reserved;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
@@ -1030,8 +1038,12 @@ bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 // brings some. `error` (may be NULL) gets the reason as text, like in httpdown_serve. Any thread may make this call,
 // but not a signal handler. It blocks only to read the files.
 //
+// If `tls` is NULL, the files of the settings that the server has are read again, because they were renewed in their
+// places. What is in memory stays as it is. The log then says what came of it, too. The option `reload_on_hup` has
+// httpdown_run do this on SIGHUP.
+//
 // Returns OK, TLS (something cannot be used), INVALID_ARGUMENT, IO or PERMISSION_DENIED (a file cannot be read),
-// OUT_OF_RESOURCES, UNSUPPORTED (the server does not speak TLS), FORKED.
+// OUT_OF_RESOURCES, UNSUPPORTED (the server does not speak TLS; `tls` is NULL, and there are no files), FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_tls_reload(const httpdown_server *server,
                         const httpdown_tls *tls,

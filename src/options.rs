@@ -32,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) keep_alive_header: bool,
     pub(crate) second_signal: Duration,
     pub(crate) reuse_port: bool,
+    pub(crate) reload_on_hup: bool,
     pub(crate) conn_info: bool,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
@@ -63,6 +64,7 @@ impl Default for Options {
             // longer.
             second_signal: Duration::from_millis(500),
             reuse_port: false,
+            reload_on_hup: false,
             conn_info: false,
             // options: end defaults
             park_after: Duration::from_secs(1),

@@ -47,6 +47,7 @@ fn watch_forks() -> io::Result<()> {
             IN_CHILD.store(true, Ordering::Relaxed);
         }
         SIGNALLED.leave();
+        HUNG_UP.leave();
     }
     if !WATCHING.load(Ordering::Acquire) {
         sys::at_fork(in_child)?;
@@ -64,9 +65,14 @@ pub(crate) fn forked() -> bool {
 /// The signals that end a run.
 static STOP_SIGNALS: [Signal; 2] = [Signal::new(libc::SIGTERM), Signal::new(libc::SIGINT)];
 
+/// The signal that may have files read again.
+static HANGUP: Signal = Signal::new(libc::SIGHUP);
+
 /// The handler writes to this bell. A child that may run servers makes its own bell, because it shares this one with
 /// its parent.
 static SIGNALLED: Bell = Bell::new();
+/// The same for [`HANGUP`].
+static HUNG_UP: Bell = Bell::new();
 /// The times of the first and of the last signal, on the clock of [`sys::uptime`]; 0 before a signal.
 static FIRST_AT: AtomicU64 = AtomicU64::new(0);
 static LAST_AT: AtomicU64 = AtomicU64::new(0);
@@ -80,10 +86,17 @@ static CATCHER: AtomicU32 = AtomicU32::new(0);
 /// that has the number 1 in its own namespace, like its parent.
 extern "C" fn on_signal(number: libc::c_int) {
     if forked() || std::process::id() != CATCHER.load(Ordering::Relaxed) {
-        for signal in STOP_SIGNALS.iter().filter(|s| s.number() == number) {
+        let ours = STOP_SIGNALS.iter().chain([&HANGUP]);
+        for signal in ours.filter(|signal| signal.number() == number) {
             signal.restore();
             // The signal is blocked until this handler returns, unless another thread of the child takes it.
             signal.send_to_self();
+        }
+        return;
+    }
+    if number == HANGUP.number() {
+        if let Some(hung_up) = HUNG_UP.get() {
+            hung_up.set();
         }
         return;
     }
@@ -95,16 +108,17 @@ extern "C" fn on_signal(number: libc::c_int) {
     }
 }
 
-/// While this value lives, SIGTERM and SIGINT are caught. Dropping it restores the earlier actions. If SIGINT is
-/// ignored, it stays ignored: a shell that is not interactive ignores it for the programs that it starts in the
-/// background, because an interrupt of the foreground must not end them. Nobody ignores SIGTERM for others.
+/// While this value lives, SIGTERM and SIGINT are caught, and SIGHUP if that is asked for. Dropping it restores the
+/// earlier actions. If SIGINT is ignored, it stays ignored: a shell that is not interactive ignores it for the programs
+/// that it starts in the background, because an interrupt of the foreground must not end them. Nobody ignores SIGTERM
+/// for others.
 #[derive(Debug)]
-pub(crate) struct StopSignals {
+pub(crate) struct RunSignals {
     caught: Vec<&'static Signal>,
     _ours: Ours,
 }
 
-impl StopSignals {
+impl RunSignals {
     /// Catches the signals. `None` if another run of this process already does.
     pub(crate) fn catch() -> io::Result<Option<Self>> {
         // This comes first, because a child that is forked in the middle of this function must not take the signals for
@@ -129,6 +143,14 @@ impl StopSignals {
             signals.caught.push(signal);
         }
         Ok(Some(signals))
+    }
+
+    /// Catches SIGHUP, too, also where it was ignored: `nohup` wants it to end nothing, and it ends nothing.
+    pub(crate) fn catch_hangup(&mut self) -> io::Result<()> {
+        HUNG_UP.get_or_make()?.clear();
+        HANGUP.catch(on_signal)?;
+        self.caught.push(&HANGUP);
+        Ok(())
     }
 
     /// Makes the calling thread take the signals, even if it blocked them.
@@ -191,11 +213,37 @@ impl SignalWatch {
     }
 }
 
+/// Reports caught SIGHUPs.
+#[derive(Debug)]
+pub(crate) struct HangupWatch {
+    hung_up: &'static EventFd,
+    readiness: AsyncFd<BorrowedFd<'static>>,
+}
+
+impl HangupWatch {
+    /// Needs a tokio runtime.
+    pub(crate) fn new() -> io::Result<Self> {
+        let hung_up = HUNG_UP.get_or_make()?;
+        Ok(Self {
+            hung_up,
+            readiness: sys::watch(hung_up.as_fd())?,
+        })
+    }
+
+    /// Waits for the next signal. Those that came meanwhile count as one.
+    pub(crate) async fn next(&self) -> io::Result<()> {
+        let mut ready = self.readiness.readable().await?;
+        self.hung_up.clear();
+        ready.clear_ready();
+        Ok(())
+    }
+}
+
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-impl Drop for StopSignals {
+impl Drop for RunSignals {
     fn drop(&mut self) {
         self.caught.iter().for_each(|signal| signal.restore());
         CATCHING.store(false, Ordering::Release);

@@ -9,8 +9,8 @@ use once_cell::sync::OnceCell;
 use crate::addr::Addr;
 use crate::clock::{Clock, Latest};
 use crate::contain::contain;
-use crate::error::Result;
-use crate::events::Events;
+use crate::error::{Error, Result};
+use crate::events::{Events, LogLevel};
 use crate::ledger::{Count, Ends, Ledger};
 use crate::options::Options;
 use crate::orders::{Order, Orders};
@@ -121,6 +121,32 @@ impl Shared {
     pub(crate) fn with_tls(mut self, tls: Option<tls::Context>) -> Self {
         self.tls = tls;
         self
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls(&self) -> Result<&tls::Context> {
+        let none = || Error::Unsupported("the server does not speak TLS".into());
+        self.tls.as_ref().ok_or_else(none)
+    }
+
+    /// Reads the files of TLS again. Blocks meanwhile.
+    pub(crate) fn reread_tls(&self) -> Result<()> {
+        #[cfg(feature = "tls")]
+        let read = self.tls().and_then(tls::Context::reread);
+        #[cfg(not(feature = "tls"))]
+        let read: Result<()> = Err(Error::Unsupported("this build has no TLS".into()));
+        match &read {
+            Ok(()) => {
+                let what = "the TLS files were read again";
+                self.events.log(LogLevel::Info, what);
+            }
+            Err(why) => {
+                self.events.sum("tls.reload_failed", 1.0);
+                let what = format!("the TLS settings stay as they are: {why}");
+                self.events.log(LogLevel::Error, what);
+            }
+        }
+        read
     }
 
     /// Whether connections speak TLS.

@@ -33,7 +33,8 @@
 /// | `tls.error.protocol`, `.not_tls`, `.plain_http` | sum | the client has broken the protocol, speaks another one, or HTTP without TLS |
 /// | `tls.error.left`, `.timeout`, `.other` | sum | the client has left, or was too slow; anything else |
 /// | `tls.expires` | avg | seconds until the first of the server's certificates ends, once a minute |
-/// | `tls.reloads` | avg | how often [`Server::reload_tls`](crate::Server::reload_tls) has succeeded, once a minute |
+/// | `tls.reloads` | avg | how often the settings were replaced, once a minute |
+/// | `tls.reload_failed` | sum | the files could not be read again ([`Server::reread_tls`](crate::Server::reread_tls), SIGHUP) |
 /// | `listener.close.error` | sum | a listening socket could not be closed |
 ///
 /// # Example

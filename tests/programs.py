@@ -5,8 +5,10 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ class Program:
             [*command, "-addr", "127.0.0.1:0", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
         )
         self.banner = self.process.stdout.readline()
-        self.port = int(re.fullmatch(r"serving on http://127\.0\.0\.1:(\d+)/ with pid \d+\n", self.banner)[1])
+        self.port = int(re.fullmatch(r"serving on https?://127\.0\.0\.1:(\d+)/ with pid \d+\n", self.banner)[1])
 
     def __enter__(self):
         return self
@@ -60,6 +62,27 @@ class Program:
 
     def end(self):
         return self.process.wait(timeout=PATIENCE)
+
+
+class Certificates:
+    """A place for a certificate and its key, and pairs that can be put there."""
+
+    def __init__(self, test, folder):
+        self.cert, self.key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
+        self.flags = ["-tls-cert", self.cert, "-tls-key", self.key]
+        self.pairs = [os.path.join(folder, name) for name in ("first", "second")]
+        for pair in self.pairs:
+            made = subprocess.run([os.path.join(ROOT, "examples", "certs.sh"), pair], capture_output=True, text=True)
+            if made.returncode == 77:
+                test.skipTest(made.stdout.strip())
+            test.assertEqual(made.returncode, 0, made.stdout + made.stderr)
+
+    def put(self, cert, key):
+        """Puts the certificate of one pair and the key of another there. Returns the certificate."""
+        shutil.copy(os.path.join(self.pairs[key], "server-key.pem"), self.key)
+        shutil.copy(os.path.join(self.pairs[cert], "server.pem"), self.cert)
+        with open(self.cert, encoding="ascii") as file:
+            return ssl.PEM_cert_to_DER_cert(file.read())
 
 
 class Demo:
@@ -102,6 +125,31 @@ class Demo:
         with self.sleeper("1h", "--stop-timeout=50ms", "-kill-timeout", "1s") as (demo, response):
             demo.signal(signal.SIGTERM)
             self.assert_cut(demo, response)
+
+    def test_a_hangup_reads_the_certificate_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            certificates = Certificates(self, folder)
+            first = certificates.put(0, 0)
+            with Program(self.command, *certificates.flags) as demo:
+
+                def until_served(certificate):
+                    deadline = time.monotonic() + PATIENCE
+                    while ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", demo.port))) != certificate:
+                        self.assertLess(time.monotonic(), deadline)
+
+                until_served(first)
+                second = certificates.put(1, 1)
+                demo.signal(signal.SIGHUP)
+                until_served(second)
+                # What cannot be used changes nothing, and ends nothing.
+                certificates.put(0, 1)
+                demo.signal(signal.SIGHUP)
+                until_served(second)
+                first = certificates.put(0, 0)
+                demo.signal(signal.SIGHUP)
+                until_served(first)
+                demo.signal(signal.SIGTERM)
+                self.assertEqual(demo.end(), 0)
 
     def test_durations_are_those_of_go(self):
         with Program(self.command) as demo:

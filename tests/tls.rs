@@ -8,11 +8,13 @@
 
 mod common;
 
+use std::fs;
 use std::future::poll_fn;
 use std::io::{ErrorKind, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::TcpListener;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -1720,6 +1722,99 @@ fn what_cannot_be_used_changes_nothing() {
     fixture.end();
 }
 
+/// Files of this test alone.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let name = format!("httpdown-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn files_are_read_again() {
+    let files = Files::new("reread");
+    let issue = || Authority::of_servers().issue(&["localhost"]);
+    let (first, second) = (issue(), issue());
+    let put = |chain: &Pair, key: &Pair| {
+        files.put("chain.pem", &chain.chain);
+        files.put("key.pem", &key.key);
+    };
+    let [old, new] = ["Old", "New"].map(Authority::named);
+    put(&first, &first);
+    files.put("ca.pem", &old.pem());
+    let identity = Identity::from_pem_files(files.path("chain.pem"), files.path("key.pem"));
+    let clients = ClientAuth::optional_from_file(files.path("ca.pem")).unwrap();
+    let fixture = Fixture::with(builder(), Tls::new(identity.unwrap()).clients(clients));
+    let served = || certificate_for(&fixture.server, "localhost");
+    let lets_in = |authority: &Authority| {
+        let client = authority.issue(&["client"]);
+        let config = config_with(Authority::of_servers(), Some(&client), &[&TLS12]);
+        Client::try_secure(fixture.addr(), &Arc::new(config), "localhost").is_ok()
+    };
+    let refused = || fixture.server.reread_tls().unwrap_err().to_string();
+    assert!(served() == *first.der());
+    assert_eq!([&old, &new].map(lets_in), [true, false]);
+
+    put(&second, &second);
+    files.put("ca.pem", &new.pem());
+    fixture.server.reread_tls().unwrap();
+    assert!(served() == *second.der());
+    assert_eq!([&old, &new].map(lets_in), [false, true]);
+
+    // All or nothing, and the text says which file it is.
+    put(&first, &second);
+    assert!(refused().contains("key.pem\" does not fit certificate 1"));
+    put(&first, &first);
+    files.put("ca.pem", "");
+    assert!(refused().contains("ca.pem\" is empty"));
+    fs::remove_file(files.path("ca.pem")).unwrap();
+    assert!(refused().contains("ca.pem"));
+    assert!(served() == *second.der());
+    assert_eq!([&old, &new].map(lets_in), [false, true]);
+
+    files.put("ca.pem", &old.pem());
+    fixture.server.reread_tls().unwrap();
+    assert!(served() == *first.der());
+    fixture.end();
+    assert_eq!(fixture.sums("tls.reload_failed"), 3);
+}
+
+#[test]
+fn only_what_is_from_files_is_read_again() {
+    let fixture = Fixture::new();
+    let refused = fixture.server.reread_tls();
+    assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+    fixture.end();
+    for builder in [builder(), builder().tls(tls::settings())] {
+        let nothing = |_: Exchange| {};
+        let refused = builder
+            .reload_on_hup(true)
+            .handle(tcp_listener(), Dispatch::default(), nothing);
+        assert!(
+            matches!(refused, Err(Error::InvalidArgument(_))),
+            "{refused:?}"
+        );
+    }
+}
+
 #[test]
 fn a_server_without_tls_cannot_be_given_certificates() {
     let server = Server::builder()
@@ -1728,8 +1823,9 @@ fn a_server_without_tls_cannot_be_given_certificates() {
             let _ = reply(exchange, format!("{is_secure}"));
         })
         .unwrap();
-    let refused = server.reload_tls(&tls::settings());
-    assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+    for refused in [server.reload_tls(&tls::settings()), server.reread_tls()] {
+        assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+    }
     let mut client = Client::plain(addr(&server));
     client.ask("/");
     assert_eq!(client.answer().text(), "false");

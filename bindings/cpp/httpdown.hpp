@@ -389,6 +389,12 @@ public:
     /// replaced. `status` is OK or the reason, and `*what` is the reason as text (unless `what` is nullptr).
     bool tls_reload(const tls_options &tls, int &status, std::string *what = nullptr) const;
 
+    /// The same with the settings that the server has, whose files are read again: for certificates that were renewed
+    /// in their places. What is in memory stays as it is. The log then says what came of it, too. The option
+    /// `reload_on_hup` has `run` do this on SIGHUP. Also UNSUPPORTED if nothing is from files.
+    void tls_reload() const;
+    bool tls_reload(int &status, std::string *what = nullptr) const;
+
     /// Takes a request from the queue (QUEUE dispatch). Waits for a request at most for the timeout:
     ///
     ///     while (auto request = server.next()) request->reply_text(200, "Hello, World!");
@@ -415,6 +421,8 @@ public:
     std::optional<httpdown_event> next_event(milliseconds timeout = forever) const;
 
 protected:
+    bool reload(const httpdown_tls *tls, int &status, std::string *what) const;
+
     const httpdown_server *handle_;
 };
 
@@ -444,8 +452,9 @@ private:
 };
 
 /// A certificate chain and its private key, in PEM. Each of the two is in a file, or in memory: set one of these. One
-/// file may hold both: then give its name twice. The chain begins with the server's own certificate; each certificate
-/// was issued by the next. httpdown.h says which keys can be used; the key is not encrypted.
+/// file may hold both: then give its name twice. (Only if both are in files, they can be read again.) The chain begins
+/// with the server's own certificate; each certificate was issued by the next. httpdown.h says which keys can be used;
+/// the key is not encrypted.
 struct certificate {
     /// The file with the chain.
     std::string cert_file{};
@@ -612,6 +621,11 @@ struct options {
     /// lost. All processes that listen there must set this option, and none of them is told any more that the address
     /// is in use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: false.
     bool reuse_port = false;
+    /// True: for `run`: SIGHUP reads the files of `tls` again (certificates, keys, CAs, revocation lists), and new
+    /// connections get what was read. If anything cannot be used, all stays as it was, and the log says why. By
+    /// default, SIGHUP does what it did before, so it mostly ends the program. Needs `tls`, with at least one file.
+    /// Default: false.
+    bool reload_on_hup = false;
     // options: end fields
 };
 
@@ -829,6 +843,7 @@ public:
         raw_.keep_alive_header = from.keep_alive_header;
         raw_.second_signal_ms = to_ms(from.second_signal);
         raw_.reuse_port = from.reuse_port;
+        raw_.reload_on_hup = from.reload_on_hup;
         // options: end give
 
         if (from.handler) raw_.handler = on_request;
@@ -1072,8 +1087,22 @@ inline void server_ref::tls_reload(const tls_options &tls) const {
 
 inline bool server_ref::tls_reload(const tls_options &tls, int &status, std::string *what) const {
     const detail::c_tls raw(tls);
+    return reload(raw.get(), status, what);
+}
+
+inline void server_ref::tls_reload() const {
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    if (!tls_reload(status, &what)) detail::raise(error(status, what));
+}
+
+inline bool server_ref::tls_reload(int &status, std::string *what) const {
+    return reload(nullptr, status, what);
+}
+
+inline bool server_ref::reload(const httpdown_tls *tls, int &status, std::string *what) const {
     char why[512] = "";
-    status = httpdown_tls_reload(handle_, raw.get(), why, sizeof why);
+    status = httpdown_tls_reload(handle_, tls, why, sizeof why);
     if (what != nullptr) *what = why;
     return status == HTTPDOWN_STATUS_OK;
 }

@@ -132,6 +132,9 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     let mut builder = Server::builder();
     let defaults = crate::options::Options::default();
     // options: begin read (made from src/options.toml by `make options`)
+    if raw.reserved != 0 {
+        return Err(Error::Unsupported("options.reserved is not 0".into()));
+    }
     builder = builder.stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout));
     builder = builder.kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout));
     builder = builder.lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck));
@@ -160,6 +163,7 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     builder = builder.reuse_port(raw.reuse_port != 0);
     // SAFETY: the header's preface: NULL or a httpdown_tls.
     builder = unsafe { tls::set(builder, raw.tls)? };
+    builder = builder.reload_on_hup(raw.reload_on_hup != 0);
     // options: end read
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.

@@ -24,8 +24,12 @@ unsafe impl Sized for httpdown_tls_info {
 /// brings some. `error` (may be NULL) gets the reason as text, like in httpdown_serve. Any thread may make this call,
 /// but not a signal handler. It blocks only to read the files.
 ///
+/// If `tls` is NULL, the files of the settings that the server has are read again, because they were renewed in their
+/// places. What is in memory stays as it is. The log then says what came of it, too. The option `reload_on_hup` has
+/// httpdown_run do this on SIGHUP.
+///
 /// Returns OK, TLS (something cannot be used), INVALID_ARGUMENT, IO or PERMISSION_DENIED (a file cannot be read),
-/// OUT_OF_RESOURCES, UNSUPPORTED (the server does not speak TLS), FORKED.
+/// OUT_OF_RESOURCES, UNSUPPORTED (the server does not speak TLS; `tls` is NULL, and there are no files), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_tls_reload(

@@ -34,9 +34,14 @@ pub(super) unsafe fn set(builder: Builder, tls: *const httpdown_tls) -> Result<B
     Ok(builder.tls(unsafe { settings(tls)? }))
 }
 
+/// Reads the files again if there are no settings.
+///
 /// # Safety
 /// The pointer is NULL or points to settings, as the header describes them.
 pub(super) unsafe fn reload(server: &httpdown_server, tls: *const httpdown_tls) -> Result<()> {
+    if tls.is_null() {
+        return server.get().reread_tls();
+    }
     // SAFETY: the same promise.
     let tls = unsafe { settings(tls)? };
     server.get().reload_tls(&tls)
@@ -132,7 +137,7 @@ impl Pem<'_> {
         match self {
             Self::Memory(bytes) => Ok(bytes.to_vec()),
             Self::File(path) => fs::read(path)
-                .map_err(|error| Error::io(format!("reading {}", path.display()), error)),
+                .map_err(|error| Error::io(format!("cannot read {}", path.display()), error)),
         }
     }
 }
@@ -173,15 +178,15 @@ unsafe fn clients(raw: &httpdown_tls) -> Result<Option<ClientAuth>> {
     let ca = unsafe { pem(raw.ca_file, raw.ca, "tls", "ca")? };
     // SAFETY: the same promise.
     let crl = unsafe { pem(raw.crl_file, raw.crl, "tls", "crl")? };
-    let make: fn(&[u8]) -> Result<ClientAuth> = match raw.client_auth {
+    let required = match raw.client_auth {
         // What is asked for is never left out silently.
         NONE if ca.is_some() || crl.is_some() => {
             let why = "tls.ca or tls.crl is set, but tls.client_auth is not";
             return Err(Error::InvalidArgument(why.into()));
         }
         NONE => return Ok(None),
-        OPTIONAL => ClientAuth::optional,
-        REQUIRED => ClientAuth::required,
+        OPTIONAL => false,
+        REQUIRED => true,
         other => {
             let why = format!("tls.client_auth {other} is not known");
             return Err(Error::Unsupported(why));
@@ -191,11 +196,18 @@ unsafe fn clients(raw: &httpdown_tls) -> Result<Option<ClientAuth>> {
         let why = "tls.client_auth is set, but neither tls.ca_file nor tls.ca";
         return Err(Error::InvalidArgument(why.into()));
     };
-    let clients = make(&ca.read()?)?;
-    Ok(Some(match crl {
-        Some(crl) => clients.crls(&crl.read()?)?,
-        None => clients,
-    }))
+    let clients = match (required, ca) {
+        (false, Pem::Memory(ca)) => ClientAuth::optional(ca),
+        (false, Pem::File(ca)) => ClientAuth::optional_from_file(ca),
+        (true, Pem::Memory(ca)) => ClientAuth::required(ca),
+        (true, Pem::File(ca)) => ClientAuth::required_from_file(ca),
+    }?;
+    let clients = match crl {
+        Some(Pem::Memory(crl)) => clients.crls(crl),
+        Some(Pem::File(crl)) => clients.crls_from_file(crl),
+        None => Ok(clients),
+    };
+    clients.map(Some)
 }
 
 /// What is told of a client's certificate, made when it is asked for.

@@ -178,9 +178,10 @@ pub struct httpdown_credentials {
 }
 
 /// A certificate chain and its private key, in PEM. Each of the two is in a file, or in memory: set one of these. One
-/// file may hold both: then give its path twice. The chain begins with the server's own certificate; each certificate was issued by the next. The
-/// key is ECDSA (P-256 or P-384; with aws-lc-rs, which is the default, also P-521), Ed25519, or RSA of at least 2,048 bits, as PKCS#8, PKCS#1 or SEC1, and not
-/// encrypted.
+/// file may hold both: then give its path twice. (Only if both are in files, they can be read again.) The chain begins
+/// with the server's own certificate; each certificate was issued by the next. The key is ECDSA (P-256 or P-384; with
+/// aws-lc-rs, which is the default, also P-521), Ed25519, or RSA of at least 2,048 bits, as PKCS#8, PKCS#1 or SEC1, and
+/// not encrypted.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct httpdown_certificate {
@@ -501,6 +502,13 @@ pub struct httpdown_options {
     /// TLS on every connection. NULL: none. A client that speaks HTTP without TLS then gets a 400, in plain text. If
     /// the library was built without TLS (HTTPDOWN_HAS_TLS), a value that is not NULL is UNSUPPORTED.
     pub tls: *const httpdown_tls,
+    /// Not 0: for httpdown_run: SIGHUP reads the files of `tls` again (certificates, keys, CAs, revocation lists), and
+    /// new connections get what was read. If anything cannot be used, all stays as it was, and the log says why. By
+    /// default, SIGHUP does what it did before, so it mostly ends the program. Needs `tls`, with at least one file.
+    /// Default: 0.
+    pub reload_on_hup: c_int,
+    /// For an option to come: 0.
+    pub reserved: u32,
     // options: end fields
 }
 
@@ -611,7 +619,7 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
     let pointers = size_of::<usize>() * 17;
-    let ints = size_of::<u32>() * 18;
+    let ints = size_of::<u32>() * 20;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + ints);
     let counts = size_of::<u64>() * 26;

@@ -208,6 +208,15 @@ impl Builder {
         self
     }
 
+    /// True: for [`Server::run`]: SIGHUP reads the files of [`tls`](Builder::tls) again (certificates, keys, CAs,
+    /// revocation lists), and new connections get what was read. If anything cannot be used, all stays as it was, and
+    /// the log says why. By default, SIGHUP does what it did before, so it mostly ends the program. Needs
+    /// [`tls`](Builder::tls), with at least one file. Default: false.
+    pub fn reload_on_hup(mut self, reload: bool) -> Self {
+        self.options.reload_on_hup = reload;
+        self
+    }
+
     /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
     /// extensions. By default it has not, because a request's first extension costs three allocations, about a tenth of
     /// what a request costs in user space. Default: false.
@@ -529,12 +538,27 @@ impl Builder {
             runtime,
             self.runtime.clone(),
         );
+        if self.options.reload_on_hup && !self.reads_tls_files() {
+            let why = "reload_on_hup is set, but nothing of tls is from a file";
+            return Err(Error::InvalidArgument(why.into()));
+        }
         #[cfg(feature = "tls")]
         let shared = shared.and_then(|shared| {
             let tls = self.tls.as_ref().map(tls::Context::new).transpose()?;
             Ok(shared.with_tls(tls))
         });
         shared
+    }
+
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(clippy::unused_self, reason = "with TLS, it depends")
+    )]
+    fn reads_tls_files(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.as_ref().is_some_and(Tls::has_files);
+        #[cfg(not(feature = "tls"))]
+        false
     }
 
     /// `respond` returns the function that makes, for each connection, what answers its requests.

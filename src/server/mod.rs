@@ -345,17 +345,31 @@ impl Server {
     /// are; so do ticket keys, unless `tls` brings some. Any thread may call this; it does not block.
     ///
     /// # Errors
-    /// [`Error::Tls`] or [`Error::InvalidArgument`] if something cannot be used, and [`Error::Unsupported`] if the server does not speak TLS. Then
-    /// nothing has changed. [`Error::Forked`].
+    /// [`Error::Tls`] or [`Error::InvalidArgument`] if something cannot be used, and [`Error::Unsupported`] if the
+    /// server does not speak TLS. Then nothing has changed. [`Error::Forked`].
     #[cfg(feature = "tls")]
     pub fn reload_tls(&self, tls: &Tls) -> Result<()> {
         if process::forked() {
             return Err(Error::Forked);
         }
-        match &self.shared.tls {
-            Some(context) => context.reload(tls),
-            None => Err(Error::Unsupported("the server does not speak TLS".into())),
+        self.shared.tls()?.reload(tls)
+    }
+
+    /// Like [`Server::reload_tls`], with the settings that the server has, whose files are read again: for certificates
+    /// that were renewed in their places. What is not from files stays as it is. The log says what came of it, whoever
+    /// has asked for it. Blocks while the files are read. [`Builder::reload_on_hup`] has [`Server::run`] do this on
+    /// SIGHUP.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::OutOfResources`] if a file cannot be read; [`Error::Tls`] if something cannot be used;
+    /// [`Error::Unsupported`] if the server does not speak TLS, or has nothing from files. Then nothing has changed.
+    /// [`Error::Forked`].
+    #[cfg(feature = "tls")]
+    pub fn reread_tls(&self) -> Result<()> {
+        if process::forked() {
+            return Err(Error::Forked);
         }
+        self.shared.reread_tls()
     }
 
     /// The counts as they are now.

@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, Result};
-use crate::process::{self, SignalWatch, StopSignals};
+use crate::events::LogLevel;
+use crate::process::{self, HangupWatch, RunSignals, SignalWatch};
 use crate::report::Report;
+use crate::shared::Shared;
+use crate::threads;
 
 use super::Server;
+
 /// Catches SIGTERM and SIGINT, from before a server starts, so that no signal is missed. When this value is dropped,
 /// the signals do again what they did before. In a child that is forked meanwhile, they do so at once, and no server
 /// can be started there ([`Error::Forked`]): a daemon forks first.
@@ -25,7 +29,7 @@ use super::Server;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Signals(StopSignals);
+pub struct Signals(RunSignals);
 
 impl Signals {
     /// Catches the signals. Only one server, or group of servers, can be run by signals in a process.
@@ -36,7 +40,7 @@ impl Signals {
         if process::forked() {
             return Err(Error::Forked);
         }
-        let signals = StopSignals::catch().map_err(|error| Error::io("sigaction", error))?;
+        let signals = RunSignals::catch().map_err(|error| Error::io("sigaction", error))?;
         let busy = || Error::Unsupported("another run is under way in this process".into());
         signals.map(Self).ok_or_else(busy)
     }
@@ -45,10 +49,11 @@ impl Signals {
     ///
     /// # Errors
     /// The errors of [`Server::run`].
-    pub fn run(self, server: &Server) -> Result<Report> {
+    pub fn run(mut self, server: &Server) -> Result<Report> {
         if let Some(Err(error)) = server.cannot_block(None) {
             return Err(error);
         }
+        self.catch_hangup_for(server)?;
         let hearing = self.0.hear_here();
         let watching = self.watch(server);
         let result = server.wait_blocking(None);
@@ -63,12 +68,21 @@ impl Signals {
     ///
     /// # Errors
     /// The errors of [`Server::run_async`].
-    pub async fn run_async(self, server: &Server) -> Result<Report> {
+    pub async fn run_async(mut self, server: &Server) -> Result<Report> {
         if let Some(Err(error)) = server.cannot_wait() {
             return Err(error);
         }
+        self.catch_hangup_for(server)?;
         let _watching = self.watch(server);
         server.wait().await
+    }
+
+    fn catch_hangup_for(&mut self, server: &Server) -> Result<()> {
+        if !server.shared.options.reload_on_hup {
+            return Ok(());
+        }
+        let caught = self.0.catch_hangup();
+        caught.map_err(|error| Error::io("sigaction", error))
     }
 
     /// Makes the signals stop the server.
@@ -89,25 +103,47 @@ impl Signals {
             let_go(&caught);
             Ok::<_, io::Error>(())
         };
-        let task = server.shared.runtime.spawn(watch);
-        Watching { task, caught: kept }
+        let runtime = &server.shared.runtime;
+        let mut tasks = vec![runtime.spawn(watch)];
+        if server.shared.options.reload_on_hup {
+            tasks.push(runtime.spawn(reread_on_hangup(Arc::clone(&server.shared))));
+        }
+        Watching {
+            tasks,
+            caught: kept,
+        }
+    }
+}
+
+/// Reads the files of TLS again, whenever SIGHUP has come.
+async fn reread_on_hangup(shared: Arc<Shared>) -> io::Result<()> {
+    let hangups = HangupWatch::new()?;
+    loop {
+        hangups.next().await?;
+        let reader = Arc::clone(&shared);
+        // A file system that hangs must hold up neither this thread nor a stop.
+        match threads::apart("httpdown-tls", move || drop(reader.reread_tls())) {
+            // Signals that come meanwhile wait.
+            Ok(read) => drop(read.await),
+            Err(error) => shared.events.log(LogLevel::Error, error.to_string()),
+        }
     }
 }
 
 /// Signals are watched until this value is dropped, or the server has ended.
 struct Watching {
-    task: JoinHandle<io::Result<()>>,
-    caught: Arc<Mutex<Option<StopSignals>>>,
+    tasks: Vec<JoinHandle<io::Result<()>>>,
+    caught: Arc<Mutex<Option<RunSignals>>>,
 }
 
 /// Makes the signals do again what they did before.
-fn let_go(caught: &Mutex<Option<StopSignals>>) {
+fn let_go(caught: &Mutex<Option<RunSignals>>) {
     drop(caught.lock().unwrap_or_else(PoisonError::into_inner).take());
 }
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         let_go(&self.caught);
     }
 }

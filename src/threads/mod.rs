@@ -240,6 +240,22 @@ pub(crate) fn elsewhere<T: Send + 'static>(
     joined.unwrap_or(Err(Error::Panicked))
 }
 
+/// Runs `f` on a thread of its own that nobody joins, because `f` may hang. The answer never comes if `f` panics.
+pub(crate) fn apart<T: Send + 'static>(
+    name: &str,
+    f: impl FnOnce() -> T + Send + 'static,
+) -> Result<oneshot::Receiver<T>> {
+    let (answer, answered) = oneshot::channel();
+    let builder = thread::Builder::new().name(name.to_owned());
+    let body = move || {
+        sys::never_cancel();
+        contain(|| drop(answer.send(f())));
+    };
+    sys::with_signals_blocked(|| builder.spawn(body))
+        .map_err(|error| Error::io(format!("starting thread {name}"), error))?;
+    Ok(answered)
+}
+
 /// The moment that is `patience` from now.
 pub(crate) fn deadline(patience: Duration) -> Instant {
     // "For ever" is a year: an Instant cannot hold more on every system.

@@ -2,19 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use x509_cert::Certificate;
 use x509_cert::der::Decode;
 
 use crate::error::{Error, Result};
 
-use super::pem::sections;
+use super::pem::{PemFile, sections};
 use super::provider::{provider, sha256};
 use super::x509::{self, AltName};
 
@@ -29,9 +30,22 @@ pub struct ClientAuth {
     roots: Arc<RootCertStore>,
     /// The digests of the CA certificates.
     cas: BTreeSet<[u8; 32]>,
-    crls: Arc<[CertificateRevocationListDer<'static>]>,
+    /// Where these are from, if it is a file.
+    ca_file: Option<PemFile>,
+    crls: Vec<Crls>,
     verifier: Arc<dyn ClientCertVerifier>,
 }
+
+/// Certificate revocation lists that are from one text.
+#[derive(Clone)]
+struct Crls {
+    lists: Arc<[CertificateRevocationListDer<'static>]>,
+    file: Option<PemFile>,
+}
+
+/// What the texts are called in errors.
+const CAS: &str = "the CA bundle";
+const CRLS: &str = "the CRL bundle";
 
 impl ClientAuth {
     /// Every client must have a certificate that one of these CAs has issued, or the handshake fails. The CA
@@ -40,7 +54,16 @@ impl ClientAuth {
     /// # Errors
     /// [`Error::Tls`] if the PEM is empty, is malformed, or has no certificate; if a certificate cannot be used.
     pub fn required(ca_pem: &[u8]) -> Result<Self> {
-        Self::new(true, ca_pem)
+        Self::new(true, ca_pem, CAS, None)
+    }
+
+    /// Like [`ClientAuth::required`], from a file. Blocks while the file is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::OutOfResources`] if the file cannot be read; [`Error::InvalidArgument`] if the path is
+    /// PEM; else the errors of [`ClientAuth::required`]. The texts name the file.
+    pub fn required_from_file(ca: impl AsRef<Path>) -> Result<Self> {
+        Self::read(true, PemFile::new(CAS, ca.as_ref())?)
     }
 
     /// Like [`ClientAuth::required`], but a client may have no certificate. If it has one, one of the CAs must have
@@ -49,7 +72,15 @@ impl ClientAuth {
     /// # Errors
     /// The errors of [`ClientAuth::required`].
     pub fn optional(ca_pem: &[u8]) -> Result<Self> {
-        Self::new(false, ca_pem)
+        Self::new(false, ca_pem, CAS, None)
+    }
+
+    /// Like [`ClientAuth::optional`], from a file. Blocks while the file is read.
+    ///
+    /// # Errors
+    /// The errors of [`ClientAuth::required_from_file`].
+    pub fn optional_from_file(ca: impl AsRef<Path>) -> Result<Self> {
+        Self::read(false, PemFile::new(CAS, ca.as_ref())?)
     }
 
     /// Refuses certificates that one of these certificate revocation lists (PEM, `X509 CRL`) names. Further calls add
@@ -61,34 +92,84 @@ impl ClientAuth {
     ///
     /// # Errors
     /// [`Error::Tls`] if the PEM is empty, is malformed, or has no list; if a list cannot be used.
-    pub fn crls(mut self, pem: &[u8]) -> Result<Self> {
-        let more = sections(pem, "the CRL bundle", "certificate revocation list")?;
-        self.crls = self.crls.iter().cloned().chain(more).collect();
-        self.verifier = verifier(self.required, &self.roots, &self.crls)?;
+    pub fn crls(self, pem: &[u8]) -> Result<Self> {
+        self.with_crls(pem, CRLS, None)
+    }
+
+    /// Like [`ClientAuth::crls`], from a file. Blocks while the file is read.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::OutOfResources`] if the file cannot be read; [`Error::InvalidArgument`] if the path is
+    /// PEM; else the errors of [`ClientAuth::crls`]. The texts name the file.
+    pub fn crls_from_file(self, path: impl AsRef<Path>) -> Result<Self> {
+        self.read_crls(PemFile::new(CRLS, path.as_ref())?)
+    }
+
+    fn read_crls(self, file: PemFile) -> Result<Self> {
+        let name = file.name().to_owned();
+        self.with_crls(&file.read()?, &name, Some(file))
+    }
+
+    fn with_crls(mut self, pem: &[u8], name: &str, file: Option<PemFile>) -> Result<Self> {
+        let lists: Vec<_> = sections(pem, name, "certificate revocation list")?;
+        let lists = lists.into();
+        self.crls.push(Crls { lists, file });
+        self.verifier = verifier(self.required, &self.roots, &self.crls)
+            .map_err(|error| Error::Tls(format!("{name} cannot be used: {error}")))?;
         Ok(self)
     }
 
-    /// The settings without revocation lists.
-    fn new(required: bool, ca_pem: &[u8]) -> Result<Self> {
-        const NAME: &str = "the CA bundle";
-        let certificates: Vec<CertificateDer<'static>> = sections(ca_pem, NAME, "certificate")?;
+    pub(super) fn has_files(&self) -> bool {
+        self.ca_file.is_some() || self.crls.iter().any(|crls| crls.file.is_some())
+    }
+
+    /// The same, read again as far as it is from files.
+    pub(super) fn reread(&self) -> Result<Self> {
+        let mut next = match &self.ca_file {
+            Some(file) => Self::read(self.required, file.clone())?,
+            None => Self {
+                crls: Vec::new(),
+                ..self.clone()
+            },
+        };
+        for crls in &self.crls {
+            match &crls.file {
+                Some(file) => next = next.read_crls(file.clone())?,
+                None => next.crls.push(crls.clone()),
+            }
+        }
+        next.verifier = verifier(next.required, &next.roots, &next.crls)
+            .map_err(|error| cannot_be_checked(&error))?;
+        Ok(next)
+    }
+
+    fn read(required: bool, ca: PemFile) -> Result<Self> {
+        let name = ca.name().to_owned();
+        Self::new(required, &ca.read()?, &name, Some(ca))
+    }
+
+    /// The settings without revocation lists. `name` is what the text is called in errors.
+    fn new(required: bool, ca_pem: &[u8], name: &str, ca_file: Option<PemFile>) -> Result<Self> {
+        let certificates: Vec<CertificateDer<'static>> = sections(ca_pem, name, "certificate")?;
         let cas = certificates.iter().map(|der| sha256(der)).collect();
         let mut roots = RootCertStore::empty();
         for (number, der) in (1..).zip(certificates) {
             roots.add(der).map_err(|error| {
                 let why = x509::why(&error);
                 Error::Tls(format!(
-                    "certificate {number} of {NAME} cannot be used: {why}"
+                    "certificate {number} of {name} cannot be used: {why}"
                 ))
             })?;
         }
         let roots = Arc::new(roots);
-        let verifier = verifier(required, &roots, &[])?;
+        let verifier =
+            verifier(required, &roots, &[]).map_err(|error| cannot_be_checked(&error))?;
         Ok(Self {
             required,
             roots,
             cas,
-            crls: Arc::new([]),
+            ca_file,
+            crls: Vec::new(),
             verifier,
         })
     }
@@ -104,9 +185,13 @@ impl fmt::Debug for ClientAuth {
         f.debug_struct("ClientAuth")
             .field("required", &self.required)
             .field("cas", &self.cas.len())
-            .field("crls", &self.crls.len())
+            .field("crls", &lists(&self.crls).count())
             .finish_non_exhaustive()
     }
+}
+
+fn cannot_be_checked(error: &VerifierBuilderError) -> Error {
+    Error::Tls(format!("client certificates cannot be checked: {error}"))
 }
 
 /// A digest of all that decides which clients are accepted: whether certificates are asked for and required, the CAs,
@@ -119,7 +204,7 @@ pub(super) fn namespace(clients: Option<&ClientAuth>) -> [u8; 32] {
     let (mode, cas, crls) = match clients {
         None => (0, BTreeSet::new(), BTreeSet::new()),
         Some(clients) => {
-            let crls = clients.crls.iter().map(|der| sha256(der)).collect();
+            let crls = lists(&clients.crls).map(|der| sha256(der)).collect();
             (1 + u8::from(clients.required), clients.cas.clone(), crls)
         }
     };
@@ -137,23 +222,25 @@ pub(super) fn namespace(clients: Option<&ClientAuth>) -> [u8; 32] {
     sha256(&text)
 }
 
+fn lists(crls: &[Crls]) -> impl Iterator<Item = &CertificateRevocationListDer<'static>> {
+    crls.iter().flat_map(|crls| crls.lists.iter())
+}
+
 /// The check of rustls, with its defaults: all certificates of a chain are looked up in the lists, one without a list
 /// is refused, and expired lists count.
 fn verifier(
     required: bool,
     roots: &Arc<RootCertStore>,
-    crls: &[CertificateRevocationListDer<'static>],
-) -> Result<Arc<dyn ClientCertVerifier>> {
+    crls: &[Crls],
+) -> std::result::Result<Arc<dyn ClientCertVerifier>, VerifierBuilderError> {
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
-    let builder = builder.with_crls(crls.iter().cloned());
+    let builder = builder.with_crls(lists(crls).cloned());
     let builder = if required {
         builder
     } else {
         builder.allow_unauthenticated()
     };
-    builder
-        .build()
-        .map_err(|error| Error::Tls(format!("client certificates cannot be checked: {error}")))
+    builder.build()
 }
 
 /// The certificate of a client, which was verified when its session began. Cheap to clone.
@@ -363,11 +450,23 @@ mod tests {
         let none = "the CRL bundle contains no certificate revocation list";
         assert_eq!(text(clients.clone().crls(ca.pem().as_bytes())), none);
         let bad = b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
-        let found = text(clients.crls(bad));
+        let found = text(clients.clone().crls(bad));
         assert!(
-            found.starts_with("client certificates cannot be checked: "),
+            found.starts_with("the CRL bundle cannot be used: "),
             "{found}"
         );
+        let path = std::env::temp_dir().join("httpdown-no-such-file.pem");
+        let read = [
+            ClientAuth::required_from_file(&path),
+            ClientAuth::optional_from_file(&path),
+            clients.crls_from_file(&path),
+        ];
+        for read in read {
+            let found = read.unwrap_err().to_string();
+            assert!(found.contains("httpdown-no-such-file.pem"), "{found}");
+        }
+        let found = ClientAuth::required_from_file(ca.pem()).unwrap_err();
+        assert!(!found.to_string().contains("BEGIN"), "{found}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How a server speaks TLS now: what its connections share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use rustls::ServerConfig;
@@ -33,6 +33,8 @@ pub(crate) struct Context {
     /// Whole: certificates, keys and the clients' certificates change together or not at all.
     generation: RwLock<Arc<Generation>>,
     reloads: AtomicU64,
+    /// So that of two that read the files, the later one has the newer files.
+    rereading: Mutex<()>,
     keys: Arc<KeyRing>,
     limits: Limits,
     turns: Semaphore,
@@ -54,6 +56,7 @@ impl Context {
         Ok(Self {
             generation: RwLock::new(Arc::new(generation)),
             reloads: AtomicU64::new(0),
+            rereading: Mutex::default(),
             keys,
             limits,
             turns: Semaphore::new(limits.handshakes),
@@ -63,10 +66,32 @@ impl Context {
 
     /// From now on, new connections get this. If it cannot be used, nothing changes.
     pub(crate) fn reload(&self, tls: &Tls) -> Result<()> {
+        self.replace(tls, None)
+    }
+
+    /// Like [`Context::reload`], with the settings of now, whose files are read again. Blocks meanwhile.
+    pub(crate) fn reread(&self) -> Result<()> {
+        let _turn = self
+            .rereading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = self.now();
+        if !now.settings.has_files() {
+            let why = "nothing of the TLS settings is from files that could be read again";
+            return Err(Error::Unsupported(why.into()));
+        }
+        self.replace(&now.settings.reread()?, Some(&now))
+    }
+
+    /// Does nothing if there is something newer already than what this is made of.
+    fn replace(&self, tls: &Tls, made_of: Option<&Arc<Generation>>) -> Result<()> {
         let next = Arc::new(generation(tls, &self.keys)?);
         // Whoever reloads at the same time waits, so that nobody gets the keys of one and the certificates of another.
         let now = self.generation.write();
         let mut now = now.unwrap_or_else(PoisonError::into_inner);
+        if made_of.is_some_and(|old| !Arc::ptr_eq(old, &now)) {
+            return Ok(());
+        }
         if let Some(keys) = &tls.ticket_keys {
             self.keys.set(keys)?;
         }

@@ -1,7 +1,6 @@
 //! Certificates and their keys, checked when they are read.
 
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +14,7 @@ use x509_cert::time::Validity;
 
 use crate::error::{Error, Result};
 
-use super::pem::sections;
+use super::pem::{PemFile, sections};
 use super::provider::provider;
 use super::x509::{self, AltName};
 
@@ -30,6 +29,8 @@ use super::x509::{self, AltName};
 pub struct Identity(Arc<Inner>);
 
 struct Inner {
+    /// The chain's and the key's, if both are from files.
+    files: Option<[PemFile; 2]>,
     key: Arc<CertifiedKey>,
     names: Vec<String>,
     /// The name of the chain in texts.
@@ -38,6 +39,10 @@ struct Inner {
     chain: Vec<Link>,
     not_after: SystemTime,
 }
+
+/// What the texts are called in errors.
+const CHAIN: &str = "the certificate chain";
+const KEY: &str = "the private key";
 
 /// What warnings need of a certificate of the chain.
 struct Link {
@@ -57,36 +62,47 @@ impl Identity {
     /// encrypted, has an unsupported type or does not fit the certificate; if a certificate cannot be read or is not
     /// issued by the next one.
     pub fn from_pem(chain: &[u8], key: &[u8]) -> Result<Self> {
-        Self::new(chain, "the certificate chain", key, "the private key")
+        Self::new([chain, key], [CHAIN, KEY], None)
     }
 
     /// Like [`Identity::from_pem`], from files. One file may hold both: then give its path twice. Blocks while the
     /// files are read.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::OutOfResources`] if a file cannot be read; else the errors of [`Identity::from_pem`]. The texts name the file.
+    /// [`Error::Io`] or [`Error::OutOfResources`] if a file cannot be read; [`Error::InvalidArgument`] if a path is PEM;
+    /// else the errors of [`Identity::from_pem`]. The texts name the file.
     pub fn from_pem_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self> {
-        let (chain, key) = (chain.as_ref(), key.as_ref());
-        // What is a secret must not get into an error's text.
-        if [chain, key].map(|path| path.to_string_lossy().contains("-----BEGIN")) != [false; 2] {
-            let why = "what is given for a path is PEM: use Identity::from_pem";
-            return Err(Error::InvalidArgument(why.into()));
-        }
-        let chain_name = format!("the certificate chain {:?}", chain.to_string_lossy());
-        let key_name = format!("the private key {:?}", key.to_string_lossy());
-        let read = |path: &Path, name: &str| {
-            fs::read(path).map_err(|error| Error::io(format!("cannot read {name}"), error))
-        };
+        let chain = PemFile::new(CHAIN, chain.as_ref())?;
+        Self::read([chain, PemFile::new(KEY, key.as_ref())?])
+    }
+
+    fn read(files: [PemFile; 2]) -> Result<Self> {
+        let [chain, key] = &files;
+        let texts = [chain.read()?, key.read()?];
+        let names = [chain.name().to_owned(), key.name().to_owned()];
+        let [chain_name, key_name] = &names;
         Self::new(
-            &read(chain, &chain_name)?,
-            &chain_name,
-            &read(key, &key_name)?,
-            &key_name,
+            texts.each_ref().map(Vec::as_slice),
+            [chain_name, key_name],
+            Some(files),
         )
     }
 
-    /// Reads and checks both texts. The names are those of the texts, for errors.
-    fn new(chain_pem: &[u8], chain_name: &str, key_pem: &[u8], key_name: &str) -> Result<Self> {
+    pub(super) fn has_files(&self) -> bool {
+        self.0.files.is_some()
+    }
+
+    /// The same, read again if it is from files.
+    pub(super) fn reread(&self) -> Result<Self> {
+        self.0.files.clone().map_or(Ok(self.clone()), Self::read)
+    }
+
+    /// Reads and checks the texts of the chain and of the key. The names are those of the texts, for errors.
+    fn new(
+        [chain_pem, key_pem]: [&[u8]; 2],
+        [chain_name, key_name]: [&str; 2],
+        files: Option<[PemFile; 2]>,
+    ) -> Result<Self> {
         // The key comes first. If one text holds both, an encrypted key is found before it is taken for bad base64.
         let key = private_key(key_pem, key_name)?;
         let chain: Vec<CertificateDer<'static>> = sections(chain_pem, chain_name, "certificate")?;
@@ -107,6 +123,7 @@ impl Identity {
             return Err(Error::Tls(format!("{chain_name} contains no certificate")));
         };
         Ok(Self(Arc::new(Inner {
+            files,
             key: Arc::new(key),
             names: host_names(leaf),
             place: chain_name.to_owned(),
@@ -307,6 +324,7 @@ fn host_names(certificate: &Certificate) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::time::{Duration, UNIX_EPOCH};
 
     use rcgen::{CustomExtension, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, date_time_ymd};

@@ -126,6 +126,22 @@ impl Tls {
         self
     }
 
+    /// Whether anything is from files.
+    pub(crate) fn has_files(&self) -> bool {
+        self.identities.iter().any(Identity::has_files)
+            || self.clients.as_ref().is_some_and(ClientAuth::has_files)
+    }
+
+    /// The same settings, with all that is from files read again.
+    fn reread(&self) -> Result<Self> {
+        let identities = self.identities.iter().map(Identity::reread);
+        Ok(Self {
+            identities: identities.collect::<Result<_>>()?,
+            clients: self.clients.as_ref().map(ClientAuth::reread).transpose()?,
+            ..self.clone()
+        })
+    }
+
     /// What session tickets are bound to: a digest of all that decides which clients are accepted. It is the same in
     /// all processes with the same settings.
     fn namespace(&self) -> [u8; 32] {
@@ -171,7 +187,10 @@ impl Tls {
 
         Ok(Generation {
             config: Arc::new(config),
-            identities: self.identities.clone(),
+            settings: Self {
+                ticket_keys: None,
+                ..self.clone()
+            },
         })
     }
 }
@@ -181,7 +200,8 @@ impl Tls {
 struct Generation {
     /// The settings for rustls.
     config: Arc<ServerConfig>,
-    identities: Vec<Identity>,
+    /// Without the ticket keys, which are secret, and are the [`KeyRing`]'s.
+    settings: Tls,
 }
 
 /// How long before a certificate ends that is worth a warning. A renewal that comes in time comes earlier: Let's Encrypt
@@ -191,14 +211,14 @@ const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 impl Generation {
     /// When the first of the server's own certificates ends.
     fn not_after(&self) -> SystemTime {
-        let ends = self.identities.iter().map(Identity::not_after);
+        let ends = self.settings.identities.iter().map(Identity::not_after);
         ends.min().unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     /// What a person should know of the certificates at that time.
     fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
-        for identity in &self.identities {
+        for identity in &self.settings.identities {
             warnings.extend(identity.warnings(now));
             if let Ok(left) = identity.not_after().duration_since(now)
                 && left < SOON

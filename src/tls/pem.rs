@@ -1,8 +1,45 @@
 //! Reads PEM texts, and says what is wrong with them.
 
+use std::fs;
+use std::path::{self, Path, PathBuf};
+
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 
 use crate::error::{Error, Result};
+
+/// A file with a PEM text.
+#[derive(Clone, Debug)]
+pub(super) struct PemFile {
+    path: PathBuf,
+    /// What the text is called in errors.
+    name: String,
+}
+
+impl PemFile {
+    /// `what` says what the text is for. The path is resolved now, because the file may be read again when the program
+    /// has another working directory.
+    pub(super) fn new(what: &str, given: &Path) -> Result<Self> {
+        let text = given.to_string_lossy();
+        // What is a secret must not get into an error's text.
+        if text.contains("-----BEGIN") {
+            let why = format!("what is given for the path of {what} is PEM itself");
+            return Err(Error::InvalidArgument(why));
+        }
+        let name = format!("{what} {text:?}");
+        match path::absolute(given) {
+            Ok(path) => Ok(Self { path, name }),
+            Err(error) => Err(Error::io(format!("cannot read {name}"), error)),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn read(&self) -> Result<Vec<u8>> {
+        fs::read(&self.path).map_err(|error| Error::io(format!("cannot read {}", self.name), error))
+    }
+}
 
 /// All sections of one kind, at least one. `text` names the PEM text in errors, and `kind` the sections.
 ///

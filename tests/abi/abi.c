@@ -53,7 +53,8 @@ AT(httpdown_options, keep_alive_header, 188);
 AT(httpdown_options, second_signal_ms, 192);
 AT(httpdown_options, reuse_port, 196);
 AT(httpdown_options, tls, 200);
-SIZE(httpdown_options, 208);
+AT(httpdown_options, reload_on_hup, 208);
+SIZE(httpdown_options, 216);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 224);

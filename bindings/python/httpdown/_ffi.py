@@ -194,6 +194,8 @@ class Options(ctypes.Structure):
         ("second_signal_ms", c_uint32),
         ("reuse_port", c_int),
         ("tls", c_void_p),
+        ("reload_on_hup", c_int),
+        ("reserved", c_uint32),
         # options: end fields
     ]
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import math
 import os
+import queue
 import signal
 import socket
 import sys
@@ -240,6 +241,10 @@ class Server:
       its own. So workers can be restarted one by one, and no client is lost. All processes that
       listen there must set this option, and none of them is told any more that the address is in
       use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: False.
+    - `reload_on_hup`: True: for `run`: SIGHUP reads the files of `tls` again (certificates, keys,
+      CAs, revocation lists), and new connections get what was read. If anything cannot be used, all
+      stays as it was, and the log says why. By default, SIGHUP does what it did before, so it
+      mostly ends the program. Needs `tls`, with at least one file. Default: False.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`
     and `on_log(level, text)` are called for events, one after the other, in one thread, which
@@ -282,6 +287,7 @@ class Server:
         keep_alive_header: bool = False,
         second_signal: float | None = None,
         reuse_port: bool = False,
+        reload_on_hup: bool = False,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -314,6 +320,7 @@ class Server:
                 name = f"bump_{kind.name.lower()}"
                 self._bump[kind] = _reports.plain(f"stats.{name}", getattr(stats, name))
         self._second_signal = _DEFAULT_SECOND_SIGNAL if second_signal is None else second_signal
+        self._reload_on_hup = bool(reload_on_hup)
         wanted = {
             EventKind.STAT: stats,
             EventKind.CONN: on_conn_state,
@@ -354,6 +361,7 @@ class Server:
             keep_alive_header=bool(keep_alive_header),
             second_signal_ms=_arguments.milliseconds("second_signal", second_signal),
             reuse_port=bool(reuse_port),
+            reload_on_hup=bool(reload_on_hup),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,
@@ -489,7 +497,7 @@ class Server:
         _ffi.httpdown_report(handle.pointer, ctypes.byref(raw))
         return Report._of(raw)
 
-    def reload_tls(self, tls: Tls) -> None:
+    def reload_tls(self, tls: Tls | None = None) -> None:
         """Gives new connections these certificates and keys, and these checks of clients.
 
         Open connections keep theirs. Everything is checked first, and changes together or not at
@@ -497,17 +505,21 @@ class Server:
         they were when the server began. So do ticket keys, unless `tls` has some. Blocks only to
         read the files.
 
+        Without `tls`, the files of the settings that the server has are read again, because they
+        were renewed in their places. What is in memory stays as it is. The log (`on_log`) then says
+        what came of it, too. The option `reload_on_hup` has `run` do this on SIGHUP.
+
         Raises TlsError (something cannot be used), IOFailed and PermissionDenied (a file cannot be
-        read), Unsupported (the server does not speak TLS), Stopped (the server was closed), Forked;
-        ValueError (InvalidArgument too) and TypeError.
+        read), Unsupported (the server does not speak TLS; without `tls`: nothing is from files),
+        Stopped (the server was closed), Forked; ValueError (InvalidArgument too) and TypeError.
         """
-        raw = _tls.to_c(tls)
+        raw = None if tls is None else _tls.to_c(tls)
         handle = self._handle
         if handle is None:
             raise _ffi.failure(Status.STOPPED)
         why = ctypes.create_string_buffer(512)
         status = _ffi.httpdown_tls_reload(
-            handle.pointer, ctypes.byref(raw), why, ctypes.sizeof(why)
+            handle.pointer, None if raw is None else ctypes.byref(raw), why, ctypes.sizeof(why)
         )
         if status != Status.OK:
             raise _ffi.failure(status, why.value.decode("utf-8", "replace"))
@@ -632,8 +644,8 @@ class Server:
         self._check_serves()
         if started is not None:
             _reports.plain("started", started)
-        with _StopSignals() as signals:
-            signals.stop(self)
+        with _RunSignals() as signals:
+            signals.serve(self)
             if started is not None:
                 started(self)
             return self.wait()
@@ -735,10 +747,10 @@ def run(
     """
     if started is not None:
         _reports.plain("started", started)
-    with _StopSignals() as signals:
+    with _RunSignals() as signals:
         server = Server(handler, bind, **options)
         try:
-            signals.stop(server)
+            signals.serve(server)
             if started is not None:
                 started(server)
             return server.wait()
@@ -746,8 +758,11 @@ def run(
             server.close()
 
 
-class _StopSignals:
-    """While this context is entered, SIGTERM and SIGINT stop the server, as soon as it exists."""
+class _RunSignals:
+    """While this context is entered, SIGTERM and SIGINT stop the server, as soon as it exists.
+
+    SIGHUP has it read its TLS files again, if it wants that.
+    """
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -757,27 +772,40 @@ class _StopSignals:
         self._last = -math.inf
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._blocked: set[int] = set()
+        # True for each SIGHUP; False at the end. (`put` may be called in a signal handler.)
+        self._hangups: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def __enter__(self) -> _StopSignals:
+    def __enter__(self) -> _RunSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
                 continue
-            self._old[number] = signal.signal(number, self._on_signal)
-        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old)
-        self._blocked = before & set(self._old)
+            self._catch(number)
         return self
 
-    def stop(self, server: Server) -> None:
+    def _catch(self, number: int) -> None:
+        self._old[number] = signal.signal(number, self._on_signal)
+        self._blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]) & {number}
+
+    def serve(self, server: Server) -> None:
         """Sets the server that signals stop. A signal that has come already stops it, too."""
         self._server = server
         if self._seen > 0:
             server.stop_begin()
+        if server._reload_on_hup:
+            # Not joined, because a file system may hang.
+            threading.Thread(
+                target=_reread_tls, args=(server, self._hangups), name="httpdown-tls", daemon=True
+            ).start()
+            self._catch(signal.SIGHUP)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
             # A forked child has nothing to stop, so the signal gets its earlier effect.
             self._restore()
             os.kill(os.getpid(), number)
+            return
+        if number == signal.SIGHUP:
+            self._hangups.put(True)
             return
         now = time.monotonic()
         if self._server is None:
@@ -809,6 +837,17 @@ class _StopSignals:
         # effect now.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._restore()
+        self._hangups.put(False)
+
+
+def _reread_tls(server: Server, hangups: queue.SimpleQueue[bool]) -> None:
+    while hangups.get():
+        # Signals that have come meanwhile count as one.
+        while not hangups.empty():
+            if not hangups.get():
+                return
+        with contextlib.suppress(HttpdownError):  # the log says it
+            server.reload_tls()
 
 
 def _check_threading() -> None:

@@ -43,9 +43,9 @@ class Certificate(_Settings):
     """A certificate chain and its private key, in PEM, for `Tls.more`.
 
     Each of the two is in a file (`cert_file`, `key_file`), or in memory (`cert`, `key`): set one of
-    these. One file may hold both: then give its path twice. The chain begins with the server's own
-    certificate; each certificate was issued by the next. The key is ECDSA, Ed25519, or RSA of at
-    least 2,048 bits, and not encrypted.
+    these. One file may hold both: then give its path twice. (Only if both are in files, they can be
+    read again.) The chain begins with the server's own certificate; each certificate was issued by
+    the next. The key is ECDSA, Ed25519, or RSA of at least 2,048 bits, and not encrypted.
 
     Raises TypeError and ValueError. The files are read when a server gets the certificate.
     """

@@ -9,6 +9,7 @@ import http.client
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import ssl
@@ -321,6 +322,56 @@ def test_a_reload_is_for_new_connections(authority: Authority, localhost: Pair) 
         with pytest.raises(ssl.SSLError):
             served_by()
     assert len(seen) == 4
+
+
+def test_a_reload_without_settings_reads_the_files_again(
+    authority: Authority, localhost: Pair, tmp_path: Path
+) -> None:
+    renewed = authority.issue("renewed again", names="DNS:localhost")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def put(cert_of: Pair, key_of: Pair) -> None:
+        shutil.copy(cert_of.cert, cert)
+        shutil.copy(key_of.key, key)
+
+    def served_by() -> bytes:
+        with secure(server, trusting(authority)) as connection:
+            assert get(connection).status == 200
+            found: bytes = connection.sock.getpeercert(binary_form=True)
+            return found
+
+    logged: list[str] = []
+    put(localhost, localhost)
+    settings = Tls(cert_file=str(cert), key_file=str(key))
+
+    def on_log(_level: httpdown.LogLevel, text: str) -> None:
+        logged.append(text)
+
+    with Server(hello, any_address(), tls=settings, on_log=on_log) as server:
+        assert served_by() == localhost.der
+        put(renewed, renewed)
+        server.reload_tls()
+        assert served_by() == renewed.der
+        put(renewed, localhost)
+        with pytest.raises(httpdown.TlsError, match="does not fit certificate 1"):
+            server.reload_tls()
+        cert.unlink()
+        with pytest.raises(httpdown.IOFailed, match=re.escape(str(cert))):
+            server.reload_tls()
+        assert served_by() == renewed.der
+    told = [text for text in logged if "TLS" in text]
+    assert told[0] == "the TLS files were read again"
+    assert [text.startswith("the TLS settings stay as they are: ") for text in told[1:]] == [True] * 2
+
+
+def test_only_files_can_be_read_again(localhost: Pair) -> None:
+    in_memory = Tls(cert=localhost.cert.read_bytes(), key=localhost.key.read_bytes())
+    with Server(hello, any_address(), tls=in_memory) as server:
+        with pytest.raises(httpdown.Unsupported, match="from files"):
+            server.reload_tls()
+    for tls in (None, in_memory):
+        with pytest.raises(httpdown.InvalidArgument, match="reload_on_hup is set, but"):
+            Server(hello, any_address(), tls=tls, reload_on_hup=True)
 
 
 def test_a_reload_needs_a_server_with_tls(localhost: Pair) -> None:
