@@ -1,4 +1,5 @@
-/* The server for benchmarks and test suites: "Hello, World!" everywhere, POST /echo, GET /bytes/N, GET /sleep/MS. */
+/* The server for benchmarks and test suites: "Hello, World!" everywhere, POST /echo, POST /upload, GET /bytes/N,
+ * GET /sleep/MS. */
 #define _POSIX_C_SOURCE 200809L
 #include <httpdown.h>
 #include <pthread.h>
@@ -29,6 +30,16 @@ static void echo(httpdown_request *request) {
         }
     }
     httpdown_reply_finish(request);
+}
+
+/* Reads the body to its end, and keeps nothing of it. */
+static void upload(httpdown_request *request) {
+    char buffer[65536];
+    size_t count = 1;
+    int status = 0;
+    while (status == 0 && count > 0) status = httpdown_request_read(request, buffer, sizeof buffer, &count);
+    if (status == 0) httpdown_reply_text(request, 200, "Hello, World!");
+    else httpdown_reply_abort(request);
 }
 
 static void bytes(httpdown_request *request, uint64_t count) {
@@ -79,6 +90,7 @@ static void *slowly(void *user_data) {
     httpdown_bytes path = httpdown_request_path(request);
     uint64_t value;
     if (httpdown_bytes_equal(path, "/echo")) echo(request);
+    else if (httpdown_bytes_equal(path, "/upload")) upload(request);
     else if (!number(path, &value)) httpdown_reply_text(request, 400, "not a number\n");
     else if (starts_with(path, "/bytes/")) bytes(request, value);
     else pause_and_say_hello(request, value);
@@ -91,8 +103,9 @@ static void on_request(httpdown_request *request, void *user_data) {
     httpdown_bytes method = httpdown_request_method(request), path = httpdown_request_path(request);
     httpdown_bytes host = httpdown_request_header(request, "host");
     (void)host;
-    bool is_echo = httpdown_bytes_equal(path, "/echo") && httpdown_bytes_equal(method, "POST");
-    if (!is_echo && !starts_with(path, "/bytes/") && !starts_with(path, "/sleep/")) {
+    bool has_body = httpdown_bytes_equal(path, "/echo") || httpdown_bytes_equal(path, "/upload");
+    has_body = has_body && httpdown_bytes_equal(method, "POST");
+    if (!has_body && !starts_with(path, "/bytes/") && !starts_with(path, "/sleep/")) {
         httpdown_reply_text(request, 200, "Hello, World!");
         return;
     }
@@ -144,6 +157,7 @@ int main(int argc, char **argv) {
         }
     }
     options.tls = cli_tls_settings();
+    options.reload_on_hup = options.tls != NULL;
     options.dispatch = dispatch;
     options.handler = dispatch == HTTPDOWN_DISPATCH_QUEUE ? NULL : on_request;
     char error[256];

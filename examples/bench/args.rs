@@ -47,6 +47,13 @@ Every server answers every request with 13 bytes. Servers take turns; figures ar
 how many times hyper's, measured in the same rounds. Server and clients share one core where CPU time is measured.
 A server or a tool that is not there is named and skipped. To be run in the root of the source tree.
 
+With TLS, all servers have the same certificate, with an ECDSA key on P-256 (`make certs`). The client offers only
+TLS 1.3, TLS_AES_128_GCM_SHA256 and X25519, so that all servers do the same work, whatever they prefer. It checks no
+signature. Each handshake brings one ticket. In tls-ka64, server and clients share one core, too. In the others, the
+server has that core, and the client has the rest: then a rate says what the server can do, unless the client takes more
+CPU time than the server. CPU time is the steadier figure. tls-up: nginx discards the body, which decrypts it; the
+others read it.
+
     bench --only instructions --servers ours-inline,ours-rust,hyper
 
 OPTIONS

@@ -1,12 +1,15 @@
 //! The clients: one thread, one epoll, as little work as possible, because client and server share a core.
 
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::time::{ClockId, Timespec, clock_gettime};
+
+use crate::link::Link;
+use crate::tls::Tls;
 
 /// What every server answers: the end of the head, and the body.
 const END: &[u8] = b"\r\n\r\nHello, World!";
@@ -83,6 +86,7 @@ pub(crate) fn percentile(sorted: &[Duration], part: f64) -> Duration {
 #[derive(Debug)]
 pub(crate) struct Clients {
     addr: SocketAddr,
+    tls: Option<Tls>,
     load: Load,
     /// `depth` requests.
     message: Vec<u8>,
@@ -95,7 +99,7 @@ pub(crate) struct Clients {
 #[derive(Debug)]
 struct Connection {
     /// None between two lives.
-    socket: Option<TcpStream>,
+    link: Option<Link>,
     input: Vec<u8>,
     /// Requests without a whole answer.
     open: usize,
@@ -105,12 +109,22 @@ struct Connection {
 impl Clients {
     /// Connects, unless each request brings its own connection.
     pub(crate) fn new(addr: SocketAddr, load: Load) -> io::Result<Self> {
+        Self::over(None, addr, load)
+    }
+
+    /// The same, with TLS. The handshakes come with the first requests.
+    pub(crate) fn with_tls(tls: &Tls, addr: SocketAddr, load: Load) -> io::Result<Self> {
+        Self::over(Some(tls.clone()), addr, load)
+    }
+
+    fn over(tls: Option<Tls>, addr: SocketAddr, load: Load) -> io::Result<Self> {
         let close = ["", "Connection: close\r\n"][usize::from(load.lives == Lives::Closed)];
         let request = format!(
             "GET / HTTP/1.1\r\nHost: {addr}\r\nUser-Agent: bench\r\nAccept: */*\r\n{close}\r\n"
         );
         let mut clients = Self {
             addr,
+            tls,
             load,
             message: request.repeat(load.depth).into_bytes(),
             length: 0,
@@ -119,7 +133,7 @@ impl Clients {
         };
         for place in 0..load.connections {
             clients.connections.push(Connection {
-                socket: None,
+                link: None,
                 input: Vec::new(),
                 open: 0,
                 since: Instant::now(),
@@ -129,6 +143,11 @@ impl Clients {
             }
         }
         Ok(clients)
+    }
+
+    /// How many connections they have at a time.
+    pub(crate) fn count(&self) -> usize {
+        self.connections.len()
     }
 
     /// Asks COUNT times, rounded up to whole writes. Each answer is whole, has the status 200 and the right body, or
@@ -169,17 +188,15 @@ impl Clients {
 
     /// Whether the server has yet to close a connection.
     fn is_closing(&self) -> bool {
-        let there = |connection: &Connection| connection.socket.is_some();
+        let there = |connection: &Connection| connection.link.is_some();
         self.load.lives == Lives::Closed && self.connections.iter().any(there)
     }
 
     fn connect(&mut self, place: usize) -> io::Result<()> {
-        let socket = TcpStream::connect(self.addr)?;
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+        let link = Link::connect(self.addr, self.tls.as_ref())?;
         let data = EventData::new_u64(place as u64);
-        epoll::add(&self.epoll, &socket, data, EventFlags::IN)?;
-        self.connections[place].socket = Some(socket);
+        epoll::add(&self.epoll, &link, data, EventFlags::IN)?;
+        self.connections[place].link = Some(link);
         Ok(())
     }
 
@@ -190,15 +207,14 @@ impl Clients {
         }
         *unsent -= self.load.depth;
         let since = Instant::now();
-        if self.connections[place].socket.is_none() {
+        if self.connections[place].link.is_none() {
             self.connect(place)?;
         }
         let connection = &mut self.connections[place];
         connection.open = self.load.depth;
         connection.since = since;
-        // A few KB, into an empty buffer: all or nothing.
-        match connection.socket.as_mut() {
-            Some(socket) => socket.write_all(&self.message),
+        match connection.link.as_mut() {
+            Some(link) => link.write_all(&self.message),
             None => Err(ErrorKind::NotConnected.into()),
         }
     }
@@ -206,11 +222,11 @@ impl Clients {
     /// Reads what is there. Whether nothing is to be waited for any more.
     fn receive(&mut self, place: usize, latencies: &mut Vec<Duration>) -> io::Result<bool> {
         let connection = &mut self.connections[place];
-        let Some(mut socket) = connection.socket.as_ref() else {
+        let Some(link) = connection.link.as_mut() else {
             return Ok(false);
         };
         let mut buffer = [0; 16384];
-        let count = match socket.read(&mut buffer) {
+        let count = match link.read(&mut buffer) {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
             Err(error) => return Err(error),
@@ -219,7 +235,7 @@ impl Clients {
             if connection.open > 0 || self.load.lives != Lives::Closed {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
-            connection.socket = None;
+            connection.link = None;
             return Ok(true);
         }
         // Answers that come whole are looked at where they are.
@@ -250,7 +266,7 @@ impl Clients {
         match self.load.lives {
             Lives::Long => Ok(true),
             Lives::Short => {
-                connection.socket = None;
+                connection.link.take().map_or(Ok(()), Link::close)?;
                 Ok(true)
             }
             // The server closes it: its FIN is part of what a client waits for.
@@ -275,32 +291,41 @@ pub(crate) fn answer(input: &[u8], usual: &mut usize) -> io::Result<Option<usize
     }
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);
-    let wrong = |what: String| Err(io::Error::new(ErrorKind::InvalidData, what));
     let head = match response.parse(input) {
         Ok(httparse::Status::Complete(head)) => head,
         Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return wrong(format!("no answer: {error}")),
+        Err(error) => return Err(wrong(format!("no answer: {error}"))),
     };
-    if response.code != Some(200) {
-        return wrong(format!("an answer with the status {:?}", response.code));
-    }
-    let named = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case("content-length");
-    let length = response.headers.iter().find(named);
-    let length = length.and_then(|header| str::from_utf8(header.value).ok()?.parse::<usize>().ok());
-    let Some(length) = length else {
-        return wrong("an answer without Content-Length".into());
-    };
+    let length = body_length(&response)?;
     if input.len() < head + length {
         return Ok(None);
     }
     if input[head..head + length] != END[4..] {
-        return wrong("an answer with another body".into());
+        return Err(wrong("an answer with another body".into()));
     }
     *usual = head + length;
     Ok(Some(*usual))
 }
 
-fn own_cpu() -> Duration {
+/// The length of the body. Only answers with the status 200 are good.
+pub(crate) fn body_length(response: &httparse::Response<'_, '_>) -> io::Result<usize> {
+    if response.code != Some(200) {
+        let status = response.code;
+        return Err(wrong(format!("an answer with the status {status:?}")));
+    }
+    let named = |header: &&httparse::Header<'_>| header.name.eq_ignore_ascii_case("content-length");
+    let length = response.headers.iter().find(named);
+    length
+        .and_then(|header| str::from_utf8(header.value).ok()?.parse().ok())
+        .ok_or_else(|| wrong("an answer without Content-Length".into()))
+}
+
+pub(crate) fn wrong(what: String) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what)
+}
+
+/// The CPU time of this thread: of the clients.
+pub(crate) fn own_cpu() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
 }

@@ -22,7 +22,7 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
-    pub(crate) fn program(self) -> &'static str {
+    pub(crate) const fn program(self) -> &'static str {
         match self {
             Self::Callgrind => "valgrind",
             Self::Strace => "strace",

@@ -1,7 +1,8 @@
 //! `bench` measures what a request costs: in httpdown, in the hyper below it, and in other servers.
 //!
 //! Figures of time are noisy, and depend on the machine; so servers take turns, and are compared with hyper in the same
-//! rounds. Instructions and system calls are counted, and steady. `bench --help` lists what there is to measure.
+//! rounds. Instructions and system calls are counted, and steady. Some servers are measured with TLS, too: what they
+//! agree on is the same for all. `bench --help` lists what there is to measure.
 //!
 //! ```text
 //! cargo run --release --example bench -- --only ka64 --servers ours-inline,hyper
@@ -14,12 +15,15 @@ mod chart;
 mod client;
 mod count;
 mod gate;
+mod link;
 mod measure;
 mod paced;
 mod process;
 mod report;
 mod results;
 mod servers;
+mod tls;
+mod transfer;
 
 use std::error::Error;
 use std::fs;
@@ -74,15 +78,8 @@ fn measure(options: &Options) -> Result<bool> {
     }
     let (mut results, mut good) = (Results::default(), true);
     for measurement in &options.measurements {
-        if let Some(tool) = measurement
-            .tool
-            .filter(|tool| !servers::is_installed(tool.program()))
-        {
-            eprintln!(
-                "skipped: {}: there is no {}",
-                measurement.name,
-                tool.program()
-            );
+        if let Some(missing) = measurement.needs.filter(|need| !servers::is_there(need)) {
+            eprintln!("skipped: {}: there is no {missing}", measurement.name);
             continue;
         }
         let specs: Vec<_> = there

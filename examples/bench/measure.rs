@@ -1,16 +1,20 @@
 //! What is measured.
 
+use std::fs::{self, File};
+use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::Result;
-use crate::client::{Clients, Lives, Load, percentile};
+use crate::client::{Clients, Lives, Load, own_cpu, percentile};
 use crate::count::Tool;
 use crate::paced;
-use crate::process::Cpus;
+use crate::process::{Cpus, Server};
 use crate::servers::{SERVERS, Spec};
+use crate::tls::{CERTIFICATE, Sessions, Tls};
+use crate::transfer::{BODY, Transfer};
 
 /// A figure's name and value.
 pub(crate) type Figure = (&'static str, f64);
@@ -24,8 +28,8 @@ pub(crate) struct Measurement {
     pub(crate) run: fn(&Bench, &Spec) -> Result<Vec<Figure>>,
     /// For which servers it makes sense.
     pub(crate) applies: fn(&Spec) -> bool,
-    /// The program that it needs.
-    pub(crate) tool: Option<Tool>,
+    /// The program or the file that it needs.
+    pub(crate) needs: Option<&'static str>,
     pub(crate) turns: Turns,
 }
 
@@ -65,7 +69,7 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
             ])
         },
         applies: |spec| spec.in_valgrind,
-        tool: Some(Tool::Callgrind),
+        needs: Some(Tool::Callgrind.program()),
         turns: Turns::Once,
     },
     Measurement {
@@ -84,7 +88,7 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
             ])
         },
         applies: |_| true,
-        tool: Some(Tool::Strace),
+        needs: Some(Tool::Strace.program()),
         turns: Turns::Once,
     },
     timed(
@@ -152,7 +156,7 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
         about: "what an idle server has in memory, and how often it wakes: without connections, and with 100",
         run: idle,
         applies: |_| true,
-        tool: None,
+        needs: None,
         turns: Turns::Together,
     },
     Measurement {
@@ -160,7 +164,7 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
         about: "memory of an idle connection, of 10,000",
         run: connections,
         applies: |spec| spec.takes_many,
-        tool: None,
+        needs: None,
         turns: Turns::Once,
     },
     Measurement {
@@ -168,8 +172,52 @@ pub(crate) static MEASUREMENTS: &[Measurement] = &[
         about: "memory of an idle connection, of 1,000 that come little by little, when it has been idle for seconds",
         run: connections_slowly,
         applies: |spec| spec.takes_many,
-        tool: None,
+        needs: None,
         turns: Turns::Together,
+    },
+    tls(
+        "tls-ka64",
+        "TLS, CPU a request: 64 connections, one request after the other",
+        |bench, spec| {
+            bench.cpus.share_one()?;
+            let figures = tls_load(spec, Load::keep_alive(64, 1), bench.scaled(40_000.0));
+            bench.cpus.use_all()?;
+            Ok(TLS_KA64.into_iter().zip(figures?).collect())
+        },
+    ),
+    tls(
+        "tls-handshakes",
+        "TLS, CPU a full handshake and a request, and how many a second, 64 at a time",
+        |bench, spec| handshakes(bench, spec, Sessions::Forget, 4_000.0, TLS_HANDSHAKES),
+    ),
+    tls(
+        "tls-resumed",
+        "the same when each handshake resumes a session, by the ticket of an earlier one",
+        |bench, spec| handshakes(bench, spec, Sessions::Resume, 6_000.0, TLS_RESUMED),
+    ),
+    Measurement {
+        turns: Turns::Once,
+        ..tls(
+            "tls-idle",
+            "TLS, memory of an idle connection, of 10,000, when it has been idle for seconds",
+            tls_idle,
+        )
+    },
+    Measurement {
+        applies: Spec::sends_bodies,
+        ..tls(
+            "tls-down",
+            "TLS, CPU and time for 1 GiB from the server, on one connection, 64 MiB in an answer",
+            |bench, spec| transfer(bench, spec, Transfer::download, TLS_DOWN),
+        )
+    },
+    Measurement {
+        applies: Spec::reads_bodies,
+        ..tls(
+            "tls-up",
+            "the same to the server, 64 MiB in a request",
+            |bench, spec| transfer(bench, spec, Transfer::upload, TLS_UP),
+        )
     },
 ];
 
@@ -183,8 +231,20 @@ const fn timed(
         about,
         run,
         applies: |_| true,
-        tool: None,
+        needs: None,
         turns: Turns::Rounds,
+    }
+}
+
+const fn tls(
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Bench, &Spec) -> Result<Vec<Figure>>,
+) -> Measurement {
+    Measurement {
+        applies: Spec::has_tls,
+        needs: Some(CERTIFICATE),
+        ..timed(name, about, run)
     }
 }
 
@@ -214,27 +274,58 @@ const CLOSE: Names = [
     "close_p99_us",
     "close_client",
 ];
+const TLS_KA64: Names = [
+    "tls_ka64",
+    "tls_ka64_per_s",
+    "tls_ka64_p50_us",
+    "tls_ka64_p99_us",
+    "tls_ka64_client",
+];
+const TLS_HANDSHAKES: Names = [
+    "tls_handshakes",
+    "tls_handshakes_per_s",
+    "tls_handshakes_p50_us",
+    "tls_handshakes_p99_us",
+    "tls_handshakes_client",
+];
+const TLS_RESUMED: Names = [
+    "tls_resumed",
+    "tls_resumed_per_s",
+    "tls_resumed_p50_us",
+    "tls_resumed_p99_us",
+    "tls_resumed_client",
+];
 
 /// Server and clients on one core.
 fn cpu(bench: &Bench, spec: &Spec, load: Load, requests: f64, names: Names) -> Result<Vec<Figure>> {
     bench.cpus.share_one()?;
-    let figures = under_load(bench, spec, load, requests, 1);
+    let figures = plain_load(spec, load, bench.scaled(requests), 1);
     bench.cpus.use_all()?;
     Ok(names.into_iter().zip(figures?).collect())
 }
 
-fn under_load(
-    bench: &Bench,
-    spec: &Spec,
-    load: Load,
-    requests: f64,
-    threads: usize,
-) -> Result<[f64; 5]> {
-    let requests = bench.scaled(requests);
+fn plain_load(spec: &Spec, load: Load, requests: usize, threads: usize) -> Result<[f64; 5]> {
     let server = spec.start_with(&[], threads)?;
     let mut clients = Clients::new(server.addr, load)?;
-    // Memory is got, threads are started, branches are known.
-    clients.ask(requests / 20 + load.connections)?;
+    warm_up(&mut clients, requests)?;
+    under_load(&server, &mut clients, requests)
+}
+
+fn tls_load(spec: &Spec, load: Load, requests: usize) -> Result<[f64; 5]> {
+    let server = spec.start_tls()?;
+    let tls = Tls::new(Sessions::Forget)?;
+    let mut clients = Clients::with_tls(&tls, server.addr, load)?;
+    warm_up(&mut clients, requests)?;
+    under_load(&server, &mut clients, requests)
+}
+
+/// Memory is got, threads are started, branches are known, each client has had an answer.
+fn warm_up(clients: &mut Clients, requests: usize) -> Result<()> {
+    clients.ask(requests / 20 + clients.count())?;
+    Ok(())
+}
+
+fn under_load(server: &Server, clients: &mut Clients, requests: usize) -> Result<[f64; 5]> {
     let before = server.cpu()?;
     let outcome = clients.ask(requests)?;
     let cpu = server.cpu()?.saturating_sub(before);
@@ -258,8 +349,8 @@ fn under_load(
 fn threads(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
     const REQUESTS: f64 = 200_000.0;
     let load = Load::keep_alive(64, 16);
-    let one = under_load(bench, spec, load, REQUESTS, 1)?;
-    let two = under_load(bench, spec, load, REQUESTS, 2)?;
+    let one = plain_load(spec, load, bench.scaled(REQUESTS), 1)?;
+    let two = plain_load(spec, load, bench.scaled(REQUESTS), 2)?;
     Ok(vec![
         ("threads_1", one[0]),
         ("threads_1_per_s", one[1]),
@@ -306,6 +397,9 @@ fn idle(_: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
     ])
 }
 
+/// After this time, a server has given back what it will.
+const GIVES_BACK: Duration = Duration::from_millis(2500);
+
 /// Each connection has had one request.
 fn connections(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
     let count = bench.scaled(10_000.0).min(most_connections());
@@ -322,7 +416,6 @@ fn connections(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
 /// the process's; what the first ones have given back, the next ones use.
 fn connections_slowly(_: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
     const BATCHES: usize = 8;
-    const GIVES_BACK: Duration = Duration::from_millis(2500);
     // All servers are there at the same time.
     let batch = (most_connections() / SERVERS.len() / BATCHES).min(125);
     let server = spec.start()?;
@@ -340,6 +433,103 @@ fn connections_slowly(_: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
         "bytes_per_connection_slowly",
         bytes as f64 / count as f64,
     )])
+}
+
+/// Server and clients on a core each. If the clients' part of a handshake is less work than the server's, only the
+/// server limits how many come in a second.
+fn handshakes(
+    bench: &Bench,
+    spec: &Spec,
+    sessions: Sessions,
+    count: f64,
+    names: Names,
+) -> Result<Vec<Figure>> {
+    let count = bench.scaled(count);
+    let figures = apart(bench, spec, |server| {
+        let tls = Tls::new(sessions)?;
+        let load = Load::one_request(64, Lives::Short);
+        let mut clients = Clients::with_tls(&tls, server.addr, load)?;
+        // The first handshakes that count use the tickets of these.
+        warm_up(&mut clients, count)?;
+        let before = tls.resumed();
+        let figures = under_load(server, &mut clients, count)?;
+        let resumed = tls.resumed() - before;
+        if sessions == Sessions::Resume && resumed != count {
+            return Err(format!("{resumed} of {count} handshakes have resumed a session").into());
+        }
+        Ok(figures)
+    })?;
+    Ok(names.into_iter().zip(figures).collect())
+}
+
+/// Each connection has had one request. A hundred come at a time, because thousands of handshakes that are under way
+/// together need memory of their own, and each of them must be over in time.
+fn tls_idle(bench: &Bench, spec: &Spec) -> Result<Vec<Figure>> {
+    const AT_A_TIME: usize = 100;
+    let count = bench.scaled(10_000.0).min(most_connections());
+    let server = spec.start_tls()?;
+    let tls = Tls::new(Sessions::Forget)?;
+    let before = server.memory()?;
+    let mut clients = Vec::new();
+    for first in (0..count).step_by(AT_A_TIME) {
+        let some = AT_A_TIME.min(count - first);
+        let load = Load::keep_alive(some, 1);
+        let mut batch = Clients::with_tls(&tls, server.addr, load)?;
+        batch.ask(some)?;
+        clients.push(batch);
+    }
+    thread::sleep(GIVES_BACK);
+    let memory = server.memory()?;
+    let bytes = memory.private.saturating_sub(before.private) * 1024;
+    Ok(vec![(
+        "tls_bytes_per_connection",
+        bytes as f64 / count as f64,
+    )])
+}
+
+/// The figures' names for a direction: the server's CPU time for 1 GiB in seconds, megabytes a second, and the client's
+/// CPU time for 1 GiB in seconds.
+type TransferNames = [&'static str; 3];
+
+const TLS_DOWN: TransferNames = ["tls_down", "tls_down_mb_per_s", "tls_down_client"];
+const TLS_UP: TransferNames = ["tls_up", "tls_up_mb_per_s", "tls_up_client"];
+
+/// Server and client on a core each.
+fn transfer(
+    bench: &Bench,
+    spec: &Spec,
+    run: fn(&mut Transfer, usize) -> io::Result<()>,
+    names: TransferNames,
+) -> Result<Vec<Figure>> {
+    const GIB: f64 = (1_u64 << 30) as f64;
+    let bodies = bench.scaled(GIB / BODY as f64);
+    // What nginx sends; it takes no room on the disk.
+    fs::create_dir_all("build/bench/bytes")?;
+    File::create(format!("build/bench/bytes/{BODY}"))?.set_len(BODY as u64)?;
+    let figures = apart(bench, spec, |server| {
+        let mut client = Transfer::new(server.addr, &Tls::new(Sessions::Forget)?)?;
+        run(&mut client, 1)?;
+        let (begin, before, own) = (Instant::now(), server.cpu()?, own_cpu());
+        run(&mut client, bodies)?;
+        let own = own_cpu().saturating_sub(own);
+        let cpu = server.cpu()?.saturating_sub(before);
+        let elapsed = begin.elapsed();
+        let bytes = (bodies * BODY) as f64;
+        let for_a_gib = |time: Duration| time.as_secs_f64() * GIB / bytes;
+        let rate = bytes / 1e6 / elapsed.as_secs_f64();
+        Ok([for_a_gib(cpu), rate, for_a_gib(own)])
+    })?;
+    Ok(names.into_iter().zip(figures).collect())
+}
+
+/// The server has a core of its own, which the caller leaves to it meanwhile.
+fn apart<T>(bench: &Bench, spec: &Spec, run: impl FnOnce(&Server) -> Result<T>) -> Result<T> {
+    bench.cpus.share_one()?;
+    let server = spec.start_tls();
+    let result = bench.cpus.leave_one().and(server);
+    let result = result.map_err(Into::into).and_then(|server| run(&server));
+    bench.cpus.use_all()?;
+    result
 }
 
 /// The limit of descriptors is the servers', too.

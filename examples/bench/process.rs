@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustls::StreamOwned;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::PATIENCE;
+use crate::tls::Tls;
 
 /// A running server, with all its processes. Dropped, it is killed.
 #[derive(Debug)]
@@ -36,7 +38,11 @@ pub(crate) struct Memory {
 
 impl Server {
     /// Starts it, on the CPUs on which the caller may run, and waits for its first answer.
-    pub(crate) fn start(mut command: Command, addr: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn start(
+        mut command: Command,
+        addr: SocketAddr,
+        tls: Option<&Tls>,
+    ) -> io::Result<Self> {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -54,13 +60,13 @@ impl Server {
             addr,
             start: Duration::ZERO,
         };
-        server.wait_for_answer(begin)?;
+        server.wait_for_answer(begin, tls)?;
         server.start = begin.elapsed();
         Ok(server)
     }
 
-    fn wait_for_answer(&mut self, begin: Instant) -> io::Result<()> {
-        let mut socket = loop {
+    fn wait_for_answer(&mut self, begin: Instant, tls: Option<&Tls>) -> io::Result<()> {
+        let socket = loop {
             match TcpStream::connect(self.addr) {
                 Ok(socket) => break socket,
                 Err(error) if begin.elapsed() > PATIENCE => return Err(error),
@@ -72,9 +78,16 @@ impl Server {
             thread::sleep(Duration::from_micros(100));
         };
         socket.set_read_timeout(Some(PATIENCE))?;
+        match tls {
+            None => self.ask(socket),
+            Some(tls) => self.ask(StreamOwned::new(tls.connection()?, socket)),
+        }
+    }
+
+    fn ask(&self, mut stream: impl Read + Write) -> io::Result<()> {
         let addr = self.addr;
-        write!(socket, "GET / HTTP/1.1\r\nHost: {addr}\r\n\r\n")?;
-        if socket.read(&mut [0; 4096])? == 0 {
+        write!(stream, "GET / HTTP/1.1\r\nHost: {addr}\r\n\r\n")?;
+        if stream.read(&mut [0; 4096])? == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
         Ok(())
@@ -226,6 +239,8 @@ pub(crate) fn free_addr() -> io::Result<SocketAddr> {
 pub(crate) struct Cpus {
     all: CpuSet,
     one: CpuSet,
+    /// All but the one, if there are others.
+    others: CpuSet,
 }
 
 impl Cpus {
@@ -242,12 +257,22 @@ impl Cpus {
         }
         let mut one = CpuSet::new();
         one.set(number);
-        Ok(Self { all, one })
+        let mut others = all;
+        others.unset(number);
+        if others.count() == 0 {
+            others = one;
+        }
+        Ok(Self { all, one, others })
     }
 
     /// From now on, one CPU for the client and for the servers that are started.
     pub(crate) fn share_one(&self) -> io::Result<()> {
         Ok(sched_setaffinity(None, &self.one)?)
+    }
+
+    /// Leaves the one to the servers that have been started.
+    pub(crate) fn leave_one(&self) -> io::Result<()> {
+        Ok(sched_setaffinity(None, &self.others)?)
     }
 
     pub(crate) fn use_all(&self) -> io::Result<()> {

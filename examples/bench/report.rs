@@ -84,6 +84,29 @@ const TABLES: &[Table] = &[
             column("idle_wakes_100", "with 100 connections", 1),
         ],
     },
+    Table {
+        title: "With TLS: CPU time of the server for a request, and for a new connection and its request, in \
+                microseconds (times that of hyper), and memory",
+        columns: &[
+            compared("tls_ka64", "keep-alive", 2),
+            column("tls_ka64_per_s", "a second", 0),
+            compared("tls_handshakes", "full handshake", 1),
+            column("tls_handshakes_per_s", "a second", 0),
+            compared("tls_resumed", "resumed", 1),
+            column("tls_resumed_per_s", "a second", 0),
+            column("tls_bytes_per_connection", "bytes a connection", 0),
+        ],
+    },
+    Table {
+        title: "With TLS, large bodies on one connection: CPU time of the server for 1 GiB, in seconds (times that of \
+                hyper)",
+        columns: &[
+            compared("tls_down", "from the server", 3),
+            column("tls_down_mb_per_s", "MB a second", 0),
+            compared("tls_up", "to the server", 3),
+            column("tls_up_mb_per_s", "MB a second", 0),
+        ],
+    },
 ];
 
 /// All tables that have something in them.

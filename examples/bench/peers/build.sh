@@ -7,7 +7,7 @@ mkdir -p build/bench
 header() { printf '#if !__has_include(<%s>)\n#error\n#endif\n' "$1" | ${CC:-cc} -E - >/dev/null 2>&1; }
 
 missing=
-for pair in valgrind:valgrind strace:strace nginx:nginx-light go:golang-go; do
+for pair in valgrind:valgrind strace:strace nginx:nginx-light go:golang-go openssl:openssl; do
     PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 for pair in microhttpd.h:libmicrohttpd-dev event2/http.h:libevent-dev h2o/http1.h:libh2o-evloop-dev openssl/ssl.h:libssl-dev \
@@ -21,6 +21,8 @@ if [ -n "$missing" ]; then
         echo "missing, and not installed without root and apt-get:$missing"
     fi
 fi
+
+[ -e build/certs/server.pem ] || examples/certs.sh build/certs
 
 # build HEADER FILE COMPILER LIBRARIES, unless it has been built since the file was changed.
 build() {
