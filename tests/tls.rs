@@ -1644,14 +1644,46 @@ fn the_certificate_fits_the_name_that_is_asked_for() {
     assert_eq!(fixture.errors(), ["alert"; 3]);
 }
 
+/// Files of this test alone.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let name = format!("httpdown-{name}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 #[test]
 fn certificates_are_replaced_under_load() {
     const RELOADS: usize = 100;
     const THREADS: usize = 4;
     let issue = || Authority::of_servers().issue(&["localhost"]);
     let pairs = [issue(), issue()];
-    let tls = |index: usize| Tls::new(pairs[index % 2].identity());
-    let fixture = Fixture::with(builder(), tls(0));
+    let files = Files::new("replaced");
+    let put = |chain: usize, key: usize| {
+        files.put("chain.pem", &pairs[chain % 2].chain);
+        files.put("key.pem", &pairs[key % 2].key);
+    };
+    put(0, 0);
+    let identity = Identity::from_pem_files(files.path("chain.pem"), files.path("key.pem"));
+    let fixture = Fixture::with(builder(), Tls::new(identity.unwrap()));
     let mut config = config_of(rustls::DEFAULT_VERSIONS);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let config = Arc::new(config);
@@ -1677,7 +1709,11 @@ fn certificates_are_replaced_under_load() {
         })
         .collect();
     for index in 1..=RELOADS {
-        fixture.server.reload_tls(&tls(index)).unwrap();
+        put(index, index);
+        fixture.server.reread_tls().unwrap();
+        // What is broken changes nothing, and disturbs nobody.
+        put(index + 1, index);
+        fixture.server.reread_tls().unwrap_err();
         // Who comes from now on gets it.
         if index % 10 == 0 {
             let der = certificate_for(&fixture.server, "localhost");
@@ -1720,32 +1756,6 @@ fn what_cannot_be_used_changes_nothing() {
         assert!(certificate_for(&fixture.server, "localhost") == *pair.der());
     }
     fixture.end();
-}
-
-/// Files of this test alone.
-struct Files(PathBuf);
-
-impl Files {
-    fn new(name: &str) -> Self {
-        let name = format!("httpdown-{name}-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    fn put(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-}
-
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }
 
 #[test]
