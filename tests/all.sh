@@ -48,6 +48,12 @@ python() {
         build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
 }
 programs() { "${PYTHON:-python3}" tests/programs.py; }
+interop() {
+    for program in curl openssl; do
+        command -v $program >/dev/null || { echo "skipped: no $program (make tools)"; return 77; }
+    done
+    "${PYTHON:-python3}" tests/interop.py
+}
 loss() { "${PYTHON:-python3}" tests/loss.py; }
 # Not among those that run without being asked for: it needs programs that take minutes to build.
 gate() {
@@ -71,7 +77,7 @@ end_beside() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-suites=${*:-rust c unix secure python programs abi options install valgrind cpp loss tsan}
+suites=${*:-rust c unix secure python programs interop abi options install valgrind cpp loss tsan}
 for suite in $suites; do
     for pair in $BESIDE; do
         case " $suites " in

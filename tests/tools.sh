@@ -3,10 +3,13 @@
 # virtualenv under build/ as anybody. What cannot be had is named; its tests are then skipped.
 cd "$(dirname "$0")/.." || exit 1
 missing=
-for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake openssl:openssl; do
+for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake openssl:openssl \
+    curl:curl wget:wget gnutls-cli:gnutls-bin; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+# The distribution's own Python, for a libcurl that has GnuTLS.
+! /usr/bin/python3 -c '' 2>/dev/null || /usr/bin/python3 -c 'import pycurl' 2>/dev/null || missing="$missing python3-pycurl"
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq && apt-get install -qq -y --no-install-recommends $missing
