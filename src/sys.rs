@@ -212,9 +212,9 @@ pub(crate) fn set_cancel_state(state: libc::c_int) -> libc::c_int {
 /// Runs `f` with all signals blocked except those that report a fault of the thread itself. A thread that `f` starts
 /// inherits this mask from its first instruction on.
 ///
-/// A C host leaves SIGPIPE at its default, which ends the process, and hyper writes with `writev`, which has no
-/// `MSG_NOSIGNAL`. With SIGPIPE blocked, the write fails with EPIPE instead. The other signals are left to the host's
-/// own threads, because the host's signal handlers expect to run there.
+/// Signals are left to the host's own threads, because the host's signal handlers expect to run there. A C host leaves
+/// SIGPIPE at its default, which ends the process. Our own writes prevent that signal (`MSG_NOSIGNAL`), but those of the
+/// host's code on our threads may not. With SIGPIPE blocked, they fail with EPIPE instead.
 pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
     let before = SignalMask::all_but_faults().block();
     let result = f();
