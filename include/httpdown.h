@@ -621,7 +621,7 @@ typedef struct {
     httpdown_bytes cipher_suite;
     // The name that the client has asked for (SNI), in lower case. `data` is NULL if it has named none.
     httpdown_bytes server_name;
-    // The protocol that was agreed on (ALPN): "http/1.1". `data` is NULL if the client has offered none.
+    // The protocol that was agreed on (ALPN): "http/1.1" or "http/1.0". `data` is NULL if the client has offered none.
     httpdown_bytes alpn;
     // The client's certificate, which was verified, in DER. `data` is NULL if there is none: here and below.
     httpdown_bytes client_certificate;

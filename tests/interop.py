@@ -286,7 +286,7 @@ class Curl(Clients, unittest.TestCase):
         # A client of HTTP/1.0 knows only by close_notify that the answer is whole.
         with Server.example("demo") as server:
             url = f"{server.url()}?duration={DURATION}"
-            self.assert_whole(server, [*self.get("1.3", url), "--http1.0", "--no-alpn"], url)
+            self.assert_whole(server, [*self.get("1.3", url), "--http1.0"], url)
 
 
 class CurlOfGnuTls(Clients, unittest.TestCase):

@@ -108,7 +108,8 @@ struct tls_info {
     std::string_view cipher_suite{};
     /// The name that the client has asked for (SNI), in lower case; `data()` is nullptr if it has named none.
     std::string_view server_name{};
-    /// The protocol that was agreed on (ALPN): "http/1.1"; `data()` is nullptr if the client has offered none.
+    /// The protocol that was agreed on (ALPN): "http/1.1" or "http/1.0"; `data()` is nullptr if the client has offered
+    /// none.
     std::string_view alpn{};
     /// The client's certificate, which was verified, in DER; `data()` is nullptr if there is none. Then the next three
     /// say nothing.

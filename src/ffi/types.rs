@@ -280,7 +280,7 @@ pub struct httpdown_tls_info {
     pub cipher_suite: httpdown_bytes,
     /// The name that the client has asked for (SNI), in lower case. `data` is NULL if it has named none.
     pub server_name: httpdown_bytes,
-    /// The protocol that was agreed on (ALPN): "http/1.1". `data` is NULL if the client has offered none.
+    /// The protocol that was agreed on (ALPN): "http/1.1" or "http/1.0". `data` is NULL if the client has offered none.
     pub alpn: httpdown_bytes,
     /// The client's certificate, which was verified, in DER. `data` is NULL if there is none: here and below.
     pub client_certificate: httpdown_bytes,

@@ -38,8 +38,9 @@ use names::Resolver;
 use provider::provider;
 use tickets::{KeyRing, Tickets};
 
-/// The protocols that the server speaks, the preferred one first.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+/// The protocols that the server speaks, the preferred one first. Some clients offer only the old one if they are told to
+/// use it.
+const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"http/1.0"];
 
 /// A version of TLS. Older versions than these are not supported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -278,10 +279,14 @@ mod tests {
             .connect(&tls)
         };
         assert_eq!(offers(&[]).unwrap().alpn, None);
-        assert_eq!(
-            offers(&[b"h2", b"http/1.1"]).unwrap().alpn.as_deref(),
-            Some(&b"http/1.1"[..])
-        );
+        for (offered, chosen) in [
+            (&[&b"h2"[..], b"http/1.1"][..], b"http/1.1"),
+            (&[b"http/1.0", b"http/1.1"], b"http/1.1"),
+            (&[b"http/1.0"], b"http/1.0"),
+        ] {
+            let alpn = offers(offered).unwrap().alpn;
+            assert_eq!(alpn.as_deref(), Some(&chosen[..]));
+        }
         assert_eq!(
             offers(&[b"h2"]).unwrap_err(),
             rustls::Error::NoApplicationProtocol

@@ -193,7 +193,7 @@ class TlsInfo:
     server_name: str | None
     """The name that the client has asked for (SNI), in lower case; None if it has named none."""
     alpn: str | None
-    """The protocol that was agreed on (ALPN): "http/1.1"; None if the client has offered none."""
+    """The protocol that was agreed on (ALPN), "http/1.1" or "http/1.0"; None without ALPN."""
     client_certificate: bytes | None
     """The client's certificate, which was verified, in DER; None if there is none."""
     client_subject: str | None
