@@ -1815,9 +1815,10 @@ fn only_what_is_from_files_is_read_again() {
     fixture.end();
     for builder in [builder(), builder().tls(tls::settings())] {
         let nothing = |_: Exchange| {};
-        let refused = builder
-            .reload_on_hup(true)
-            .handle(tcp_listener(), Dispatch::default(), nothing);
+        let refused =
+            builder
+                .reload_on_hup(true)
+                .handle(tcp_listener(), Dispatch::default(), nothing);
         assert!(
             matches!(refused, Err(Error::InvalidArgument(_))),
             "{refused:?}"
