@@ -111,7 +111,9 @@ certs: ## certificates to try TLS with, into build/certs
 test: PROGRAMS := debug
 test: QUICK :=
 test: build/tools.stamp lib $(EXAMPLES) ## everything: Rust, C, C++, Python; SUITES="rust c" for some of it
-	@CARGO="$(CARGO)" CC="$(CC)" CXX="$(CXX)" PYTHON="$(PYTHON)" tests/all.sh $(SUITES)
+	@# What was set by the caller (CC, CXX, CARGO, PYTHON) is in the environment. Nothing is added to it: aws-lc is built
+	@# anew when it finds another CC than before.
+	@tests/all.sh $(SUITES)
 
 check: fmt ## what CI runs; the header is compared by every build
 	@# At once, though they share the processors: each alone leaves some of them idle at its end. (No number behind -j,
@@ -132,7 +134,7 @@ doc: # the Rust reference, warnings as errors
 rust-tests: # built, not run
 	$(CARGO) test --quiet --no-run
 
-TOOLS := mkdir -p build && PYTHON="$(PYTHON)" timeout 1200 tests/tools.sh && touch build/tools.stamp
+TOOLS := mkdir -p build && timeout 1200 tests/tools.sh && touch build/tools.stamp
 
 tools: ## what the tests need beyond Rust, C and Python, as far as it can be installed
 	@$(TOOLS)
