@@ -188,6 +188,8 @@ static void a_handler_learns_what_was_agreed(void) {
         if (strcmp(told, cases[i].told) != 0) fprintf(stderr, "%s: %s\n", cases[i].flags, told);
         CHECK(strcmp(told, cases[i].told) == 0);
     }
+    /* When a stop closes a connection and the client resets it, nobody can know whether the answer has arrived. */
+    UNTIL(report_of(server).conns_open == 0);
     httpdown_stop_report report = end_server(f, 0);
     EQUAL(report.served, 3);
     EQUAL(report.connections, 3);
@@ -254,6 +256,7 @@ static void clients_have_certificates(void) {
         CHECK(strstr(told, NO_CLIENT) != NULL);
         CHECK(asks(server, "ca.pem", own, told, sizeof told));
         CHECK(strstr(told, expected) != NULL);
+        UNTIL(report_of(server).conns_open == 0);
         httpdown_stop_report report = end_server(f, 0);
         EQUAL(report.conns_tls_failed, 2);
         EQUAL(report.served, 3);
@@ -860,7 +863,7 @@ int main(int argc, char **argv) {
         RUN(the_info_may_be_older_or_newer);
         RUN(what_is_told_lives_as_long_as_the_request);
         RUN(certificates_are_replaced_for_new_connections);
-    RUN(files_are_read_again);
+        RUN(files_are_read_again);
         RUN(a_handler_may_replace_them);
         RUN(only_a_server_with_tls_can_be_reloaded);
         RUN(settings_that_cannot_be_used_are_refused);
