@@ -538,7 +538,7 @@ WRONG: list[tuple[type[Exception], str, Callable[[Authority, Pair, Path], dict[s
     (httpdown.InvalidArgument, "client_auth", lambda a, p, d: {"ca_file": a.pem}),
     (
         httpdown.TlsError,
-        "CA bundle contains no certificate",
+        "CA bundle .*contains no certificate",
         lambda a, p, d: {"client_auth": "optional", "ca": "x"},
     ),
     (
@@ -548,7 +548,7 @@ WRONG: list[tuple[type[Exception], str, Callable[[Authority, Pair, Path], dict[s
     ),
     (
         httpdown.TlsError,
-        "CRL bundle contains no",
+        "CRL bundle .* contains no",
         lambda a, p, d: {"client_auth": "optional", "ca_file": a.pem, "crl_file": a.pem},
     ),
     (httpdown.InvalidArgument, "keys", lambda a, p, d: {"ticket_keys": [b"x" * 48] * 2}),
