@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import unittest
+
+from programs import Program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.path.join(ROOT, "build")
@@ -75,7 +76,7 @@ def setUpModule():
     unittest.addModuleCleanup(shutil.rmtree, FILES.folder)
 
 
-class Server:
+class Server(Program):
     """A server that speaks TLS, on a port of its own."""
 
     def __init__(self, command):
@@ -101,28 +102,11 @@ class Server:
         program = os.path.join(CLIENTS, "server.py")
         return cls([sys.executable, program, *FILES.pair("ours"), *ticket_key])
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
-
     def url(self, host="localhost"):
         return f"https://{host}:{self.port}/"
 
     def stop_begin(self):
-        self.process.send_signal(signal.SIGTERM)
-
-    def until_refused(self):
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE).close()
-            except ConnectionRefusedError:
-                return
-            except ConnectionResetError:
-                continue  # half-way through its handshake when the listener closed
+        self.signal(signal.SIGTERM)
 
     def end(self):
         """Waits for the end: the report, of a stop that has cut nothing."""

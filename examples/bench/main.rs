@@ -8,6 +8,8 @@
 //! cargo run --release --example bench -- --only ka64 --servers ours-inline,hyper
 //! ```
 
+#[path = "../lossmeter/anybody.rs"]
+mod anybody;
 mod args;
 #[path = "../lossmeter/bars.rs"]
 mod bars;

@@ -13,6 +13,7 @@
 //! cargo run --release --example lossmeter -- 'build/hello -addr {addr}'
 //! ```
 
+mod anybody;
 mod args;
 mod bars;
 mod chart;
