@@ -156,3 +156,25 @@ pub(crate) fn at_most_content(bytes: u64) -> u64 {
     // The last record may not be here in full.
     bytes - bytes / LONGEST * OVERHEAD
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Ca;
+    use super::*;
+
+    #[test]
+    fn what_was_made_of_older_settings_replaces_no_newer_ones() {
+        let ca = Ca::new("CA");
+        let tls = |name: &str| Tls::new(ca.leaf(&[name]).identity());
+        let context = Context::new(&tls("first")).unwrap();
+        let read = context.now();
+        context.reload(&tls("second")).unwrap();
+        context.replace(&tls("third"), Some(&read)).unwrap();
+        assert_eq!(context.now().settings.identities[0].names(), ["second"]);
+        assert_eq!(context.reloads(), 1);
+        context
+            .replace(&tls("third"), Some(&context.now()))
+            .unwrap();
+        assert_eq!(context.now().settings.identities[0].names(), ["third"]);
+    }
+}
