@@ -30,6 +30,7 @@ mod header {
         "src/ffi/options.rs",
         "src/ffi/server.rs",
         "src/ffi/request.rs",
+        "src/ffi/ready.rs",
         "src/ffi/tls.rs",
         "src/ffi/query.rs",
         "src/ffi/clock.rs",

@@ -102,6 +102,7 @@ NAMES = {
         "addr": "[`Builder::listen`]",
         "fds": "listeners that were made elsewhere",
         "tls": "[`tls`](Builder::tls)",
+        "too_slow": "[`Error::TooSlow`](crate::Error::TooSlow)",
     },
     "c": {
         "ready": "httpdown_ready",
@@ -113,6 +114,7 @@ NAMES = {
         "addr": "`addr`",
         "fds": "`fds`",
         "tls": "`tls`",
+        "too_slow": "TOO_SLOW",
     },
     "cpp": {
         "ready": "`ready`",
@@ -124,6 +126,7 @@ NAMES = {
         "addr": "`addr`",
         "fds": "`fds`",
         "tls": "`tls`",
+        "too_slow": "TOO_SLOW",
     },
     "python": {
         "ready": "`ready`",
@@ -135,6 +138,7 @@ NAMES = {
         "addr": "`bind`",
         "fds": "`fds`",
         "tls": "`tls`",
+        "too_slow": "TooSlow",
     },
 }
 

@@ -11,7 +11,8 @@
 static void say(httpdown_request *request, const char *what, const char *duration) {
     char line[128];
     int len = snprintf(line, sizeof line, "%s %s with pid %d\n", what, duration, getpid());
-    if (httpdown_reply_write(request, line, (size_t)len) != 0) return; /* gone, or killed: the end will tell */
+    /* It fails if the client is gone, or killed: the end will tell. */
+    if (httpdown_reply_write(request, line, (size_t)len, HTTPDOWN_FOREVER, NULL) != 0) return;
 }
 
 static void on_request(httpdown_request *request, void *user_data) {

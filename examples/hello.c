@@ -21,9 +21,9 @@ static void echo(httpdown_request *request) {
         return;
     }
     for (;;) {
-        int status = httpdown_request_read(request, buffer, sizeof buffer, &count);
+        int status = httpdown_request_read(request, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count);
         if (status == 0 && count == 0) break;
-        if (status == 0) status = httpdown_reply_write(request, buffer, count);
+        if (status == 0) status = httpdown_reply_write(request, buffer, count, HTTPDOWN_FOREVER, NULL);
         if (status != 0) {
             httpdown_reply_abort(request);
             return;
@@ -37,7 +37,8 @@ static void upload(httpdown_request *request) {
     char buffer[65536];
     size_t count = 1;
     int status = 0;
-    while (status == 0 && count > 0) status = httpdown_request_read(request, buffer, sizeof buffer, &count);
+    while (status == 0 && count > 0)
+        status = httpdown_request_read(request, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count);
     if (status == 0) httpdown_reply_text(request, 200, "Hello, World!");
     else httpdown_reply_abort(request);
 }
@@ -53,7 +54,7 @@ static void bytes(httpdown_request *request, uint64_t count) {
     }
     while (count > 0) {
         size_t piece = count < sizeof zeroes ? (size_t)count : sizeof zeroes;
-        if (httpdown_reply_write(request, zeroes, piece) != 0) break; /* gone, or killed */
+        if (httpdown_reply_write(request, zeroes, piece, HTTPDOWN_FOREVER, NULL) != 0) break; /* gone, or killed */
         count -= piece;
     }
     if (count > 0) httpdown_reply_abort(request);

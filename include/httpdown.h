@@ -111,6 +111,8 @@ typedef enum {
     HTTPDOWN_STATUS_BAD_BODY = 18,
     // A certificate, a key or something else of the TLS settings cannot be used; the text says why.
     HTTPDOWN_STATUS_TLS = 19,
+    // The client was too slow with its request's body, or in taking its answer: `body_timeout_ms`, `write_timeout_ms`.
+    HTTPDOWN_STATUS_TOO_SLOW = 20,
     // A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 } httpdown_status;
@@ -212,6 +214,20 @@ typedef enum {
     // A client without a valid certificate is refused.
     HTTPDOWN_CLIENT_AUTH_REQUIRED = 2,
 } httpdown_client_auth;
+
+// What can happen to a request: httpdown_request_notify, httpdown_next_item. They are or-ed.
+typedef enum {
+    // Reading the body would not wait: there are bytes, or the end, or the reason why no more bytes come.
+    HTTPDOWN_READABLE = 1,
+    // Writing would take at least some of the bytes, or fail. Before an answer begins, this is so.
+    HTTPDOWN_WRITABLE = 2,
+    // An answer has become useless: the client has left or was too slow, or the server kills.
+    HTTPDOWN_GONE = 4,
+    // The server drains: an answer without an end should end now. At a stop, `drain_rate` requests a second are told.
+    HTTPDOWN_DRAINING = 8,
+    // A request that has come. Only httpdown_next_item tells this.
+    HTTPDOWN_NEW = 16,
+} httpdown_ready_kind;
 
 // A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Any
 // thread may use the clock, several at once.
@@ -494,15 +510,34 @@ typedef struct {
     // default, SIGHUP does what it did before, so it mostly ends the program. Needs `tls`, with at least one file.
     // Default: 0.
     int reload_on_hup;
-    // For an option to come: 0.
-    uint32_t reserved;
+    // How long a client may keep those waiting who read its request's body. Bytes give it time back, a second for each
+    // `least_rate` bytes, but never more than this time in all. So a client that sends nothing is cut after this time,
+    // and one that sends slowly, but at that rate, is not. Only the time counts in which somebody waits for the body.
+    // Then reading fails with TOO_SLOW, the client gets a 408 if no answer has begun, and the connection is closed.
+    // Not HTTPDOWN_NOW. Default: 30,000. In real time.
+    uint32_t body_timeout_ms;
+    // How long a client may leave its answer untaken, when the kernel can hold no more of it. Bytes that the client's
+    // kernel acknowledges give it time back, as for `body_timeout_ms`. Then the connection is reset, and writing fails
+    // with TOO_SLOW. Not HTTPDOWN_NOW. Default: 30,000. In real time.
+    uint32_t write_timeout_ms;
+    // How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
+    // `body_timeout_ms` or `write_timeout_ms`. Default: 240.
+    uint32_t least_rate;
+    // A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
+    // so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
+    // when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    uint32_t body_buffer;
+    // How many requests a second are told that the server drains, of those that have asked to be told. So the clients
+    // of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout_ms` has
+    // passed. Default: 1,000.
+    uint32_t drain_rate;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
 //
 // Every connection and every request is in exactly one column. When the server has stopped, these sums hold:
 // connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
-// conns_tls_timed_out + conns_killed, and requests = served + failed + gone + killed.
+// conns_tls_timed_out + conns_killed, and requests = served + failed + gone + timed_out + killed.
 typedef struct {
     // Required: sizeof(httpdown_stop_report).
     size_t struct_size;
@@ -535,7 +570,8 @@ typedef struct {
     uint64_t raced;
     // Connections whose client left in the middle of a request.
     uint64_t conns_gone;
-    // Connections that were closed because the head of a request did not come in time (header_timeout_ms).
+    // Connections that were closed because the client was too slow: with the head of a request (header_timeout_ms) or
+    // its body (body_timeout_ms), or in taking an answer (write_timeout_ms).
     uint64_t conns_timed_out;
     // Connections that a kill cut.
     uint64_t conns_killed;
@@ -571,6 +607,9 @@ typedef struct {
     uint64_t conns_tls_failed;
     // Connections that were closed because the TLS handshake did not come to its end in time (handshake_timeout_ms).
     uint64_t conns_tls_timed_out;
+    // Requests that ended because the client was too slow with the body (body_timeout_ms), or in taking the answer
+    // (write_timeout_ms).
+    uint64_t timed_out;
 } httpdown_stop_report;
 
 // An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -608,6 +647,20 @@ typedef struct {
     // The process's effective group ID.
     uint32_t gid;
 } httpdown_credentials;
+
+// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread that
+// drives the connection, so it must not block.
+typedef void (*httpdown_ready_fn)(httpdown_request *request, uint32_t ready, void *user_data);
+
+// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before.
+typedef struct {
+    // The request. You own it.
+    httpdown_request *request;
+    // The `user_data` of httpdown_request_notify; NULL for a request that has come.
+    void *user_data;
+    // What has happened: httpdown_ready_kind, or-ed. HTTPDOWN_NEW for a request that has come.
+    uint32_t ready;
+} httpdown_item;
 
 // What the TLS handshake of a connection has agreed on: httpdown_request_tls. Set `struct_size` before the call.
 typedef struct {
@@ -888,29 +941,44 @@ uint64_t httpdown_request_conn_id(const httpdown_request *request);
 const httpdown_server *httpdown_request_server(const httpdown_request *request);
 
 // Reads the next bytes of the request's body into `buffer`, and writes their number into `*count`; 0 is the end of the
-// body. Blocks until there are some bytes. A client may wait with its body until it is asked (Expect: 100-continue).
-// The first read, or httpdown_reply_start, asks it. If the client has its whole answer already, a stop lets the
-// connection end when no bytes have come, or been read, for idle_grace_ms.
+// body. Waits at most `timeout_ms` until there are some bytes. With HTTPDOWN_NOW, any thread may make this call. A
+// client may wait with its body until it is asked (Expect: 100-continue). The first read, or httpdown_reply_start, asks
+// it. If the client has its whole answer already, a stop lets the connection end when no bytes have come, or been read,
+// for idle_grace_ms.
 //
-// Returns OK, GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
-// without an answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives connections, if no bytes are
-// there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+// Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
+// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended without
+// an answer, the client gets a 400), TOO_SLOW (the client was waited for too long: body_timeout_ms; without an answer it
+// gets a 408), KILLED, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_request_read(httpdown_request *request,
                           void *buffer,
                           size_t capacity,
+                          uint32_t timeout_ms,
                           size_t *count);
 
 // Gives the whole body of the request, if the body has at most `limit` bytes. `*body` is borrowed as long as the
-// request lives. Blocks until the whole body is there. A second call gives the same bytes. Bytes that
-// httpdown_request_read took before are missing.
+// request lives. Waits at most `timeout_ms` until the whole body is there. With HTTPDOWN_NOW, any thread may make this
+// call. A second call gives the same bytes. Bytes that httpdown_request_read took before are missing.
 //
-// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), and as
-// httpdown_request_read.
+// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), WOULD_BLOCK (not
+// all of it is there; nothing is lost), and as httpdown_request_read.
 HTTPDOWN_MUST_USE
 int httpdown_request_body(httpdown_request *request,
                           size_t limit,
+                          uint32_t timeout_ms,
                           httpdown_bytes *body);
+
+// Writes the trailer fields of the request's body, like httpdown_request_headers. They are there when the end of the
+// body has been read; before, and without any, `*count` is 0. Borrowed until the request is ended. Never blocks.
+//
+// Returns OK, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_request_trailers(httpdown_request *request,
+                              size_t first,
+                              httpdown_header *trailers,
+                              size_t capacity,
+                              size_t *count);
 
 // Returns whether an answer is useless by now: the client has left, the server was killed, or the answer is complete
 // (an answer without a body is complete soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any
@@ -958,7 +1026,7 @@ int httpdown_request_release(httpdown_request *request);
 // is not sent, nor is a given Content-Length (for 205, it is 0). A header's name or value with a forbidden character
 // (CR, LF, NUL) is refused: then the client gets a 500, as for any INVALID_ARGUMENT.
 //
-// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+// Returns OK, GONE (the client has left), TOO_SLOW, KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 int httpdown_reply(httpdown_request *request,
                    int status_code,
                    const httpdown_header *headers,
@@ -1001,23 +1069,39 @@ int httpdown_reply_start(httpdown_request *request,
                          const httpdown_header *headers,
                          size_t header_count);
 
-// Sends more of the answer's body, as soon as the client takes it. `data` is copied. Blocks while too many bytes (256
-// KiB) wait to be sent: a slow client slows the writer down.
+// Sends more of the answer's body, as soon as the client takes it, and writes into `*taken` how many bytes those are.
+// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a slow
+// client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
+// HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 //
-// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-// room for all of `data`: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the
-// answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the body
-// exceeds its Content-Length), FORKED.
+// Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not wait),
+// GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED, ALREADY_REPLIED
+// (the answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the
+// body exceeds its Content-Length), FORKED. On a thread that drives connections, HTTPDOWN_FOREVER takes all of `data` or
+// nothing; when nothing waits, there is room for any length.
 HTTPDOWN_MUST_USE
 int httpdown_reply_write(httpdown_request *request,
                          const void *data,
-                         size_t len);
+                         size_t len,
+                         uint32_t timeout_ms,
+                         size_t *taken);
+
+// Sets the trailer fields of an answer that was begun, instead of those that were set before; httpdown_reply_finish
+// sends them. They are copied. They reach only a client that has asked for them (TE: trailers), and only those fields
+// that the answer's header field Trailer has named, in an answer without a Content-Length (RFC 9110, 6.5.1). Never
+// blocks.
+//
+// Returns OK, INVALID_ARGUMENT (also: no answer has begun), ALREADY_REPLIED, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_reply_trailers(httpdown_request *request,
+                            const httpdown_header *trailers,
+                            size_t trailer_count);
 
 // Ends an answer that was begun, and the request, whatever this function returns. Does not wait for the client. Both
 // of these are INVALID_ARGUMENT: without httpdown_reply_start, the client gets a 500; if fewer bytes were written than
 // the Content-Length says, the client sees the answer cut.
 //
-// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+// Returns OK, GONE (the client has left), TOO_SLOW, KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 int httpdown_reply_finish(httpdown_request *request);
 
 // Ends a request without an answer. The client gets a 500 or, if an answer has begun, sees the answer cut. Never
@@ -1031,6 +1115,45 @@ httpdown_bytes httpdown_str(const char *text);
 
 // Returns whether the bytes are exactly this NUL-terminated text. Never blocks.
 bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
+
+// Asks to be told once, as soon as at least one of these things (httpdown_ready_kind, or-ed) has happened to the
+// request. What has happened before is told at once; so nothing is lost between two calls. That the request is gone
+// (HTTPDOWN_GONE) is always told. It may be told in vain that reading or writing is possible: then they return
+// WOULD_BLOCK, and you ask again. This replaces an earlier call whose event has not been told. Never blocks.
+//
+// `tell` is called on the thread that drives the connection, so it must not block: it may read and write with
+// HTTPDOWN_NOW, ask again, or end the request. Meanwhile no other thread may use the request, except where its
+// function says so. If `tell` is NULL, the event is an item of httpdown_next_item; only with HTTPDOWN_DISPATCH_QUEUE.
+//
+// Nothing is told after the request has ended: the call that ends it waits until a `tell` that runs on another thread
+// has returned. So do not hold a lock there that `tell` takes. A request that a handler still holds must be kept first
+// (httpdown_request_defer), or it ends when the handler returns. `destroy` (may be NULL) is called exactly once with
+// `user_data`, on any thread: after `tell` has returned, when the event is not wanted any more, or before this function
+// returns an error. With the queue, `user_data` lives until the next call of this function, or as long as the request.
+//
+// Returns OK, INVALID_ARGUMENT (also: there is no queue), ALREADY_REPLIED, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_request_notify(httpdown_request *request,
+                            uint32_t wanted,
+                            httpdown_ready_fn tell,
+                            void *user_data,
+                            httpdown_destroy_fn destroy);
+
+// Takes up to `capacity` items: requests from the queue, as httpdown_next does, and events of requests that were taken
+// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd is
+// readable while there are items. So one thread, or one event loop, serves any number of slow clients.
+//
+// Any thread may make this call, several at once. An event of a request may come out on any of them; from then on, the
+// request belongs to this thread, and not to the one that had it before.
+//
+// Returns OK, WOULD_BLOCK (at the timeout), STOPPED (no request can come any more, and nothing that was asked for can
+// happen any more), INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_next_item(const httpdown_server *server,
+                       uint32_t timeout_ms,
+                       httpdown_item *items,
+                       size_t capacity,
+                       size_t *count);
 
 // From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
 // theirs. All of it is checked first, and changes together or not at all: if the call fails, nothing has changed.

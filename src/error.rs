@@ -62,6 +62,9 @@ pub enum Error {
     Gone,
     /// The client has broken the protocol in the body of its request.
     BadBody,
+    /// The client has sent its request's body too slowly ([`Builder::body_timeout`](crate::Builder::body_timeout)), or
+    /// has taken its answer too slowly ([`Builder::write_timeout`](crate::Builder::write_timeout)).
+    TooSlow,
     /// A bug in this library, or a panic in the host's `Clock`.
     Panicked,
     /// A body is longer than the limit that the caller has set.
@@ -148,6 +151,7 @@ impl fmt::Display for Error {
             Self::WouldBlock => f.write_str("the call would have to wait"),
             Self::Gone => f.write_str("the client has left"),
             Self::BadBody => f.write_str("the body of the request is malformed"),
+            Self::TooSlow => f.write_str("the client is too slow"),
             Self::TooLarge => f.write_str("the body is longer than the limit"),
             Self::Panicked => f.write_str("the control thread panicked"),
             Self::Forked => f.write_str("the server lives in the parent of this forked process"),

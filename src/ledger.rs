@@ -45,6 +45,7 @@ pub(crate) struct Ledger {
     pub(crate) served: Count,
     pub(crate) failed: Count,
     pub(crate) gone: Count,
+    pub(crate) timed_out: Count,
     pub(crate) killed: Count,
 }
 
@@ -55,6 +56,7 @@ pub(crate) struct Counts {
     pub(crate) served: u64,
     pub(crate) failed: u64,
     pub(crate) gone: u64,
+    pub(crate) timed_out: u64,
     pub(crate) killed: u64,
 }
 
@@ -64,11 +66,13 @@ impl Ledger {
     pub(crate) fn counts(&self) -> Counts {
         let (gone, killed) = (self.gone.get(), self.killed.get());
         let (served, failed) = (self.served.get(), self.failed.get());
+        let timed_out = self.timed_out.get();
         Counts {
             requests: self.requests.get(),
             served,
             failed,
             gone,
+            timed_out,
             killed,
         }
     }
@@ -79,6 +83,7 @@ impl Ledger {
         self.served.add(counts.served);
         self.failed.add(counts.failed);
         self.gone.add(counts.gone);
+        self.timed_out.add(counts.timed_out);
         self.killed.add(counts.killed);
     }
 
@@ -88,6 +93,7 @@ impl Ledger {
         report.served += counts.served;
         report.failed += counts.failed;
         report.gone += counts.gone;
+        report.timed_out += counts.timed_out;
         report.killed += counts.killed;
     }
 }
@@ -95,7 +101,7 @@ impl Ledger {
 impl Counts {
     /// How many requests are in no column.
     pub(crate) fn open(&self) -> u64 {
-        self.requests - (self.served + self.failed + self.gone + self.killed)
+        self.requests - (self.served + self.failed + self.gone + self.timed_out + self.killed)
     }
 }
 

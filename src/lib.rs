@@ -57,7 +57,7 @@ pub use addr::{Addr, UnixAddr};
 pub use clock::{Clock, MockClock, Sleep, SystemClock};
 pub use conn::Body;
 pub use conn_info::{ConnInfo, ConnState, Credentials};
-pub use dispatch::{Dispatch, Handler, RequestQueue};
+pub use dispatch::{Dispatch, Handler, QueueItem, RequestQueue};
 pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};
 pub use hyper_util::service::TowerToHyperService;
@@ -65,7 +65,7 @@ pub use net::{Listener, Listeners};
 pub use phase::Phase;
 pub use query::{Query, QueryPairs, percent_decode};
 pub use report::Report;
-pub use request::{Cancellation, Exchange};
+pub use request::{Cancellation, Exchange, Ready};
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};
 #[cfg(feature = "tls")]

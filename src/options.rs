@@ -33,6 +33,11 @@ pub(crate) struct Options {
     pub(crate) second_signal: Duration,
     pub(crate) reuse_port: bool,
     pub(crate) reload_on_hup: bool,
+    pub(crate) body_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    pub(crate) least_rate: Option<NonZeroUsize>,
+    pub(crate) body_buffer: Option<NonZeroUsize>,
+    pub(crate) drain_rate: Option<NonZeroUsize>,
     pub(crate) conn_info: bool,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
@@ -65,6 +70,13 @@ impl Default for Options {
             second_signal: Duration::from_millis(500),
             reuse_port: false,
             reload_on_hup: false,
+            // What nginx gives a client between two pieces is 60 s, Apache 20 s, and Kestrel 5 s; `least_rate` is
+            // Kestrel's.
+            body_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(30),
+            least_rate: None,
+            body_buffer: None,
+            drain_rate: None,
             conn_info: false,
             // options: end defaults
             park_after: Duration::from_secs(1),
@@ -73,6 +85,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How many requests a second learn of the drain.
+    pub(crate) fn drain_rate(&self) -> f64 {
+        self.drain_rate.map_or(DRAIN_RATE, |rate| rate.get() as f64)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |why| Err(Error::InvalidArgument(why));
         if let Some(path) = &self.ready_path
@@ -81,6 +98,18 @@ impl Options {
             return wrong(format!(
                 "ready_path {path:?} is not a path: \"/\" first, then visible ASCII, and no query"
             ));
+        }
+        for (name, timeout) in [
+            ("body_timeout", self.body_timeout),
+            ("write_timeout", self.write_timeout),
+        ] {
+            if timeout.is_zero() {
+                return wrong(format!("{name} is 0: every client would be too slow"));
+            }
+        }
+        if self.body_buffer() > MOST_BUFFERED {
+            let most = MOST_BUFFERED;
+            return wrong(format!("body_buffer is more than {most}"));
         }
         if self.idle_timeout.is_zero() {
             return wrong("idle_timeout is 0: no request could come in time".into());
@@ -109,6 +138,16 @@ impl Options {
         Ok(())
     }
 
+    /// In bytes a second.
+    pub(crate) fn least_rate(&self) -> u64 {
+        self.least_rate.map_or(LEAST_RATE, |rate| rate.get() as u64)
+    }
+
+    /// In bytes.
+    pub(crate) fn body_buffer(&self) -> usize {
+        self.body_buffer.map_or(BODY_BUFFER, NonZeroUsize::get)
+    }
+
     /// The number of seconds that clients are told they may leave a connection idle. A request that a client sends at
     /// the last moment must still come in time. The client starts to count when it has the response, which is later
     /// than our start, and its request needs time, too. `idle_grace` is the allowance for both.
@@ -116,6 +155,16 @@ impl Options {
         self.idle_timeout.saturating_sub(self.idle_grace).as_secs()
     }
 }
+
+/// A server that takes in those who come from here has 1 ms for each.
+const DRAIN_RATE: f64 = 1_000.0;
+
+/// What Kestrel asks of a client, too. A modem was ten times as fast.
+const LEAST_RATE: u64 = 240;
+
+const BODY_BUFFER: usize = 64 << 10;
+/// Each connection may hold so much.
+const MOST_BUFFERED: usize = 16 << 20;
 
 /// Whether the target of a request can have this path.
 fn is_path(path: &str) -> bool {

@@ -8,7 +8,7 @@ use crate::phase::Phase;
 ///
 /// Every connection and every request is in exactly one column. When the server has stopped, these sums hold:
 /// `connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
-/// conns_tls_timed_out + conns_killed` and `requests = served + failed + gone + killed`.
+/// conns_tls_timed_out + conns_killed` and `requests = served + failed + gone + timed_out + killed`.
 ///
 /// ```
 /// # use httpdown::{Dispatch, Exchange, Listener, Server};
@@ -56,7 +56,8 @@ pub struct Report {
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,
-    /// Connections that were closed because the head of a request did not come in time (`header_timeout`).
+    /// Connections that were closed because the client was too slow: with the head of a request (`header_timeout`) or
+    /// its body (`body_timeout`), or in taking an answer (`write_timeout`).
     pub conns_timed_out: u64,
     /// Connections that were closed because the TLS handshake failed, or whose client left in it (not one
     /// that left before its first byte: `conns_closed`). The statistics say why
@@ -76,6 +77,9 @@ pub struct Report {
     /// Requests whose client left before the response or the request's body was complete, and requests whose body
     /// turned out to be malformed after the response had begun.
     pub gone: u64,
+    /// Requests that ended because the client was too slow with the body (`body_timeout`), or in taking the answer
+    /// (`write_timeout`).
+    pub timed_out: u64,
     /// Requests that a kill cut, and requests that a kill answered with 503 because nobody had taken them from the
     /// queue.
     pub killed: u64,

@@ -1,5 +1,6 @@
 //! What the threads of a server share: what a connection may see of its server, and what the stop works with.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) ends: Ends,
     pub(crate) abandoned: Count,
     pub(crate) unaccepted: Count,
+    /// How many requests have had their turn to learn of the drain.
+    drain_turns: AtomicU64,
     stop: Mutex<StopTimes>,
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
@@ -104,6 +107,7 @@ impl Shared {
             ends: Ends::default(),
             abandoned: Count::default(),
             unaccepted: Count::default(),
+            drain_turns: AtomicU64::new(0),
             stop: Mutex::default(),
             outcome: Outcome::default(),
             helper: Helper::default(),
@@ -115,6 +119,15 @@ impl Shared {
             tls: None,
             threads: Mutex::default(),
         })
+    }
+
+    /// When the next request that wants to know learns of the drain. They do so one after the other, so that their
+    /// clients do not connect elsewhere all at once.
+    pub(crate) fn next_drain_turn(&self) -> Duration {
+        let turn = self.drain_turns.fetch_add(1, Ordering::Relaxed);
+        let rate = self.options.drain_rate();
+        let delay = Duration::from_secs_f64(turn as f64 / rate);
+        delay.min(self.options.stop_timeout / 2)
     }
 
     #[cfg(feature = "tls")]

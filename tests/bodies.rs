@@ -12,6 +12,7 @@ use std::convert::Infallible;
 use std::net::Shutdown;
 use std::sync::{Arc, Barrier, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -397,4 +398,56 @@ fn a_body_can_be_made_of_bytes() {
             assert_eq!(body.collect().await.unwrap().to_bytes(), expected);
         }
     });
+}
+
+/// Short bodies that do not come occupy no handler. Long ones do, but another thread then takes its turn.
+#[test]
+fn clients_that_stall_keep_no_handler_from_others() {
+    const THREADS: usize = 2;
+    let (begun, failed) = (Journal::new(), Journal::new());
+    let (begins, fails) = (begun.clone(), failed.clone());
+    let handler = move |mut exchange: Exchange| {
+        begins.write(());
+        match exchange.read_to_end(1 << 20) {
+            Ok(_) => drop(reply(exchange, "hello")),
+            Err(why) => fails.write(format!("{why:?}")),
+        }
+    };
+    let server = Server::builder()
+        .idle_grace(Duration::from_millis(5))
+        .body_timeout(Duration::from_millis(500))
+        .handle(
+            listener(),
+            Dispatch::Pool(THREADS.try_into().unwrap()),
+            handler,
+        )
+        .unwrap();
+    let stall = |head: &str| {
+        let mut client = Client::connect(addr(&server));
+        client.send(head.to_owned() + "x");
+        client
+    };
+    let short: Vec<_> = (0..2 * THREADS)
+        .map(|_| stall(&head("Content-Length: 65535")))
+        .collect();
+    let mut other = Client::connect(addr(&server));
+    other.ask("/");
+    assert_eq!(other.answer().text(), "hello");
+    assert_eq!(begun.all().len(), 1);
+    let long: Vec<_> = (0..2 * THREADS)
+        .map(|_| stall(&head("Content-Length: 65536")))
+        .collect();
+    begun.wait_for_count(1 + 2 * THREADS);
+    other.ask("/");
+    assert_eq!(other.answer().text(), "hello");
+    for mut client in short.into_iter().chain(long) {
+        let answer = client.answer();
+        assert_eq!(answer.status, 408);
+        assert!(answer.closes());
+    }
+    assert_eq!(failed.all(), vec!["TooSlow".to_owned(); 2 * THREADS]);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.timed_out, report.served), (4 * THREADS as u64, 2));
+    assert_eq!(report.conns_timed_out, 4 * THREADS as u64);
 }

@@ -1,432 +1,466 @@
-//! Readiness, and the lame duck that ends when nobody sends requests any more.
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+//! What happens to a request, and how its handler learns of that: without a thread that waits for it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a helper that fails fails its test"
+)]
 
 mod common;
 
-use std::convert::Infallible;
-use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::Full;
-use httpdown::{Body, Builder, Dispatch, Error, Exchange, MockClock, Phase, Server};
-use hyper::service::service_fn;
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use httpdown::{Dispatch, Error, Exchange, QueueItem, Ready, Result, Server};
 
-use common::{
-    Answer, Client, Gate, LONG, addr, assert_balanced, builder, listener, reply, stop, wait,
-    wait_for_report,
-};
+use common::{Client, Journal, addr, assert_balanced, builder, listener, reply, stop};
 
-const SECOND: Duration = Duration::from_secs(1);
+const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+const POST: &str = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-/// A server that says `hello` to whatever reaches its handler.
-fn hello(builder: Builder) -> Server {
-    let handler = |exchange: Exchange| drop(reply(exchange, "hello"));
-    let dispatch = Dispatch::Inline;
-    builder.handle(listener(), dispatch, handler).unwrap()
-}
+/// An exchange that its own callbacks use.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<Option<Exchange>>>);
 
-/// One request, on a connection of its own.
-fn fetch(server: &Server, path: &str) -> Answer {
-    Client::get(addr(server), path).answer()
-}
-
-fn assert_tells(answer: &Answer, status: u16, text: &str) {
-    assert_eq!((answer.status, answer.text()), (status, text));
-    assert_eq!(answer.header("cache-control"), Some("no-store"));
-    let kind = answer.header("content-type");
-    assert_eq!(kind, Some("text/plain; charset=utf-8"));
-    assert_eq!(answer.header("allow"), Some("get, head, options"));
-}
-
-/// A lame duck of at most 60 seconds, on a clock of its own.
-struct Duck {
-    server: Server,
-    clock: MockClock,
-}
-
-impl Duck {
-    /// Ends after so many seconds without a request, but not before `min`.
-    fn new(quiet: u32, min: u32) -> Self {
-        let clock = MockClock::new();
-        let builder = builder()
-            .clock(clock.clone())
-            .ready_path("/ready")
-            .lame_duck(60 * SECOND)
-            .lame_duck_min(min * SECOND)
-            .lame_duck_quiet(quiet * SECOND);
-        let server = hello(builder);
-        server.stop_begin();
-        let duck = Self { server, clock };
-        duck.wait_for_timers();
-        duck
+impl Shared {
+    fn new(exchange: Exchange) -> Self {
+        Self(Arc::new(Mutex::new(Some(exchange))))
     }
 
-    /// The duck's whole time, and its silence: when both are set, it waits.
-    fn wait_for_timers(&self) {
-        self.clock.wait_for_timers(2, LONG).unwrap();
+    fn with<T>(&self, f: impl FnOnce(&mut Exchange) -> T) -> T {
+        f(self.0.lock().unwrap().as_mut().unwrap())
     }
 
-    /// So much time passes, and the duck goes on.
-    #[track_caller]
-    fn lives(&self, seconds: u32) {
-        self.clock.advance(seconds * SECOND);
-        self.wait_for_timers();
-        assert_eq!(self.server.phase(), Phase::LameDuck);
+    fn take(&self) -> Exchange {
+        self.0.lock().unwrap().take().unwrap()
     }
+}
 
-    /// So much time passes, and the duck has ended just then.
-    #[track_caller]
-    fn ends(self, seconds: u32, in_all: u32) {
-        self.clock.advance(seconds * SECOND);
-        let report = wait(&self.server).unwrap();
+/// Sends back what comes, driven by callbacks alone.
+fn echo(exchange: &Shared, mut waiting: Vec<u8>) {
+    loop {
+        if waiting.is_empty() {
+            match exchange.with(|exchange| exchange.read_by(8192, Some(Instant::now()))) {
+                Ok(piece) if piece.is_empty() => return exchange.take().finish().unwrap(),
+                Ok(piece) => waiting = piece.to_vec(),
+                Err(Error::WouldBlock) => break,
+                Err(why) => panic!("{why}"),
+            }
+        }
+        match exchange.with(|exchange| exchange.write_by(&waiting, Some(Instant::now()))) {
+            Ok(taken) => drop(waiting.drain(..taken)),
+            Err(Error::WouldBlock) => break,
+            Err(why) => panic!("{why}"),
+        }
+    }
+    let wanted = if waiting.is_empty() {
+        Ready::READABLE
+    } else {
+        Ready::WRITABLE
+    };
+    let again = exchange.clone();
+    exchange.with(|exchange| exchange.notify(wanted, move |_| echo(&again, waiting)));
+}
+
+#[test]
+fn any_number_of_slow_clients_is_served_without_a_thread_for_each() {
+    for dispatch in [Dispatch::Inline, Dispatch::Pool(1.try_into().unwrap())] {
+        let server = builder()
+            .handle(listener(), dispatch, |mut exchange: Exchange| {
+                exchange.start(Response::new(())).unwrap();
+                echo(&Shared::new(exchange), Vec::new());
+            })
+            .unwrap();
+        let mut clients: Vec<_> = (0..20).map(|_| Client::connect(addr(&server))).collect();
+        for client in &mut clients {
+            client.send(POST);
+            assert_eq!(client.try_head().unwrap().status, 200);
+        }
+        for round in ["5\r\nhello\r\n", "6\r\n world\r\n"] {
+            for client in &mut clients {
+                client.send(round);
+            }
+            for client in &mut clients {
+                let sent = round.split("\r\n").nth(1).unwrap();
+                assert_eq!(client.try_chunk().unwrap().unwrap(), sent.as_bytes());
+            }
+        }
+        // One that takes nothing for a while holds up nobody, and loses nothing.
+        let mut large = Client::connect(addr(&server));
+        let mut sends = large.socket().try_clone().map(Client::from).unwrap();
+        large.send(POST);
+        assert_eq!(large.try_head().unwrap().status, 200);
+        let sender = thread::spawn(move || {
+            for _ in 0..1_000 {
+                sends.send("2000\r\n");
+                sends.send(vec![b'x'; 0x2000]);
+                sends.send("\r\n");
+            }
+            sends.send("0\r\n\r\n");
+        });
+        for client in &mut clients {
+            client.send("0\r\n\r\n");
+            assert_eq!(client.try_chunk().unwrap(), None);
+        }
+        let mut length = 0;
+        while let Some(chunk) = large.try_chunk().unwrap() {
+            length += chunk.len();
+        }
+        assert_eq!(length, 1_000 * 0x2000);
+        sender.join().unwrap();
+        let report = stop(&server).unwrap();
         assert_balanced(&report);
-        assert_eq!(report.stop_duration, in_all * SECOND);
+        assert_eq!(report.served, 21);
     }
 }
 
-#[test]
-fn the_ready_path_tells_whether_the_server_is_ready() {
-    let clock = MockClock::new();
-    let builder = builder().clock(clock.clone()).lame_duck(10 * SECOND);
-    let server = hello(builder.ready_path("/ready"));
-    assert_tells(&fetch(&server, "/ready"), 200, "ready\n");
-    let mut kept = Client::get(addr(&server), "/ready?verbose=1");
-    assert_tells(&kept.answer(), 200, "ready\n");
-
-    server.stop_begin();
-    clock.wait_for_timers(1, LONG).unwrap();
-    kept.ask("/ready");
-    for answer in [kept.answer(), fetch(&server, "/ready")] {
-        assert_tells(&answer, 503, "stopping\n");
-        assert!(answer.closes());
-    }
-    clock.advance(10 * SECOND);
-    let report = wait(&server).unwrap();
-    assert_balanced(&report);
-    assert_eq!((report.requests, report.served), (4, 4));
+/// A server whose handler gives each request away.
+fn giving() -> (Server, mpsc::Receiver<Exchange>) {
+    let (give, given) = mpsc::channel();
+    let handler = move |exchange: Exchange| give.send(exchange).unwrap();
+    let server = builder()
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap();
+    (server, given)
 }
 
 #[test]
-fn the_ready_path_says_stopping_during_the_drain() {
-    let server = hello(builder().idle_grace(LONG).ready_path("/ready"));
-    let mut client = Client::get(addr(&server), "/ready");
-    client.answer();
-    let mut late = Client::connect(addr(&server));
-    wait_for_report(&server, |report| report.conns_new == 1);
-    server.stop_begin();
-    while server.phase() < Phase::Draining {
-        std::thread::yield_now();
+fn a_client_that_leaves_is_told_of_once_and_not_after_the_end() {
+    let (server, given) = giving();
+    let told = Journal::new();
+    for ends_first in [false, true] {
+        let mut client = Client::connect(addr(&server));
+        client.send(GET);
+        let mut exchange = given.recv().unwrap();
+        let tells = told.clone();
+        exchange.notify(Ready::NONE, move |ready| tells.write(ready));
+        if ends_first {
+            reply(exchange, "hello").unwrap();
+            assert_eq!(client.answer().text(), "hello");
+            client.reset();
+        } else {
+            client.reset();
+            told.wait_for_count(1);
+            assert!(matches!(exchange.cancelled(), Some(Error::Gone)));
+        }
     }
-    for client in [&mut client, &mut late] {
-        client.ask("/ready");
-        let answer = client.answer();
-        assert_tells(&answer, 503, "stopping\n");
-        assert!(answer.closes());
-    }
-    assert_balanced(&wait(&server).unwrap());
+    assert_balanced(&stop(&server).unwrap());
+    assert_eq!(told.all(), [Ready::GONE]);
 }
 
 #[test]
-fn the_ready_path_is_compared_with_the_path_of_the_target() {
-    let server = hello(builder().ready_path("/ready"));
-    for same in ["/ready", "/ready?", "/ready?a=/b", "http://host:80/ready?a"] {
-        assert_eq!(fetch(&server, same).text(), "ready\n", "{same}");
-    }
-    for other in [
-        "/", "/ready/", "//ready", "/Ready", "/%72eady", "/readyz", "/?/ready",
-    ] {
-        assert_eq!(fetch(&server, other).text(), "hello", "{other}");
-    }
-    stop(&server).unwrap();
-
-    let server = hello(builder());
-    assert_eq!(fetch(&server, "/ready").text(), "hello");
-    stop(&server).unwrap();
-}
-
-#[test]
-fn the_ready_path_is_for_methods_that_change_nothing() {
-    let server = hello(builder().ready_path("/ready"));
+fn a_kill_is_told() {
+    let (server, given) = giving();
     let mut client = Client::connect(addr(&server));
-    client.send("HEAD /ready HTTP/1.1\r\nHost: test\r\n\r\n");
-    let head = client.try_head().unwrap();
-    assert_tells(&head, 200, "");
-    assert_eq!(head.header("content-length"), Some("6"));
-    // What HAProxy sends by default.
-    client.send("OPTIONS /ready HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
-    assert_tells(&client.answer(), 200, "ready\n");
-    for method in ["POST", "PUT", "DELETE", "PATCH", "TRACE", "BREW"] {
-        let head = format!("{method} /ready HTTP/1.1\r\nHost: test\r\n");
-        client.send(head + "Content-Length: 4\r\n\r\nbody");
-        let answer = client.answer();
-        assert_tells(&answer, 405, "method not allowed\n");
-        assert!(!answer.closes(), "{method}");
+    client.send(GET);
+    let mut exchange = given.recv().unwrap();
+    let (tell, told) = mpsc::channel();
+    exchange.notify(Ready::READABLE, move |ready| tell.send(ready).unwrap());
+    // Without a body, reading gives its end at once.
+    assert_eq!(told.recv().unwrap(), Ready::READABLE);
+    let (tell, told) = mpsc::channel();
+    exchange.notify(Ready::NONE, move |ready| tell.send(ready).unwrap());
+    server.kill_begin();
+    assert_eq!(told.recv().unwrap(), Ready::GONE);
+    assert!(matches!(exchange.cancelled(), Some(Error::Killed(_))));
+    drop(exchange);
+    let _ = server.wait_blocking(None);
+}
+
+#[test]
+fn another_order_replaces_the_one_before() {
+    let (server, given) = giving();
+    let mut client = Client::connect(addr(&server));
+    client.send(POST);
+    let mut exchange = given.recv().unwrap();
+    let told = Journal::new();
+    for number in 0..3 {
+        let tells = told.clone();
+        exchange.notify(Ready::READABLE, move |_| tells.write(number));
     }
+    client.send("1\r\na\r\n");
+    told.wait_for_count(1);
+    assert_eq!(exchange.read_bytes(10).unwrap(), "a");
+    reply(exchange, "hello").unwrap();
+    assert_eq!(client.answer().text(), "hello");
+    assert_balanced(&stop(&server).unwrap());
+    assert_eq!(told.all(), [2]);
+}
+
+/// To end an exchange waits for a callback on another thread, and a callback may end its own exchange.
+#[test]
+fn nothing_is_told_after_the_end() {
+    let (server, given) = giving();
+    for _ in 0..50 {
+        let mut client = Client::connect(addr(&server));
+        client.send(POST);
+        let mut exchange = given.recv().unwrap();
+        let (entered, ended) = (Journal::new(), Journal::new());
+        let (enters, ends) = (entered.clone(), ended.clone());
+        exchange.notify(Ready::READABLE, move |_| {
+            enters.write(());
+            thread::yield_now();
+            ends.write(());
+        });
+        client.send("0\r\n\r\n");
+        entered.wait_for_count(1);
+        reply(exchange, "hello").unwrap();
+        assert_eq!(ended.all().len(), 1);
+        assert_eq!(client.answer().text(), "hello");
+    }
+    let mut client = Client::connect(addr(&server));
+    client.send(POST);
+    let shared = Shared::new(given.recv().unwrap());
+    let own = shared.clone();
+    let end = move |_| reply(own.take(), "from within").unwrap();
+    shared.with(|exchange| exchange.notify(Ready::READABLE, end));
+    client.send("0\r\n\r\n");
+    assert_eq!(client.answer().text(), "from within");
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_callback_that_panics_ends_nothing() {
+    let (server, given) = giving();
+    let mut client = Client::connect(addr(&server));
+    client.send(POST);
+    let mut exchange = given.recv().unwrap();
+    let (tell, told) = mpsc::channel::<()>();
+    exchange.notify(Ready::READABLE, move |_| {
+        let _tell = tell;
+        panic!("on purpose");
+    });
+    client.send("0\r\n\r\n");
+    told.recv().unwrap_err();
+    reply(exchange, "hello").unwrap();
+    assert_eq!(client.answer().text(), "hello");
+    assert_balanced(&stop(&server).unwrap());
+}
+
+/// Streams that end when they are told to: all of them whole, and one after the other.
+#[test]
+fn streams_end_at_a_stop_spread_over_a_time() {
+    const STREAMS: u32 = 200;
+    const RATE: u32 = 400;
+    let ended = Journal::new();
+    let ends = ended.clone();
+    let handler = move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        exchange.write(b"data: 1\n\n").unwrap();
+        let shared = Shared::new(exchange);
+        let (own, ends) = (shared.clone(), ends.clone());
+        let end = move |ready: Ready| {
+            assert_eq!(ready, Ready::DRAINING);
+            ends.write(Instant::now());
+            let mut exchange = own.take();
+            exchange.write(b"data: bye\n\n").unwrap();
+            exchange.finish().unwrap();
+        };
+        shared.with(|exchange| exchange.notify(Ready::DRAINING, end));
+    };
+    let server = builder()
+        .drain_rate((RATE as usize).try_into().unwrap())
+        .handle(listener(), Dispatch::Inline, handler)
+        .unwrap();
+    let mut clients: Vec<_> = (0..STREAMS)
+        .map(|_| Client::get(addr(&server), "/"))
+        .collect();
+    for client in &mut clients {
+        assert_eq!(client.try_head().unwrap().status, 200);
+        assert_eq!(client.try_chunk().unwrap().unwrap(), b"data: 1\n\n");
+    }
+    let begun = Instant::now();
+    let report = stop(&server).unwrap();
+    for client in &mut clients {
+        assert_eq!(client.try_chunk().unwrap().unwrap(), b"data: bye\n\n");
+        assert_eq!(client.try_chunk().unwrap(), None);
+    }
+    assert_balanced(&report);
+    assert_eq!(report.served, u64::from(STREAMS));
+    // None ends before its turn.
+    let mut moments = ended.all();
+    moments.sort();
+    for (turn, moment) in (0..).zip(moments) {
+        let soonest = begun + Duration::from_secs(1) * turn / RATE;
+        assert!(moment + Duration::from_millis(2) >= soonest, "{turn}");
+    }
+}
+
+/// One thread, one queue, any number of requests: those that come, and what happens to them.
+#[test]
+fn a_queue_tells_what_happens() {
+    let (server, queue) = builder().queue(listener()).unwrap();
+    let address = addr(&server);
+    let looks = queue.clone();
+    let service = thread::spawn(move || -> Result<()> {
+        let mut open: Vec<Option<Exchange>> = Vec::new();
+        let mut told = Vec::new();
+        loop {
+            for item in looks.take_all(8, None)? {
+                match item {
+                    QueueItem::Request(mut exchange) => {
+                        looks.notify(&mut exchange, Ready::READABLE, open.len());
+                        open.push(Some(exchange));
+                    }
+                    QueueItem::Ready { token, ready } => {
+                        told.push((token, ready));
+                        let mut exchange = open[token].take().unwrap();
+                        match exchange.read_by(100, Some(Instant::now())) {
+                            Ok(piece) => reply(exchange, piece)?,
+                            Err(Error::WouldBlock) => {
+                                looks.notify(&mut exchange, Ready::READABLE, token);
+                                open[token] = Some(exchange);
+                            }
+                            // It has left.
+                            Err(_) => {}
+                        }
+                    }
+                }
+            }
+        }
+    });
+    let mut clients: Vec<_> = (0..20).map(|_| Client::connect(address.clone())).collect();
+    for client in &mut clients {
+        client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n");
+    }
+    let leaver = clients.pop().unwrap();
+    for client in clients.iter_mut().rev() {
+        client.send("hello");
+        assert_eq!(client.answer().text(), "hello");
+    }
+    leaver.reset();
     let report = stop(&server).unwrap();
     assert_balanced(&report);
-    assert_eq!(report.served, 8);
+    assert_eq!((report.served, report.gone), (19, 1));
+    // The queue ends when nothing more can happen.
+    assert!(matches!(service.join().unwrap(), Err(Error::Stopped)));
 }
 
 #[test]
-fn the_ready_path_is_answered_when_the_pool_is_full() {
-    let (entered, gate) = (Gate::new(), Gate::new());
-    let _open_at_end = gate.open_at_end();
-    let (enters, passes) = (entered.clone(), gate.clone());
-    let handler = move |exchange: Exchange| {
-        enters.open();
-        passes.pass();
-        let _ = reply(exchange, "hello");
-    };
-    let builder = builder().ready_path("/ready");
-    let dispatch = Dispatch::Pool(NonZeroUsize::MIN);
-    let server = builder.handle(listener(), dispatch, handler).unwrap();
-    let mut busy = Client::get(addr(&server), "/");
-    entered.pass();
-    let mut waiting = Client::get(addr(&server), "/");
-    wait_for_report(&server, |report| report.requests == 2);
-    assert_tells(&fetch(&server, "/ready"), 200, "ready\n");
-    gate.open();
-    assert_eq!(busy.answer().text(), "hello");
-    assert_eq!(waiting.answer().text(), "hello");
-    stop(&server).unwrap();
-}
-
-#[test]
-fn the_ready_path_is_answered_when_nobody_takes_from_the_queue() {
-    let builder = builder().ready_path("/ready");
-    let (server, queue) = builder.queue(listener()).unwrap();
-    let mut waiting = Client::get(addr(&server), "/");
-    wait_for_report(&server, |report| report.requests == 1);
-    assert_tells(&fetch(&server, "/ready"), 200, "ready\n");
-    for exchange in queue.take(2, None).unwrap() {
-        assert_eq!(exchange.uri(), "/");
-        reply(exchange, "hello").unwrap();
-    }
-    assert_eq!(waiting.answer().text(), "hello");
-    stop(&server).unwrap();
-}
-
-#[test]
-fn the_ready_path_is_answered_before_a_hyper_service() {
-    let service = service_fn(|_: Request<Body>| async {
-        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("hello"))))
-    });
-    let builder = builder().ready_path("/ready");
-    let server = builder.serve(listener(), service).unwrap();
-    assert_tells(&fetch(&server, "/ready"), 200, "ready\n");
-    assert_eq!(fetch(&server, "/").text(), "hello");
-    stop(&server).unwrap();
-}
-
-#[test]
-fn a_failure_of_the_service_during_a_lame_duck_closes_too() {
-    let service =
-        service_fn(|_: Request<Body>| async { Err::<Response<Full<Bytes>>, _>("no good") });
-    let clock = MockClock::new();
-    let builder = builder().clock(clock.clone()).lame_duck(SECOND);
-    let server = builder.serve(listener(), service).unwrap();
-    assert!(!fetch(&server, "/").closes());
-    server.stop_begin();
-    clock.wait_for_timers(1, LONG).unwrap();
-    let answer = fetch(&server, "/");
-    assert_eq!(answer.status, 500);
-    assert!(answer.closes());
-    clock.advance(SECOND);
-    wait(&server).unwrap();
-}
-
-#[test]
-fn a_lame_duck_agrees_to_upgrades() {
-    let service = service_fn(|request: Request<Body>| async {
-        tokio::spawn(hyper::upgrade::on(request)); // Closed as soon as it is there.
-        Response::builder()
-            .status(101)
-            .header("connection", "upgrade")
-            .header("upgrade", "test")
-            .body(Full::<Bytes>::default())
-    });
-    let clock = MockClock::new();
-    let builder = builder().clock(clock.clone()).lame_duck(SECOND);
-    let server = builder.serve(listener(), service).unwrap();
-    server.stop_begin();
-    clock.wait_for_timers(1, LONG).unwrap();
+fn the_queue_does_not_end_while_something_can_still_happen() {
+    let (server, queue) = builder().queue(listener()).unwrap();
     let mut client = Client::connect(addr(&server));
-    client.send("GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: test\r\n\r\n");
-    let answer = client.try_head().unwrap();
-    assert_eq!(answer.status, 101);
-    assert_eq!(answer.header("connection"), Some("upgrade"));
-    client.assert_closed();
-    clock.advance(SECOND);
-    assert_balanced(&wait(&server).unwrap());
-}
-
-#[test]
-fn a_lame_duck_ends_when_no_request_has_come_for_a_while() {
-    let duck = Duck::new(5, 0);
-    for _ in 0..3 {
-        duck.lives(4);
-        assert_eq!(fetch(&duck.server, "/").status, 200);
-    }
-    duck.lives(4);
-    duck.ends(1, 17);
-}
-
-#[test]
-fn a_lame_duck_without_a_request_ends_after_the_silence() {
-    let duck = Duck::new(5, 0);
-    duck.lives(4);
-    duck.ends(1, 5);
-}
-
-#[test]
-fn a_lame_duck_takes_its_least_time_however_quiet_it_is() {
-    let duck = Duck::new(5, 20);
-    fetch(&duck.server, "/");
-    duck.lives(19);
-    duck.ends(1, 20);
-
-    // The silence may begin before the least time is over, and end behind it.
-    let duck = Duck::new(5, 20);
-    duck.lives(18);
-    fetch(&duck.server, "/");
-    duck.lives(4);
-    duck.ends(1, 23);
-}
-
-#[test]
-fn a_lame_duck_takes_at_most_its_time_however_busy_it_is() {
-    let duck = Duck::new(20, 0);
-    for _ in 0..3 {
-        duck.lives(19);
-        assert_eq!(fetch(&duck.server, "/").status, 200);
-    }
-    duck.ends(3, 60);
-}
-
-#[test]
-fn a_lame_duck_that_need_not_be_quiet_takes_all_its_time() {
-    let clock = MockClock::new();
-    let builder = builder().clock(clock.clone());
-    let server = hello(builder.lame_duck(60 * SECOND).lame_duck_min(SECOND));
-    server.stop_begin();
-    clock.wait_for_timers(1, LONG).unwrap();
-    clock.advance(59 * SECOND);
-    fetch(&server, "/");
-    assert_eq!(server.phase(), Phase::LameDuck);
-    clock.advance(SECOND);
-    assert_eq!(wait(&server).unwrap().stop_duration, 60 * SECOND);
-}
-
-#[test]
-fn checks_do_not_keep_a_lame_duck_alive() {
-    let duck = Duck::new(5, 0);
-    duck.lives(4);
-    // Readiness probes, on a connection each and on a kept one, and a check that only connects.
-    assert_eq!(fetch(&duck.server, "/ready").status, 503);
-    let mut other = Client::connect(addr(&duck.server));
-    other.send("POST /ready HTTP/1.1\r\nHost: test\r\n\r\n");
-    assert_eq!(other.answer().status, 405);
-    let silent = Client::connect(addr(&duck.server));
-    wait_for_report(&duck.server, |report| report.conns_new == 1);
-    drop(silent);
-    duck.ends(1, 5);
-}
-
-#[test]
-fn requests_on_old_connections_keep_a_lame_duck_alive() {
-    let clock = MockClock::new();
-    let builder = builder().clock(clock.clone()).lame_duck(60 * SECOND);
-    let server = hello(builder.lame_duck_quiet(5 * SECOND));
-    let mut old = Client::get(addr(&server), "/");
-    old.answer();
-    server.stop_begin();
-    let duck = Duck { server, clock };
-    duck.wait_for_timers();
-    duck.lives(4);
-    old.ask("/");
-    assert!(old.answer().closes());
-    duck.lives(4);
-    duck.ends(1, 9);
-}
-
-#[test]
-fn a_request_counts_when_it_comes_not_when_it_is_answered() {
-    let (entered, gate) = (Gate::new(), Gate::new());
-    let _open_at_end = gate.open_at_end();
-    let (enters, passes) = (entered.clone(), gate.clone());
-    let handler = move |exchange: Exchange| {
-        enters.open();
-        passes.pass();
-        let _ = reply(exchange, "hello");
-    };
-    let clock = MockClock::new();
-    let builder = builder().clock(clock.clone()).lame_duck(60 * SECOND);
-    let builder = builder.lame_duck_quiet(5 * SECOND);
-    let dispatch = Dispatch::default();
-    let server = builder.handle(listener(), dispatch, handler).unwrap();
-    server.stop_begin();
-    let duck = Duck { server, clock };
-    duck.wait_for_timers();
-    let mut client = Client::get(addr(&duck.server), "/");
-    entered.pass();
-    duck.lives(3);
-    gate.open();
-    assert_eq!(client.answer().text(), "hello");
-    duck.ends(2, 5);
-}
-
-#[test]
-fn a_kill_ends_a_lame_duck_that_waits_for_silence() {
-    let duck = Duck::new(60, 60);
-    duck.server.kill_begin();
-    duck.ends(0, 0);
-}
-
-#[test]
-fn settings_that_make_no_sense_are_errors() {
-    let why = |builder: Builder| match builder.queue(listener()) {
-        Err(Error::InvalidArgument(why)) => why,
-        other => unreachable!("{other:?}"),
-    };
-    for path in [
-        "",
-        "ready",
-        "*",
-        "/a?",
-        "/a?b",
-        "/a#",
-        "/a b",
-        "/\n",
-        "/a\0",
-        "/a\x7f",
-        "/ä",
-        "http://a/b",
-    ] {
-        let why = why(builder().ready_path(path));
-        assert!(why.contains(&format!("ready_path {path:?}")), "{why}");
-    }
-    let duck = || builder().lame_duck(5 * SECOND);
-    assert_eq!(
-        why(duck().lame_duck_min(6 * SECOND)),
-        "lame_duck_min (6s) is longer than lame_duck (5s)"
+    client.send(POST);
+    let mut exchange = queue.take(1, None).unwrap().remove(0);
+    queue.notify(&mut exchange, Ready::NONE, 7);
+    server.kill_begin();
+    let items = queue.take_all(8, None).unwrap();
+    assert!(
+        matches!(
+            items[..],
+            [QueueItem::Ready {
+                token: 7,
+                ready: Ready::GONE
+            }]
+        ),
+        "{items:?}"
     );
-    assert_eq!(
-        why(duck().lame_duck_quiet(6 * SECOND)),
-        "lame_duck_quiet (6s) is longer than lame_duck (5s)"
-    );
-    let alone = why(builder().lame_duck_quiet(SECOND));
-    assert_eq!(alone, "lame_duck_quiet (1s) is longer than lame_duck (0ns)");
+    assert!(matches!(queue.take_all(8, None), Err(Error::Stopped)));
+    drop(exchange);
+    let _ = server.wait_blocking(None);
+}
 
-    let most = duck().lame_duck_min(5 * SECOND).lame_duck_quiet(5 * SECOND);
-    for fine in [
-        most,
-        builder().ready_path("/"),
-        builder().ready_path("/-/ready:~(%41)"),
-    ] {
-        let (server, _) = fine.queue(listener()).unwrap();
-        server.kill_begin(); // Its lame duck would take real time.
-        server.close();
+#[test]
+fn a_write_takes_a_part() {
+    let (server, given) = giving();
+    let mut client = Client::connect(addr(&server));
+    client.send(GET);
+    let mut exchange = given.recv().unwrap();
+    let bytes = vec![b'x'; 1 << 20];
+    assert!(matches!(
+        exchange.write_by(&bytes, Some(Instant::now())),
+        Err(Error::InvalidArgument(_))
+    ));
+    exchange.start(Response::new(())).unwrap();
+    assert_eq!(exchange.write_by(b"", Some(Instant::now())).unwrap(), 0);
+    let mut written = 0;
+    loop {
+        // With some time, because the connection is not done when there was no room.
+        let soon = Instant::now() + Duration::from_millis(20);
+        match exchange.write_by(&bytes, Some(soon)) {
+            Ok(0) => panic!("nothing is no part"),
+            Ok(taken) => written += taken,
+            Err(Error::WouldBlock) => break,
+            Err(why) => panic!("{why}"),
+        }
+        assert!(
+            written < 64 << 20,
+            "what is not taken must not wait in memory"
+        );
     }
+    assert!(matches!(
+        exchange.write_by(&bytes, Some(Instant::now())),
+        Err(Error::WouldBlock)
+    ));
+    let reader = thread::spawn(move || {
+        assert_eq!(client.try_head().unwrap().status, 200);
+        let mut length = 0;
+        while let Some(chunk) = client.try_chunk().unwrap() {
+            length += chunk.len();
+        }
+        length
+    });
+    // Without a deadline, all of it.
+    assert_eq!(exchange.write_by(&bytes, None).unwrap(), bytes.len());
+    exchange.finish().unwrap();
+    assert_eq!(reader.join().unwrap(), written + bytes.len());
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn trailers_go_both_ways() {
+    let (server, given) = giving();
+    let mut client = Client::connect(addr(&server));
+    client.send(
+        "POST / HTTP/1.1\r\nHost: test\r\nTE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n\
+         1\r\na\r\n0\r\nX-Sum: 1\r\nX-Sum: 2\r\n\r\n",
+    );
+    let mut exchange = given.recv().unwrap();
+    assert!(exchange.trailers().is_empty());
+    assert_eq!(exchange.read_to_end(10).unwrap(), "a");
+    let sums: Vec<_> = exchange.trailers().get_all("x-sum").iter().collect();
+    assert_eq!(sums, ["1", "2"]);
+    let mut trailers = HeaderMap::new();
+    let sum = HeaderName::from_static("x-sum");
+    trailers.insert(&sum, HeaderValue::from_static("3"));
+    assert!(matches!(
+        exchange.set_trailers(trailers.clone()),
+        Err(Error::InvalidArgument(_))
+    ));
+    let response = Response::builder().header("Trailer", "X-Sum");
+    exchange.start(response.body(()).unwrap()).unwrap();
+    exchange.write(b"b").unwrap();
+    exchange.set_trailers(trailers).unwrap();
+    exchange.finish().unwrap();
+    client.half_close();
+    let text = String::from_utf8(client.until_end().unwrap()).unwrap();
+    assert!(text.ends_with("1\r\nb\r\n0\r\nx-sum: 3\r\n\r\n"), "{text}");
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.served, 1);
+}
+
+#[tokio::test]
+async fn a_task_waits_for_whatever_comes_first() {
+    let (server, given) = giving();
+    let mut client = Client::connect(addr(&server));
+    client.send(POST);
+    let mut exchange = given.recv().unwrap();
+    let task = tokio::spawn(async move {
+        let ready = exchange.ready(Ready::READABLE | Ready::DRAINING).await;
+        assert_eq!(ready, Ready::READABLE);
+        assert_eq!(exchange.read_by(9, Some(Instant::now())).unwrap(), "a");
+        let ready = exchange.ready(Ready::READABLE | Ready::DRAINING).await;
+        assert_eq!(ready, Ready::DRAINING);
+        reply(exchange, "draining").unwrap();
+    });
+    client.send("1\r\na\r\n");
+    // The task has come to its second wait, or will.
+    let stopped = tokio::task::spawn_blocking(move || stop(&server).unwrap());
+    task.await.unwrap();
+    assert_eq!(client.answer().text(), "draining");
+    drop(client);
+    assert_balanced(&stopped.await.unwrap());
 }

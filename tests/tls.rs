@@ -865,6 +865,7 @@ enum End {
 fn ended(bytes: &str, end: End) -> (Option<u16>, [u64; 4], Vec<String>) {
     let fixture = if end == End::PlainFin {
         let builder = Server::builder().idle_grace(Duration::from_millis(5));
+        let builder = builder.body_buffer(NonZeroUsize::MIN);
         Fixture::on(
             builder.linger_timeout(Duration::from_millis(50)),
             tcp_listener(),

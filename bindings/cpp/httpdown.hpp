@@ -248,8 +248,9 @@ public:
 
     /// Reads the next bytes of the body into `buffer`; blocks until there are some bytes. Returns their number, 0 at
     /// the end of the body. Returns an empty optional if the client has left (then `status` is GONE), broke the
-    /// protocol (BAD_BODY; without an answer the client gets a 400), or was cut (KILLED). Throws error: WOULD_BLOCK
-    /// with INLINE dispatch if no bytes are there yet, INVALID_ARGUMENT if `size` is 0.
+    /// protocol (BAD_BODY; without an answer the client gets a 400), was too slow (TOO_SLOW; without an answer it gets a
+    /// 408), or was cut (KILLED). Throws error: WOULD_BLOCK with INLINE dispatch if no bytes are there yet,
+    /// INVALID_ARGUMENT if `size` is 0.
     std::optional<std::size_t> read(void *buffer, std::size_t size);
 
     /// The whole body, if it has at most `limit` bytes; blocks until the whole body is there. The optional is empty if
@@ -258,8 +259,8 @@ public:
     std::optional<std::string_view> body(std::size_t limit);
 
     /// The result of the last call on this request that reads the body or answers: a httpdown_status. It says why that
-    /// call returned `false` or an empty optional: GONE, BAD_BODY, KILLED, TOO_LARGE; without exceptions also the
-    /// status that would have been thrown. OK before the first such call. Also works after the request has been ended.
+    /// call returned `false` or an empty optional: GONE, BAD_BODY, TOO_SLOW, KILLED, TOO_LARGE; without exceptions
+    /// also the status that would have been thrown. OK before the first such call. Also works after the request has been ended.
     int status() const noexcept { return status_; }
 
     /// Whether an answer is useless by now: the client has left, the server was killed, or the answer is complete (an
@@ -627,6 +628,27 @@ struct options {
     /// default, SIGHUP does what it did before, so it mostly ends the program. Needs `tls`, with at least one file.
     /// Default: false.
     bool reload_on_hup = false;
+    /// How long a client may keep those waiting who read its request's body. Bytes give it time back, a second for each
+    /// `least_rate` bytes, but never more than this time in all. So a client that sends nothing is cut after this time,
+    /// and one that sends slowly, but at that rate, is not. Only the time counts in which somebody waits for the body.
+    /// Then reading fails with TOO_SLOW, the client gets a 408 if no answer has begun, and the connection is closed.
+    /// Not 0. Default: 30 seconds.
+    std::optional<milliseconds> body_timeout{};
+    /// How long a client may leave its answer untaken, when the kernel can hold no more of it. Bytes that the client's
+    /// kernel acknowledges give it time back, as for `body_timeout`. Then the connection is reset, and writing fails
+    /// with TOO_SLOW. Not 0. Default: 30 seconds.
+    std::optional<milliseconds> write_timeout{};
+    /// How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
+    /// `body_timeout` or `write_timeout`. Default: 240.
+    std::uint32_t least_rate = 0;
+    /// A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
+    /// so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
+    /// when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    std::uint32_t body_buffer = 0;
+    /// How many requests a second are told that the server drains, of those that have asked to be told. So the clients
+    /// of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout` has
+    /// passed. Default: 1,000.
+    std::uint32_t drain_rate = 0;
     // options: end fields
 };
 
@@ -845,6 +867,11 @@ public:
         raw_.second_signal_ms = to_ms(from.second_signal);
         raw_.reuse_port = from.reuse_port;
         raw_.reload_on_hup = from.reload_on_hup;
+        raw_.body_timeout_ms = to_ms(from.body_timeout);
+        raw_.write_timeout_ms = to_ms(from.write_timeout);
+        raw_.least_rate = from.least_rate;
+        raw_.body_buffer = from.body_buffer;
+        raw_.drain_rate = from.drain_rate;
         // options: end give
 
         if (from.handler) raw_.handler = on_request;
@@ -976,13 +1003,14 @@ inline server_ref request::server() const noexcept { return server_ref(httpdown_
 
 inline std::optional<std::size_t> request::read(void *buffer, std::size_t size) {
     std::size_t count = 0;
-    if (!unanswered() || !delivered(httpdown_request_read(get(), buffer, size, &count))) return std::nullopt;
+    if (!unanswered()) return std::nullopt;
+    if (!delivered(httpdown_request_read(get(), buffer, size, HTTPDOWN_FOREVER, &count))) return std::nullopt;
     return count;
 }
 
 inline std::optional<std::string_view> request::body(std::size_t limit) {
     httpdown_bytes bytes{};
-    if (!unanswered() || !delivered(httpdown_request_body(get(), limit, &bytes))) return std::nullopt;
+    if (!unanswered() || !delivered(httpdown_request_body(get(), limit, HTTPDOWN_FOREVER, &bytes))) return std::nullopt;
     return view(bytes);
 }
 
@@ -1020,7 +1048,7 @@ inline bool request::start(int status, const std::vector<httpdown::header> &head
 
 inline bool request::write(std::string_view data) {
     if (!unanswered()) return false;
-    const int status = httpdown_reply_write(get(), data.data(), data.size());
+    const int status = httpdown_reply_write(get(), data.data(), data.size(), HTTPDOWN_FOREVER, nullptr);
     // The answer has no body: nothing that the program could have known before.
     if (status == HTTPDOWN_STATUS_ALREADY_REPLIED) return status_ = status, false;
     return delivered(status);
@@ -1033,6 +1061,7 @@ inline bool request::is_delivered(int status) {
     switch (status) {
     case HTTPDOWN_STATUS_GONE:
     case HTTPDOWN_STATUS_BAD_BODY:
+    case HTTPDOWN_STATUS_TOO_SLOW:
     case HTTPDOWN_STATUS_KILLED:
     case HTTPDOWN_STATUS_TOO_LARGE: break;
     default: detail::check(status);

@@ -12,6 +12,14 @@ pub(crate) fn bad_request() -> Response<Bytes> {
     closing(with_text(StatusCode::BAD_REQUEST, "bad request\n"))
 }
 
+/// To a request whose body has not come in time: the connection ends after it.
+pub(crate) fn body_late() -> Response<Bytes> {
+    closing(with_text(
+        StatusCode::REQUEST_TIMEOUT,
+        "the request's body came too slowly\n",
+    ))
+}
+
 /// To a head that is refused: the connection ends after it.
 pub(super) fn refusal(status: StatusCode) -> Response<Bytes> {
     closing(empty(status))

@@ -45,7 +45,8 @@ use super::state::Conn;
 ///
 /// # Errors
 /// Reading fails with [`Error::Gone`] if the connection has ended, [`Error::BadBody`] if the client broke the protocol in
-/// the body, and [`Error::Killed`] after a kill. It fails again, in the same way, if it is tried again.
+/// the body, [`Error::TooSlow`] if the client was waited for too long, and [`Error::Killed`] after a kill. It fails again,
+/// in the same way, if it is tried again.
 #[derive(Default)]
 pub struct Body(Option<Box<Source>>);
 
@@ -158,7 +159,11 @@ impl http_body::Body for Body {
             self.0 = None;
             return Poll::Ready(None);
         }
-        Poll::Ready(match ready!(Pin::new(incoming).poll_frame(cx)) {
+        let polled = Pin::new(incoming).poll_frame(cx);
+        if polled.is_pending() {
+            rest.is_wanted();
+        }
+        Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
                 rest.is_read();
                 Some(Ok(frame))
@@ -275,6 +280,15 @@ impl Rest {
         will_be_dropped || !matches!(*self.lock(), Kept::Nothing)
     }
 
+    /// Somebody waits for a piece of the body.
+    fn is_wanted(&self) {
+        if let Some(conn) = self.conn.upgrade()
+            && conn.h1.piece_is_wanted()
+        {
+            conn.driver().wake();
+        }
+    }
+
     /// Somebody has read a piece of the body.
     fn is_read(&self) {
         if let Some(conn) = self.conn.upgrade() {
@@ -309,6 +323,7 @@ impl Rest {
         }
         match conn.h1.body_fault() {
             Some(BodyFault::Malformed) => Error::BadBody,
+            Some(BodyFault::TooSlow) => Error::TooSlow,
             _ => Error::Gone,
         }
     }

@@ -32,10 +32,16 @@ pub(super) enum Deadline {
     Look,
     /// The handshake of TLS must be done.
     Handshake,
+    /// The client must send more of a request's body.
+    Body,
+    /// The client must take more of an answer.
+    Write,
+    /// It is the request's turn to learn of the drain.
+    Drain,
 }
 
-const COUNT: usize = Deadline::Handshake as usize + 1;
-const _: () = assert!(COUNT <= u8::BITS as usize, "each has a bit");
+const COUNT: usize = Deadline::Drain as usize + 1;
+const _: () = assert!(COUNT <= u16::BITS as usize, "each has a bit");
 
 /// The deadlines that are set. Without any, this takes one word.
 #[derive(Debug, Default)]
@@ -47,7 +53,7 @@ pin_project! {
     struct Table {
         at: [Option<Instant>; COUNT],
         // Which of them had passed when the timer was set last: a bit for each.
-        passed: u8,
+        passed: u16,
         // Set to the earliest deadline that has not passed.
         #[pin]
         timer: Sleep,
@@ -58,7 +64,7 @@ impl Table {
     fn put(self: Pin<&mut Self>, deadline: Deadline, at: Option<Instant>) {
         let this = self.project();
         this.at[deadline as usize] = at;
-        *this.passed &= !(1 << deadline as u8);
+        *this.passed &= !(1 << deadline as u16);
     }
 }
 
@@ -110,7 +116,7 @@ impl Deadlines {
     /// Like [`Deadlines::poll`], for a deadline that this task has polled since it was set: that is quicker.
     pub(super) fn poll_again(&mut self, deadline: Deadline, cx: &mut Context<'_>) -> Poll<()> {
         let stands = self.0.as_ref().is_some_and(|table| {
-            let is_seen = table.passed & 1 << deadline as u8 != 0;
+            let is_seen = table.passed & 1 << deadline as u16 != 0;
             !is_seen && !table.timer.is_elapsed()
         });
         if stands {

@@ -17,8 +17,10 @@ mod driver;
 mod h1;
 #[cfg(feature = "tls")]
 mod handshake;
+mod listening;
 mod number;
 mod parked;
+mod patience;
 mod respond;
 mod state;
 #[cfg(test)]
@@ -40,6 +42,7 @@ use crate::net::plain::{self, Stream};
 use crate::threads::{self, Spawn};
 
 pub use body::Body;
+pub(crate) use listening::Listener;
 pub(crate) use respond::{BoxError, Outcome, Plain, Respond, clones};
 pub(crate) use state::{Accepted, Conn, Inflight};
 

@@ -23,7 +23,8 @@ use crate::sys;
 use crate::tls::TlsInfo;
 
 use super::driver::Driver;
-use super::h1::{BodyLength, Progress, is_request};
+use super::h1::{BodyFault, BodyLength, Progress, is_request};
+use super::listening::{Listener, Listening};
 use super::number::Number;
 
 /// How a connection ends, if nothing on it is lost.
@@ -38,7 +39,7 @@ enum Ending {
     Idle = 2,
     /// We have closed the connection in one of these ways, and a request has come since.
     Raced = 3,
-    /// A request's head did not come in time.
+    /// The client was too slow: with a head, with a body, or in taking an answer.
     TimedOut = 4,
     /// The bytes that came are no request. The last response has said so, and that we close.
     Refused = 5,
@@ -75,6 +76,7 @@ pub(crate) struct Conn {
     driver: Driver,
     /// How far HTTP/1 has come.
     pub(super) h1: Progress,
+    listening: Listening,
     ledger: Ledger,
     /// The counts that the ledger had when the connection was closed have been added to the server's counts. A handler
     /// may have blocked a thread, which then comes to the connection later; what that thread adds is ignored. See
@@ -134,6 +136,7 @@ impl Conn {
             number: Number::new(stream.as_raw_fd()),
             driver: Driver::default(),
             h1: Progress::default(),
+            listening: Listening::default(),
             ledger: Ledger::default(),
             in_service: Count::default(),
             unflushed: Count::default(),
@@ -170,6 +173,29 @@ impl Conn {
     /// The driver is told of every new phase and, while the connection is parked, of all other events.
     pub(super) fn driver(&self) -> &Driver {
         &self.driver
+    }
+
+    pub(super) fn listening(&self) -> &Listening {
+        &self.listening
+    }
+
+    /// From now on, and until [`Conn::ignore`], the listener is told of the drain.
+    pub(crate) fn listen(&self, listener: Arc<dyn Listener>) {
+        self.listening.set(listener);
+        if self.is_stopping() {
+            // The task does not look at this phase again by itself.
+            self.driver().wake();
+        }
+    }
+
+    pub(crate) fn ignore<L: Listener>(&self, listener: &L) {
+        self.listening.clear(std::ptr::from_ref(listener).cast());
+    }
+
+    /// Lets the connection's task call its listener.
+    pub(crate) fn call_soon(&self) {
+        self.listening.ask_for_call();
+        self.driver().wake();
     }
 
     fn state(&self) -> ConnState {
@@ -259,6 +285,8 @@ impl Conn {
     pub(super) fn response_failed(&self) {
         if self.is_killed() {
             self.in_service.move_to(&self.ledger.killed);
+        } else if self.h1.body_fault() == Some(BodyFault::TooSlow) {
+            self.in_service.move_to(&self.ledger.timed_out);
         } else if self.h1.body_fault().is_some() {
             self.in_service.move_to(&self.ledger.gone);
             self.undelivered.store(true, Ordering::Relaxed);
@@ -313,16 +341,23 @@ impl Conn {
 
     /// How many of the responses that were flushed just now do not count as served.
     fn unserved_flushed(&self, flushed: u64) -> u64 {
-        let Unserved { gone, killed } = &self.unserved;
-        if gone.get() + killed.get() == 0 {
+        let Unserved {
+            gone,
+            timed_out,
+            killed,
+        } = &self.unserved;
+        let all = gone.get() + timed_out.get() + killed.get();
+        if all == 0 {
             return 0;
         }
         let behind = self.unflushed.get();
-        let mut left = (gone.get() + killed.get())
-            .saturating_sub(behind)
-            .min(flushed);
+        let mut left = all.saturating_sub(behind).min(flushed);
         let unserved = left;
-        for (waiting, column) in [(gone, &self.ledger.gone), (killed, &self.ledger.killed)] {
+        for (waiting, column) in [
+            (gone, &self.ledger.gone),
+            (timed_out, &self.ledger.timed_out),
+            (killed, &self.ledger.killed),
+        ] {
             let count = waiting.get().min(left);
             waiting.lower(count);
             column.raise(count);
@@ -425,9 +460,13 @@ impl Conn {
         }
     }
 
-    /// The head of a request has not come in time.
+    /// The client was too slow.
     pub(super) fn timed_out(&self) {
         self.set_ending(Ending::TimedOut);
+    }
+
+    pub(crate) fn has_timed_out(&self) -> bool {
+        matches!(self.ending(), Ending::TimedOut)
     }
 
     fn ending(&self) -> Ending {
@@ -551,6 +590,7 @@ impl Conn {
             let column = match (killed, failed) {
                 (true, _) => &mut counts.killed,
                 (_, true) => &mut counts.failed,
+                _ if self.has_timed_out() => &mut counts.timed_out,
                 _ => &mut counts.gone,
             };
             *column += lost;
@@ -689,12 +729,15 @@ pub(crate) enum Column {
     Gone = 1,
     /// The answer was the 503 of a kill.
     Killed = 2,
+    /// The client was too slow with the request's body, and was told so.
+    TimedOut = 3,
 }
 
 /// Responses that are written, and not flushed, and will not count as served.
 #[derive(Debug, Default)]
 struct Unserved {
     gone: Count,
+    timed_out: Count,
     killed: Count,
 }
 
@@ -703,6 +746,7 @@ impl Unserved {
         match column {
             Column::Served => None,
             Column::Gone => Some(&self.gone),
+            Column::TimedOut => Some(&self.timed_out),
             Column::Killed => Some(&self.killed),
         }
     }
@@ -734,11 +778,17 @@ impl Inflight {
         self.set_column(Column::Gone);
     }
 
+    /// The client was too slow with the request's body, and is told so. The request counts as timed out, not as served.
+    pub(crate) fn was_too_slow(&self) {
+        self.set_column(Column::TimedOut);
+    }
+
     pub(super) fn column(&self) -> Column {
         match self.column.load(Ordering::Relaxed) {
             0 => Column::Served,
             1 => Column::Gone,
-            _ => Column::Killed,
+            2 => Column::Killed,
+            _ => Column::TimedOut,
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::Instant;
 use http::Response;
 use http::request::Parts;
 
-pub use queue::RequestQueue;
+pub use queue::{QueueItem, RequestQueue};
 
 use crate::conn::{Body, Inflight, Respond};
 use crate::contain::contain;
@@ -153,6 +153,27 @@ impl Dispatcher {
     }
 }
 
+impl Dispatcher {
+    /// Whether the handler gets the request only when bytes of its body are there.
+    fn waits_for_body(&self, exchange: &Exchange) -> bool {
+        match self {
+            // A handler in place cannot wait for a body. So it is called with the received part of the body, which
+            // hyper reads next.
+            Self::Inline(_) => exchange.may_have_come(),
+            // Other handlers may wait. But then a slow client keeps a thread from others.
+            Self::Pool(_) | Self::Queue(_) => exchange.is_to_come_whole(),
+        }
+    }
+
+    fn hand_over(&self, exchange: Exchange, slot: &ReplySlot) {
+        match self {
+            Self::Inline(handler) => call(&**handler, exchange, slot),
+            Self::Pool(pool) => pool.push(exchange),
+            Self::Queue(queue) => queue.push(exchange),
+        }
+    }
+}
+
 impl Respond for Dispatcher {
     type Body = ReplyBody;
     type Error = Infallible;
@@ -166,18 +187,13 @@ impl Respond for Dispatcher {
     fn respond(&self, head: Parts, body: Body, slot: &Arc<ReplySlot>) -> Reply {
         let exchange = Exchange::new(head, body, Arc::clone(slot));
         let mut later = None;
-        match self {
-            // A handler in place cannot wait for a body. So it is called with the received part of the body, which
-            // hyper reads next.
-            Self::Inline(handler) if exchange.may_have_come() => {
-                later = Some(Call {
-                    handler: Arc::clone(handler),
-                    exchange: Some(exchange),
-                });
-            }
-            Self::Inline(handler) => call(&**handler, exchange, slot),
-            Self::Pool(pool) => pool.push(exchange),
-            Self::Queue(queue) => queue.push(exchange),
+        if self.waits_for_body(&exchange) {
+            later = Some(Call {
+                to: self.clone(),
+                exchange: Some(exchange),
+            });
+        } else {
+            self.hand_over(exchange, slot);
         }
         Reply::new(slot, later)
     }
@@ -212,24 +228,31 @@ impl Future for Reply {
     }
 }
 
-/// A handler that is to be called in place, when the received part of the request's body has been taken.
+/// A request that waits for its body, before it is handed over: in place for the part that has come, otherwise for the
+/// whole.
 pub(crate) struct Call {
-    handler: Arc<dyn Handler>,
-    /// `None` after the handler is called.
+    to: Dispatcher,
+    /// `None` after it is handed over.
     exchange: Option<Exchange>,
 }
 
 impl Call {
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match &mut self.exchange {
-            Some(exchange) => exchange.poll_come(cx),
-            None => Poll::Ready(()),
+        match (&mut self.exchange, &self.to) {
+            (Some(exchange), Dispatcher::Inline(_)) => exchange.poll_come(cx),
+            (Some(exchange), _) => exchange.poll_whole(cx),
+            (None, _) => Poll::Ready(()),
         }
     }
 
     pub(crate) fn make(mut self, slot: &ReplySlot) {
-        if let Some(exchange) = self.exchange.take() {
-            call(&*self.handler, exchange, slot);
+        let Some(exchange) = self.exchange.take() else {
+            return;
+        };
+        match &self.to {
+            // No handler has asked for it yet. Dropped, it is answered like one whose handler could not read its body.
+            Dispatcher::Pool(_) | Dispatcher::Queue(_) if exchange.has_no_body() => drop(exchange),
+            to => to.hand_over(exchange, slot),
         }
     }
 }

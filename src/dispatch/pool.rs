@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::request::Exchange;
 use crate::sys::SignalMask;
 use crate::threads::turns::{TurnEnd, at_turn_end};
-use crate::threads::{Role, Thread, join_all, spawn_thread};
+use crate::threads::{Role, StandIn, Thread, join_all, set_stand_in, spawn_thread};
 
 use super::work_queue::{Call, WorkQueue};
 use super::{Handler, call};
@@ -111,6 +112,12 @@ impl Pool {
 
     fn run(self: &Arc<Self>) {
         self.waiting.arrive();
+        let place = Arc::new(Place {
+            pool: Arc::clone(self),
+            was_replaced: AtomicBool::new(false),
+            has_come_back: AtomicBool::new(false),
+        });
+        set_stand_in(Arc::clone(&place) as _);
         loop {
             match self
                 .waiting
@@ -122,6 +129,10 @@ impl Pool {
                         let slot = Arc::clone(exchange.slot());
                         call(&*self.handler, exchange, &slot);
                     }
+                    let has_come_back = place.has_come_back.swap(false, Ordering::Relaxed);
+                    if has_come_back && self.waiting.leave_if_crowded() {
+                        break;
+                    }
                 }
                 Err(_) if self.waiting.leave() => break,
                 Err(_) => {}
@@ -131,6 +142,29 @@ impl Pool {
 
     fn threads(&self) -> MutexGuard<'_, Threads> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread's place in the pool. Only the thread itself uses it.
+struct Place {
+    pool: Arc<Pool>,
+    /// Another thread may take its turn while it waits.
+    was_replaced: AtomicBool,
+    /// It has waited since it took its request, so there may be too many threads now.
+    has_come_back: AtomicBool,
+}
+
+impl StandIn for Place {
+    fn steps_aside(self: Arc<Self>) {
+        let (may_be_replaced, call) = self.pool.waiting.step_aside();
+        self.was_replaced.store(may_be_replaced, Ordering::Relaxed);
+        self.pool.make(call);
+    }
+
+    fn comes_back(&self) {
+        let was_replaced = self.was_replaced.load(Ordering::Relaxed);
+        self.pool.waiting.come_back(was_replaced);
+        self.has_come_back.store(true, Ordering::Relaxed);
     }
 }
 

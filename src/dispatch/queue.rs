@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::request::{Exchange, Taken};
+use crate::request::{Exchange, Inbox, Notice, Ready, Taken, Tell};
 use crate::threads::LentRuntime;
 use crate::threads::turns::{TurnEnd, at_turn_end};
 
@@ -42,6 +42,20 @@ pub struct RequestQueue {
     lent: Option<Arc<LentRuntime>>,
 }
 
+/// What [`RequestQueue::take_all`] takes.
+#[derive(Debug)]
+pub enum QueueItem {
+    /// A request that has come.
+    Request(Exchange),
+    /// Something has happened to a request that was taken before: [`RequestQueue::notify`].
+    Ready {
+        /// What stands for the request.
+        token: usize,
+        /// What has happened.
+        ready: Ready,
+    },
+}
+
 impl RequestQueue {
     pub(crate) fn new(lent: Option<Arc<LentRuntime>>) -> Self {
         let waiting = Arc::new(WorkQueue::new(0));
@@ -74,13 +88,33 @@ impl RequestQueue {
             taken = self.take_by(limit, deadline);
         }
         let mut exchanges = taken?;
-        if let Some(first) = exchanges.first() {
-            let taken = Taken::here(first.server_id());
-            for exchange in &mut exchanges {
-                exchange.taken_by(taken.clone());
-            }
-        }
+        hold_here(&mut exchanges);
         Ok(exchanges)
+    }
+
+    /// Like [`RequestQueue::take`], and also takes what has happened to requests that were taken before, as was asked for
+    /// by [`RequestQueue::notify`]. So one thread, or one event loop, serves any number of slow clients.
+    ///
+    /// # Errors
+    /// Those of [`RequestQueue::take`]. [`Error::Stopped`] comes only when also nothing that was asked for can happen any
+    /// more.
+    pub fn take_all(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<QueueItem>> {
+        if limit == 0 {
+            return Err(Error::InvalidArgument("room for no request".into()));
+        }
+        let mut taken = self.take_all_by(limit, self.deadline_to_look(deadline));
+        if let (Err(Error::WouldBlock), Some(lent)) = (&taken, &self.lent) {
+            lent.check_gets_on(pending::<()>(), deadline)?;
+            taken = self.take_all_by(limit, deadline);
+        }
+        taken
+    }
+
+    /// Lets an item with this token come out of the queue once, as soon as one of these things has happened to the
+    /// request; see [`Exchange::ready`]. This replaces what was asked for before and has not been taken. No item comes
+    /// after the request has ended. Never blocks.
+    pub fn notify(&self, exchange: &mut Exchange, wanted: Ready, token: usize) {
+        exchange.tell(wanted, Tell::Queue(Arc::clone(&self.waiting) as _, token));
     }
 
     /// On the host's runtime that brings the requests, the first step only looks whether there are any.
@@ -99,6 +133,29 @@ impl RequestQueue {
         Ok(exchanges)
     }
 
+    fn take_all_by(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<QueueItem>> {
+        loop {
+            let (notices, mut exchanges, next) =
+                self.waiting.take_all(limit, deadline, |requests, limit| {
+                    let count = limit.min(requests.len());
+                    requests.drain(..count).collect::<Vec<_>>()
+                })?;
+            wake(next);
+            hold_here(&mut exchanges);
+            let told = notices.iter().filter_map(|notice| {
+                let (token, ready) = notice.take()?;
+                self.waiting.expects_notices(-1);
+                Some(QueueItem::Ready { token, ready })
+            });
+            let mut items: Vec<_> = told.collect();
+            items.extend(exchanges.into_iter().map(QueueItem::Request));
+            // The requests of which something was to be told may all have ended.
+            if !items.is_empty() {
+                return Ok(items);
+            }
+        }
+    }
+
     /// A descriptor for an event loop, readable while requests wait, and after the end. The descriptor belongs to the
     /// queue.
     ///
@@ -115,10 +172,32 @@ impl RequestQueue {
     }
 }
 
+/// The calling thread holds these requests.
+fn hold_here(exchanges: &mut [Exchange]) {
+    if let Some(first) = exchanges.first() {
+        let taken = Taken::here(first.server_id());
+        for exchange in exchanges {
+            exchange.taken_by(taken.clone());
+        }
+    }
+}
+
 fn wake(call: Call) {
     // A queue without room for threads never asks to start one.
     if let Call::Wake(thread) = call {
         thread.wake();
+    }
+}
+
+impl Inbox for WorkQueue {
+    fn tell(self: Arc<Self>, notice: Arc<Notice>) {
+        if self.add_notice(notice) {
+            at_turn_end(&self);
+        }
+    }
+
+    fn expects(&self, more: isize) {
+        self.expects_notices(more);
     }
 }
 

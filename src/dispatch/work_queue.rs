@@ -9,7 +9,7 @@ use std::time::Instant;
 use once_cell::sync::OnceCell;
 
 use crate::error::{Error, Result};
-use crate::request::Exchange;
+use crate::request::{Exchange, Notice};
 use crate::sys::EventFd;
 
 /// A queue of requests: first come, first served, by any free thread.
@@ -29,14 +29,23 @@ pub(super) struct WorkQueue {
 #[derive(Debug)]
 struct State {
     requests: VecDeque<Exchange>,
+    /// What has happened to requests that were taken before.
+    notices: VecDeque<Arc<Notice>>,
+    /// How many such notices are still to come, or wait here.
+    expected: usize,
     ended: bool,
     coming: Coming,
     /// The threads that wait here. The last to come is the first to be called: its caches are warm, and the others may
     /// end.
     asleep: Vec<Arc<Sleeper>>,
-    /// How many more threads may be started.
-    room: usize,
+    /// How many more threads may be started. Less than 0 when threads have come back that stood aside.
+    room: isize,
+    /// How many threads wait for a client.
+    aside: usize,
 }
+
+/// So many threads may stand aside: each costs the system something.
+const MOST_ASIDE: usize = 4_096;
 
 /// The thread that is on its way to the queue.
 #[derive(Debug)]
@@ -68,10 +77,13 @@ impl WorkQueue {
             limit,
             state: Mutex::new(State {
                 requests: VecDeque::new(),
+                notices: VecDeque::new(),
+                expected: 0,
                 ended: false,
                 coming: Coming::Nobody,
                 asleep: Vec::new(),
-                room: limit,
+                room: isize::try_from(limit).unwrap_or(isize::MAX),
+                aside: 0,
             }),
             readable: OnceCell::new(),
         }
@@ -89,7 +101,25 @@ impl WorkQueue {
         if state.requests.len() == 1 {
             self.signal();
         }
-        state.is_nobody_coming() && (state.room > 0 || !state.asleep.is_empty())
+        state.could_call()
+    }
+
+    /// Adds what has happened to a request. True as for [`WorkQueue::push`].
+    pub(super) fn add_notice(&self, notice: Arc<Notice>) -> bool {
+        let mut state = self.lock();
+        state.notices.push_back(notice);
+        self.signal();
+        state.could_call()
+    }
+
+    /// So many more notices, or fewer, are to come.
+    pub(super) fn expects_notices(&self, more: isize) {
+        let mut state = self.lock();
+        state.expected = state.expected.saturating_add_signed(more);
+        if state.ended && state.expected == 0 {
+            self.signal();
+            state.wake_all();
+        }
     }
 
     /// Calls a thread, if requests wait and no thread is coming.
@@ -114,13 +144,42 @@ impl WorkQueue {
             state = sleep(state, deadline)?;
         }
         let taken = pick(&mut state.requests);
+        self.clear_if_empty(&state);
+        let call = state.call();
+        Ok((taken, call))
+    }
+
+    /// Like [`WorkQueue::take`], and also takes up to `limit` notices. Ends only when no notice is to come any more.
+    pub(super) fn take_all<T>(
+        &self,
+        limit: usize,
+        deadline: Option<Instant>,
+        pick: impl FnOnce(&mut VecDeque<Exchange>, usize) -> T,
+    ) -> Result<(Vec<Arc<Notice>>, T, Call)> {
+        let mut state = self.lock();
+        while state.requests.is_empty() && state.notices.is_empty() {
+            if state.ended && state.expected == 0 {
+                return Err(Error::Stopped);
+            }
+            state = sleep(state, deadline)?;
+        }
+        let count = limit.min(state.notices.len());
+        let notices: Vec<_> = state.notices.drain(..count).collect();
+        let taken = pick(&mut state.requests, limit - count);
+        self.clear_if_empty(&state);
+        let call = state.call();
+        Ok((notices, taken, call))
+    }
+
+    fn clear_if_empty(&self, state: &State) {
+        let is_over = state.ended && state.expected == 0;
         if state.requests.is_empty()
+            && state.notices.is_empty()
+            && !is_over
             && let Some(readable) = self.readable.get()
         {
             readable.clear();
         }
-        let call = state.call();
-        Ok((taken, call))
     }
 
     /// Says that a thread that was to be started has come.
@@ -140,7 +199,8 @@ impl WorkQueue {
             state.call()
         };
         state.room += 1;
-        let left = if state.room == self.limit {
+        // Those who stand aside come back.
+        let left = if state.room.cast_unsigned() == self.limit + state.aside {
             std::mem::take(&mut state.requests)
         } else {
             VecDeque::new()
@@ -158,17 +218,40 @@ impl WorkQueue {
         idle
     }
 
+    /// A started thread waits for a client. Returns whether another one may take its turn, and how to call it.
+    pub(super) fn step_aside(&self) -> (bool, Call) {
+        let mut state = self.lock();
+        state.aside += 1;
+        let may_be_replaced = state.aside <= MOST_ASIDE;
+        if !may_be_replaced {
+            return (false, Call::Nobody);
+        }
+        state.room += 1;
+        (true, state.call())
+    }
+
+    /// A thread that stood aside goes on. `was_replaced`: what [`WorkQueue::step_aside`] has returned.
+    pub(super) fn come_back(&self, was_replaced: bool) {
+        let mut state = self.lock();
+        state.aside -= 1;
+        state.room -= isize::from(was_replaced);
+    }
+
+    /// Whether a started thread has to end, because there are too many. If so, it has left.
+    pub(super) fn leave_if_crowded(&self) -> bool {
+        let mut state = self.lock();
+        let is_crowded = state.room < 0;
+        state.room += isize::from(is_crowded);
+        is_crowded
+    }
+
     /// Call this when no more requests will come. Returns the requests that nobody has taken.
     pub(super) fn end(&self) -> VecDeque<Exchange> {
         let mut state = self.lock();
         state.ended = true;
         self.signal();
         let left = std::mem::take(&mut state.requests);
-        let asleep = std::mem::take(&mut state.asleep);
-        drop(state);
-        for thread in asleep {
-            thread.wake();
-        }
+        state.wake_all();
         left
     }
 
@@ -176,7 +259,7 @@ impl WorkQueue {
         let state = self.lock();
         let readable = self.readable.get_or_try_init(|| {
             let readable = EventFd::new()?;
-            if state.ended || !state.requests.is_empty() {
+            if state.ended || !state.requests.is_empty() || !state.notices.is_empty() {
                 readable.set();
             }
             Ok(readable)
@@ -211,15 +294,26 @@ impl State {
         matches!(self.coming, Coming::Nobody)
     }
 
+    fn could_call(&self) -> bool {
+        self.is_nobody_coming() && (self.room > 0 || !self.asleep.is_empty())
+    }
+
+    fn wake_all(&mut self) {
+        for thread in std::mem::take(&mut self.asleep) {
+            thread.wake();
+        }
+    }
+
     fn call(&mut self) -> Call {
-        if self.requests.is_empty() || !self.is_nobody_coming() {
+        let is_empty = self.requests.is_empty() && self.notices.is_empty();
+        if is_empty || !self.is_nobody_coming() {
             return Call::Nobody;
         }
         if let Some(thread) = self.asleep.pop() {
             self.coming = Coming::Woken(Arc::clone(&thread));
             return Call::Wake(thread);
         }
-        if self.room == 0 {
+        if self.room <= 0 {
             // The threads that are at work will look here when they are done.
             return Call::Nobody;
         }

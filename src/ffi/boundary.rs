@@ -120,6 +120,7 @@ pub(super) fn status_of(error: &Error) -> httpdown_status {
         Error::Gone => HTTPDOWN_STATUS_GONE,
         Error::TooLarge => HTTPDOWN_STATUS_TOO_LARGE,
         Error::BadBody => HTTPDOWN_STATUS_BAD_BODY,
+        Error::TooSlow => HTTPDOWN_STATUS_TOO_SLOW,
         Error::Tls(_) => HTTPDOWN_STATUS_TLS,
         Error::Panicked => HTTPDOWN_STATUS_PANIC,
         Error::Forked => HTTPDOWN_STATUS_FORKED,
@@ -149,6 +150,7 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
         17 => c"not found",
         18 => c"the body of the request is malformed",
         19 => c"the TLS settings cannot be used",
+        20 => c"the client is too slow",
         99 => c"a bug in httpdown",
         _ => c"unknown status",
     }

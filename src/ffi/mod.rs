@@ -31,6 +31,7 @@ mod clock;
 mod last_error;
 mod options;
 mod query;
+mod ready;
 mod request;
 mod server;
 mod table;

@@ -132,9 +132,6 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     let mut builder = Server::builder();
     let defaults = crate::options::Options::default();
     // options: begin read (made from src/options.toml by `make options`)
-    if raw.reserved != 0 {
-        return Err(Error::Unsupported("options.reserved is not 0".into()));
-    }
     builder = builder.stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout));
     builder = builder.kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout));
     builder = builder.lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck));
@@ -164,6 +161,17 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     // SAFETY: the header's preface: NULL or a httpdown_tls.
     builder = unsafe { tls::set(builder, raw.tls)? };
     builder = builder.reload_on_hup(raw.reload_on_hup != 0);
+    builder = builder.body_timeout(duration_or(raw.body_timeout_ms, defaults.body_timeout));
+    builder = builder.write_timeout(duration_or(raw.write_timeout_ms, defaults.write_timeout));
+    if let Some(count) = threads(raw.least_rate, "options.least_rate")? {
+        builder = builder.least_rate(count);
+    }
+    if let Some(count) = threads(raw.body_buffer, "options.body_buffer")? {
+        builder = builder.body_buffer(count);
+    }
+    if let Some(count) = threads(raw.drain_rate, "options.drain_rate")? {
+        builder = builder.drain_rate(count);
+    }
     // options: end read
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.

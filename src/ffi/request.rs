@@ -2,7 +2,9 @@
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -22,7 +24,9 @@ use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, in
 #[cfg(feature = "tls")]
 use super::tls_settings::Texts;
 use super::types::httpdown_status::*;
-use super::types::{httpdown_bytes, httpdown_credentials, httpdown_destroy_fn, httpdown_header};
+use super::types::{
+    HTTPDOWN_FOREVER, httpdown_bytes, httpdown_credentials, httpdown_destroy_fn, httpdown_header,
+};
 
 /// A request, and the means to answer it exactly once: with one call (httpdown_reply...), or in pieces
 /// (httpdown_reply_start, _write, _finish). The answer ends the request.
@@ -52,6 +56,8 @@ pub struct httpdown_request {
     target: OnceCell<String>,
     peer: OnceCell<String>,
     local: OnceCell<String>,
+    /// What comes with an item of the queue: httpdown_request_notify.
+    pub(super) told: UnsafeCell<Option<ForeignData>>,
     #[cfg(feature = "tls")]
     tls: OnceCell<Box<Texts>>,
 }
@@ -69,6 +75,7 @@ impl httpdown_request {
             target: OnceCell::new(),
             peer: OnceCell::new(),
             local: OnceCell::new(),
+            told: UnsafeCell::new(None),
             #[cfg(feature = "tls")]
             tls: OnceCell::new(),
         }
@@ -84,6 +91,10 @@ impl httpdown_request {
     #[cfg(feature = "tls")]
     pub(super) fn texts(&self, make: impl FnOnce() -> Texts) -> &Texts {
         self.tls.get_or_init(|| Box::new(make()))
+    }
+
+    pub(super) fn server(&self) -> *const httpdown_server {
+        self.server
     }
 
     pub(super) fn take_headers(&mut self) -> HeaderMap {
@@ -126,7 +137,7 @@ pub(super) unsafe fn see(
 ///
 /// # Safety
 /// During the call, nobody else uses the request in this way, or ends it.
-unsafe fn with<T>(
+pub(super) unsafe fn with<T>(
     pointer: *mut httpdown_request,
     f: impl FnOnce(&httpdown_request, &mut Exchange) -> Result<T>,
 ) -> Result<T> {
@@ -402,16 +413,7 @@ pub unsafe extern "C" fn httpdown_request_headers(
         let headers = unsafe { room(headers, capacity, "headers")? };
         // SAFETY: the header's preface: NULL or writable.
         let count = unsafe { output(count, "count")? };
-        let mut written = 0;
-        let fields = request.head.headers.iter().skip(first);
-        for (place, (name, value)) in headers.iter_mut().zip(fields) {
-            place.write(httpdown_header {
-                name: httpdown_bytes::of(name.as_str().as_bytes()),
-                value: httpdown_bytes::of(value.as_bytes()),
-            });
-            written += 1;
-        }
-        count.write(written);
+        count.write(write_fields(&request.head.headers, first, headers));
         Ok(())
     })
 }
@@ -504,19 +506,22 @@ pub unsafe extern "C" fn httpdown_request_server(
 }
 
 /// Reads the next bytes of the request's body into `buffer`, and writes their number into `*count`; 0 is the end of the
-/// body. Blocks until there are some bytes. A client may wait with its body until it is asked (Expect: 100-continue).
-/// The first read, or httpdown_reply_start, asks it. If the client has its whole answer already, a stop lets the
-/// connection end when no bytes have come, or been read, for idle_grace_ms.
+/// body. Waits at most `timeout_ms` until there are some bytes. With HTTPDOWN_NOW, any thread may make this call. A
+/// client may wait with its body until it is asked (Expect: 100-continue). The first read, or httpdown_reply_start, asks
+/// it. If the client has its whole answer already, a stop lets the connection end when no bytes have come, or been read,
+/// for idle_grace_ms.
 ///
-/// Returns OK, GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
-/// without an answer, the client gets a 400), KILLED, WOULD_BLOCK (on a thread that drives connections, if no bytes are
-/// there), INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+/// Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
+/// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended without
+/// an answer, the client gets a 400), TOO_SLOW (the client was waited for too long: body_timeout_ms; without an answer it
+/// gets a 408), KILLED, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_read(
     request: *mut httpdown_request,
     buffer: *mut c_void,
     capacity: usize,
+    timeout_ms: u32,
     count: *mut usize,
 ) -> c_int {
     status(|| {
@@ -527,8 +532,9 @@ pub unsafe extern "C" fn httpdown_request_read(
         if buffer.is_empty() {
             return Err(Error::InvalidArgument("no room to read into".into()));
         }
+        let (limit, deadline) = (buffer.len(), timeout(timeout_ms));
         // SAFETY: the header's preface.
-        let data = unsafe { with(request, |_, exchange| exchange.read_bytes(buffer.len()))? };
+        let data = unsafe { with(request, |_, exchange| exchange.read_by(limit, deadline))? };
         for (place, byte) in buffer.iter_mut().zip(&data) {
             place.write(*byte);
         }
@@ -538,33 +544,88 @@ pub unsafe extern "C" fn httpdown_request_read(
 }
 
 /// Gives the whole body of the request, if the body has at most `limit` bytes. `*body` is borrowed as long as the
-/// request lives. Blocks until the whole body is there. A second call gives the same bytes. Bytes that
-/// httpdown_request_read took before are missing.
+/// request lives. Waits at most `timeout_ms` until the whole body is there. With HTTPDOWN_NOW, any thread may make this
+/// call. A second call gives the same bytes. Bytes that httpdown_request_read took before are missing.
 ///
-/// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), and as
-/// httpdown_request_read.
+/// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), WOULD_BLOCK (not
+/// all of it is there; nothing is lost), and as httpdown_request_read.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_body(
     request: *mut httpdown_request,
     limit: usize,
+    timeout_ms: u32,
     body: *mut httpdown_bytes,
 ) -> c_int {
     status(|| {
         // SAFETY: the header's preface: NULL or writable.
         let output = unsafe { output(body, "body")? };
+        let deadline = timeout(timeout_ms);
         let read = |request: &httpdown_request, exchange: &mut Exchange| {
             if request.body.get().is_none() {
-                let _ = request.body.set(exchange.read_to_end(limit)?);
+                let _ = request.body.set(exchange.read_to_end_by(limit, deadline)?);
             }
-            output.write(httpdown_bytes::of(
-                request.body.get().map_or(&[], |body| body),
-            ));
+            let bytes = request.body.get().map_or(&[][..], |body| body);
+            if bytes.len() > limit {
+                return Err(Error::TooLarge);
+            }
+            output.write(httpdown_bytes::of(bytes));
             Ok(())
         };
         // SAFETY: the header's preface.
         unsafe { with(request, read) }
     })
+}
+
+/// Writes the trailer fields of the request's body, like httpdown_request_headers. They are there when the end of the
+/// body has been read; before, and without any, `*count` is 0. Borrowed until the request is ended. Never blocks.
+///
+/// Returns OK, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_trailers(
+    request: *mut httpdown_request,
+    first: usize,
+    trailers: *mut httpdown_header,
+    capacity: usize,
+    count: *mut usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: NULL or an array of that size.
+        let room = unsafe { room(trailers, capacity, "trailers")? };
+        // SAFETY: the header's preface: NULL or writable.
+        let count = unsafe { output(count, "count")? };
+        let copy = |_: &httpdown_request, exchange: &mut Exchange| {
+            count.write(write_fields(exchange.trailers(), first, room));
+            Ok(())
+        };
+        // SAFETY: the header's preface.
+        unsafe { with(request, copy) }
+    })
+}
+
+/// Writes the fields from number `first` on, as many as there is room for. Returns their number.
+fn write_fields(
+    fields: &HeaderMap,
+    first: usize,
+    room: &mut [MaybeUninit<httpdown_header>],
+) -> usize {
+    let mut written = 0;
+    for (place, (name, value)) in room.iter_mut().zip(fields.iter().skip(first)) {
+        place.write(httpdown_header {
+            name: httpdown_bytes::of(name.as_str().as_bytes()),
+            value: httpdown_bytes::of(value.as_bytes()),
+        });
+        written += 1;
+    }
+    written
+}
+
+/// As a deadline; `None`: without limit.
+fn timeout(timeout_ms: u32) -> Option<Instant> {
+    (timeout_ms != HTTPDOWN_FOREVER)
+        .then(|| deadline(timeout_ms))
+        .flatten()
 }
 
 /// Returns whether an answer is useless by now: the client has left, the server was killed, or the answer is complete
@@ -657,7 +718,7 @@ pub unsafe extern "C" fn httpdown_request_release(request: *mut httpdown_request
 /// is not sent, nor is a given Content-Length (for 205, it is 0). A header's name or value with a forbidden character
 /// (CR, LF, NUL) is refused: then the client gets a 500, as for any INVALID_ARGUMENT.
 ///
-/// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+/// Returns OK, GONE (the client has left), TOO_SLOW, KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply(
     request: *mut httpdown_request,
@@ -783,25 +844,61 @@ pub unsafe extern "C" fn httpdown_reply_start(
     })
 }
 
-/// Sends more of the answer's body, as soon as the client takes it. `data` is copied. Blocks while too many bytes (256
-/// KiB) wait to be sent: a slow client slows the writer down.
+/// Sends more of the answer's body, as soon as the client takes it, and writes into `*taken` how many bytes those are.
+/// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a slow
+/// client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
+/// HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 ///
-/// Returns OK, GONE (the client has left), KILLED, WOULD_BLOCK (on a thread that drives connections, if there is no
-/// room for all of `data`: nothing was taken; when nothing waits, there is room for any length), ALREADY_REPLIED (the
-/// answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the body
-/// exceeds its Content-Length), FORKED.
+/// Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not wait),
+/// GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED, ALREADY_REPLIED
+/// (the answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the
+/// body exceeds its Content-Length), FORKED. On a thread that drives connections, HTTPDOWN_FOREVER takes all of `data` or
+/// nothing; when nothing waits, there is room for any length.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_write(
     request: *mut httpdown_request,
     data: *const c_void,
     len: usize,
+    timeout_ms: u32,
+    taken: *mut usize,
 ) -> c_int {
     status(|| {
         // SAFETY: the header's preface: bytes of that length.
         let data = unsafe { slice(data.cast::<u8>(), len, "data")? };
+        let deadline = timeout(timeout_ms);
+        // SAFETY: the header's preface: NULL or writable.
+        let output = unsafe { output(taken, "taken") };
+        if deadline.is_some() && output.is_err() {
+            return output.map(drop);
+        }
         // SAFETY: the header's preface.
-        unsafe { with(request, |_, exchange| exchange.write(data)) }
+        let taken = unsafe { with(request, |_, exchange| exchange.write_by(data, deadline))? };
+        if let Ok(output) = output {
+            output.write(taken);
+        }
+        Ok(())
+    })
+}
+
+/// Sets the trailer fields of an answer that was begun, instead of those that were set before; httpdown_reply_finish
+/// sends them. They are copied. They reach only a client that has asked for them (TE: trailers), and only those fields
+/// that the answer's header field Trailer has named, in an answer without a Content-Length (RFC 9110, 6.5.1). Never
+/// blocks.
+///
+/// Returns OK, INVALID_ARGUMENT (also: no answer has begun), ALREADY_REPLIED, FORKED.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_reply_trailers(
+    request: *mut httpdown_request,
+    trailers: *const httpdown_header,
+    trailer_count: usize,
+) -> c_int {
+    status(|| {
+        // SAFETY: the header's preface: an array of that length.
+        let trailers = unsafe { fields(trailers, trailer_count, "trailers")? };
+        // SAFETY: the header's preface.
+        unsafe { with(request, |_, exchange| exchange.set_trailers(trailers)) }
     })
 }
 
@@ -809,7 +906,7 @@ pub unsafe extern "C" fn httpdown_reply_write(
 /// of these are INVALID_ARGUMENT: without httpdown_reply_start, the client gets a 500; if fewer bytes were written than
 /// the Content-Length says, the client sees the answer cut.
 ///
-/// Returns OK, GONE (the client has left), KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+/// Returns OK, GONE (the client has left), TOO_SLOW, KILLED, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_finish(request: *mut httpdown_request) -> c_int {
     // SAFETY: the same promise.
@@ -858,10 +955,27 @@ unsafe fn response(
     headers: *const httpdown_header,
     header_count: usize,
 ) -> Result<Response<()>> {
-    let wrong = Error::InvalidArgument;
     let code = status_of_answer(status_code)?;
+    // SAFETY: the same promise.
+    let map = unsafe { fields(headers, header_count, "headers")? };
+    let mut response = Response::new(());
+    *response.status_mut() = code;
+    *response.headers_mut() = map;
+    Ok(response)
+}
+
+/// Header or trailer fields.
+///
+/// # Safety
+/// NULL or an array of that length.
+unsafe fn fields(
+    headers: *const httpdown_header,
+    header_count: usize,
+    name: &str,
+) -> Result<HeaderMap> {
+    let wrong = Error::InvalidArgument;
     // SAFETY: the caller's promise.
-    let headers = unsafe { slice(headers, header_count, "headers")? };
+    let headers = unsafe { slice(headers, header_count, name)? };
     let mut map = HeaderMap::new();
     for header in headers {
         // SAFETY: the header's preface: bytes of that length.
@@ -880,10 +994,7 @@ unsafe fn response(
         map.try_append(name, value)
             .map_err(|_| wrong("too many headers".to_owned()))?;
     }
-    let mut response = Response::new(());
-    *response.status_mut() = code;
-    *response.headers_mut() = map;
-    Ok(response)
+    Ok(map)
 }
 
 fn status_of_answer(number: c_int) -> Result<StatusCode> {

@@ -316,12 +316,9 @@ pub unsafe extern "C" fn httpdown_next(
         let requests = unsafe { room(requests, capacity, "requests")? };
         // SAFETY: the header's preface: NULL or writable.
         let count = unsafe { output(count, "count")? };
-        let queue = handle.queue.get().ok_or_else(no_queue)?;
-        let taken = queue.take(requests.len(), deadline(timeout_ms))?;
+        let taken = queue_of(handle)?.take(requests.len(), deadline(timeout_ms))?;
         // SAFETY: `server` is the Arc that httpdown_serve gave out; the request keeps it alive.
-        unsafe { Arc::increment_strong_count(server) };
-        // SAFETY: the count was just increased for this.
-        let handle = unsafe { Arc::from_raw(server) };
+        let handle = unsafe { share(server) };
         let owned = taken
             .into_iter()
             .filter_map(|exchange| own(exchange, &handle));
@@ -351,7 +348,7 @@ pub unsafe extern "C" fn httpdown_queue_fd(
         let server = unsafe { borrow(server, "server")? };
         // SAFETY: the header's preface: NULL or writable.
         let fd = unsafe { output(fd, "fd")? };
-        let queue = server.queue.get().ok_or_else(no_queue)?;
+        let queue = queue_of(server)?;
         fd.write(queue.descriptor()?.as_raw_fd());
         Ok(())
     })
@@ -386,8 +383,20 @@ pub unsafe extern "C" fn httpdown_event_fd(
     })
 }
 
-fn no_queue() -> Error {
-    Error::InvalidArgument("the server has no queue".into())
+pub(super) fn queue_of(server: &httpdown_server) -> Result<&RequestQueue> {
+    let none = || Error::InvalidArgument("the server has no queue".into());
+    server.queue.get().ok_or_else(none)
+}
+
+/// Another reference to a server.
+///
+/// # Safety
+/// The pointer comes from an `Arc` that lives.
+pub(super) unsafe fn share(server: *const httpdown_server) -> Arc<httpdown_server> {
+    // SAFETY: the same promise.
+    unsafe { Arc::increment_strong_count(server) };
+    // SAFETY: the count was just increased for this.
+    unsafe { Arc::from_raw(server) }
 }
 
 /// Takes the oldest event (the option `pull_events`). Waits at most `timeout_ms` for an event. Any thread may make this
@@ -496,6 +505,7 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         conns_handshaking: of.conns_handshaking,
         conns_tls_failed: of.conns_tls_failed,
         conns_tls_timed_out: of.conns_tls_timed_out,
+        timed_out: of.timed_out,
     };
     // SAFETY: not NULL, so a report.
     unsafe { write_sized(report, value, "report") }

@@ -54,6 +54,8 @@ pub enum httpdown_status {
     HTTPDOWN_STATUS_BAD_BODY = 18,
     /// A certificate, a key or something else of the TLS settings cannot be used; the text says why.
     HTTPDOWN_STATUS_TLS = 19,
+    /// The client was too slow with its request's body, or in taking its answer: `body_timeout_ms`, `write_timeout_ms`.
+    HTTPDOWN_STATUS_TOO_SLOW = 20,
     /// A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 }
@@ -308,6 +310,40 @@ pub struct httpdown_header {
 pub type httpdown_handler_fn =
     Option<unsafe extern "C" fn(request: *mut httpdown_request, user_data: *mut c_void)>;
 
+/// What can happen to a request: httpdown_request_notify, httpdown_next_item. They are or-ed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_ready_kind {
+    /// Reading the body would not wait: there are bytes, or the end, or the reason why no more bytes come.
+    HTTPDOWN_READABLE = 1,
+    /// Writing would take at least some of the bytes, or fail. Before an answer begins, this is so.
+    HTTPDOWN_WRITABLE = 2,
+    /// An answer has become useless: the client has left or was too slow, or the server kills.
+    HTTPDOWN_GONE = 4,
+    /// The server drains: an answer without an end should end now. At a stop, `drain_rate` requests a second are told.
+    HTTPDOWN_DRAINING = 8,
+    /// A request that has come. Only httpdown_next_item tells this.
+    HTTPDOWN_NEW = 16,
+}
+
+/// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread that
+/// drives the connection, so it must not block.
+pub type httpdown_ready_fn = Option<
+    unsafe extern "C" fn(request: *mut httpdown_request, ready: u32, user_data: *mut c_void),
+>;
+
+/// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_item {
+    /// The request. You own it.
+    pub request: *mut httpdown_request,
+    /// The `user_data` of httpdown_request_notify; NULL for a request that has come.
+    pub user_data: *mut c_void,
+    /// What has happened: httpdown_ready_kind, or-ed. HTTPDOWN_NEW for a request that has come.
+    pub ready: u32,
+}
+
 /// Frees the program's data when the library no longer needs it. Called exactly once, on any thread.
 pub type httpdown_destroy_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
@@ -507,8 +543,27 @@ pub struct httpdown_options {
     /// default, SIGHUP does what it did before, so it mostly ends the program. Needs `tls`, with at least one file.
     /// Default: 0.
     pub reload_on_hup: c_int,
-    /// For an option to come: 0.
-    pub reserved: u32,
+    /// How long a client may keep those waiting who read its request's body. Bytes give it time back, a second for each
+    /// `least_rate` bytes, but never more than this time in all. So a client that sends nothing is cut after this time,
+    /// and one that sends slowly, but at that rate, is not. Only the time counts in which somebody waits for the body.
+    /// Then reading fails with TOO_SLOW, the client gets a 408 if no answer has begun, and the connection is closed.
+    /// Not HTTPDOWN_NOW. Default: 30,000. In real time.
+    pub body_timeout_ms: u32,
+    /// How long a client may leave its answer untaken, when the kernel can hold no more of it. Bytes that the client's
+    /// kernel acknowledges give it time back, as for `body_timeout_ms`. Then the connection is reset, and writing fails
+    /// with TOO_SLOW. Not HTTPDOWN_NOW. Default: 30,000. In real time.
+    pub write_timeout_ms: u32,
+    /// How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
+    /// `body_timeout_ms` or `write_timeout_ms`. Default: 240.
+    pub least_rate: u32,
+    /// A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
+    /// so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
+    /// when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    pub body_buffer: u32,
+    /// How many requests a second are told that the server drains, of those that have asked to be told. So the clients
+    /// of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout_ms` has
+    /// passed. Default: 1,000.
+    pub drain_rate: u32,
     // options: end fields
 }
 
@@ -516,7 +571,7 @@ pub struct httpdown_options {
 ///
 /// Every connection and every request is in exactly one column. When the server has stopped, these sums hold:
 /// connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
-/// conns_tls_timed_out + conns_killed, and requests = served + failed + gone + killed.
+/// conns_tls_timed_out + conns_killed, and requests = served + failed + gone + timed_out + killed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct httpdown_stop_report {
@@ -551,7 +606,8 @@ pub struct httpdown_stop_report {
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,
-    /// Connections that were closed because the head of a request did not come in time (header_timeout_ms).
+    /// Connections that were closed because the client was too slow: with the head of a request (header_timeout_ms) or
+    /// its body (body_timeout_ms), or in taking an answer (write_timeout_ms).
     pub conns_timed_out: u64,
     /// Connections that a kill cut.
     pub conns_killed: u64,
@@ -587,6 +643,9 @@ pub struct httpdown_stop_report {
     pub conns_tls_failed: u64,
     /// Connections that were closed because the TLS handshake did not come to its end in time (handshake_timeout_ms).
     pub conns_tls_timed_out: u64,
+    /// Requests that ended because the client was too slow with the body (body_timeout_ms), or in taking the answer
+    /// (write_timeout_ms).
+    pub timed_out: u64,
 }
 
 /// An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -619,10 +678,10 @@ pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
     let pointers = size_of::<usize>() * 17;
-    let ints = size_of::<u32>() * 20;
+    let ints = size_of::<u32>() * 24;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + ints);
-    let counts = size_of::<u64>() * 26;
+    let counts = size_of::<u64>() * 27;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
     let (words, ints) = (size_of::<usize>() * 17, size_of::<u32>() * 4);
     assert!(size_of::<httpdown_tls>() == words + ints);

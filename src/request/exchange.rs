@@ -14,7 +14,6 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use once_cell::sync::Lazy;
-use tokio::sync::{Semaphore, TryAcquireError, mpsc};
 
 use crate::conn::{Body, answers};
 use crate::conn_info::ConnInfo;
@@ -23,16 +22,12 @@ use crate::phase::Waiter;
 use crate::query::Query;
 use crate::shared::Shared;
 use crate::threads;
-use crate::threads::LentRuntime;
+use crate::threads::{LentRuntime, stalled};
 
 use super::held::Taken;
+use super::pipe::{NotTaken, PIECE, Writing, Written, pipe};
+use super::ready::{Ready, Tell};
 use super::reply_slot::{Cancellation, ReplySlot};
-
-/// A response is passed to the connection in pieces of at most this many bytes.
-const PIECE: usize = 64 << 10;
-/// At most this many bytes of these pieces may wait. So a slow client makes the writer wait, and does not fill the
-/// memory.
-const ROOM: usize = 4 * PIECE;
 
 /// One request, and the means to answer it once.
 ///
@@ -101,6 +96,8 @@ struct Inner {
     taken: Option<Taken>,
     /// Why the last attempt to answer has failed.
     refused: Option<Error>,
+    /// Somebody has asked what happens to the request.
+    is_watched: bool,
     slot: Arc<ReplySlot>,
 }
 
@@ -111,25 +108,13 @@ struct RequestBody {
     rest: Bytes,
     /// The reason why no more bytes will come.
     failed: Option<Error>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 enum Answer {
     Owed,
     Begun(Writing),
     Given,
-}
-
-/// The writer's end of an answer's body.
-struct Writing {
-    queue: mpsc::UnboundedSender<Piece>,
-    room: Arc<Semaphore>,
-}
-
-#[derive(Debug)]
-pub(crate) enum Piece {
-    /// The bytes, and how much room they take up until the connection has them.
-    Data(Bytes, usize),
-    End,
 }
 
 impl Exchange {
@@ -140,6 +125,7 @@ impl Exchange {
                 incoming: Some(body),
                 rest: Bytes::new(),
                 failed: None,
+                trailers: None,
             },
             bodyless: head.method == Method::HEAD,
             head: Some(head),
@@ -147,6 +133,7 @@ impl Exchange {
             owing: None,
             taken: None,
             refused: None,
+            is_watched: false,
             slot,
         }))
     }
@@ -206,6 +193,30 @@ impl Exchange {
         &self.head().headers
     }
 
+    /// The trailer fields of the request's body. They are there when the end of the body has been read; before, and without
+    /// any, this is empty.
+    #[must_use]
+    pub fn trailers(&self) -> &HeaderMap {
+        static NONE: Lazy<HeaderMap> = Lazy::new(HeaderMap::new);
+        self.0.body.trailers.as_deref().unwrap_or(&NONE)
+    }
+
+    /// Sets the trailer fields of an answer that was begun, instead of those that were set before; [`Exchange::finish`]
+    /// sends them. They reach only a client that has asked for them (`TE: trailers`), and only those fields that the
+    /// answer's header field `Trailer` has named, in an answer without a Content-Length (RFC 9110, 6.5.1). Never blocks.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if no answer has begun.
+    pub fn set_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        match &mut self.0.answer {
+            Answer::Begun(pieces) => {
+                pieces.set_trailers(trailers);
+                Ok(())
+            }
+            _ => Err(Error::InvalidArgument("no answer has begun".into())),
+        }
+    }
+
     /// The connection that the request came on.
     #[must_use]
     pub fn conn(&self) -> &ConnInfo {
@@ -249,7 +260,8 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the body,
-    /// [`Error::Killed`] after a kill, [`Error::WouldBlock`] on an I/O thread if no bytes are there.
+    /// [`Error::TooSlow`] if the client was waited for too long, [`Error::Killed`] after a kill, [`Error::WouldBlock`]
+    /// on an I/O thread if no bytes are there.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         let data = self.read_bytes(buf.len())?;
         buf[..data.len()].copy_from_slice(&data);
@@ -261,8 +273,18 @@ impl Exchange {
     /// # Errors
     /// The errors of [`Exchange::read`].
     pub fn read_bytes(&mut self, limit: usize) -> Result<Bytes> {
+        self.read_by(limit, None)
+    }
+
+    /// Like [`Exchange::read_bytes`], but waits for bytes until `deadline` at most (`None`: without limit). With a
+    /// deadline that has passed, it never waits, on any thread. [`Exchange::ready`] and [`Exchange::notify`] tell when it
+    /// is worth while to try again.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] if no bytes are there; otherwise the errors of [`Exchange::read`].
+    pub fn read_by(&mut self, limit: usize, deadline: Option<Instant>) -> Result<Bytes> {
         if self.0.body.rest.is_empty() && limit > 0 {
-            self.0.body.rest = self.next_data()?.unwrap_or_default();
+            self.0.body.rest = self.next_data(deadline)?.unwrap_or_default();
         }
         let count = limit.min(self.0.body.rest.len());
         Ok(self.0.body.rest.split_to(count))
@@ -275,6 +297,16 @@ impl Exchange {
     /// [`Error::TooLarge`] if the body is longer (the received bytes can still be read); otherwise the errors of
     /// [`Exchange::read`].
     pub fn read_to_end(&mut self, limit: usize) -> Result<Bytes> {
+        self.read_to_end_by(limit, None)
+    }
+
+    /// Like [`Exchange::read_to_end`], but waits until `deadline` at most (`None`: without limit). With a deadline that
+    /// has passed, it never waits, on any thread.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] if not all of the body is there (nothing is lost); otherwise the errors of
+    /// [`Exchange::read_to_end`].
+    pub fn read_to_end_by(&mut self, limit: usize, deadline: Option<Instant>) -> Result<Bytes> {
         let incoming = self.0.body.incoming.as_ref();
         let announced = incoming.map_or(0, |body| body.size_hint().lower());
         if announced.saturating_add(self.0.body.rest.len() as u64) > limit as u64 {
@@ -285,35 +317,123 @@ impl Exchange {
                 return Err(Error::TooLarge);
             }
             // If the body is too long, or reading would block, the received bytes can still be read.
-            let Some(data) = self.next_data()? else {
+            let Some(data) = self.next_data(deadline)? else {
                 return Ok(std::mem::take(&mut self.0.body.rest));
             };
             self.0.body.append(data);
         }
     }
 
-    fn next_data(&mut self) -> Result<Option<Bytes>> {
+    fn next_data(&mut self, deadline: Option<Instant>) -> Result<Option<Bytes>> {
         if let Some(why) = &self.0.body.failed {
             return Err(why.clone());
         }
-        let result = self.receive();
-        if let Err(why @ (Error::Gone | Error::BadBody | Error::Killed(_))) = &result {
+        let result = self.receive(deadline);
+        if let Err(why @ (Error::Gone | Error::BadBody | Error::TooSlow | Error::Killed(_))) =
+            &result
+        {
             self.0.body.failed = Some(why.clone());
             self.0.body.rest = Bytes::new();
         }
         result
     }
 
-    fn receive(&mut self) -> Result<Option<Bytes>> {
+    fn receive(&mut self, deadline: Option<Instant>) -> Result<Option<Bytes>> {
         let Inner { body, slot, .. } = &mut *self.0;
         let lent = slot.inflight().conn().shared().lent.as_ref();
-        wait_for(lent, async {
+        let received = wait_for(lent, deadline, async {
             tokio::select! {
                 biased;
                 data = poll_fn(|cx| body.poll_data(cx)) => data,
                 Some(why) = async { slot.cancellation().wait_as(Waiter::Thread).await } => Err(why),
             }
-        })
+        });
+        received.unwrap_or(Err(Error::WouldBlock))
+    }
+
+    /// Waits until at least one of these things has happened to the request, and returns all that have. That the
+    /// request is [gone](Ready::GONE) is always told. It may be told in vain that reading or writing is possible: then
+    /// [`Exchange::read_by`] and [`Exchange::write_by`] say [`Error::WouldBlock`], and you wait again.
+    ///
+    /// ```
+    /// use std::time::Instant;
+    ///
+    /// use httpdown::{Error, Exchange, Ready, Result};
+    ///
+    /// /// Sends back what comes, without a thread of its own, until the server drains.
+    /// async fn echo(mut exchange: Exchange) -> Result<()> {
+    ///     exchange.start(http::Response::new(()))?;
+    ///     loop {
+    ///         let ready = exchange.ready(Ready::READABLE | Ready::DRAINING).await;
+    ///         if ready.contains(Ready::DRAINING) {
+    ///             return exchange.finish();
+    ///         }
+    ///         match exchange.read_by(8192, Some(Instant::now())) {
+    ///             Ok(piece) if piece.is_empty() => return exchange.finish(),
+    ///             Ok(mut piece) => {
+    ///                 while !piece.is_empty() {
+    ///                     exchange.ready(Ready::WRITABLE).await;
+    ///                     match exchange.write_by(&piece, Some(Instant::now())) {
+    ///                         Ok(taken) => drop(piece.split_to(taken)),
+    ///                         Err(Error::WouldBlock) => {}
+    ///                         Err(why) => return Err(why),
+    ///                     }
+    ///                 }
+    ///             }
+    ///             Err(Error::WouldBlock) => {}
+    ///             Err(why) => return Err(why),
+    ///         }
+    ///     }
+    /// }
+    /// # let _ = echo;
+    /// ```
+    pub async fn ready(&mut self, wanted: Ready) -> Ready {
+        poll_fn(|cx| self.poll_ready(wanted, cx)).await
+    }
+
+    /// Like [`Exchange::ready`], for a poll function.
+    pub fn poll_ready(&mut self, wanted: Ready, cx: &mut Context<'_>) -> Poll<Ready> {
+        self.0.is_watched = true;
+        self.0.slot.wake_on_change(cx.waker());
+        let mut ready = self.0.slot.ready().and(wanted);
+        if self.0.slot.over().is_some() {
+            ready |= Ready::GONE;
+        }
+        if wanted.contains(Ready::READABLE) && self.0.body.poll_readable(cx).is_ready() {
+            ready |= Ready::READABLE;
+        }
+        if wanted.contains(Ready::WRITABLE)
+            && match &self.0.answer {
+                Answer::Begun(pieces) => pieces.poll_writable(cx).is_ready(),
+                Answer::Owed | Answer::Given => true,
+            }
+        {
+            ready |= Ready::WRITABLE;
+        }
+        if ready.is_empty() {
+            Poll::Pending
+        } else {
+            Poll::Ready(ready)
+        }
+    }
+
+    /// Calls `tell` once, as soon as one of these things has happened to the request, with all that have; see
+    /// [`Exchange::ready`]. What has happened before is told at once. This replaces an earlier `tell` that was not
+    /// called. Never blocks.
+    ///
+    /// `tell` is called on the thread that drives the connection, so it must not block. It is not called any more when
+    /// the exchange has ended: whoever ends the exchange waits until a `tell` that runs on another thread has returned.
+    pub fn notify(&mut self, wanted: Ready, tell: impl FnOnce(Ready) + Send + 'static) {
+        self.tell(wanted, Tell::Call(Box::new(tell)));
+    }
+
+    pub(crate) fn tell(&mut self, wanted: Ready, tell: Tell) {
+        let notice = self.0.slot.notice();
+        notice.order(wanted, tell);
+        let waker = Waker::from(Arc::clone(&notice));
+        if let Poll::Ready(there) = self.poll_ready(wanted, &mut Context::from_waker(&waker)) {
+            notice.is_there(there);
+        }
     }
 
     /// Whether there is a body that has not come completely, and that the client sends without being asked.
@@ -343,6 +463,44 @@ impl Exchange {
             }
             Poll::Ready(Ok(None)) | Poll::Pending => Poll::Ready(()),
         }
+    }
+
+    /// Whether the body is short, and its client sends it without being asked: then the handler gets the request with
+    /// its whole body.
+    pub(crate) fn is_to_come_whole(&self) -> bool {
+        let limit = self.shared().options.body_buffer() as u64;
+        self.may_have_come()
+            && self.0.body.incoming.as_ref().is_some_and(|incoming| {
+                let length = incoming.size_hint().exact();
+                length.is_some_and(|length| length < limit)
+            })
+    }
+
+    /// Takes the body, until it is there, or will never be.
+    pub(crate) fn poll_whole(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let body = &mut self.0.body;
+        match ready!(body.poll_data(cx)) {
+            Ok(Some(data)) => {
+                body.append(data);
+                let incoming = body.incoming.as_ref();
+                if incoming.is_none_or(http_body::Body::is_end_stream) {
+                    return Poll::Ready(());
+                }
+                // hyper now reads the next piece, if it is there.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            Ok(None) => Poll::Ready(()),
+            Err(why) => {
+                body.failed = Some(why);
+                Poll::Ready(())
+            }
+        }
+    }
+
+    /// Whether it is known that the body cannot be read.
+    pub(crate) fn has_no_body(&self) -> bool {
+        self.0.body.failed.is_some()
     }
 
     /// Gives the request up: no handler was called with it, and none will be.
@@ -419,13 +577,13 @@ impl Exchange {
     fn try_start(&mut self, response: Response<()>) -> Result<()> {
         let declared = declared_length(&response)?;
         self.ask_for_body();
-        let (pieces, body) = pieces();
+        let (pieces, body) = pipe();
         let status = response.status();
         self.0.bodyless |= matches!(
             status,
             StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED
         );
-        let result = self.answer_with(response.map(|()| body));
+        let result = self.answer_with(response.map(|()| ReplyBody::Pieces(body)));
         if result.is_ok() {
             self.0.answer = Answer::Begun(pieces);
             self.0.owing = declared.filter(|_| !self.0.bodyless);
@@ -469,16 +627,69 @@ impl Exchange {
     /// # Errors
     /// The errors of [`Exchange::write`].
     pub fn write_bytes(&mut self, mut data: Bytes) -> Result<()> {
-        let waits = self.may_write(data.len())?;
-        while !data.is_empty() {
-            let piece = data.split_to(data.len().min(PIECE));
-            self.send(piece, waits)?;
+        let len = data.len();
+        let (slot, pieces) = self.may_write(len)?;
+        let lent = slot.inflight().conn().shared().lent.as_ref();
+        let add = |data| pieces.add(data).map_err(|NotTaken| not_taken(slot));
+        if pieces.room_for(len) == len {
+            add(data)?;
+        } else if may_wait(lent) {
+            while !data.is_empty() {
+                let piece = data.split_to(data.len().min(PIECE));
+                stalled(poll_fn(|cx| pieces.poll_room(piece.len(), cx)), None);
+                add(piece)?;
+            }
+        } else if pieces.has_room(len) {
+            add(data)?;
+        } else {
+            return Err(Error::WouldBlock);
         }
+        self.has_written(len);
         Ok(())
     }
 
-    /// Checks that `len` bytes may be written now, all or none of them. Returns whether the write may wait for room.
-    fn may_write(&mut self, len: usize) -> Result<bool> {
+    /// Sends as much of `data` as there is room for, and returns how much that is: at least one byte, if there are any.
+    /// If there is no room, waits for it until `deadline` at most; `None`: without limit, and until there was room for
+    /// all. With a deadline that has passed, it never waits, on any thread. [`Exchange::ready`] and [`Exchange::notify`]
+    /// tell when it is worth while to try again.
+    ///
+    /// # Errors
+    /// [`Error::WouldBlock`] if nothing was taken; otherwise the errors of [`Exchange::write`].
+    pub fn write_by(&mut self, data: &[u8], deadline: Option<Instant>) -> Result<usize> {
+        if deadline.is_none() {
+            return self.write(data).map(|()| data.len());
+        }
+        let (slot, pieces) = self.may_write(data.len())?;
+        let lent = slot.inflight().conn().shared().lent.as_ref();
+        let deadline = if deadline.is_some_and(|at| at > Instant::now()) && may_wait(lent) {
+            deadline
+        } else {
+            None
+        };
+        let mut taken = 0;
+        while taken < data.len() {
+            let count = pieces.room_for(data.len() - taken);
+            if count > 0 {
+                let piece = Bytes::copy_from_slice(&data[taken..taken + count]);
+                pieces.add(piece).map_err(|NotTaken| not_taken(slot))?;
+                taken += count;
+            } else if deadline.is_none()
+                || stalled(poll_fn(|cx| pieces.poll_writable(cx)), deadline).is_none()
+            {
+                break;
+            } else if let Some(why) = slot.lost() {
+                return Err(why);
+            }
+        }
+        self.has_written(taken);
+        if taken == 0 && !data.is_empty() {
+            return Err(Error::WouldBlock);
+        }
+        Ok(taken)
+    }
+
+    /// Checks that `len` bytes may be written now, all or some of them.
+    fn may_write(&self, len: usize) -> Result<(&Arc<ReplySlot>, &Writing)> {
         let Answer::Begun(pieces) = &self.0.answer else {
             return Err(Error::InvalidArgument("no answer has begun".into()));
         };
@@ -488,20 +699,18 @@ impl Exchange {
         if self.0.bodyless && len > 0 {
             return Err(Error::AlreadyReplied);
         }
-        let owing =
-            match self.0.owing {
-                Some(owing) => Some(owing.checked_sub(len as u64).ok_or_else(|| {
-                    Error::InvalidArgument("more than the Content-Length".into())
-                })?),
-                None => None,
-            };
-        let lent = self.shared().lent.as_ref();
-        let waits = pieces.are_too_many(len) && may_wait(lent);
-        if !waits && !pieces.have_room(len) {
-            return Err(Error::WouldBlock);
+        if self.0.owing.is_some_and(|owing| owing < len as u64) {
+            return Err(Error::InvalidArgument(
+                "more than the Content-Length".into(),
+            ));
         }
-        self.0.owing = owing;
-        Ok(waits)
+        Ok((&self.0.slot, pieces))
+    }
+
+    fn has_written(&mut self, len: usize) {
+        if let Some(owing) = &mut self.0.owing {
+            *owing -= len as u64;
+        }
     }
 
     /// Ends an answer that was begun. Does not wait for the client.
@@ -530,8 +739,8 @@ impl Exchange {
             return Ok(());
         };
         self.leave_body();
-        match pieces.queue.send(Piece::End) {
-            Err(_) if !self.0.slot.is_complete() => Err(self.not_taken()),
+        match pieces.end() {
+            Err(NotTaken) if !self.0.slot.is_complete() => Err(not_taken(&self.0.slot)),
             // Or the connection knew the end before.
             _ => Ok(()),
         }
@@ -541,20 +750,6 @@ impl Exchange {
     /// connection can go on.
     fn leave_body(&mut self) {
         self.0.body.incoming = None;
-    }
-
-    fn send(&mut self, data: Bytes, waits: bool) -> Result<()> {
-        let Answer::Begun(pieces) = &self.0.answer else {
-            return Err(Error::AlreadyReplied);
-        };
-        pieces
-            .send(data, waits)
-            .map_err(|NotTaken| self.not_taken())
-    }
-
-    /// The error when the connection takes no more pieces.
-    fn not_taken(&self) -> Error {
-        self.0.slot.over().unwrap_or(Error::Gone)
     }
 
     fn answer_with(&mut self, response: Response<ReplyBody>) -> Result<()> {
@@ -585,6 +780,11 @@ impl Exchange {
             // This is the client's fault, so the log does not tell it.
             (Some(Error::BadBody), _) => {
                 slot.give(ReplyBody::whole(answers::bad_request()));
+                return;
+            }
+            (Some(Error::TooSlow), _) => {
+                slot.inflight().was_too_slow();
+                slot.give(ReplyBody::whole(answers::body_late()));
                 return;
             }
             // The client may still read: it has given up only sending the request.
@@ -633,9 +833,22 @@ impl RequestBody {
             match ready!(Pin::new(&mut *incoming).poll_frame(cx)?).map(Frame::into_data) {
                 None => return Poll::Ready(Ok(None)),
                 Some(Ok(data)) if !data.is_empty() => return Poll::Ready(Ok(Some(data))),
-                Some(_) => {}
+                Some(Ok(_)) => {}
+                Some(Err(frame)) => self.trailers = frame.into_trailers().ok().map(Box::new),
             }
         }
+    }
+
+    /// Waits until reading would not wait.
+    fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.rest.is_empty() || self.failed.is_some() {
+            return Poll::Ready(());
+        }
+        match ready!(self.poll_data(cx)) {
+            Ok(data) => self.rest = data.unwrap_or_default(),
+            Err(why) => self.failed = Some(why),
+        }
+        Poll::Ready(())
     }
 
     fn append(&mut self, data: Bytes) {
@@ -660,6 +873,9 @@ impl Drop for Exchange {
             // Nobody would get an answer; and after a kill nobody may get one.
             Answer::Owed if self.0.slot.lost().is_some() => {}
             Answer::Owed => self.unanswered(),
+        }
+        if self.0.is_watched {
+            self.0.slot.ignore();
         }
     }
 }
@@ -702,75 +918,33 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
     Ok(declared)
 }
 
-/// Waits on this thread, unless the thread drives connections, because such a thread would wait for itself.
+/// Waits on this thread until the deadline, if there is one. A thread that drives connections only looks, because it
+/// would wait for itself. `None` if the future is not ready.
 fn wait_for<T>(
     lent: Option<&Arc<LentRuntime>>,
-    future: impl Future<Output = Result<T>>,
-) -> Result<T> {
+    deadline: Option<Instant>,
+    future: impl Future<Output = T>,
+) -> Option<T> {
     let mut future = pin!(future);
-    let looks = threads::on_io_thread() || lent.is_some();
-    let deadline = looks.then(Instant::now);
-    let mut result = threads::block_on(future.as_mut(), deadline);
-    if result.is_none() && may_wait(lent) {
-        result = threads::block_on(future, None);
+    if threads::on_io_thread() || lent.is_some() {
+        let looked = threads::block_on(future.as_mut(), Some(Instant::now()));
+        let is_over = deadline.is_some_and(|at| at <= Instant::now());
+        if looked.is_some() || is_over || !may_wait(lent) {
+            return looked;
+        }
     }
-    result.unwrap_or(Err(Error::WouldBlock))
+    stalled(future, deadline)
+}
+
+/// The error when the connection takes no more pieces.
+fn not_taken(slot: &ReplySlot) -> Error {
+    slot.over().unwrap_or(Error::Gone)
 }
 
 /// Whether this thread may wait for a connection. May block for one second to find out.
 fn may_wait(lent: Option<&Arc<LentRuntime>>) -> bool {
     let gets_on = |lent: &Arc<LentRuntime>| lent.check_gets_on(pending::<()>(), None).is_ok();
     !threads::on_io_thread() && lent.is_none_or(gets_on)
-}
-
-/// Both ends of a body in pieces.
-fn pieces() -> (Writing, ReplyBody) {
-    let (queue, taken) = mpsc::unbounded_channel();
-    let room = Arc::new(Semaphore::new(ROOM));
-    let body = ReplyBody::Pieces(Written {
-        queue: taken,
-        room: Arc::clone(&room),
-    });
-    (Writing { queue, room }, body)
-}
-
-/// The connection takes no more pieces.
-struct NotTaken;
-
-impl Writing {
-    fn have_room(&self, len: usize) -> bool {
-        let free = self.room.available_permits();
-        free >= len || free == ROOM || self.queue.is_closed()
-    }
-
-    /// Whether a write of `len` bytes has to wait for room.
-    fn are_too_many(&self, len: usize) -> bool {
-        self.room.available_permits() < len
-    }
-
-    /// Waits for room, if it may wait. A thread that must not wait has checked before that there is enough room, or
-    /// that all of it is free.
-    fn send(&self, data: Bytes, waits: bool) -> Result<(), NotTaken> {
-        let wanted = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let taken = match self.room.try_acquire_many(wanted) {
-            Ok(permit) => permit,
-            Err(TryAcquireError::Closed) => return Err(NotTaken),
-            Err(TryAcquireError::NoPermits) if !waits => {
-                let left = u32::try_from(self.room.available_permits()).unwrap_or(0);
-                // Only this writer takes room.
-                self.room.try_acquire_many(left).map_err(|_| NotTaken)?
-            }
-            Err(TryAcquireError::NoPermits) => {
-                let room = threads::block_on(self.room.acquire_many(wanted), None);
-                room.and_then(Result::ok).ok_or(NotTaken)?
-            }
-        };
-        let count = taken.num_permits();
-        taken.forget();
-        self.queue
-            .send(Piece::Data(data, count))
-            .map_err(|_| NotTaken)
-    }
 }
 
 /// The body of an answer, in the form that the connection takes.
@@ -786,20 +960,6 @@ impl ReplyBody {
     }
 }
 
-/// The connection's end of a body in pieces.
-#[derive(Debug)]
-pub(crate) struct Written {
-    queue: mpsc::UnboundedReceiver<Piece>,
-    room: Arc<Semaphore>,
-}
-
-impl Drop for Written {
-    fn drop(&mut self) {
-        // Close the room before the queue; otherwise a writer that waits for room would wait for ever.
-        self.room.close();
-    }
-}
-
 impl http_body::Body for ReplyBody {
     type Data = Bytes;
     type Error = Error;
@@ -810,28 +970,21 @@ impl http_body::Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>>>> {
         match &mut *self {
             Self::Whole(body) => Poll::Ready(body.take().map(|data| Ok(Frame::data(data)))),
-            Self::Pieces(pieces) => pieces.queue.poll_recv(cx).map(|piece| match piece {
-                Some(Piece::Data(data, count)) => {
-                    pieces.room.add_permits(count);
-                    Some(Ok(Frame::data(data)))
-                }
-                Some(Piece::End) => None,
-                None => Some(Err(Error::Gone)),
-            }),
+            Self::Pieces(pieces) => Pin::new(pieces).poll_frame(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
-            Self::Pieces(_) => false,
+            Self::Pieces(pieces) => pieces.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, Bytes::len) as u64),
-            Self::Pieces(_) => SizeHint::default(),
+            Self::Pieces(pieces) => pieces.size_hint(),
         }
     }
 }

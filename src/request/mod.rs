@@ -3,10 +3,14 @@
 
 mod exchange;
 mod held;
+mod pipe;
+mod ready;
 mod reply_slot;
 
 pub use exchange::Exchange;
 pub(crate) use exchange::ReplyBody;
 pub(crate) use held::{Taken, is_held_here};
+pub use ready::Ready;
+pub(crate) use ready::{Inbox, Notice, Tell};
 pub use reply_slot::Cancellation;
 pub(crate) use reply_slot::ReplySlot;

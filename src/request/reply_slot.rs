@@ -9,8 +9,8 @@ use std::time::Instant;
 use http::Response;
 use tokio::sync::Notify;
 
-use crate::conn::{Inflight, Outcome};
-use crate::contain::for_tasks;
+use crate::conn::{Inflight, Listener, Outcome};
+use crate::contain::{contain, for_tasks};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::phase::Waiter;
@@ -18,10 +18,13 @@ use crate::shared::Shared;
 use crate::threads;
 
 use super::exchange::ReplyBody;
+use super::ready::{Notice, Ready};
 
 const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
 const LOST: u8 = 2;
+/// Like `LOST`, because the client was too slow.
+const TOO_SLOW: u8 = 3;
 
 /// The fate of a request. The answer passes through this slot to the connection.
 pub(crate) struct ReplySlot {
@@ -39,6 +42,13 @@ struct Meeting {
     /// The waker of the connection's task.
     task: Option<Waker>,
     watch: Option<Arc<Watch>>,
+    /// Waits for what happens to the request.
+    waiter: Option<Waker>,
+    notice: Option<Arc<Notice>>,
+    /// The server drains, and the request has been told.
+    is_draining: bool,
+    /// The connection tells this slot of the drain.
+    listens: bool,
 }
 
 impl ReplySlot {
@@ -131,20 +141,70 @@ impl ReplySlot {
         Cancellation(Arc::clone(watch))
     }
 
+    /// What has happened to the request: that it was lost, and the drain.
+    pub(super) fn ready(&self) -> Ready {
+        let mut ready = Ready::NONE;
+        if self.lost().is_some() {
+            ready |= Ready::GONE;
+        }
+        if self.lock().is_draining {
+            ready |= Ready::DRAINING;
+        }
+        ready
+    }
+
+    /// From now on, the waker is called when something happens to the request.
+    pub(super) fn wake_on_change(self: &Arc<Self>, waker: &Waker) {
+        let mut meeting = self.lock();
+        let before = meeting.waiter.replace(waker.clone());
+        let must_listen = !std::mem::replace(&mut meeting.listens, true);
+        drop(meeting);
+        drop(before);
+        if must_listen {
+            self.inflight.conn().listen(Arc::clone(self) as _);
+        }
+    }
+
+    /// Who is told of what happens. Made when it is first asked for.
+    pub(super) fn notice(self: &Arc<Self>) -> Arc<Notice> {
+        let mut meeting = self.lock();
+        let notice = meeting
+            .notice
+            .get_or_insert_with(|| Notice::new(Arc::clone(self)));
+        Arc::clone(notice)
+    }
+
+    /// Nobody wants to know any more. Waits until a callback on another thread has returned.
+    pub(super) fn ignore(&self) {
+        let mut meeting = self.lock();
+        if !meeting.listens {
+            return;
+        }
+        let (waiter, notice) = (meeting.waiter.take(), meeting.notice.take());
+        drop(meeting);
+        self.inflight.conn().ignore(self);
+        drop(waiter);
+        if let Some(notice) = notice {
+            notice.end();
+        }
+    }
+
     fn set(&self, state: u8) {
         let mut meeting = self.lock();
         // Stored under the lock, so that a watch either sees the state when it is made, or is told.
         self.state.store(state, Ordering::Release);
         // The answer of a complete request has been taken; the answer of a lost request will never be taken. We drop it
         // after the lock is released, because its memory may be the host's, and then the host is called.
-        let unwanted = if state == LOST {
-            meeting.answer.take()
-        } else {
-            None
+        let unwanted = match state {
+            LOST | TOO_SLOW => meeting.answer.take(),
+            _ => None,
         };
-        let watch = meeting.watch.clone();
+        let (watch, waiter) = (meeting.watch.clone(), meeting.waiter.take());
         drop(meeting);
         drop(unwanted);
+        if let Some(waiter) = waiter {
+            contain(|| waiter.wake());
+        }
         if let Some(watch) = watch {
             watch.state.store(state, Ordering::Release);
             watch.changed.notify_waiters();
@@ -166,7 +226,28 @@ impl Outcome for Arc<ReplySlot> {
     }
 
     fn lose(&self) {
-        self.set(LOST);
+        let is_too_slow = self.inflight.conn().has_timed_out();
+        self.set(if is_too_slow { TOO_SLOW } else { LOST });
+    }
+}
+
+impl Listener for ReplySlot {
+    fn drains(&self) {
+        let mut meeting = self.lock();
+        meeting.is_draining = true;
+        // It stays: who waits for something else is woken in vain.
+        let waiter = meeting.waiter.clone();
+        drop(meeting);
+        if let Some(waiter) = waiter {
+            contain(|| waiter.wake());
+        }
+    }
+
+    fn call(&self) {
+        let notice = self.lock().notice.clone();
+        if let Some(notice) = notice {
+            notice.call();
+        }
     }
 }
 
@@ -184,6 +265,7 @@ fn lost(state: &AtomicU8, shared: &Shared) -> Option<Error> {
         COMPLETE => None,
         _ if shared.phases.get().cuts() => Some(Error::Killed(None)),
         LOST => Some(Error::Gone),
+        TOO_SLOW => Some(Error::TooSlow),
         _ => None,
     }
 }

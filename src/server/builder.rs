@@ -217,6 +217,48 @@ impl Builder {
         self
     }
 
+    /// How long a client may keep those waiting who read its request's body. Bytes give it time back, a second for each
+    /// [`least_rate`](Builder::least_rate) bytes, but never more than this time in all. So a client that sends nothing
+    /// is cut after this time, and one that sends slowly, but at that rate, is not. Only the time counts in which
+    /// somebody waits for the body. Then reading fails with [`Error::TooSlow`](crate::Error::TooSlow), the client gets
+    /// a 408 if no answer has begun, and the connection is closed. Not 0. Default: 30 seconds. In real time.
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.options.body_timeout = timeout;
+        self
+    }
+
+    /// How long a client may leave its answer untaken, when the kernel can hold no more of it. Bytes that the client's
+    /// kernel acknowledges give it time back, as for [`body_timeout`](Builder::body_timeout). Then the connection is
+    /// reset, and writing fails with [`Error::TooSlow`](crate::Error::TooSlow). Not 0. Default: 30 seconds. In real
+    /// time.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.options.write_timeout = timeout;
+        self
+    }
+
+    /// How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
+    /// [`body_timeout`](Builder::body_timeout) or [`write_timeout`](Builder::write_timeout). Default: 240.
+    pub fn least_rate(mut self, bytes: NonZeroUsize) -> Self {
+        self.options.least_rate = Some(bytes);
+        self
+    }
+
+    /// A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
+    /// so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
+    /// when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    pub fn body_buffer(mut self, bytes: NonZeroUsize) -> Self {
+        self.options.body_buffer = Some(bytes);
+        self
+    }
+
+    /// How many requests a second are told that the server drains, of those that have asked to be told. So the clients
+    /// of many endless answers do not all connect elsewhere at once. All are told before half of
+    /// [`stop_timeout`](Builder::stop_timeout) has passed. Default: 1,000.
+    pub fn drain_rate(mut self, requests: NonZeroUsize) -> Self {
+        self.options.drain_rate = Some(requests);
+        self
+    }
+
     /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
     /// extensions. By default it has not, because a request's first extension costs three allocations, about a tenth of
     /// what a request costs in user space. Default: false.

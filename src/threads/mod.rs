@@ -5,7 +5,7 @@ mod lent;
 pub(crate) mod turns;
 mod watchdog;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
@@ -225,6 +225,47 @@ pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Optio
             return None;
         }
     }
+}
+
+/// Takes the place of a thread that waits for a client.
+pub(crate) trait StandIn {
+    /// This thread waits from now on.
+    fn steps_aside(self: Arc<Self>);
+
+    /// This thread goes on.
+    fn comes_back(&self);
+}
+
+thread_local! {
+    static STAND_IN: RefCell<Option<Arc<dyn StandIn>>> = const { RefCell::new(None) };
+}
+
+/// From now on, `stand_in` is told when this thread waits for a client.
+pub(crate) fn set_stand_in(stand_in: Arc<dyn StandIn>) {
+    STAND_IN.set(Some(stand_in));
+}
+
+/// Like [`block_on`], for what a client has to do. Meanwhile another thread may do the work of this one.
+pub(crate) fn stalled<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
+    /// Comes back, even if the future panics.
+    struct Aside(Arc<dyn StandIn>);
+    impl Drop for Aside {
+        fn drop(&mut self) {
+            self.0.comes_back();
+        }
+    }
+    let mut future = pin!(future);
+    let looked = block_on(future.as_mut(), Some(Instant::now()));
+    if looked.is_some() || deadline.is_some_and(|at| at <= Instant::now()) {
+        return looked;
+    }
+    // A thread that ends has no locals any more, and works for nobody.
+    let stand_in = STAND_IN.try_with(|stand_in| stand_in.borrow().clone());
+    let _aside = stand_in.ok().flatten().map(|stand_in| {
+        Arc::clone(&stand_in).steps_aside();
+        Aside(stand_in)
+    });
+    block_on(future, deadline)
 }
 
 /// Runs `f` on its own thread, because tokio needs thread-locals to make a runtime. They may be gone on a thread that

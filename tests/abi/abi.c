@@ -54,10 +54,15 @@ AT(httpdown_options, second_signal_ms, 192);
 AT(httpdown_options, reuse_port, 196);
 AT(httpdown_options, tls, 200);
 AT(httpdown_options, reload_on_hup, 208);
-SIZE(httpdown_options, 216);
+AT(httpdown_options, body_timeout_ms, 212);
+AT(httpdown_options, write_timeout_ms, 216);
+AT(httpdown_options, least_rate, 220);
+AT(httpdown_options, body_buffer, 224);
+AT(httpdown_options, drain_rate, 228);
+SIZE(httpdown_options, 232);
 // options: end offsets
 
-SIZE(httpdown_stop_report, 224);
+SIZE(httpdown_stop_report, 232);
 AT(httpdown_stop_report, struct_size, 0);
 AT(httpdown_stop_report, phase, 8);
 AT(httpdown_stop_report, status, 12);
@@ -87,6 +92,7 @@ AT(httpdown_stop_report, events_dropped, 192);
 AT(httpdown_stop_report, conns_handshaking, 200);
 AT(httpdown_stop_report, conns_tls_failed, 208);
 AT(httpdown_stop_report, conns_tls_timed_out, 216);
+AT(httpdown_stop_report, timed_out, 224);
 
 SIZE(httpdown_event, 608);
 AT(httpdown_event, struct_size, 0);
@@ -109,6 +115,11 @@ AT(httpdown_credentials, gid, 8);
 SIZE(httpdown_header, 32);
 AT(httpdown_header, name, 0);
 AT(httpdown_header, value, 16);
+
+SIZE(httpdown_item, 24);
+AT(httpdown_item, request, 0);
+AT(httpdown_item, user_data, 8);
+AT(httpdown_item, ready, 16);
 
 SIZE(httpdown_certificate, 48);
 AT(httpdown_certificate, cert_file, 0);
@@ -167,6 +178,7 @@ VALUE(HTTPDOWN_STATUS_TOO_LARGE, 16);
 VALUE(HTTPDOWN_STATUS_NOT_FOUND, 17);
 VALUE(HTTPDOWN_STATUS_BAD_BODY, 18);
 VALUE(HTTPDOWN_STATUS_TLS, 19);
+VALUE(HTTPDOWN_STATUS_TOO_SLOW, 20);
 VALUE(HTTPDOWN_STATUS_PANIC, 99);
 
 // httpdown_phase_code
@@ -216,6 +228,13 @@ VALUE(HTTPDOWN_CLIENT_AUTH_NONE, 0);
 VALUE(HTTPDOWN_CLIENT_AUTH_OPTIONAL, 1);
 VALUE(HTTPDOWN_CLIENT_AUTH_REQUIRED, 2);
 
+// httpdown_ready_kind
+VALUE(HTTPDOWN_READABLE, 1);
+VALUE(HTTPDOWN_WRITABLE, 2);
+VALUE(HTTPDOWN_GONE, 4);
+VALUE(HTTPDOWN_DRAINING, 8);
+VALUE(HTTPDOWN_NEW, 16);
+
 VALUE(HTTPDOWN_NOW, 4294967294);
 VALUE(HTTPDOWN_FOREVER, 4294967295);
 
@@ -233,7 +252,7 @@ static int failed(const char *what) {
 }
 
 int main(void) {
-    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 99};
+    static const int statuses[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 99};
     for (size_t i = 0; i < sizeof statuses / sizeof *statuses; i++)
         if (strcmp(httpdown_status_string(statuses[i]), httpdown_status_string(-1)) == 0)
             return failed("a status has no text");

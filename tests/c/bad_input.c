@@ -23,7 +23,7 @@ static void says_why(httpdown_request *request, void *user_data) {
     WHY(httpdown_reply_start(request, 200, NULL, 1), "headers is NULL");
     WHY(httpdown_reply_start(request, 200, &name, 1), "not a header name: \"a b\"");
     WHY(httpdown_reply_start(request, 200, &lines, 1), "not a value for the header x: \"a\\r\\nb\"");
-    WHY(httpdown_reply_write(request, "x", 1), "no answer has begun");
+    WHY(httpdown_reply_write(request, "x", 1, HTTPDOWN_FOREVER, NULL), "no answer has begun");
     /* A call that succeeds leaves it. */
     EQUAL(httpdown_request_headers(request, 0, &name, 1, &(size_t){0}), 0);
     CHECK(strcmp(httpdown_last_error(), "no answer has begun") == 0);
@@ -71,21 +71,21 @@ static void null_for_requests(httpdown_request *request, void *user_data) {
     EQUAL(httpdown_request_headers(request, 0, NULL, 1, &count), INVALID);
     EQUAL(httpdown_request_headers(request, 0, &header, 1, NULL), INVALID);
     EQUAL(httpdown_request_headers(request, 0, &header, (size_t)-1, &count), INVALID);
-    EQUAL(httpdown_request_read(request, NULL, 4, &count), INVALID);
-    EQUAL(httpdown_request_read(request, buffer, 4, NULL), INVALID);
-    EQUAL(httpdown_request_read(request, NULL, 0, &count), INVALID);
-    EQUAL(httpdown_request_body(request, 100, NULL), INVALID);
+    EQUAL(httpdown_request_read(request, NULL, 4, HTTPDOWN_FOREVER, &count), INVALID);
+    EQUAL(httpdown_request_read(request, buffer, 4, HTTPDOWN_FOREVER, NULL), INVALID);
+    EQUAL(httpdown_request_read(request, NULL, 0, HTTPDOWN_FOREVER, &count), INVALID);
+    EQUAL(httpdown_request_body(request, 100, HTTPDOWN_FOREVER, NULL), INVALID);
     EQUAL(count, 77);
     CHECK(strcmp(buffer, "xyz") == 0);
     CHECK(httpdown_request_header(request, NULL).data == NULL);
-    EQUAL(httpdown_request_body(request, 100, &body), 0); /* nothing was lost on the way */
+    EQUAL(httpdown_request_body(request, 100, HTTPDOWN_FOREVER, &body), 0); /* nothing was lost on the way */
     CHECK(httpdown_bytes_equal(body, "body"));
     EQUAL(httpdown_reply_start(request, 200, NULL, 1), INVALID);
     EQUAL(httpdown_reply_start(request, 200, &header, (size_t)-1 / 2), INVALID);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
-    EQUAL(httpdown_reply_write(request, NULL, 3), INVALID);
-    EQUAL(httpdown_reply_write(request, "x", (size_t)-1), INVALID);
-    EQUAL(httpdown_reply_write(request, "ok", 2), 0);
+    EQUAL(httpdown_reply_write(request, NULL, 3, HTTPDOWN_FOREVER, NULL), INVALID);
+    EQUAL(httpdown_reply_write(request, "x", (size_t)-1, HTTPDOWN_FOREVER, NULL), INVALID);
+    EQUAL(httpdown_reply_write(request, "ok", 2, HTTPDOWN_FOREVER, NULL), 0);
     EQUAL(httpdown_reply_finish(request), 0);
     gate_add(&f->left);
 }
@@ -154,8 +154,8 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_request_conn_id(NULL), 0);
     CHECK(httpdown_request_cancelled(NULL));
     EQUAL(httpdown_request_headers(NULL, 0, NULL, 0, &count), INVALID);
-    EQUAL(httpdown_request_read(NULL, text, 1, &count), INVALID);
-    EQUAL(httpdown_request_body(NULL, 1, &(httpdown_bytes){0}), INVALID);
+    EQUAL(httpdown_request_read(NULL, text, 1, HTTPDOWN_FOREVER, &count), INVALID);
+    EQUAL(httpdown_request_body(NULL, 1, HTTPDOWN_FOREVER, &(httpdown_bytes){0}), INVALID);
     EQUAL(httpdown_request_wait_cancelled(NULL, HTTPDOWN_FOREVER), INVALID);
     EQUAL(httpdown_request_defer(NULL), INVALID);
     EQUAL(httpdown_request_retain(NULL), INVALID);
@@ -171,7 +171,7 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_reply_text(NULL, 200, "x"), INVALID);
     EQUAL(httpdown_reply_borrowed(NULL, 200, NULL, 0, NULL, 0, NULL, NULL), INVALID);
     EQUAL(httpdown_reply_start(NULL, 200, NULL, 0), INVALID);
-    EQUAL(httpdown_reply_write(NULL, "x", 1), INVALID);
+    EQUAL(httpdown_reply_write(NULL, "x", 1, HTTPDOWN_FOREVER, NULL), INVALID);
     EQUAL(httpdown_reply_finish(NULL), INVALID);
     EQUAL(httpdown_reply_abort(NULL), INVALID);
 

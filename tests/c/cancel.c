@@ -51,7 +51,7 @@ static int runs(caller *c) {
 static int reads(caller *c) {
     char byte;
     size_t len;
-    return httpdown_request_read(c->request, &byte, 1, &len);
+    return httpdown_request_read(c->request, &byte, 1, HTTPDOWN_FOREVER, &len);
 }
 
 static int waits_for_cancellation(caller *c) {
@@ -62,7 +62,7 @@ static int writes(caller *c) {
     static char piece[100000];
     /* The client may have left already. */
     int status = httpdown_reply_start(c->request, 200, NULL, 0);
-    while (status == 0) status = httpdown_reply_write(c->request, piece, sizeof piece);
+    while (status == 0) status = httpdown_reply_write(c->request, piece, sizeof piece, HTTPDOWN_FOREVER, NULL);
     return status;
 }
 

@@ -133,12 +133,12 @@ static void takes_reads_and_answers(void) {
     EQUAL(count, 1);
     EQUAL(httpdown_request_wait_cancelled(request, 1), HTTPDOWN_STATUS_WOULD_BLOCK);
     CHECK(!httpdown_request_cancelled(request));
-    EQUAL(httpdown_request_body(request, 100, &body), 0);
+    EQUAL(httpdown_request_body(request, 100, HTTPDOWN_FOREVER, &body), 0);
     EQUAL(body.len, 0);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
     char piece[1000];
     memset(piece, 'x', sizeof piece);
-    for (int i = 0; i < 4000; i++) EQUAL(httpdown_reply_write(request, piece, sizeof piece), 0);
+    for (int i = 0; i < 4000; i++) EQUAL(httpdown_reply_write(request, piece, sizeof piece, HTTPDOWN_FOREVER, NULL), 0);
     EQUAL(httpdown_reply_finish(request), 0);
 }
 

@@ -57,12 +57,12 @@ static void in_child(fixture *f, httpdown_server *server, httpdown_clock *clock)
     CHECK(httpdown_request_server(request) == NULL);
     CHECK(httpdown_request_cancelled(request));
     EQUAL(httpdown_request_headers(request, 0, &header, 1, &count), FORKED);
-    EQUAL(httpdown_request_read(request, text, 4, &count), FORKED);
-    EQUAL(httpdown_request_body(request, 4, &body), FORKED);
+    EQUAL(httpdown_request_read(request, text, 4, HTTPDOWN_FOREVER, &count), FORKED);
+    EQUAL(httpdown_request_body(request, 4, HTTPDOWN_FOREVER, &body), FORKED);
     EQUAL(httpdown_request_wait_cancelled(request, HTTPDOWN_FOREVER), FORKED);
     EQUAL(httpdown_request_defer(request), FORKED);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), FORKED);
-    EQUAL(httpdown_reply_write(request, "x", 1), FORKED);
+    EQUAL(httpdown_reply_write(request, "x", 1, HTTPDOWN_FOREVER, NULL), FORKED);
     EQUAL(httpdown_reply_finish(request), FORKED);
     EQUAL(httpdown_reply_abort(request), FORKED);
     EQUAL(httpdown_reply(request, 200, NULL, 0, NULL, 0), FORKED);
@@ -112,14 +112,14 @@ static void every_call_says_forked(void) {
         alarm(PATIENCE_S);
         in_child(f, server, clock);
         requests[0] = requests[1];
-        EQUAL(httpdown_reply_write(requests[0], "x", 1), FORKED);
+        EQUAL(httpdown_reply_write(requests[0], "x", 1, HTTPDOWN_FOREVER, NULL), FORKED);
         exit(0); /* with all that exit does */
     }
     wait_for_child(pid);
     /* The parent goes on. */
     EQUAL(httpdown_reply_text(requests[0], 200, "parent"), 0);
     expect(fds[0], 200, "parent");
-    EQUAL(httpdown_reply_write(requests[1], "piece", 5), 0);
+    EQUAL(httpdown_reply_write(requests[1], "piece", 5, HTTPDOWN_FOREVER, NULL), 0);
     EQUAL(httpdown_reply_finish(requests[1]), 0);
     expect(fds[1], 200, "piece");
     close(fds[0]);

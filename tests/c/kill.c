@@ -5,11 +5,11 @@
 static void streaming(httpdown_request *request, void *user_data) {
     fixture *f = user_data;
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
-    EQUAL(httpdown_reply_write(request, "begun", 5), 0);
+    EQUAL(httpdown_reply_write(request, "begun", 5, HTTPDOWN_FOREVER, NULL), 0);
     gate_add(&f->entered);
     EQUAL(httpdown_request_wait_cancelled(request, HTTPDOWN_FOREVER), HTTPDOWN_STATUS_KILLED);
     CHECK(httpdown_request_cancelled(request));
-    EQUAL(httpdown_reply_write(request, "more", 4), HTTPDOWN_STATUS_KILLED);
+    EQUAL(httpdown_reply_write(request, "more", 4, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_KILLED);
     EQUAL(httpdown_reply_finish(request), HTTPDOWN_STATUS_KILLED);
     gate_add(&f->left);
 }
@@ -503,7 +503,7 @@ static void floods(httpdown_request *request, void *user_data) {
     int status;
     do {
         gate_add(&f->entered);
-        status = httpdown_reply_write(request, block, sizeof block);
+        status = httpdown_reply_write(request, block, sizeof block, HTTPDOWN_FOREVER, NULL);
     } while (status == 0);
     EQUAL(status, HTTPDOWN_STATUS_KILLED);
     EQUAL(httpdown_reply_finish(request), HTTPDOWN_STATUS_KILLED);
@@ -514,10 +514,10 @@ static void reads(httpdown_request *request, void *user_data) {
     fixture *f = user_data;
     httpdown_bytes body;
     gate_add(&f->entered);
-    EQUAL(httpdown_request_body(request, 1000, &body), HTTPDOWN_STATUS_KILLED);
+    EQUAL(httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_KILLED);
     char buffer[10];
     size_t count;
-    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, &count), HTTPDOWN_STATUS_KILLED);
+    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count), HTTPDOWN_STATUS_KILLED);
     EQUAL(httpdown_reply_abort(request), 0);
     gate_add(&f->left);
 }

@@ -68,7 +68,7 @@ static void in_pieces(httpdown_request *request, void *user_data) {
             gate_add(&f->entered);
             gate_wait(&f->release, 1);
         }
-        EQUAL(httpdown_reply_write(request, piece, sizeof piece), 0);
+        EQUAL(httpdown_reply_write(request, piece, sizeof piece, HTTPDOWN_FOREVER, NULL), 0);
     }
     EQUAL(httpdown_reply_finish(request), 0);
 }

@@ -370,10 +370,10 @@ static void a_request_outlives_its_server(void) {
         const httpdown_server *server = httpdown_request_server(held);
         EQUAL(httpdown_phase(server), HTTPDOWN_PHASE_STOPPED);
         EQUAL(httpdown_stop_begin(server), 0);
-        int status = httpdown_request_read(held, buffer, sizeof buffer, &count);
-        if (status == 0) status = httpdown_request_read(held, buffer, sizeof buffer, &count); /* what was there already */
+        int status = httpdown_request_read(held, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count);
+        if (status == 0) status = httpdown_request_read(held, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count); /* what was there already */
         EQUAL(status, HTTPDOWN_STATUS_KILLED);
-        EQUAL(httpdown_request_body(held, 100, &body), HTTPDOWN_STATUS_KILLED);
+        EQUAL(httpdown_request_body(held, 100, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_KILLED);
         EQUAL(httpdown_reply_start(held, 200, NULL, 0), HTTPDOWN_STATUS_KILLED);
         if (way == 0) EQUAL(httpdown_reply_text(held, 200, "x"), HTTPDOWN_STATUS_KILLED);
         if (way == 1) EQUAL(httpdown_reply(held, 200, NULL, 0, "x", 1), HTTPDOWN_STATUS_KILLED);
@@ -393,10 +393,10 @@ static void a_begun_answer_outlives_its_server(void) {
     put(fd, GET("/"));
     join(spawn(takes_and_leaves, f));
     EQUAL(httpdown_reply_start(held, 200, NULL, 0), 0);
-    EQUAL(httpdown_reply_write(held, "begun", 5), 0);
+    EQUAL(httpdown_reply_write(held, "begun", 5, HTTPDOWN_FOREVER, NULL), 0);
     EQUAL(httpdown_stop(f->server), HTTPDOWN_STATUS_TIMED_OUT);
     join(spawn(frees, f->server));
-    EQUAL(httpdown_reply_write(held, "more", 4), HTTPDOWN_STATUS_KILLED);
+    EQUAL(httpdown_reply_write(held, "more", 4, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_KILLED);
     EQUAL(httpdown_reply_finish(held), HTTPDOWN_STATUS_KILLED);
     response r = take(fd);
     CHECK(!r.whole);

@@ -232,12 +232,12 @@ static void a_request_has_its_query(void) {
 static void whole_body(httpdown_request *request, fixture *f) {
     (void)f;
     httpdown_bytes body = {"unset", 5}, again;
-    EQUAL(httpdown_request_body(request, 1 << 20, &body), 0);
-    EQUAL(httpdown_request_body(request, 1 << 20, &again), 0);
+    EQUAL(httpdown_request_body(request, 1 << 20, HTTPDOWN_FOREVER, &body), 0);
+    EQUAL(httpdown_request_body(request, 1 << 20, HTTPDOWN_FOREVER, &again), 0);
     CHECK(again.data == body.data && again.len == body.len);
     char byte;
     size_t count = 99;
-    EQUAL(httpdown_request_read(request, &byte, 1, &count), 0);
+    EQUAL(httpdown_request_read(request, &byte, 1, HTTPDOWN_FOREVER, &count), 0);
     EQUAL(count, 0);
     EQUAL(httpdown_reply(request, 200, NULL, 0, body.data, body.len), 0);
 }
@@ -247,14 +247,14 @@ static void in_small_pieces(httpdown_request *request, fixture *f) {
     char buffer[7], all[4096];
     size_t count, len = 0;
     do {
-        EQUAL(httpdown_request_read(request, buffer, sizeof buffer, &count), 0);
+        EQUAL(httpdown_request_read(request, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count), 0);
         CHECK(count <= sizeof buffer && len + count < sizeof all);
         memcpy(all + len, buffer, count);
         len += count;
     } while (count > 0);
-    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, &count), 0);
+    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count), 0);
     EQUAL(count, 0); /* and stays at the end */
-    EQUAL(httpdown_request_read(request, buffer, 0, &count), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    EQUAL(httpdown_request_read(request, buffer, 0, HTTPDOWN_FOREVER, &count), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     EQUAL(httpdown_reply(request, 200, NULL, 0, all, len), 0);
 }
 
@@ -290,20 +290,20 @@ static void bodies_come_in_pieces(void) {
 static void limited_body(httpdown_request *request, fixture *f) {
     (void)f;
     httpdown_bytes body = {"unset", 5};
-    EQUAL(httpdown_request_body(request, 9, &body), HTTPDOWN_STATUS_TOO_LARGE);
-    EQUAL(httpdown_request_body(request, 0, &body), HTTPDOWN_STATUS_TOO_LARGE);
+    EQUAL(httpdown_request_body(request, 9, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_TOO_LARGE);
+    EQUAL(httpdown_request_body(request, 0, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_TOO_LARGE);
     CHECK(is(body, "unset"));
     if (httpdown_bytes_equal(httpdown_request_path(request), "/pieces")) {
         char all[32];
         size_t count, len = 0;
         do {
-            EQUAL(httpdown_request_read(request, all + len, 3, &count), 0);
+            EQUAL(httpdown_request_read(request, all + len, 3, HTTPDOWN_FOREVER, &count), 0);
             len += count;
         } while (count > 0);
         EQUAL(httpdown_reply(request, 200, NULL, 0, all, len), 0);
         return;
     }
-    EQUAL(httpdown_request_body(request, 10, &body), 0);
+    EQUAL(httpdown_request_body(request, 10, HTTPDOWN_FOREVER, &body), 0);
     EQUAL(httpdown_reply(request, 200, NULL, 0, body.data, body.len), 0);
 }
 
@@ -328,9 +328,9 @@ static void read_then_body(httpdown_request *request, fixture *f) {
     (void)f;
     char start[4];
     size_t count;
-    EQUAL(httpdown_request_read(request, start, sizeof start, &count), 0);
+    EQUAL(httpdown_request_read(request, start, sizeof start, HTTPDOWN_FOREVER, &count), 0);
     httpdown_bytes body;
-    EQUAL(httpdown_request_body(request, 100, &body), 0);
+    EQUAL(httpdown_request_body(request, 100, HTTPDOWN_FOREVER, &body), 0);
     EQUAL(httpdown_reply(request, 200, NULL, 0, body.data, body.len), 0);
 }
 
@@ -346,7 +346,7 @@ static void what_was_read_is_missing_from_the_body(void) {
 static void *answer_with_body(void *argument) {
     httpdown_request *request = argument;
     httpdown_bytes body;
-    EQUAL(httpdown_request_body(request, 1000, &body), 0);
+    EQUAL(httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body), 0);
     EQUAL(httpdown_reply(request, 200, NULL, 0, body.data, body.len), 0);
     return NULL;
 }
@@ -354,8 +354,8 @@ static void *answer_with_body(void *argument) {
 /* In place nothing is there yet: WOULD_BLOCK. Then another thread reads it: nothing of it may be lost. */
 static void body_later(httpdown_request *request, fixture *f) {
     httpdown_bytes body;
-    EQUAL(httpdown_request_body(request, 1000, &body), HTTPDOWN_STATUS_WOULD_BLOCK);
-    EQUAL(httpdown_request_body(request, 1000, &body), HTTPDOWN_STATUS_WOULD_BLOCK);
+    EQUAL(httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_WOULD_BLOCK);
+    EQUAL(httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_WOULD_BLOCK);
     EQUAL(httpdown_request_defer(request), 0);
     gate_add(&f->entered);
     pthread_detach(spawn(answer_with_body, request));
@@ -383,7 +383,7 @@ static void body_from_elsewhere(httpdown_request *request, fixture *f) {
         gate_add(&f->entered);
         return;
     }
-    EQUAL(httpdown_request_body(first_request, 1000, &body), HTTPDOWN_STATUS_WOULD_BLOCK);
+    EQUAL(httpdown_request_body(first_request, 1000, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_WOULD_BLOCK);
     httpdown_reply_text(request, 200, "tried");
 }
 
@@ -412,12 +412,12 @@ static void malformed_body(httpdown_request *request, fixture *f) {
     httpdown_bytes body;
     bool is_bad = httpdown_request_header(request, "transfer-encoding").data != NULL;
     int expected = is_bad ? HTTPDOWN_STATUS_BAD_BODY : HTTPDOWN_STATUS_GONE;
-    EQUAL(httpdown_request_body(request, 1000, &body), expected);
+    EQUAL(httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body), expected);
     /* And it stays so: an end that comes after the error would make the body look whole. */
     char buffer[8];
     size_t count = 99;
-    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, &count), expected);
-    EQUAL(httpdown_request_body(request, 1000, &body), expected);
+    EQUAL(httpdown_request_read(request, buffer, sizeof buffer, HTTPDOWN_FOREVER, &count), expected);
+    EQUAL(httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body), expected);
     gate_add(&f->entered);
     /* Not answered: a client that is not gone gets a 400. */
     if (httpdown_bytes_equal(httpdown_request_path(request), "/answered")) httpdown_reply_text(request, 422, "what?");
@@ -469,7 +469,7 @@ static void replies_with_headers(httpdown_request *request, fixture *f) {
     EQUAL(httpdown_reply_text(request, 200, "twice"), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply(request, 200, NULL, 0, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
-    EQUAL(httpdown_reply_write(request, "x", 1), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_write(request, "x", 1, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_finish(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_abort(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_request_defer(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
@@ -477,8 +477,8 @@ static void replies_with_headers(httpdown_request *request, fixture *f) {
     size_t count;
     httpdown_bytes body;
     httpdown_header header;
-    EQUAL(httpdown_request_read(request, buffer, 4, &count), HTTPDOWN_STATUS_ALREADY_REPLIED);
-    EQUAL(httpdown_request_body(request, 4, &body), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_request_read(request, buffer, 4, HTTPDOWN_FOREVER, &count), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_request_body(request, 4, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_request_headers(request, 0, &header, 1, &count), 0);
     /* Its head can be read until this returns. */
     CHECK(is(httpdown_request_method(request), "GET"));
@@ -685,19 +685,19 @@ static void a_borrowed_body_is_released_whatever_happens(void) {
 static void pieces(httpdown_request *request, fixture *f) {
     (void)f;
     httpdown_header header = field("x-piece", "yes");
-    EQUAL(httpdown_reply_write(request, "early", 5), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    EQUAL(httpdown_reply_write(request, "early", 5, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     EQUAL(httpdown_reply_start(request, 100, NULL, 0), HTTPDOWN_STATUS_INVALID_ARGUMENT); /* as it was before */
     EQUAL(httpdown_reply_start(request, 200, &header, 1), 0);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
-    EQUAL(httpdown_reply_write(request, NULL, 0), 0);
-    EQUAL(httpdown_reply_write(request, "", 0), 0);
-    EQUAL(httpdown_reply_write(request, NULL, 1), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    EQUAL(httpdown_reply_write(request, NULL, 0, HTTPDOWN_FOREVER, NULL), 0);
+    EQUAL(httpdown_reply_write(request, "", 0, HTTPDOWN_FOREVER, NULL), 0);
+    EQUAL(httpdown_reply_write(request, NULL, 1, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     int is_head = httpdown_request_method(request).len == 4;
     CHECK(is(httpdown_request_method(request), is_head ? "HEAD" : "GET"));
-    EQUAL(httpdown_reply_write(request, "one ", 4), is_head ? HTTPDOWN_STATUS_ALREADY_REPLIED : 0);
+    EQUAL(httpdown_reply_write(request, "one ", 4, HTTPDOWN_FOREVER, NULL), is_head ? HTTPDOWN_STATUS_ALREADY_REPLIED : 0);
     if (is_head) EQUAL(httpdown_request_wait_cancelled(request, PATIENCE_MS), HTTPDOWN_STATUS_ALREADY_REPLIED);
     CHECK(httpdown_request_cancelled(request) == is_head);
-    EQUAL(httpdown_reply_write(request, "two", 3), is_head ? HTTPDOWN_STATUS_ALREADY_REPLIED : 0);
+    EQUAL(httpdown_reply_write(request, "two", 3, HTTPDOWN_FOREVER, NULL), is_head ? HTTPDOWN_STATUS_ALREADY_REPLIED : 0);
     EQUAL(httpdown_reply_finish(request), 0);
 }
 
@@ -729,9 +729,9 @@ static void pieces_go_out_chunked(void) {
 static void flushes(httpdown_request *request, fixture *f) {
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
     gate_wait(&f->release, 1); /* the client has seen the head */
-    EQUAL(httpdown_reply_write(request, "a", 1), 0);
+    EQUAL(httpdown_reply_write(request, "a", 1, HTTPDOWN_FOREVER, NULL), 0);
     gate_wait(&f->release, 2); /* and the first byte */
-    EQUAL(httpdown_reply_write(request, "b", 1), 0);
+    EQUAL(httpdown_reply_write(request, "b", 1, HTTPDOWN_FOREVER, NULL), 0);
     EQUAL(httpdown_reply_finish(request), 0);
 }
 
@@ -757,13 +757,13 @@ static void declares_length(httpdown_request *request, fixture *f) {
     httpdown_bytes path = httpdown_request_path(request);
     httpdown_header header = field("content-length", "10");
     EQUAL(httpdown_reply_start(request, 200, &header, 1), 0);
-    EQUAL(httpdown_reply_write(request, "01234", 5), 0);
+    EQUAL(httpdown_reply_write(request, "01234", 5, HTTPDOWN_FOREVER, NULL), 0);
     if (httpdown_bytes_equal(path, "/right")) {
-        EQUAL(httpdown_reply_write(request, "56789", 5), 0);
+        EQUAL(httpdown_reply_write(request, "56789", 5, HTTPDOWN_FOREVER, NULL), 0);
         EQUAL(httpdown_reply_finish(request), 0);
     } else if (httpdown_bytes_equal(path, "/abort")) EQUAL(httpdown_reply_abort(request), 0);
     else if (httpdown_bytes_equal(path, "/long")) {
-        int status = httpdown_reply_write(request, "56789abcde", 10);
+        int status = httpdown_reply_write(request, "56789abcde", 10, HTTPDOWN_FOREVER, NULL);
         if (status == 0) fprintf(stderr, "a write beyond the Content-Length said OK\n");
         CHECK(status == HTTPDOWN_STATUS_INVALID_ARGUMENT);
         httpdown_reply_finish(request);
@@ -902,7 +902,7 @@ static void writes_much(httpdown_request *request, fixture *f) {
     static char block[1 << 20];
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
     for (int i = 0; i < 32; i++) {
-        EQUAL(httpdown_reply_write(request, block, sizeof block), 0);
+        EQUAL(httpdown_reply_write(request, block, sizeof block, HTTPDOWN_FOREVER, NULL), 0);
         gate_add(&f->entered);
     }
     EQUAL(httpdown_reply_finish(request), 0);
@@ -930,11 +930,11 @@ static void writes_in_place(httpdown_request *request, fixture *f) {
     static char block[65536];
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
     int taken = 0, status;
-    while ((status = httpdown_reply_write(request, block, sizeof block)) == 0) CHECK(++taken < 1000);
+    while ((status = httpdown_reply_write(request, block, sizeof block, HTTPDOWN_FOREVER, NULL)) == 0) CHECK(++taken < 1000);
     EQUAL(status, HTTPDOWN_STATUS_WOULD_BLOCK);
     CHECK(taken >= 4);
     f->extra_count = taken;
-    EQUAL(httpdown_reply_write(request, block, 1), HTTPDOWN_STATUS_WOULD_BLOCK); /* nothing of it was taken */
+    EQUAL(httpdown_reply_write(request, block, 1, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_WOULD_BLOCK); /* nothing of it was taken */
     EQUAL(httpdown_reply_finish(request), 0);
 }
 
@@ -1019,7 +1019,7 @@ static void a_deferred_request_can_be_answered_in_the_handler(void) {
 static void *streams_elsewhere(void *argument) {
     httpdown_request *request = argument;
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), 0);
-    EQUAL(httpdown_reply_write(request, "piece", 5), 0);
+    EQUAL(httpdown_reply_write(request, "piece", 5, HTTPDOWN_FOREVER, NULL), 0);
     EQUAL(httpdown_reply_finish(request), 0);
     return NULL;
 }
@@ -1061,11 +1061,11 @@ static void check_head(httpdown_request *request, bool lives) {
 static void check_ended(httpdown_request *request) {
     httpdown_bytes body;
     CHECK(httpdown_request_cancelled(request));
-    EQUAL(httpdown_request_body(request, 9, &body), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_request_body(request, 9, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_request_wait_cancelled(request, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_request_defer(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_start(request, 200, NULL, 0), HTTPDOWN_STATUS_ALREADY_REPLIED);
-    EQUAL(httpdown_reply_write(request, "x", 1), HTTPDOWN_STATUS_ALREADY_REPLIED);
+    EQUAL(httpdown_reply_write(request, "x", 1, HTTPDOWN_FOREVER, NULL), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_finish(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_text(request, 200, "twice"), HTTPDOWN_STATUS_ALREADY_REPLIED);
     EQUAL(httpdown_reply_abort(request), HTTPDOWN_STATUS_ALREADY_REPLIED);
@@ -1074,7 +1074,7 @@ static void check_ended(httpdown_request *request) {
 static void logs_behind_the_reply(httpdown_request *request, fixture *f) {
     httpdown_bytes body, path = httpdown_request_path(request), method = httpdown_request_method(request),
                          field = httpdown_request_header(request, "x-long");
-    int read = httpdown_request_body(request, 9, &body);
+    int read = httpdown_request_body(request, 9, HTTPDOWN_FOREVER, &body);
     CHECK(read == 0 || read == HTTPDOWN_STATUS_WOULD_BLOCK); /* in place */
     if (gate_value(&f->entered) == 1) EQUAL(httpdown_request_defer(request), 0);
     EQUAL(httpdown_reply_text(request, 200, "answered"), 0);
@@ -1280,7 +1280,7 @@ static void waits_elsewhere(httpdown_request *request, fixture *f) {
     pthread_t asker = spawn(asks_whether_cancelled, f);
     gate_add(&f->entered);
     int status;
-    do status = httpdown_reply_write(request, block, sizeof block);
+    do status = httpdown_reply_write(request, block, sizeof block, HTTPDOWN_FOREVER, NULL);
     while (status == 0);
     EQUAL(status, HTTPDOWN_STATUS_GONE);
     join(asker);

@@ -13,7 +13,7 @@ static void in_pieces(httpdown_request *request) {
         return;
     }
     for (int i = 0; i < 100; i++)
-        if (httpdown_reply_write(request, piece, sizeof piece) != 0) break;
+        if (httpdown_reply_write(request, piece, sizeof piece, HTTPDOWN_FOREVER, NULL) != 0) break;
     httpdown_reply_finish(request);
 }
 

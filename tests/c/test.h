@@ -370,6 +370,8 @@ T httpdown_options options_for(fixture *f, httpdown_handler_fn handler) {
         .handler = handler,
         .user_data = f,
         .destroy = on_destroy,
+        /* Handlers here mostly see a body as it comes. */
+        .body_buffer = 1,
         /* Most clients here stay idle and answer no FIN. */
         .idle_grace_ms = 5,
         .linger_timeout_ms = 50,
@@ -415,7 +417,7 @@ T httpdown_stop_report report_of(const httpdown_server *server) {
 /* What must hold whenever a server has stopped. */
 T void check_sums(const httpdown_stop_report *report) {
     EQUAL(report->phase, HTTPDOWN_PHASE_STOPPED);
-    EQUAL(report->requests, report->served + report->failed + report->gone + report->killed);
+    EQUAL(report->requests, report->served + report->failed + report->gone + report->timed_out + report->killed);
     EQUAL(report->conns_open,
           report->conns_new + report->conns_active + report->conns_idle + report->conns_hijacked);
 }

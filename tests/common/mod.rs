@@ -15,6 +15,7 @@ use std::fs;
 use std::future::{Future, Ready, ready};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::pin::Pin;
@@ -45,7 +46,9 @@ pub(crate) const LONG: Duration = Duration::from_secs(50);
 pub(crate) fn builder() -> Builder {
     let builder = Server::builder()
         .idle_grace(Duration::from_millis(5))
-        .linger_timeout(Duration::from_millis(50));
+        .linger_timeout(Duration::from_millis(50))
+        // Handlers here mostly see a body as it comes.
+        .body_buffer(NonZeroUsize::MIN);
     if tls::is_everywhere() {
         builder.tls(tls::settings())
     } else {
@@ -147,7 +150,7 @@ pub(crate) fn stop_elsewhere(server: &Server) -> JoinHandle<Result<Report>> {
 pub(crate) fn assert_balanced(report: &Report) {
     assert_eq!(
         report.requests,
-        report.served + report.failed + report.gone + report.killed,
+        report.served + report.failed + report.gone + report.timed_out + report.killed,
         "{report:?}"
     );
     assert_eq!(

@@ -105,7 +105,7 @@ static void a_body_that_is_too_large_is_not_a_client_that_has_left() {
         CHECK(request.status() == HTTPDOWN_STATUS_OK);
         if (request.path() == "/gone") {
             CHECK(request.start(200) && request.write("begun"));
-            CHECK(!request.body(1000));
+            CHECK(!request.body(1 << 20));
             gone.set_value(request.status());
             return;
         }
@@ -116,7 +116,7 @@ static void a_body_that_is_too_large_is_not_a_client_that_has_left() {
     }));
     CHECK(starts_with(ask(server.local_addr(), "/large", "POST", "body"), "HTTP/1.1 413 "));
     client one(server.local_addr());
-    one.send("POST /gone HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
+    one.send("POST /gone HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\nhalf");
     one.read_until("begun");
     one.leave();
     CHECK(gone.get_future().get() == HTTPDOWN_STATUS_GONE);

@@ -48,7 +48,7 @@ static void *streams_later(void *argument) {
     if (httpdown_reply_start(e->request, 200, NULL, 0) != 0) httpdown_reply_abort(e->request);
     else {
         for (int i = 0; i < 20; i++)
-            if (httpdown_reply_write(e->request, piece, sizeof piece) != 0) break;
+            if (httpdown_reply_write(e->request, piece, sizeof piece, HTTPDOWN_FOREVER, NULL) != 0) break;
         httpdown_reply_finish(e->request);
     }
     free(e);
@@ -69,7 +69,7 @@ static void handler(httpdown_request *request, void *user_data) {
     }
     switch (path.data[1]) {
     case 'b': /* the body */
-        if (httpdown_request_body(request, 1000, &body) == 0) httpdown_reply(request, 200, NULL, 0, body.data, body.len);
+        if (httpdown_request_body(request, 1000, HTTPDOWN_FOREVER, &body) == 0) httpdown_reply(request, 200, NULL, 0, body.data, body.len);
         break;
     case 'l': { /* lent memory, written by this thread and freed by whichever releases it */
         char *lent = malloc(50000);

@@ -42,6 +42,7 @@ class Status(Code):
     NOT_FOUND = 17
     BAD_BODY = 18
     TLS = 19
+    TOO_SLOW = 20
     PANIC = 99
 
 
@@ -131,6 +132,13 @@ class BadBody(HttpdownError):
     """The client has broken the protocol in the body of its request."""
 
 
+class TooSlow(HttpdownError):
+    """The client was too slow with its request's body, or in taking its answer.
+
+    The options `body_timeout` and `write_timeout` say how long it may take.
+    """
+
+
 class TlsError(HttpdownError):
     """A certificate, a key or something else of the TLS settings cannot be used."""
 
@@ -160,6 +168,7 @@ CLASSES: dict[int, type[HttpdownError]] = {
     Status.TOO_LARGE: TooLarge,
     Status.BAD_BODY: BadBody,
     Status.TLS: TlsError,
+    Status.TOO_SLOW: TooSlow,
 }
 
 

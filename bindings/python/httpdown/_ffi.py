@@ -195,7 +195,11 @@ class Options(ctypes.Structure):
         ("reuse_port", c_int),
         ("tls", c_void_p),
         ("reload_on_hup", c_int),
-        ("reserved", c_uint32),
+        ("body_timeout_ms", c_uint32),
+        ("write_timeout_ms", c_uint32),
+        ("least_rate", c_uint32),
+        ("body_buffer", c_uint32),
+        ("drain_rate", c_uint32),
         # options: end fields
     ]
 
@@ -231,6 +235,7 @@ class StopReport(ctypes.Structure):
         ("conns_handshaking", c_uint64),
         ("conns_tls_failed", c_uint64),
         ("conns_tls_timed_out", c_uint64),
+        ("timed_out", c_uint64),
     ]
 
 
@@ -477,18 +482,22 @@ httpdown_request_conn_id = _plain("httpdown_request_conn_id", c_uint64, c_void_p
 # const httpdown_server *httpdown_request_server(const httpdown_request *request);
 httpdown_request_server = _plain("httpdown_request_server", c_void_p, c_void_p)
 
-# int httpdown_request_read(httpdown_request *request, void *buffer, size_t capacity, size_t
-#     *count);
+# int httpdown_request_read(httpdown_request *request, void *buffer, size_t capacity, uint32_t
+#     timeout_ms, size_t *count);
 httpdown_request_read = _status(
     "httpdown_request_read",
     c_void_p,
     c_void_p,
     c_size_t,
+    c_uint32,
     POINTER(c_size_t),
 )
 
-# int httpdown_request_body(httpdown_request *request, size_t limit, httpdown_bytes *body);
-httpdown_request_body = _status("httpdown_request_body", c_void_p, c_size_t, POINTER(Bytes))
+# int httpdown_request_body(httpdown_request *request, size_t limit, uint32_t timeout_ms,
+#     httpdown_bytes *body);
+httpdown_request_body = _status(
+    "httpdown_request_body", c_void_p, c_size_t, c_uint32, POINTER(Bytes)
+)
 
 # bool httpdown_request_cancelled(const httpdown_request *request);
 httpdown_request_cancelled = _plain("httpdown_request_cancelled", c_bool, c_void_p)
@@ -539,8 +548,11 @@ httpdown_reply_borrowed = _status(
 #     *headers, size_t header_count);
 httpdown_reply_start = _status("httpdown_reply_start", c_void_p, c_int, POINTER(Header), c_size_t)
 
-# int httpdown_reply_write(httpdown_request *request, const void *data, size_t len);
-httpdown_reply_write = _status("httpdown_reply_write", c_void_p, c_void_p, c_size_t)
+# int httpdown_reply_write(httpdown_request *request, const void *data, size_t len, uint32_t
+#     timeout_ms, size_t *taken);
+httpdown_reply_write = _status(
+    "httpdown_reply_write", c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_size_t)
+)
 
 # int httpdown_reply_finish(httpdown_request *request);
 httpdown_reply_finish = _status("httpdown_reply_finish", c_void_p)

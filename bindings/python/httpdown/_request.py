@@ -18,6 +18,7 @@ from ._errors import (
     HttpdownError,
     Killed,
     Status,
+    TooSlow,
 )
 from ._tls import TlsInfo
 
@@ -151,7 +152,7 @@ class _Lock:
         self._lock.acquire()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind in (Gone, BadBody, Killed):
+        if kind in (Gone, BadBody, TooSlow, Killed):
             self.lost = True
         self._lock.release()
 
@@ -268,18 +269,18 @@ class Request:
         A second call gives the same bytes. Bytes that `read` took before are missing. Raises
         TooLarge (nothing is lost: ask again, or read the body in pieces), Gone (the client has
         left), BadBody (the client has broken the protocol; without an answer it gets a 400),
-        Killed.
+        TooSlow (the client was waited for too long; without an answer it gets a 408), Killed.
         """
         _arguments.number("limit", limit, 0, 2**63 - 1)
         body = _ffi.Bytes()
         with self._lock:
-            _ffi.httpdown_request_body(self._alive(), limit, ctypes.byref(body))
+            _ffi.httpdown_request_body(self._alive(), limit, _ffi.FOREVER, ctypes.byref(body))
             return _ffi.copy(body)
 
     def read(self, n: int = _PIECE) -> bytes:
         """The next bytes of the body, at most `n`; b"" at its end. Blocks until some are there.
 
-        Raises Gone (the client has left), BadBody (like `body`), Killed.
+        Raises Gone (the client has left), BadBody and TooSlow (like `body`), Killed.
         """
         capacity = min(_arguments.number("n", n, 1, 2**63 - 1), _PIECE)
         count = ctypes.c_size_t()
@@ -287,7 +288,9 @@ class Request:
             if self._buffer is None or len(self._buffer) < capacity:
                 self._buffer = ctypes.create_string_buffer(capacity)
             buffer = self._buffer
-            _ffi.httpdown_request_read(self._alive(), buffer, capacity, ctypes.byref(count))
+            _ffi.httpdown_request_read(
+                self._alive(), buffer, capacity, _ffi.FOREVER, ctypes.byref(count)
+            )
             return ctypes.string_at(buffer, count.value)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -315,7 +318,7 @@ class Request:
             _arguments.in_slices(self._wait_cancelled, timeout)
         except TimeoutError:
             return False
-        except (Gone, Killed):
+        except (Gone, TooSlow, Killed):
             pass
         except AlreadyReplied:
             if self._ending:
@@ -435,12 +438,12 @@ class Request:
     def _is_no_failure(self, error: BaseException) -> bool:
         """Whether this exception of the handler is no failure of the handler.
 
-        The client has left, has broken the protocol, or was cut; or the handler wrote to an answer
-        that has no body.
+        The client has left, has broken the protocol, was too slow, or was cut; or the handler wrote
+        to an answer that has no body.
         """
         if isinstance(error, AlreadyReplied):
             return self._body_refused
-        return isinstance(error, (Gone, BadBody, Killed)) and self._is_lost()
+        return isinstance(error, (Gone, BadBody, TooSlow, Killed)) and self._is_lost()
 
     def _is_lost(self) -> bool:
         """Whether the client cannot get an answer, or has got all of it."""
@@ -508,7 +511,7 @@ class Reply:
         with self.request._lock:
             pointer = self.request._alive()
             try:
-                _ffi.httpdown_reply_write(pointer, data, len(data))
+                _ffi.httpdown_reply_write(pointer, data, len(data), _ffi.FOREVER, None)
             except AlreadyReplied:
                 self.request._body_refused = True
                 raise

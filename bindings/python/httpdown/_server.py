@@ -52,9 +52,9 @@ class Stats(Protocol):
 class Report:
     """The counts of what a server has done, and of what its stop has cost.
 
-    When the server has stopped: requests = served + failed + gone + killed, and connections =
-    conns_closed + closed_idle + raced + conns_gone + conns_timed_out + conns_tls_failed +
-    conns_tls_timed_out + conns_killed.
+    When the server has stopped: requests = served + failed + gone + timed_out + killed, and
+    connections = conns_closed + closed_idle + raced + conns_gone + conns_timed_out +
+    conns_tls_failed + conns_tls_timed_out + conns_killed.
     """
 
     phase: Phase
@@ -84,7 +84,7 @@ class Report:
     conns_gone: int
     """Connections whose client left in the middle of a request."""
     conns_timed_out: int
-    """Connections that were closed because the head of a request did not come in time."""
+    """Connections that were closed because the client was too slow."""
     conns_killed: int
     """Connections that a kill cut."""
     requests: int
@@ -113,6 +113,8 @@ class Report:
     """Connections whose TLS handshake failed, or whose client left in it."""
     conns_tls_timed_out: int
     """Connections whose TLS handshake did not come to its end in time."""
+    timed_out: int
+    """Requests that ended because the client was too slow with the body, or in taking the answer."""
 
     @classmethod
     def _of(cls, raw: _ffi.StopReport) -> Report:
@@ -245,6 +247,25 @@ class Server:
       CAs, revocation lists), and new connections get what was read. If anything cannot be used, all
       stays as it was, and the log says why. By default, SIGHUP does what it did before, so it
       mostly ends the program. Needs `tls`, with at least one file. Default: False.
+    - `body_timeout`: How long a client may keep those waiting who read its request's body. Bytes
+      give it time back, a second for each `least_rate` bytes, but never more than this time in all.
+      So a client that sends nothing is cut after this time, and one that sends slowly, but at that
+      rate, is not. Only the time counts in which somebody waits for the body. Then reading fails
+      with TooSlow, the client gets a 408 if no answer has begun, and the connection is closed. Not
+      0. Default: 30.
+    - `write_timeout`: How long a client may leave its answer untaken, when the kernel can hold no
+      more of it. Bytes that the client's kernel acknowledges give it time back, as for
+      `body_timeout`. Then the connection is reset, and writing fails with TooSlow. Not 0. Default:
+      30.
+    - `least_rate`: How many bytes a second a client must send of a body, or take of an answer, so
+      that it is not cut by `body_timeout` or `write_timeout`. Default: 240.
+    - `body_buffer`: A request whose body has a known length, of at most so many bytes, reaches its
+      handler when the body is there, so that a slow client occupies no handler. Longer ones, those
+      in chunks, and those that the client sends only when it is asked (Expect: 100-continue) reach
+      it at once. At most 16 MiB. Default: 65,536.
+    - `drain_rate`: How many requests a second are told that the server drains, of those that have
+      asked to be told. So the clients of many endless answers do not all connect elsewhere at once.
+      All are told before half of `stop_timeout` has passed. Default: 1,000.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`
     and `on_log(level, text)` are called for events, one after the other, in one thread, which
@@ -288,6 +309,11 @@ class Server:
         second_signal: float | None = None,
         reuse_port: bool = False,
         reload_on_hup: bool = False,
+        body_timeout: float | None = None,
+        write_timeout: float | None = None,
+        least_rate: int | None = None,
+        body_buffer: int | None = None,
+        drain_rate: int | None = None,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -362,6 +388,11 @@ class Server:
             second_signal_ms=_arguments.milliseconds("second_signal", second_signal),
             reuse_port=bool(reuse_port),
             reload_on_hup=bool(reload_on_hup),
+            body_timeout_ms=_arguments.milliseconds("body_timeout", body_timeout),
+            write_timeout_ms=_arguments.milliseconds("write_timeout", write_timeout),
+            least_rate=_arguments.count("least_rate", least_rate),
+            body_buffer=_arguments.count("body_buffer", body_buffer),
+            drain_rate=_arguments.count("drain_rate", drain_rate),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,

@@ -259,7 +259,7 @@ def test_a_client_that_left_is_no_error(
 
         with Server(handle, any_address(), on_error=on_error) as server:
             with dial(server.address) as client:
-                head = b"POST /gone HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf"
+                head = b"POST /gone HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nhalf"
                 client.sendall(head)
                 begun.wait()
                 reset_on_close(client)

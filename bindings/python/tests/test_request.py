@@ -503,6 +503,6 @@ def test_a_client_that_leaves_within_its_body() -> None:
 
     with serving(handler) as server:
         with dial(server.address) as client:
-            client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf")
+            client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nhalf")
             begun.wait()
         noticed.wait()

@@ -21,7 +21,10 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use crate::phase::Phase;
+
 use super::deadlines::{Deadline, Deadlines};
+use super::patience::Patience;
 use super::respond::Respond;
 use super::state::Conn;
 use super::until_kill;
@@ -61,6 +64,8 @@ pub(super) async fn run<R: Respond>(
     let service = Tracked::new(respond, Arc::clone(conn));
     let slot = wire::slot(wire);
     let why = drive(service, &slot, deadlines, conn, is_busy).await;
+    // A request that is lost is not driven any more; its listener may want to know.
+    conn.listening().call();
     let Some(mut wire) = wire::take(&slot) else {
         return End::HandedOver;
     };
@@ -113,6 +118,10 @@ enum Why {
 }
 
 /// Like [`run`], but the wire stays in the slot.
+#[allow(
+    clippy::too_many_lines,
+    reason = "what a connection waits for, in the order that decides"
+)]
 async fn drive<R: Respond>(
     service: Tracked<R>,
     slot: &Slot,
@@ -134,6 +143,10 @@ async fn drive<R: Respond>(
     let mut head = None;
     let mut reader = None;
     let mut pause = None;
+    let mut drain_is_near = false;
+    let rate = options.least_rate();
+    let mut body = Patience::new(Deadline::Body, options.body_timeout, rate);
+    let mut write = Patience::new(Deadline::Write, options.write_timeout, rate);
 
     poll_fn(|cx| {
         // This check comes before hyper is polled, because hyper might just now get an answer that comes too late. But
@@ -158,6 +171,40 @@ async fn drive<R: Respond>(
             });
         }
         if phase.cuts() {
+            conn.cut();
+            return Poll::Ready(Why::Cut);
+        }
+        if conn.listening().is_asking() {
+            tell_listener(&mut drain_is_near, phase, deadlines, conn, cx);
+        }
+        let h1 = &conn.h1;
+        let is_body_late = body
+            .poll_end(
+                h1.is_body_missing(),
+                h1.body_waits(),
+                || h1.received(),
+                deadlines,
+                cx,
+            )
+            .is_ready();
+        if is_body_late {
+            // hyper reads again, and is told.
+            h1.body_failed(BodyFault::TooSlow);
+            conn.timed_out();
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let is_answer_stuck = write
+            .poll_end(
+                h1.is_write_blocked(),
+                h1.write_waits(),
+                || wire::acked(slot),
+                deadlines,
+                cx,
+            )
+            .is_ready();
+        if is_answer_stuck {
+            conn.timed_out();
             conn.cut();
             return Poll::Ready(Why::Cut);
         }
@@ -202,6 +249,28 @@ async fn drive<R: Respond>(
         Poll::Ready(Why::Late)
     })
     .await
+}
+
+/// Tells whoever listens what they want to know. `drain_is_near`: it is known when the drain's turn is.
+fn tell_listener(
+    drain_is_near: &mut bool,
+    phase: Phase,
+    deadlines: &mut Deadlines,
+    conn: &Conn,
+    cx: &mut Context<'_>,
+) {
+    let listening = conn.listening();
+    if !phase.drains() || !listening.waits_for_drain() {
+        *drain_is_near = false;
+    } else {
+        if !std::mem::replace(drain_is_near, true) {
+            deadlines.set(Deadline::Drain, conn.shared().next_drain_turn());
+        }
+        if deadlines.poll(Deadline::Drain, cx).is_ready() {
+            listening.drains();
+        }
+    }
+    listening.call();
 }
 
 /// A pause between two requests: the number of requests when the pause was first seen, and the moment of that.

@@ -3,7 +3,9 @@
 //! The transport and the service tell it, and read it; both run in the connection's task. Others only read.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::Poll;
 
+use crate::conn::patience::Waits;
 use crate::ledger::Count;
 
 use super::framing::BodyLength;
@@ -31,6 +33,8 @@ pub(in crate::conn) enum BodyFault {
     Malformed = 1,
     /// The client has sent no more.
     CutShort = 2,
+    /// The client has been waited for too long.
+    TooSlow = 3,
 }
 
 /// See the module.
@@ -42,10 +46,15 @@ pub(in crate::conn) struct Progress {
     foreign_target: AtomicBool,
     /// hyper has used up all the bytes that it got, and waits for more.
     waiting_for_bytes: AtomicBool,
-    /// How often hyper has got bytes.
-    reads: Count,
+    /// How many bytes hyper has got.
+    received: Count,
     /// How often somebody has read a piece of a body. Any thread counts.
     pieces: Count,
+    /// Somebody waits for a piece of a body, on any thread.
+    body_waits: Waits,
+    /// The kernel takes no more bytes for the client now.
+    write_waits: Waits,
+    write_blocked: AtomicBool,
     /// The last response has agreed to an upgrade: the bytes that come now are not HTTP for us.
     upgraded: AtomicBool,
     /// How many bytes of the last request's body have not been given to hyper; [`UNKNOWN`] if only the end of the body
@@ -85,6 +94,7 @@ impl Progress {
     /// `waits`: the client waits for a 100 before it sends the body.
     pub(in crate::conn) fn request_begins(&self, body: BodyLength, is_upgrade: bool, waits: bool) {
         self.head_ends();
+        self.body_waits.end();
         self.set_asking(if waits {
             Asking::Unknown
         } else {
@@ -182,7 +192,8 @@ impl Progress {
         match self.body_fault.load(Ordering::Relaxed) {
             0 => None,
             1 => Some(BodyFault::Malformed),
-            _ => Some(BodyFault::CutShort),
+            2 => Some(BodyFault::CutShort),
+            _ => Some(BodyFault::TooSlow),
         }
     }
 
@@ -194,22 +205,62 @@ impl Progress {
         self.waiting_for_bytes.load(Ordering::Relaxed)
     }
 
-    /// hyper has read. Either it has got bytes, or it has to wait for them.
-    pub(in crate::conn) fn has_read(&self, waits: bool) {
-        self.waiting_for_bytes.store(waits, Ordering::Relaxed);
-        if !waits {
-            self.reads.raise(1);
+    /// hyper has read. Either it has got so many bytes, or it has to wait for them.
+    pub(in crate::conn) fn has_read(&self, bytes: Poll<usize>) {
+        self.waiting_for_bytes
+            .store(bytes.is_pending(), Ordering::Relaxed);
+        if let Poll::Ready(bytes) = bytes {
+            self.received.raise(bytes as u64);
         }
+    }
+
+    /// How many bytes hyper has got.
+    pub(in crate::conn) fn received(&self) -> u64 {
+        self.received.get()
+    }
+
+    /// Somebody waits for a piece of a body. Returns whether the task must be told.
+    pub(in crate::conn) fn piece_is_wanted(&self) -> bool {
+        self.body_waits.begin()
+    }
+
+    pub(in crate::conn) fn body_waits(&self) -> &Waits {
+        &self.body_waits
     }
 
     /// Somebody has read a piece of a body.
     pub(in crate::conn) fn piece_is_read(&self) {
+        self.body_waits.end();
         self.pieces.add(1);
     }
 
-    /// How often hyper has got bytes, or somebody has read a piece of a body.
+    /// A number that grows when hyper gets bytes, and when somebody reads a piece of a body.
     pub(in crate::conn) fn pieces(&self) -> u64 {
-        self.reads.get() + self.pieces.get()
+        self.received.get() + self.pieces.get()
+    }
+
+    /// Whether the body of the last request goes on, and waits for the client.
+    pub(in crate::conn) fn is_body_missing(&self) -> bool {
+        self.is_waiting_for_bytes() && !self.has_read_body() && self.body_fault().is_none()
+    }
+
+    /// A write has taken bytes, or has to wait.
+    pub(in crate::conn) fn has_written(&self, waits: bool) {
+        if waits {
+            self.write_waits.begin();
+        } else if self.is_write_blocked() {
+            self.write_waits.end();
+        }
+        self.write_blocked.store(waits, Ordering::Relaxed);
+    }
+
+    pub(in crate::conn) fn write_waits(&self) -> &Waits {
+        &self.write_waits
+    }
+
+    /// Whether the answer waits for the client to take what was sent before.
+    pub(in crate::conn) fn is_write_blocked(&self) -> bool {
+        self.write_blocked.load(Ordering::Relaxed)
     }
 
     /// Whether hyper has got all of the last request, and has given away all of its body, except perhaps the last

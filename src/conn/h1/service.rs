@@ -160,10 +160,18 @@ impl<O: Outcome> Answering<O> {
     /// a 400, whatever the service makes of that.
     fn failed<B: Body>(self, why: &str) -> Response<TrackedBody<B, O>> {
         if let Some(fault) = self.conn().h1.body_fault().filter(|_| why != PANICKED) {
-            if fault == BodyFault::CutShort {
-                self.outcome.inflight().gave_up();
-            }
-            return self.answered(answers::bad_request().map(Source::own), |body| body);
+            let answer = match fault {
+                BodyFault::Malformed => answers::bad_request(),
+                BodyFault::CutShort => {
+                    self.outcome.inflight().gave_up();
+                    answers::bad_request()
+                }
+                BodyFault::TooSlow => {
+                    self.outcome.inflight().was_too_slow();
+                    answers::body_late()
+                }
+            };
+            return self.answered(answer.map(Source::own), |body| body);
         }
         let events = &self.conn().shared().events;
         events.log(LogLevel::Error, format!("a handler failed: {why}"));

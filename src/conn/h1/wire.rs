@@ -164,6 +164,9 @@ impl Wire {
 
     /// Reads bytes into `buf`: those that belong to the present request, or begin the next request.
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.conn().h1.body_fault() == Some(BodyFault::TooSlow) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         if self.conn().h1.is_upgraded() {
             self.framing = Framing::Opaque;
         } else {
@@ -312,11 +315,28 @@ impl Wire {
         let batched = self.out.len() + bytes.len();
         if batched > BATCH_BYTES || (self.out.is_empty() && !self.is_response_next()) {
             ready!(self.poll_write_out(cx))?;
-            return self.socket.stream.poll_write(cx, bytes);
+            return self.poll_write_stream(cx, bytes);
         }
         self.must_leave |= self.conn().is_waiting_for_handler();
         self.out.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_stream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = self.socket.stream.poll_write(cx, bytes);
+        self.conn().h1.has_written(polled.is_pending());
+        polled
+    }
+
+    fn poll_flush_stream(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.socket.stream.poll_flush(cx);
+        self.conn().h1.has_written(polled.is_pending());
+        polled
+    }
+
+    /// How many of the written bytes the client's kernel has acknowledged.
+    pub(in crate::conn) fn acked(&self) -> u64 {
+        self.socket.stream.written().saturating_sub(self.unacked())
     }
 
     /// Whether the next request is here, and can be answered without waiting for anybody.
@@ -356,7 +376,7 @@ impl Wire {
             }
             ready!(self.poll_write_out(cx))?;
         }
-        ready!(self.socket.stream.poll_flush(cx))?;
+        ready!(self.poll_flush_stream(cx))?;
         self.flushed();
         if is_waiting {
             self.poll_lost(cx)
@@ -375,8 +395,9 @@ impl Wire {
             hold.end();
         }
         while !self.out.is_empty() {
-            let count = ready!(self.socket.stream.poll_write(cx, &self.out))?;
-            self.out.advance(count);
+            let polled = self.socket.stream.poll_write(cx, &self.out);
+            self.conn().h1.has_written(polled.is_pending());
+            self.out.advance(ready!(polled)?);
         }
         self.out = BytesMut::new(); // Gives the memory back.
         self.must_leave = false;
@@ -534,8 +555,7 @@ impl Drop for Wire {
             self.conn().over();
         }
         if self.conn().is_stopping() {
-            let unacked = self.unacked();
-            let acked = self.socket.stream.written().saturating_sub(unacked);
+            let (unacked, acked) = (self.unacked(), self.acked());
             let last = if self.last_end > acked {
                 u64::from(self.last)
             } else {
@@ -555,6 +575,11 @@ pub(super) type Slot = Arc<Mutex<Option<Wire>>>;
 
 pub(super) fn slot(wire: Wire) -> Slot {
     Arc::new(Mutex::new(Some(wire)))
+}
+
+/// See [`Wire::acked`].
+pub(super) fn acked(slot: &Slot) -> u64 {
+    lock(slot).as_ref().map_or(0, Wire::acked)
 }
 
 /// Takes the wire back. An upgraded connection belongs to the owner of the transport, and ends with it.
@@ -589,8 +614,13 @@ impl AsyncRead for Transport {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.with(|wire| {
+            let before = buf.filled().len();
             let poll = wire.poll_read(cx, buf);
-            wire.conn().h1.has_read(poll.is_pending());
+            let read = match poll {
+                Poll::Ready(_) => Poll::Ready(buf.filled().len() - before),
+                Poll::Pending => Poll::Pending,
+            };
+            wire.conn().h1.has_read(read);
             wire.conn().h1.body_is_read();
             poll
         })

@@ -6,6 +6,7 @@ mod books;
 mod idle;
 mod life;
 mod requests;
+mod slow;
 
 use std::future::{Future, poll_fn};
 use std::io::{ErrorKind, Read, Write};
