@@ -251,10 +251,9 @@ pub(super) enum Chunks {
         value: u64,
         digits: u8,
     },
-    /// White space behind the size. It is allowed only before an extension (RFC 9112, 7.1.1).
-    Space(u64),
-    /// An extension, which is ignored.
-    Extension(u64),
+    /// Extensions behind a size. They are ignored, but must be well-formed: another reader might find their end
+    /// somewhere else.
+    Extensions(u64, Extensions),
     /// The line feed behind a size.
     SizeEnd(u64),
     /// The data of the chunk. The number is the bytes that are left.
@@ -272,6 +271,57 @@ pub(super) enum Chunks {
     TrailerLf,
     /// The line feed of the empty line, which ends the body.
     End,
+}
+
+/// How far the extensions of a chunk have been followed: each variant says what comes next (RFC 9112, 7.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extensions {
+    /// White space behind a size or a value. It is allowed only before a semicolon.
+    Space,
+    /// A name, or white space before it.
+    Name,
+    /// More of a name, or what follows it.
+    NameText,
+    /// White space behind a name, or what follows it, but not the end of the line.
+    NameEnd,
+    /// A value, or white space before it.
+    Value,
+    /// More of a value, or what follows it.
+    ValueText,
+    /// More of a value in quotes.
+    Quoted,
+    /// The byte behind a backslash in quotes.
+    Escaped,
+    /// What follows a value in quotes.
+    QuotedEnd,
+}
+
+impl Extensions {
+    /// `None`: the byte must not come here.
+    fn after(self, byte: u8) -> Option<Self> {
+        Some(match (self, byte) {
+            (Self::Name | Self::Value, b' ' | b'\t') => self,
+            (Self::NameText | Self::NameEnd, b' ' | b'\t') => Self::NameEnd,
+            (Self::Space | Self::ValueText | Self::QuotedEnd, b' ' | b'\t') => Self::Space,
+            (
+                Self::Space | Self::NameText | Self::NameEnd | Self::ValueText | Self::QuotedEnd,
+                b';',
+            ) => Self::Name,
+            (Self::NameText | Self::NameEnd, b'=') => Self::Value,
+            (Self::Name | Self::NameText, b) if is_of_name(b) => Self::NameText,
+            (Self::Value, b'"') => Self::Quoted,
+            (Self::Value | Self::ValueText, b) if is_of_name(b) => Self::ValueText,
+            (Self::Quoted, b'"') => Self::QuotedEnd,
+            (Self::Quoted, b'\\') => Self::Escaped,
+            (Self::Quoted | Self::Escaped, b'\t' | b' '..=b'~' | 0x80..) => Self::Quoted,
+            _ => return None,
+        })
+    }
+
+    /// Whether the line may end here.
+    fn may_end(self) -> bool {
+        matches!(self, Self::NameText | Self::ValueText | Self::QuotedEnd)
+    }
 }
 
 impl Chunks {
@@ -315,16 +365,16 @@ impl Chunks {
                     digits: digits + 1,
                 }
             }
-            (Self::Size { value, digits: 1.. } | Self::Space(value), b' ' | b'\t') => {
-                Self::Space(value)
-            }
-            (Self::Size { value, digits: 1.. } | Self::Space(value), b';') => {
-                Self::Extension(value)
-            }
-            (Self::Size { value, digits: 1.. } | Self::Extension(value), b'\r') => {
+            (Self::Size { value, digits: 1.. }, b'\r') => Self::SizeEnd(value),
+            (Self::Extensions(value, extensions), b'\r') if extensions.may_end() => {
                 Self::SizeEnd(value)
             }
-            (Self::Extension(value), b'\t' | b' '..=b'~' | 0x80..) => Self::Extension(value),
+            (Self::Size { value, digits: 1.. }, b) => {
+                Self::Extensions(value, Extensions::Space.after(b).ok_or_else(malformed)?)
+            }
+            (Self::Extensions(value, extensions), b) => {
+                Self::Extensions(value, extensions.after(b).ok_or_else(malformed)?)
+            }
             (Self::SizeEnd(0) | Self::TrailerLf, b'\n') => Self::Trailer,
             (Self::SizeEnd(value), b'\n') => Self::Data(value),
             (Self::DataEnd, b'\r') => Self::DataEndLf,
@@ -335,14 +385,13 @@ impl Chunks {
             (Self::TrailerName, b':') | (Self::TrailerText, b'\t' | b' '..=b'~' | 0x80..) => {
                 Self::TrailerText
             }
-            _ => {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "malformed chunks",
-                ));
-            }
+            _ => return Err(malformed()),
         })
     }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed chunks")
 }
 
 /// Whether the byte may stand in a field's name (RFC 9110, 5.6.2).
@@ -399,7 +448,7 @@ mod tests {
             ("GET / HTTP/1.1\nhost: a\n\n", BodyLength::Known(0)),
             (
                 "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
-                 3\r\nab\n\r\nA ;x=\"\r\n0123456789\r\n000\r\na: b\r\n\r\n",
+                 3\r\nab\n\r\nA ;x=\"\";y\r\n0123456789\r\n000\r\na: b\r\n\r\n",
                 BodyLength::Chunked,
             ),
             ("GET / HTTP/1.1\r\n\r\n", BodyLength::Known(0)),
@@ -433,6 +482,9 @@ mod tests {
             "1\r\nab",
             "1\r\na\n",
             "1;\x01\r\na",
+            "1;\r\na",
+            "1;a \r\na",
+            "1;a=\"\r\na",
             "1;\n",
             "00000000000000001\r\na",
             "1 a\r\n",
