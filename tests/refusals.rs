@@ -129,6 +129,12 @@ const HEADS: &[(&[u8], u16)] = &[
     (b"OPTIONS *#c HTTP/1.1\r\nHost: a\r\n", 400),
     (b"X#Y / HTTP/1.1\r\nHost: a\r\n", 200),
     (b"GET /%23%22%ff?[]|{} HTTP/1.1\r\nHost: a\r\nx: #\"\xe4\r\n", 200),
+    // Expectations: only one is known.
+    (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: x\r\n", 417),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue, x\r\n", 417),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n", 200),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nExpect:\r\n", 200),
+    (b"GET / HTTP/1.0\r\nExpect: x\r\n", 200),
     // Codings: one, and that is `chunked`.
     (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n", 501),
     (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", 501),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -59,7 +59,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         // The only extension that hyper gives a request is the upgrade that the request asks for.
         let is_upgrade = !head.extensions.is_empty();
         let has_body = length != BodyLength::Known(0);
-        let waits = has_body && head.headers.contains_key(EXPECT);
+        let waits = has_body && wishes.waits;
         let inflight = self.conn.request_begins(length, is_upgrade, waits);
         let answering = Answering {
             outcome: self.respond.begin(inflight),

@@ -3,16 +3,18 @@
 
 use std::net::Ipv6Addr;
 
-use http::header::{CONNECTION, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{CONNECTION, EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Method, StatusCode, Uri, Version};
 use memchr::memchr;
 
-/// What the fields of a request's head say about its connection.
+/// What the fields of a request's head say about its connection and its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Wishes {
     /// The client wants the connection to go on after this request (RFC 9112, 9.3).
     pub(super) keep_alive: bool,
+    /// The client sends the body when it is asked by a 100 (RFC 9110, 10.1.1).
+    pub(super) waits: bool,
 }
 
 /// Checks whether the request may be answered; if not, returns the status to refuse it with. If the target is absolute,
@@ -22,8 +24,8 @@ pub(super) fn validate(request: &mut Parts) -> Result<Wishes, StatusCode> {
     let is_http11 = request.version >= Version::HTTP_11;
     let mut has_host = false;
     let mut codings = 0;
-    let (mut says_close, mut says_keep_alive) = (false, false);
-    // Looking at each field is quicker than looking up three.
+    let (mut says_close, mut says_keep_alive, mut waits) = (false, false, false);
+    // Looking at each field is quicker than looking up four.
     for (name, value) in &request.headers {
         if name == HOST {
             if has_host || !is_host(value.as_bytes()) {
@@ -40,6 +42,8 @@ pub(super) fn validate(request: &mut Parts) -> Result<Wishes, StatusCode> {
             if codings > 1 || !value.as_bytes().eq_ignore_ascii_case(b"chunked") {
                 return Err(StatusCode::NOT_IMPLEMENTED);
             }
+        } else if name == EXPECT && is_http11 {
+            waits = is_continue(value)?;
         }
     }
     if is_http11 && !has_host {
@@ -50,7 +54,19 @@ pub(super) fn validate(request: &mut Parts) -> Result<Wishes, StatusCode> {
     }
     Ok(Wishes {
         keep_alive: !says_close && (is_http11 || says_keep_alive),
+        waits,
     })
+}
+
+/// Whether the `Expect` field asks for a 100. There is no other expectation that could be met.
+#[cold]
+fn is_continue(field: &HeaderValue) -> Result<bool, StatusCode> {
+    match field.as_bytes() {
+        // hyper, which sends the 100, knows no other form, such as a list.
+        field if field.eq_ignore_ascii_case(b"100-continue") => Ok(true),
+        [] => Ok(false),
+        _ => Err(StatusCode::EXPECTATION_FAILED),
+    }
 }
 
 /// Whether a `Connection` field names this option.
