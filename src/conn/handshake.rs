@@ -74,8 +74,8 @@ pub(super) async fn run(
         Poll::Ready(Err(Early::Silent))
     })
     .await;
-    let accepted = match heard {
-        Ok(Ok(accepted)) => accepted,
+    match heard {
+        Ok(Ok(())) => {}
         Ok(Err(Failed {
             why: Fault::Left | Fault::Io(_),
             ..
@@ -85,7 +85,8 @@ pub(super) async fn run(
         }
         Ok(Err(failed)) => return refused(socket.map(Link::from), tls, failed),
         Err(early) => return ended(socket.map(Link::from), early),
-    };
+    }
+    let server_name = hello.take_server_name();
 
     // From here on, it costs: a signature, and what rustls keeps.
     let mut turn = pin!(tls.turn());
@@ -94,7 +95,7 @@ pub(super) async fn run(
         Err(early) => return ended(socket.map(Link::from), early),
     };
     let config = tls.config();
-    let answered = socket.try_map(|plain| Secure::new(plain, hello, accepted, config));
+    let answered = socket.try_map(|plain| Secure::new(plain, hello, config));
     let mut socket = match answered {
         Ok(socket) => socket,
         Err((socket, failed)) => return refused(socket.map(Link::from), tls, *failed),
@@ -103,7 +104,7 @@ pub(super) async fn run(
         socket.stream.poll_handshake(cx).map(Ok)
     })
     .await;
-    let info = TlsInfo::of(socket.stream.session());
+    let info = TlsInfo::of(socket.stream.session(), server_name);
     let socket = socket.map(|secure| Link::Tls(Box::new(secure)));
     match shaken {
         Ok(Ok(())) => {

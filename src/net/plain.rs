@@ -2,7 +2,7 @@
 //!
 //! It is an enum, not a trait object: there are few kinds, and every byte passes here.
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::net as unix;
@@ -133,28 +133,16 @@ impl Plain {
     ) -> Poll<io::Result<usize>> {
         let count = match &mut self.socket {
             Driven::Tcp(stream) => ready!(Pin::new(stream).poll_write(cx, bytes)),
-            Driven::Unix(_) => ready!(self.poll_send(cx, &[IoSlice::new(bytes)])),
+            Driven::Unix(_) => ready!(self.poll_send(cx, bytes)),
         }?;
         self.written += count as u64;
         Poll::Ready(Ok(count))
     }
 
-    /// Like [`Plain::poll_write`], with several pieces at once.
-    #[cfg(feature = "tls")]
-    pub(super) fn poll_write_vectored(
-        &mut self,
-        cx: &mut Context<'_>,
-        pieces: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let count = ready!(self.poll_send(cx, pieces))?;
-        self.written += count as u64;
-        Poll::Ready(Ok(count))
-    }
-
     /// Not by `write`, which raises SIGPIPE: a host's thread may drive this connection, and a C host does not ignore
-    /// that signal. (For a TCP socket and one piece, std says `MSG_NOSIGNAL` itself.)
-    fn poll_send(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let send = || SockRef::from(self).send_vectored_with_flags(pieces, libc::MSG_NOSIGNAL);
+    /// that signal. (For a TCP socket, std says `MSG_NOSIGNAL` itself.)
+    fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let send = || SockRef::from(self).send_with_flags(bytes, libc::MSG_NOSIGNAL);
         either!(Driven, &self.socket, stream => loop {
             ready!(stream.poll_write_ready(cx))?;
             match stream.try_io(Interest::WRITABLE, send) {

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use rustls::{HandshakeKind, ProtocolVersion, ServerConnection};
+use rustls::{CommonState, HandshakeKind, ProtocolVersion};
 
 use super::{ClientCertificate, TlsVersion};
 
@@ -27,8 +27,8 @@ pub struct TlsInfo {
 }
 
 impl TlsInfo {
-    /// What is known of a handshake that is done.
-    pub(crate) fn of(session: &ServerConnection) -> Self {
+    /// What is known of a handshake that is done, in which the client has asked for `server_name`.
+    pub(crate) fn of(session: &CommonState, server_name: Option<Box<str>>) -> Self {
         let suite = session.negotiated_cipher_suite();
         Self {
             version: match session.protocol_version() {
@@ -38,7 +38,7 @@ impl TlsInfo {
             suite: suite
                 .and_then(|suite| suite.suite().as_str())
                 .unwrap_or_default(),
-            server_name: session.server_name().map(Box::from),
+            server_name,
             alpn: session.alpn_protocol().map(Box::from),
             client: ClientCertificate::first(session.peer_certificates()),
             resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
@@ -87,7 +87,7 @@ impl TlsInfo {
 
 /// Whether the session goes on from one whose client has had a certificate, and that certificate has ended since. rustls
 /// does not look at it again.
-pub(crate) fn has_outlived_its_client(session: &ServerConnection) -> bool {
+pub(crate) fn has_outlived_its_client(session: &CommonState) -> bool {
     session.handshake_kind() == Some(HandshakeKind::Resumed)
         && ClientCertificate::first(session.peer_certificates())
             .is_some_and(|client| !client.is_valid_at(SystemTime::now()))
