@@ -1210,6 +1210,50 @@ fn a_client_that_breaks_the_protocol_in_a_body_learns_it() {
     assert_eq!((report.served, report.gone), (1, 1), "{report:?}");
 }
 
+#[test]
+fn a_body_is_read_in_large_pieces_up_to_where_the_protocol_is_broken() {
+    const RECORD: usize = 16 << 10;
+    const SENT: usize = 10 * RECORD;
+    let (gate, at_gate, read) = (Gate::new(), Journal::new(), Journal::new());
+    let handler = {
+        let (gate, at_gate, read) = (gate.clone(), at_gate.clone(), read.clone());
+        move |mut exchange: Exchange| {
+            at_gate.write(());
+            gate.pass();
+            let mut lengths = Vec::new();
+            let end = loop {
+                match exchange.read_bytes(usize::MAX) {
+                    Ok(bytes) if bytes.is_empty() => break None,
+                    Ok(bytes) => lengths.push(bytes.len()),
+                    Err(error) => break Some(error),
+                }
+            };
+            read.write((lengths, end));
+        }
+    };
+    let builder = builder().tls(tls::settings());
+    let dispatch = Dispatch::default();
+    let server = builder.handle(tcp_listener(), dispatch, handler).unwrap();
+    let _open_at_end = gate.open_at_end();
+    let mut client = Client::secure(addr(&server), &config());
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1000000\r\n\r\n");
+    at_gate.wait_for_count(1);
+    let records = (0..SENT / RECORD).flat_map(|_| client.seal([7; RECORD]));
+    let mut bytes: Vec<u8> = records.collect();
+    bytes.extend_from_slice(&[23, 3, 3, 64, 0]);
+    bytes.resize(bytes.len() + RECORD, 0);
+    client.send_raw(bytes);
+    gate.open();
+    read.wait_for_count(1);
+    let (lengths, end) = read.all().remove(0);
+    assert_eq!(lengths.iter().sum::<usize>(), SENT, "{lengths:?}");
+    let longest = *lengths.iter().max().unwrap();
+    assert!((RECORD + 1..=4 * RECORD).contains(&longest), "{lengths:?}");
+    assert!(matches!(end, Some(Error::BadBody)), "{end:?}");
+    drop(client);
+    assert_balanced(&stop(&server).unwrap());
+}
+
 // What has arrived.
 
 #[test]

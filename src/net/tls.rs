@@ -195,6 +195,8 @@ pub(crate) struct Secure {
     written_before_end: Option<u64>,
     /// The client has broken the protocol: what else it sends is of no interest.
     broken: bool,
+    /// Why there is no more behind what has been read.
+    fault: Option<Box<Fault>>,
     /// Who waits until the kernel takes what was written.
     writer: Option<Waker>,
     /// How many more records can be encrypted, if the version of TLS sets a limit: see [`records_left`].
@@ -253,7 +255,7 @@ const RECORD: usize = 1 << 14;
 /// How much longer than its content a record is at most.
 const OVERHEAD: usize = 64;
 
-/// How much is written at once.
+/// How much is written at once, and how much is read.
 const AT_ONCE: usize = 64 << 10;
 
 /// How much is read at once, besides the rest of a record that has begun.
@@ -284,6 +286,7 @@ impl Secure {
             has_said_end: false,
             written_before_end: None,
             broken: false,
+            fault: None,
             writer: None,
             records_left: None,
         };
@@ -328,33 +331,45 @@ impl Secure {
         &self.tls
     }
 
+    /// Reads what is there, up to [`AT_ONCE`] bytes, if there is room for that. Whoever reads a body may be on another
+    /// thread, and a record would be little to wake it for.
     #[inline(never)]
     pub(super) fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.plaintext.is_empty() && buf.remaining() > 0 {
-            let start = buf.filled().len();
-            while buf.filled().len() == start {
-                if self.end != End::NotYet {
+        if !self.plaintext.is_empty() || buf.remaining() == 0 {
+            let bytes = self.plaintext.held();
+            let count = buf.remaining().min(bytes.len());
+            buf.put_slice(&bytes[..count]);
+            self.plaintext.take(count);
+            return Poll::Ready(Ok(()));
+        }
+        let start = buf.filled().len();
+        loop {
+            let taken = buf.filled().len() - start;
+            // With room for a whole record, nothing that is decrypted stays behind.
+            let has_room = taken < AT_ONCE && buf.remaining() >= RECORD;
+            if self.end != End::NotYet || (taken > 0 && !has_room) {
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_decrypt(cx, buf) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(fault)) if taken == 0 => return Poll::Ready(Err(fault.into())),
+                Poll::Ready(Err(fault)) => {
+                    self.fault = Some(Box::new(fault));
                     return Poll::Ready(Ok(()));
                 }
-                let polled = self.poll_decrypt(cx, buf);
-                if polled.is_pending() {
+                Poll::Pending if taken == 0 => {
                     // After an upgrade, this may be for long. The input is kept, because more of a body may come.
                     self.plaintext.give_back();
                     self.output.give_back();
+                    return Poll::Pending;
                 }
-                ready!(polled).map_err(io::Error::from)?;
+                Poll::Pending => return Poll::Ready(Ok(())),
             }
-            return Poll::Ready(Ok(()));
         }
-        let bytes = self.plaintext.held();
-        let count = buf.remaining().min(bytes.len());
-        buf.put_slice(&bytes[..count]);
-        self.plaintext.take(count);
-        Poll::Ready(Ok(()))
     }
 
     /// Takes what the kernel has, and decrypts it, or learns that it is the end. The decrypted bytes go into `buf`, as
@@ -364,6 +379,9 @@ impl Secure {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<Result<(), Fault>> {
+        if let Some(fault) = self.fault.take() {
+            return Poll::Ready(Err(*fault));
+        }
         if self.broken {
             return self.poll_discard(cx).map_err(Fault::from);
         }
@@ -395,6 +413,7 @@ impl Secure {
             let _ = self.poll_flush_beside(cx);
             // There may be a whole request before it.
             if buf.filled().len() > start || !self.plaintext.is_empty() {
+                self.fault = Some(Box::new(Fault::Tls(error)));
                 return Poll::Ready(Ok(()));
             }
             return Poll::Ready(Err(Fault::Tls(error)));
