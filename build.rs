@@ -31,6 +31,7 @@ mod header {
         "src/ffi/server.rs",
         "src/ffi/request.rs",
         "src/ffi/ready.rs",
+        "src/ffi/stream.rs",
         "src/ffi/tls.rs",
         "src/ffi/query.rs",
         "src/ffi/clock.rs",

@@ -251,6 +251,10 @@ typedef struct httpdown_request httpdown_request;
 // once.
 typedef struct httpdown_server httpdown_server;
 
+// A connection that a handler has taken over: httpdown_upgrade. Any thread may use it, several at once; so one thread can
+// read while another one writes. The time limits for requests do not apply to it. A kill resets it.
+typedef struct httpdown_stream httpdown_stream;
+
 // Answers a request, either now (httpdown_reply...) or later (httpdown_request_defer, httpdown_reply_start). The
 // library calls the handler from several threads at once.
 typedef void (*httpdown_handler_fn)(httpdown_request *request, void *user_data);
@@ -661,6 +665,10 @@ typedef struct {
     // What has happened: httpdown_ready_kind, or-ed. HTTPDOWN_NEW for a request that has come.
     uint32_t ready;
 } httpdown_item;
+
+// Tells what has happened to a stream (httpdown_ready_kind, or-ed): httpdown_stream_notify. Called on the thread that
+// drives the connection, so it must not block.
+typedef void (*httpdown_stream_fn)(httpdown_stream *stream, uint32_t ready, void *user_data);
 
 // What the TLS handshake of a connection has agreed on: httpdown_request_tls. Set `struct_size` before the call.
 typedef struct {
@@ -1154,6 +1162,86 @@ int httpdown_next_item(const httpdown_server *server,
                        httpdown_item *items,
                        size_t capacity,
                        size_t *count);
+
+// Whether the client asks for another protocol on this connection (Upgrade), or for a tunnel (CONNECT). Never blocks.
+bool httpdown_request_asks_for_upgrade(httpdown_request *request);
+
+// Takes over the connection of a request that asks for that, and ends the request, whatever this function returns. The
+// client gets the status 101 with these headers, which must have the field Upgrade, or, to CONNECT, 200; Connection:
+// upgrade is added. What the client has sent behind its request is not lost: the stream begins with it. The request's
+// body, if it has one, must have been read. Never blocks.
+//
+// The connection counts as under way until httpdown_stream_free, so a stop waits for it: HTTPDOWN_DRAINING
+// (httpdown_stream_notify) tells that it should end. The stream must be freed, also after httpdown_free.
+//
+// Returns OK, INVALID_ARGUMENT (also: the request asks for no upgrade; the client gets a 500), GONE (the client has
+// left), TOO_SLOW, KILLED, ALREADY_REPLIED, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_upgrade(httpdown_request *request,
+                     const httpdown_header *headers,
+                     size_t header_count,
+                     httpdown_stream **stream);
+
+// Reads the next bytes into `buffer`, and writes their number into `*count`; 0 is the end. Waits at most `timeout_ms` for
+// them. With HTTPDOWN_NOW, any thread may make this call.
+//
+// Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
+// wait), GONE (the connection has failed), KILLED, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_stream_read(const httpdown_stream *stream,
+                         void *buffer,
+                         size_t capacity,
+                         uint32_t timeout_ms,
+                         size_t *count);
+
+// Sends bytes, and writes into `*taken` how many those are. `data` is copied. If the kernel has no room, waits at most
+// `timeout_ms` for it. On OK at least one byte was taken, if there are any: write the rest again. With HTTPDOWN_FOREVER
+// all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
+//
+// Returns OK, WOULD_BLOCK (nothing was taken), GONE (the connection has failed), KILLED, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_stream_write(const httpdown_stream *stream,
+                          const void *data,
+                          size_t len,
+                          uint32_t timeout_ms,
+                          size_t *taken);
+
+// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits at most
+// `timeout_ms`. With HTTPDOWN_NOW, any thread may make this call.
+//
+// Returns OK, WOULD_BLOCK (not all of it is sent: call again), GONE (the connection has failed), KILLED,
+// INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_stream_shutdown(const httpdown_stream *stream,
+                             uint32_t timeout_ms);
+
+// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only of a
+// kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was freed:
+// httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the stream itself.
+// Never blocks.
+//
+// Returns OK, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_stream_notify(const httpdown_stream *stream,
+                           uint32_t wanted,
+                           httpdown_stream_fn tell,
+                           void *user_data,
+                           httpdown_destroy_fn destroy);
+
+// Writes the descriptor of the connection's socket into `*fd`, for an event loop or a library that reads and writes it by
+// itself. The descriptor is non-blocking, and belongs to the stream: do not close it, and use nothing else of the stream
+// as long as you use it. Waits at most `timeout_ms` until the answer has left.
+//
+// Returns OK, UNSUPPORTED (the connection has TLS, or bytes that have come before were not read yet), WOULD_BLOCK, GONE,
+// KILLED, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_stream_fd(const httpdown_stream *stream,
+                       uint32_t timeout_ms,
+                       int *fd);
+
+// Closes the connection, and frees the stream. What was written is sent, as far as the kernel takes it at once:
+// httpdown_stream_shutdown waits for that. NULL is fine. In a forked child, does nothing.
+void httpdown_stream_free(httpdown_stream *stream);
 
 // From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
 // theirs. All of it is checked first, and changes together or not at all: if the call fails, nothing has changed.

@@ -65,7 +65,7 @@ pub use net::{Listener, Listeners};
 pub use phase::Phase;
 pub use query::{Query, QueryPairs, percent_decode};
 pub use report::Report;
-pub use request::{Cancellation, Exchange, Ready};
+pub use request::{Cancellation, Exchange, Ready, Stream};
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};
 #[cfg(feature = "tls")]

@@ -50,6 +50,10 @@ impl Listening {
         self.asks_for.fetch_or(CALL, Ordering::AcqRel);
     }
 
+    pub(super) fn is_set(&self) -> bool {
+        self.lock().is_some()
+    }
+
     pub(super) fn is_asking(&self) -> bool {
         self.asks_for.load(Ordering::Acquire) != 0
     }

@@ -42,6 +42,7 @@ use crate::net::plain::{self, Stream};
 use crate::threads::{self, Spawn};
 
 pub use body::Body;
+pub(crate) use h1::Upgraded;
 pub(crate) use listening::Listener;
 pub(crate) use respond::{BoxError, Outcome, Plain, Respond, clones};
 pub(crate) use state::{Accepted, Conn, Inflight};
@@ -185,6 +186,7 @@ where
             }
             h1::End::HandedOver => {
                 conn.hijacked_if_open();
+                listen(&conn, &mut parked.deadlines).await;
                 // The new owner of the connection may keep it for long, and does not need the task's waker.
                 conn.driver().look();
                 return;
@@ -192,6 +194,24 @@ where
         }
     };
     Box::pin(close::close(parked.wire, parked.deadlines, is_complete)).await;
+}
+
+/// As long as somebody listens to a connection that was handed over, tells them of the drain and of a kill.
+async fn listen(conn: &Conn, deadlines: &mut Deadlines) {
+    let (mut drain_is_near, mut is_killed) = (false, false);
+    poll_fn(|cx| {
+        let listening = conn.listening();
+        if !listening.is_set() {
+            return Poll::Ready(());
+        }
+        let phase = conn.shared().phases.get();
+        if phase.cuts() && !std::mem::replace(&mut is_killed, true) {
+            listening.drains();
+        }
+        h1::tell_listener(&mut drain_is_near, phase, deadlines, conn, cx);
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Drives a connection to the end of its activity. Returns `None` if the host's code panics where nobody expects a

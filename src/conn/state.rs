@@ -190,6 +190,10 @@ impl Conn {
 
     pub(crate) fn ignore<L: Listener>(&self, listener: &L) {
         self.listening.clear(std::ptr::from_ref(listener).cast());
+        if self.state() == ConnState::Hijacked {
+            // The task has nobody to tell anything any more.
+            self.driver().wake();
+        }
     }
 
     /// Lets the connection's task call its listener.
@@ -312,7 +316,7 @@ impl Conn {
         self.shared.phases.get().drains()
     }
 
-    pub(super) fn is_killed(&self) -> bool {
+    pub(crate) fn is_killed(&self) -> bool {
         self.shared.phases.get().cuts()
     }
 

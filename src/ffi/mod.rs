@@ -34,6 +34,7 @@ mod query;
 mod ready;
 mod request;
 mod server;
+mod stream;
 mod table;
 mod tls;
 #[cfg(feature = "tls")]

@@ -209,7 +209,7 @@ fn keep(entry: Entry, server: *const httpdown_server) {
 ///
 /// # Safety
 /// During the call, other threads use the request only where the header allows it.
-unsafe fn end(
+pub(super) unsafe fn end(
     pointer: *mut httpdown_request,
     answer: impl FnOnce(Entry, &mut Exchange) -> Result<()>,
 ) -> c_int {
@@ -622,7 +622,7 @@ fn write_fields(
 }
 
 /// As a deadline; `None`: without limit.
-fn timeout(timeout_ms: u32) -> Option<Instant> {
+pub(super) fn timeout(timeout_ms: u32) -> Option<Instant> {
     (timeout_ms != HTTPDOWN_FOREVER)
         .then(|| deadline(timeout_ms))
         .flatten()
@@ -968,7 +968,7 @@ unsafe fn response(
 ///
 /// # Safety
 /// NULL or an array of that length.
-unsafe fn fields(
+pub(super) unsafe fn fields(
     headers: *const httpdown_header,
     header_count: usize,
     name: &str,

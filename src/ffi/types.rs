@@ -5,6 +5,7 @@ use std::ffi::{c_char, c_int, c_void};
 use super::clock::httpdown_clock;
 use super::request::httpdown_request;
 use super::server::httpdown_server;
+use super::stream::httpdown_stream;
 
 /// The result of a call. Functions return this status as an int. Numbers are never reused.
 #[repr(C)]
@@ -331,6 +332,11 @@ pub enum httpdown_ready_kind {
 pub type httpdown_ready_fn = Option<
     unsafe extern "C" fn(request: *mut httpdown_request, ready: u32, user_data: *mut c_void),
 >;
+
+/// Tells what has happened to a stream (httpdown_ready_kind, or-ed): httpdown_stream_notify. Called on the thread that
+/// drives the connection, so it must not block.
+pub type httpdown_stream_fn =
+    Option<unsafe extern "C" fn(stream: *mut httpdown_stream, ready: u32, user_data: *mut c_void)>;
 
 /// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before.
 #[repr(C)]

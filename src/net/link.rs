@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::ReadBuf;
 
@@ -65,6 +65,12 @@ impl Link {
             #[cfg(feature = "tls")]
             Self::Tls(link) => link.poll_flush(cx),
         }
+    }
+
+    /// Waits until the kernel has room for bytes, and takes what was written before.
+    pub(crate) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_flush(cx))?;
+        either!(self, link => link.poll_writable(cx))
     }
 
     /// Closes our side. With TLS, the client is told first, so that it can tell this end from one that an attacker has

@@ -152,6 +152,11 @@ impl Plain {
         })
     }
 
+    /// Waits until the kernel has room for bytes.
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        either!(Driven, &self.socket, stream => stream.poll_write_ready(cx))
+    }
+
     /// Closes our side.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         either!(Driven, &mut self.socket, stream => Pin::new(stream).poll_shutdown(cx))

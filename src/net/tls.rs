@@ -578,6 +578,11 @@ impl Secure {
         Poll::Ready(Ok(()))
     }
 
+    /// Waits until the kernel has room for bytes. Whoever writes waits here.
+    pub(super) fn poll_writable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.below.poll_writable(cx)
+    }
+
     #[inline(never)]
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_flush(cx))?;

@@ -9,10 +9,11 @@ use std::thread;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
+use hyper::upgrade::OnUpgrade;
 use once_cell::sync::Lazy;
 
 use crate::conn::{Body, answers};
@@ -26,8 +27,9 @@ use crate::threads::{LentRuntime, stalled};
 
 use super::held::Taken;
 use super::pipe::{NotTaken, PIECE, Writing, Written, pipe};
-use super::ready::{Ready, Tell};
+use super::ready::{Ready, Subject as _, Tell};
 use super::reply_slot::{Cancellation, ReplySlot};
+use super::stream::Stream;
 
 /// One request, and the means to answer it once.
 ///
@@ -98,6 +100,10 @@ struct Inner {
     refused: Option<Error>,
     /// Somebody has asked what happens to the request.
     is_watched: bool,
+    /// The request asks for an upgrade, or a tunnel.
+    upgrade: Option<OnUpgrade>,
+    #[cfg(feature = "capi")]
+    is_connect: bool,
     slot: Arc<ReplySlot>,
 }
 
@@ -118,8 +124,14 @@ enum Answer {
 }
 
 impl Exchange {
-    pub(crate) fn new(head: Parts, body: Body, slot: Arc<ReplySlot>) -> Self {
+    pub(crate) fn new(mut head: Parts, body: Body, slot: Arc<ReplySlot>) -> Self {
         body.promise_to_drop();
+        // hyper gives a request no other extension.
+        let upgrade = if head.extensions.is_empty() {
+            None
+        } else {
+            head.extensions.remove()
+        };
         Self(Box::new(Inner {
             body: RequestBody {
                 incoming: Some(body),
@@ -128,12 +140,15 @@ impl Exchange {
                 trailers: None,
             },
             bodyless: head.method == Method::HEAD,
-            head: Some(head),
             answer: Answer::Owed,
             owing: None,
             taken: None,
             refused: None,
             is_watched: false,
+            upgrade,
+            #[cfg(feature = "capi")]
+            is_connect: head.method == Method::CONNECT,
+            head: Some(head),
             slot,
         }))
     }
@@ -395,7 +410,7 @@ impl Exchange {
     pub fn poll_ready(&mut self, wanted: Ready, cx: &mut Context<'_>) -> Poll<Ready> {
         self.0.is_watched = true;
         self.0.slot.wake_on_change(cx.waker());
-        let mut ready = self.0.slot.ready().and(wanted);
+        let mut ready = self.0.slot.happened().and(wanted);
         if self.0.slot.over().is_some() {
             ready |= Ready::GONE;
         }
@@ -603,6 +618,86 @@ impl Exchange {
             Poll::Ready(Err(why)) => body.failed = Some(why),
             Poll::Ready(Ok(None)) | Poll::Pending => {}
         }
+    }
+
+    /// Whether the client asks for another protocol on this connection (`Upgrade`), or for a tunnel (`CONNECT`).
+    #[must_use]
+    pub fn asks_for_upgrade(&self) -> bool {
+        self.0.upgrade.is_some()
+    }
+
+    /// Whether the client asks for a tunnel. The head may have been taken.
+    #[cfg(feature = "capi")]
+    pub(crate) fn is_connect(&self) -> bool {
+        self.0.is_connect
+    }
+
+    /// Takes the connection over, and ends the exchange. The response says so: its status is 101 and it has the field
+    /// `Upgrade`, or, for `CONNECT`, its status is 2xx. `Connection: upgrade` is added. What the client has sent behind its
+    /// request is not lost: the stream begins with it. The rest of the request's body, if it has one, must have been read
+    /// before. Never blocks.
+    ///
+    /// The connection counts as under way until the stream is dropped, so a stop waits for it:
+    /// [`Ready::DRAINING`] tells that it should end.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use httpdown::{Exchange, Result};
+    ///
+    /// /// Sends back what comes, in a protocol called echo.
+    /// fn echo(exchange: Exchange) -> Result<()> {
+    ///     let response = Response::builder().status(101).header("Upgrade", "echo").body(());
+    ///     let stream = exchange.upgrade(response.unwrap_or_default())?;
+    ///     let mut bytes = [0; 4096];
+    ///     loop {
+    ///         match stream.read(&mut bytes, None)? {
+    ///             0 => return stream.shutdown(None),
+    ///             count => stream.write(&bytes[..count], None)?,
+    ///         };
+    ///     }
+    /// }
+    /// # let _ = echo;
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the request asks for no upgrade, the response does not fit it, or the request's body
+    /// was not read; [`Error::Gone`] or [`Error::Killed`] if the client cannot get the answer any more;
+    /// [`Error::AlreadyReplied`].
+    pub fn upgrade(mut self, response: Response<()>) -> Result<Stream> {
+        let mut stream = None;
+        self.answer_by(|exchange| {
+            stream = Some(exchange.try_upgrade(response)?);
+            Ok(())
+        })?;
+        stream.ok_or(Error::Panicked)
+    }
+
+    /// Like [`Exchange::upgrade`]. The caller drops the exchange afterwards.
+    pub(crate) fn try_upgrade(&mut self, mut response: Response<()>) -> Result<Stream> {
+        let wrong = |why: &str| Err(Error::InvalidArgument(why.into()));
+        let is_switch = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let is_tunnel = response.status().is_success();
+        if is_switch && !response.headers().contains_key(UPGRADE) {
+            return wrong("an upgrade's answer says to which protocol: Upgrade");
+        }
+        if !is_switch && !is_tunnel {
+            return wrong("the status of an upgrade is 101; of a tunnel, 2xx");
+        }
+        if self.may_have_come() || !self.0.body.rest.is_empty() {
+            return wrong("the request's body was not read");
+        }
+        let Some(upgrade) = self.0.upgrade.take() else {
+            return wrong("the request asks for no upgrade");
+        };
+        if is_switch {
+            let headers = response.headers_mut();
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        self.leave_body();
+        // It listens before the connection is handed over.
+        let stream = Stream::new(upgrade, Arc::clone(self.0.slot.inflight().conn()));
+        self.answer_with(ReplyBody::whole(response.map(|()| Bytes::new())))?;
+        Ok(stream)
     }
 
     /// Whether [`Exchange::start`] has succeeded.
@@ -920,7 +1015,7 @@ fn declared_length<B>(response: &Response<B>) -> Result<Option<u64>> {
 
 /// Waits on this thread until the deadline, if there is one. A thread that drives connections only looks, because it
 /// would wait for itself. `None` if the future is not ready.
-fn wait_for<T>(
+pub(super) fn wait_for<T>(
     lent: Option<&Arc<LentRuntime>>,
     deadline: Option<Instant>,
     future: impl Future<Output = T>,

@@ -6,6 +6,7 @@ mod held;
 mod pipe;
 mod ready;
 mod reply_slot;
+mod stream;
 
 pub use exchange::Exchange;
 pub(crate) use exchange::ReplyBody;
@@ -14,3 +15,4 @@ pub use ready::Ready;
 pub(crate) use ready::{Inbox, Notice, Tell};
 pub use reply_slot::Cancellation;
 pub(crate) use reply_slot::ReplySlot;
+pub use stream::Stream;

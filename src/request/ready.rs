@@ -6,9 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::Wake;
 use std::thread::{self, ThreadId};
 
+use crate::conn::Conn;
 use crate::contain::contain;
-
-use super::reply_slot::ReplySlot;
 
 /// What can happen to a request: a set.
 ///
@@ -111,9 +110,20 @@ pub(crate) trait Inbox: Send + Sync {
     fn expects(&self, more: isize);
 }
 
+/// What something happens to: a request, or a connection that was taken over.
+pub(crate) trait Subject: Send + Sync {
+    fn conn(&self) -> &Arc<Conn>;
+
+    /// What has happened, except that it can be read or written.
+    fn happened(&self) -> Ready;
+
+    /// A callback has failed.
+    fn complain(&self, line: &str);
+}
+
 /// The order of a request's owner to be told once. It is the waker that the sources of what can happen know.
 pub(crate) struct Notice {
-    slot: Arc<ReplySlot>,
+    subject: Arc<dyn Subject>,
     state: Mutex<State>,
     /// A call has returned.
     returned: Condvar,
@@ -132,9 +142,9 @@ struct State {
 }
 
 impl Notice {
-    pub(super) fn new(slot: Arc<ReplySlot>) -> Arc<Self> {
+    pub(super) fn new(subject: Arc<dyn Subject>) -> Arc<Self> {
         Arc::new(Self {
-            slot,
+            subject,
             state: Mutex::default(),
             returned: Condvar::new(),
         })
@@ -186,7 +196,7 @@ impl Notice {
         state.telling = Some(thread::current().id());
         drop(state);
         if contain(|| call(ready)).is_none() {
-            self.slot.tell("a callback of a request panicked");
+            self.subject.complain("a callback of a request panicked");
         }
         self.lock().telling = None;
         self.returned.notify_all();
@@ -206,7 +216,7 @@ impl Notice {
     /// What is to be told; nothing if an order has come too late for what it was called for.
     fn what_happened(&self, state: &mut State) -> Ready {
         state.is_due = false;
-        let happened = state.there | self.slot.ready();
+        let happened = state.there | self.subject.happened();
         let happened = happened.and(state.wanted | Ready::GONE);
         if happened.is_empty() {
             // It was a piece of the body, or room in the answer. That may be in vain.
@@ -239,7 +249,7 @@ impl Wake for Notice {
         drop(state);
         match queue {
             Some(queue) => queue.tell(Arc::clone(self)),
-            None => self.slot.inflight().conn().call_soon(),
+            None => self.subject.conn().call_soon(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use http::Response;
 use tokio::sync::Notify;
 
-use crate::conn::{Inflight, Listener, Outcome};
+use crate::conn::{Conn, Inflight, Listener, Outcome};
 use crate::contain::{contain, for_tasks};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
@@ -18,7 +18,7 @@ use crate::shared::Shared;
 use crate::threads;
 
 use super::exchange::ReplyBody;
-use super::ready::{Notice, Ready};
+use super::ready::{Notice, Ready, Subject};
 
 const OPEN: u8 = 0;
 const COMPLETE: u8 = 1;
@@ -141,18 +141,6 @@ impl ReplySlot {
         Cancellation(Arc::clone(watch))
     }
 
-    /// What has happened to the request: that it was lost, and the drain.
-    pub(super) fn ready(&self) -> Ready {
-        let mut ready = Ready::NONE;
-        if self.lost().is_some() {
-            ready |= Ready::GONE;
-        }
-        if self.lock().is_draining {
-            ready |= Ready::DRAINING;
-        }
-        ready
-    }
-
     /// From now on, the waker is called when something happens to the request.
     pub(super) fn wake_on_change(self: &Arc<Self>, waker: &Waker) {
         let mut meeting = self.lock();
@@ -170,7 +158,7 @@ impl ReplySlot {
         let mut meeting = self.lock();
         let notice = meeting
             .notice
-            .get_or_insert_with(|| Notice::new(Arc::clone(self)));
+            .get_or_insert_with(|| Notice::new(Arc::clone(self) as _));
         Arc::clone(notice)
     }
 
@@ -228,6 +216,28 @@ impl Outcome for Arc<ReplySlot> {
     fn lose(&self) {
         let is_too_slow = self.inflight.conn().has_timed_out();
         self.set(if is_too_slow { TOO_SLOW } else { LOST });
+    }
+}
+
+impl Subject for ReplySlot {
+    fn conn(&self) -> &Arc<Conn> {
+        self.inflight.conn()
+    }
+
+    /// That it was lost, and the drain.
+    fn happened(&self) -> Ready {
+        let mut ready = Ready::NONE;
+        if self.lost().is_some() {
+            ready |= Ready::GONE;
+        }
+        if self.lock().is_draining {
+            ready |= Ready::DRAINING;
+        }
+        ready
+    }
+
+    fn complain(&self, line: &str) {
+        self.tell(line);
     }
 }
 

@@ -9,6 +9,7 @@ mod persistence;
 mod progress;
 mod reply_body;
 mod service;
+mod upgraded;
 mod validate;
 mod wire;
 
@@ -31,6 +32,7 @@ use super::until_kill;
 
 pub(super) use framing::{BodyLength, is_request};
 pub(super) use progress::{BodyFault, Progress};
+pub(crate) use upgraded::Upgraded;
 pub(super) use wire::Wire;
 
 use service::Tracked;
@@ -252,7 +254,7 @@ async fn drive<R: Respond>(
 }
 
 /// Tells whoever listens what they want to know. `drain_is_near`: it is known when the drain's turn is.
-fn tell_listener(
+pub(super) fn tell_listener(
     drain_is_near: &mut bool,
     phase: Phase,
     deadlines: &mut Deadlines,

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -604,6 +604,36 @@ impl Transport {
             Some(wire) => f(wire),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
+    }
+}
+
+impl Transport {
+    /// Waits until there is something to read. For what was upgraded.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.with(|wire| {
+            if wire.ahead.is_empty() {
+                ready!(wire.socket.stream.poll_readable(cx));
+            }
+            Poll::Ready(Ok(()))
+        })
+        .map(drop)
+    }
+
+    /// Waits until there is room for bytes. For what was upgraded.
+    pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.with(|wire| {
+            ready!(wire.poll_write_out(cx))?;
+            wire.socket.stream.poll_writable(cx)
+        })
+        .map(drop)
+    }
+
+    /// The socket, if bytes pass through it as they are, and none waits here.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        let wire = lock(&self.0);
+        let wire = wire.as_ref()?;
+        let is_plain = !wire.is_secure() && wire.ahead.is_empty() && wire.out.is_empty();
+        is_plain.then(|| wire.socket.stream.as_fd().as_raw_fd())
     }
 }
 
