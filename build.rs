@@ -32,6 +32,7 @@ mod header {
         "src/ffi/request.rs",
         "src/ffi/ready.rs",
         "src/ffi/stream.rs",
+        "src/ffi/files.rs",
         "src/ffi/tls.rs",
         "src/ffi/query.rs",
         "src/ffi/clock.rs",

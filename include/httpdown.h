@@ -65,6 +65,9 @@
 // As a timeout: wait without limit.
 #define HTTPDOWN_FOREVER 4294967295
 
+// As a length, in httpdown_reply_fd: to the end of the file.
+#define HTTPDOWN_TO_END UINT64_MAX
+
 // The result of a call. Functions return this status as an int. Numbers are never reused.
 typedef enum {
     // The call has succeeded.
@@ -268,14 +271,14 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 // Callbacks for a monitoring system. Each of them may be NULL. They are called on the events thread, one at a time. A
 // slow callback delays only later events. (listen.error comes on the thread that calls httpdown_serve.)
 //
-// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, idle.race, kill,
-// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
-// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
-// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
-// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
-// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
-// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
-// certificates ends), tls.reloads.
+// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, stop, drain.race,
+// idle.race, kill, kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram
+// stop.conn.count; and once a minute the averages http-state.new, http-state.active, http-state.idle,
+// http-state.total. With TLS: sums tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no
+// common one), tls.error.parameters (no common cipher suite, key exchange, signature or protocol),
+// tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
+// tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
+// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads.
 typedef struct {
     // The monitoring system should take the mean of the values over a period.
     httpdown_stat_fn bump_avg;
@@ -1242,6 +1245,79 @@ int httpdown_stream_fd(const httpdown_stream *stream,
 // Closes the connection, and frees the stream. What was written is sent, as far as the kernel takes it at once:
 // httpdown_stream_shutdown waits for that. NULL is fine. In a forked child, does nothing.
 void httpdown_stream_free(httpdown_stream *stream);
+
+// Answers with bytes of an open file, and ends the request, whatever this function returns: `length` bytes from
+// `offset` on, or all of them to the end with HTTPDOWN_TO_END. Does not wait for the client, nor for the disk; but on
+// a network file system, to ask for the file's size may take a while.
+//
+// `fd` must be a regular file that is open for reading. The library takes it over, whatever this function returns: it
+// closes `fd` when it needs it no more, perhaps before it returns. If you want to keep the file open, give a copy
+// (dup(2)): the file's position is neither used nor changed.
+//
+// The file is read in pieces of 64 KiB, when the client takes them, so the answer takes no more memory than any other.
+// The library sets Content-Length, to HEAD too. If the file becomes shorter meanwhile, or cannot be read, the client
+// sees the answer cut, the request counts as failed, and the log says why (statistic: file.error). So replace a file
+// by renaming another one to its name.
+//
+// Returns as httpdown_reply. INVALID_ARGUMENT also means that `fd` is not such a file, or that it does not have all
+// these bytes; IO, that the file's size is not known. In these cases the client gets a 500.
+int httpdown_reply_fd(httpdown_request *request,
+                      int status_code,
+                      const httpdown_header *headers,
+                      size_t header_count,
+                      int fd,
+                      uint64_t offset,
+                      uint64_t length);
+
+// Answers a GET or HEAD with a file: all of it, or what the client asks for. Ends the request, whatever this function
+// returns. `headers` are sent, too. This function opens the file and looks at its metadata, which may take a while
+// where the disk is slow. Otherwise the file is sent as by httpdown_reply_fd.
+//
+// The client gets
+//
+//   206 if it has asked for a part, or several (Range), and for this state of the file, if it says (If-Range);
+//   304 if it has this state of the file (If-None-Match, If-Modified-Since);
+//   403 if the file may not be read; 404 if there is no such file, or it is no regular file;
+//   405 if the method is not GET or HEAD;
+//   412 if it wants another state (If-Match, If-Unmodified-Since);
+//   416 if the part that it has asked for lies behind the end;
+//   200 otherwise.
+//
+// All these are answers: then this function returns OK. To answer in another way if there is no file, open it, and
+// call httpdown_reply_open_file.
+//
+// An ETag and Last-Modified are sent, unless `headers` have their own, which then are compared. The tag is made from
+// the file's size, its time of change (in nanoseconds) and its inode. It is a weak one as long as the last change is
+// less than 2 s old. The Content-Type is that of httpdown_content_type, unless `headers` have another. A Range of more
+// than 16 parts, or of more bytes than the file has, is ignored.
+//
+// The path is NUL-terminated, need not be UTF-8, and is used as it is. Never make it from a request's target without a
+// check that it stays in its folder: the example files.c shows one.
+//
+// Returns as httpdown_reply. INVALID_ARGUMENT also means that `headers` have a Content-Length or Content-Range, or an
+// ETag or Last-Modified that is malformed; IO and OUT_OF_RESOURCES, that the file cannot be opened for another reason.
+// In these cases the client gets a 500.
+int httpdown_reply_file(httpdown_request *request,
+                        const char *path,
+                        const httpdown_header *headers,
+                        size_t header_count);
+
+// Like httpdown_reply_file, for a file that is open already. Its name is not known, so there is no Content-Type,
+// unless
+// `headers` have one. The library takes `fd` over, as in httpdown_reply_fd.
+//
+// Returns as httpdown_reply_file. INVALID_ARGUMENT also means that `fd` is not a regular file that is open for
+// reading.
+int httpdown_reply_open_file(httpdown_request *request,
+                             int fd,
+                             const httpdown_header *headers,
+                             size_t header_count);
+
+// Returns the content type of a file, by the extension of its name (NUL-terminated), in upper or lower case:
+// "text/html; charset=utf-8". The types are those that web sites mostly need; all other files are
+// "application/octet-stream". Text is taken for UTF-8. Only the name is looked at: the file need not exist. Static.
+// Never blocks.
+httpdown_bytes httpdown_content_type(const char *path);
 
 // From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
 // theirs. All of it is checked first, and changes together or not at all: if the call fails, nothing has changed.

@@ -19,7 +19,7 @@ use crate::outcome::Outcome;
 use crate::phase::{Phase, Phases};
 use crate::registry::Registry;
 use crate::report::Report;
-use crate::threads::{Helper, LentRuntime, Thread};
+use crate::threads::{Helper, LentRuntime, Readers, Thread};
 use crate::throttle::Throttle;
 #[cfg(feature = "tls")]
 use crate::tls;
@@ -64,6 +64,8 @@ pub(crate) struct Shared {
     stop: Mutex<StopTimes>,
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
+    /// What reads files that answers send.
+    pub(crate) readers: Readers,
     /// The counts at the moment when the outcome was settled. What happens later in abandoned handlers changes nothing.
     last_report: OnceCell<Report>,
     pub(crate) local_addrs: Vec<Addr>,
@@ -111,6 +113,7 @@ impl Shared {
             stop: Mutex::default(),
             outcome: Outcome::default(),
             helper: Helper::default(),
+            readers: Readers::default(),
             last_report: OnceCell::new(),
             local_addrs,
             runtime,

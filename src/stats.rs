@@ -15,6 +15,7 @@
 /// | `accept.error` | sum | accepting a connection failed; the server goes on |
 /// | `conn.closed` | sum | a connection was closed, or taken over by a handler (hijacked) |
 /// | `handler.error` | sum | a handler failed, or ended without an answer: the client got a 500 or a cut response |
+/// | `file.error` | sum | the file of an answer became shorter, or could not be read: the client saw it cut (`handler.error` counts it, too) |
 /// | `http-state.new`, `.active`, `.idle`, `.total` | avg | connections in that state, once a minute |
 /// | `stop` | sum | the first stop began |
 /// | `stop.conn.count` | histogram | connections that were open then |

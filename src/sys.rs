@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::BytesMut;
 use socket2::SockFilter;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -213,8 +214,8 @@ pub(crate) fn set_cancel_state(state: libc::c_int) -> libc::c_int {
 /// inherits this mask from its first instruction on.
 ///
 /// Signals are left to the host's own threads, because the host's signal handlers expect to run there. A C host leaves
-/// SIGPIPE at its default, which ends the process. Our own writes prevent that signal (`MSG_NOSIGNAL`), but those of the
-/// host's code on our threads may not. With SIGPIPE blocked, they fail with EPIPE instead.
+/// SIGPIPE at its default, which ends the process. Our own writes prevent that signal (`MSG_NOSIGNAL`), but those of
+/// the host's code on our threads may not. With SIGPIPE blocked, they fail with EPIPE instead.
 pub(crate) fn with_signals_blocked<T>(f: impl FnOnce() -> T) -> T {
     let before = SignalMask::all_but_faults().block();
     let result = f();
@@ -371,6 +372,53 @@ pub(crate) fn peek<'a>(socket: BorrowedFd<'_>, bytes: &'a mut [u8]) -> io::Resul
     };
     let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
     Ok(&bytes[..count])
+}
+
+/// Reads up to `count` bytes of a file into the room behind `buffer`, if the kernel has them in its memory. Never waits
+/// for a disk: then it fails. It may also fail, or give nothing, for other reasons (old kernels, some file systems),
+/// so only bytes mean anything. The file's own position is neither used nor changed.
+pub(crate) fn read_at_once(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    count: usize,
+    buffer: &mut BytesMut,
+) -> io::Result<usize> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    buffer.reserve(count);
+    let room = libc::iovec {
+        iov_base: buffer.spare_capacity_mut().as_mut_ptr().cast(),
+        iov_len: count,
+    };
+    // SAFETY: the kernel writes at most `count` bytes there, which are reserved.
+    let read = unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            &raw const room,
+            1,
+            offset,
+            libc::RWF_NOWAIT,
+        )
+    };
+    let read = usize::try_from(read).map_err(|_| io::Error::last_os_error())?;
+    // SAFETY: the kernel has written so many bytes behind the present end.
+    unsafe { buffer.set_len(buffer.len() + read) };
+    Ok(read)
+}
+
+/// Whether a descriptor with this number is open.
+#[cfg(feature = "capi")]
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: no pointers; the call refuses a number that is not a descriptor.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// The flags with which a descriptor was opened: `F_GETFL`.
+pub(crate) fn open_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: no pointers.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) } {
+        flags if flags >= 0 => Ok(flags),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// The process that has connected by a Unix socket: `SO_PEERCRED`.

@@ -28,6 +28,7 @@
 mod boundary;
 mod callbacks;
 mod clock;
+mod files;
 mod last_error;
 mod options;
 mod query;

@@ -97,6 +97,10 @@ impl httpdown_request {
         self.server
     }
 
+    pub(super) fn head(&self) -> &Parts {
+        &self.head
+    }
+
     pub(super) fn take_headers(&mut self) -> HeaderMap {
         std::mem::take(&mut self.head.headers)
     }
@@ -950,7 +954,7 @@ pub unsafe extern "C" fn httpdown_bytes_equal(bytes: httpdown_bytes, text: *cons
 ///
 /// # Safety
 /// NULL or an array of that length.
-unsafe fn response(
+pub(super) unsafe fn response(
     status_code: c_int,
     headers: *const httpdown_header,
     header_count: usize,

@@ -385,14 +385,14 @@ pub type httpdown_log_fn =
 /// Callbacks for a monitoring system. Each of them may be NULL. They are called on the events thread, one at a time. A
 /// slow callback delays only later events. (listen.error comes on the thread that calls httpdown_serve.)
 ///
-/// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, stop, drain.race, idle.race, kill,
-/// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
-/// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
-/// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
-/// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
-/// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
-/// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
-/// certificates ends), tls.reloads.
+/// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, stop, drain.race,
+/// idle.race, kill, kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram
+/// stop.conn.count; and once a minute the averages http-state.new, http-state.active, http-state.idle,
+/// http-state.total. With TLS: sums tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no
+/// common one), tls.error.parameters (no common cipher suite, key exchange, signature or protocol),
+/// tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
+/// tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
+/// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(clippy::struct_field_names, reason = "the names of the original")]
@@ -679,6 +679,9 @@ pub const HTTPDOWN_NOW: u32 = 0xFFFF_FFFE;
 
 /// As a timeout: wait without limit.
 pub const HTTPDOWN_FOREVER: u32 = 0xFFFF_FFFF;
+
+/// As a length, in httpdown_reply_fd: to the end of the file.
+pub const HTTPDOWN_TO_END: u64 = u64::MAX;
 
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {

@@ -25,6 +25,7 @@ use crate::shared::Shared;
 use crate::threads;
 use crate::threads::{LentRuntime, stalled};
 
+use super::file_body::FileBody;
 use super::held::Taken;
 use super::pipe::{NotTaken, PIECE, Writing, Written, pipe};
 use super::ready::{Ready, Subject as _, Tell};
@@ -153,7 +154,7 @@ impl Exchange {
         }))
     }
 
-    fn head(&self) -> &Parts {
+    pub(super) fn head(&self) -> &Parts {
         self.0.head.as_ref().unwrap_or(&NO_HEAD)
     }
 
@@ -548,13 +549,22 @@ impl Exchange {
     /// Like [`Exchange::reply`]. The caller drops the exchange afterwards.
     pub(crate) fn try_reply(&mut self, response: Response<Bytes>) -> Result<()> {
         let length = response.body().len() as u64;
+        self.try_reply_with(ReplyBody::whole(response), length)
+    }
+
+    /// Answers with a whole response, whose body has so many bytes.
+    pub(super) fn try_reply_with(
+        &mut self,
+        response: Response<ReplyBody>,
+        length: u64,
+    ) -> Result<()> {
         let declared = declared_length(&response)?;
         if !self.0.bodyless && declared.is_some_and(|declared| declared != length) {
             let why = "Content-Length is not the length of the body";
             return Err(Error::InvalidArgument(why.into()));
         }
         self.leave_body();
-        self.answer_with(ReplyBody::whole(response))
+        self.answer_with(response)
     }
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
@@ -892,6 +902,9 @@ impl Exchange {
             (_, Some(why @ Error::InvalidArgument(_))) => {
                 slot.tell(format!("the answer to {uri} was refused: {why}"));
             }
+            (_, Some(why @ (Error::Io(..) | Error::OutOfResources(..)))) => {
+                slot.tell(format!("the answer to {uri} has failed: {why:#}"));
+            }
             _ => slot.tell(format!("a handler did not answer {uri}")),
         }
         let shared = slot.inflight().conn().shared();
@@ -1047,10 +1060,12 @@ fn may_wait(lent: Option<&Arc<LentRuntime>>) -> bool {
 pub(crate) enum ReplyBody {
     Whole(Option<Bytes>),
     Pieces(Written),
+    /// Boxed, because answers are moved often, and few are files.
+    File(Box<FileBody>),
 }
 
 impl ReplyBody {
-    fn whole(response: Response<Bytes>) -> Response<Self> {
+    pub(super) fn whole(response: Response<Bytes>) -> Response<Self> {
         response.map(|body| Self::Whole(Some(body)))
     }
 }
@@ -1066,6 +1081,9 @@ impl http_body::Body for ReplyBody {
         match &mut *self {
             Self::Whole(body) => Poll::Ready(body.take().map(|data| Ok(Frame::data(data)))),
             Self::Pieces(pieces) => Pin::new(pieces).poll_frame(cx),
+            Self::File(file) => file
+                .poll_piece(cx)
+                .map(|piece| Some(piece?.map(Frame::data))),
         }
     }
 
@@ -1073,6 +1091,7 @@ impl http_body::Body for ReplyBody {
         match self {
             Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
             Self::Pieces(pieces) => pieces.is_end_stream(),
+            Self::File(file) => file.left() == 0,
         }
     }
 
@@ -1080,6 +1099,7 @@ impl http_body::Body for ReplyBody {
         match self {
             Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, Bytes::len) as u64),
             Self::Pieces(pieces) => pieces.size_hint(),
+            Self::File(file) => SizeHint::with_exact(file.left()),
         }
     }
 }

@@ -2,6 +2,8 @@
 //! connection is driven.
 
 mod exchange;
+mod file;
+mod file_body;
 mod held;
 mod pipe;
 mod ready;
@@ -10,6 +12,8 @@ mod stream;
 
 pub use exchange::Exchange;
 pub(crate) use exchange::ReplyBody;
+#[cfg(feature = "capi")]
+pub(crate) use file::FileAnswer;
 pub(crate) use held::{Taken, is_held_here};
 pub use ready::Ready;
 pub(crate) use ready::{Inbox, Notice, Tell};

@@ -70,6 +70,7 @@ impl Control {
         let mut ended = self.backend.end_threads(deadline);
         let (threads_ended, left) = self.threads.stop(deadline);
         ended &= threads_ended;
+        ended &= self.shared.readers.end(deadline);
         if left > 0 {
             let text = format!(
                 "{left} tasks that a service had spawned on the server's threads were dropped; on a runtime of your \

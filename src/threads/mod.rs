@@ -2,6 +2,7 @@
 
 mod helper;
 mod lent;
+mod readers;
 pub(crate) mod turns;
 mod watchdog;
 
@@ -27,6 +28,7 @@ use crate::sys::{self, SignalMask};
 
 pub(crate) use helper::Helper;
 pub(crate) use lent::LentRuntime;
+pub(crate) use readers::Readers;
 use turns::Turns;
 use watchdog::Watchdog;
 

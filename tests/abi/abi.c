@@ -237,6 +237,7 @@ VALUE(HTTPDOWN_NEW, 16);
 
 VALUE(HTTPDOWN_NOW, 4294967294);
 VALUE(HTTPDOWN_FOREVER, 4294967295);
+VALUE(HTTPDOWN_TO_END, 18446744073709551615u);
 
 /* Functions that return an enum's number return an int: the enum must not be wider. */
 SIZE(httpdown_status, sizeof(int));
