@@ -30,6 +30,8 @@
 
 #include <httpdown.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -62,6 +64,9 @@ using std::chrono::milliseconds;
 
 /// As a timeout: no limit.
 inline constexpr milliseconds forever = milliseconds::max();
+
+/// As a length, for `request::reply_fd`: to the end of the file.
+inline constexpr std::uint64_t to_end = HTTPDOWN_TO_END;
 
 /// The counts of what a server has done, and of what its stop has cost: the struct of httpdown.h.
 using stop_report = httpdown_stop_report;
@@ -167,6 +172,13 @@ std::vector<std::pair<std::string, std::string>> query_pairs(std::string_view qu
 /// Decodes a part of a path: %20 is a space, + is a plus. Split a path at its slashes first. Never blocks.
 std::string percent_decode(std::string_view encoded);
 
+/// The content type of a file, by the extension of its name: "text/html; charset=utf-8"; "application/octet-stream" if
+/// the extension says nothing. Only the name is looked at. Never blocks.
+inline std::string_view content_type(const std::string &path) noexcept {
+    const auto type = httpdown_content_type(path.c_str());
+    return {type.data, type.len};
+}
+
 class server_ref;
 struct tls_options;
 
@@ -248,8 +260,8 @@ public:
 
     /// Reads the next bytes of the body into `buffer`; blocks until there are some bytes. Returns their number, 0 at
     /// the end of the body. Returns an empty optional if the client has left (then `status` is GONE), broke the
-    /// protocol (BAD_BODY; without an answer the client gets a 400), was too slow (TOO_SLOW; without an answer it gets a
-    /// 408), or was cut (KILLED). Throws error: WOULD_BLOCK with INLINE dispatch if no bytes are there yet,
+    /// protocol (BAD_BODY; without an answer the client gets a 400), was too slow (TOO_SLOW; without an answer it gets
+    /// a 408), or was cut (KILLED). Throws error: WOULD_BLOCK with INLINE dispatch if no bytes are there yet,
     /// INVALID_ARGUMENT if `size` is 0.
     std::optional<std::size_t> read(void *buffer, std::size_t size);
 
@@ -259,8 +271,9 @@ public:
     std::optional<std::string_view> body(std::size_t limit);
 
     /// The result of the last call on this request that reads the body or answers: a httpdown_status. It says why that
-    /// call returned `false` or an empty optional: GONE, BAD_BODY, TOO_SLOW, KILLED, TOO_LARGE; without exceptions
-    /// also the status that would have been thrown. OK before the first such call. Also works after the request has been ended.
+    /// call returned `false` or an empty optional: GONE, BAD_BODY, TOO_SLOW, KILLED, TOO_LARGE; without exceptions also
+    /// the status that would have been thrown. OK before the first such call. Also works after the request has been
+    /// ended.
     int status() const noexcept { return status_; }
 
     /// Whether an answer is useless by now: the client has left, the server was killed, or the answer is complete (an
@@ -282,6 +295,26 @@ public:
 
     /// Like `reply`, but the body is moved, not copied. For large bodies.
     bool reply_owned(int status, std::string body, const std::vector<httpdown::header> &headers = {});
+
+    /// Answers with bytes of an open file, and ends the request: `length` bytes from `offset` on. `fd` is taken over,
+    /// and closed when it is needed no more, whatever becomes of this call; to keep it, give a copy (dup(2)). The file
+    /// is read in pieces, when the client takes them. If it becomes shorter meanwhile, or cannot be read, the client
+    /// sees the answer cut. Returns and throws like `reply`; INVALID_ARGUMENT also if `fd` is not a regular file that
+    /// is open for reading, or does not have all these bytes; IO.
+    bool reply_fd(int status, int fd, const std::vector<httpdown::header> &headers = {}, std::uint64_t offset = 0,
+                  std::uint64_t length = to_end);
+
+    /// Answers a GET or HEAD with a file, and ends the request: with all of it, or what the client asks for (ranges and
+    /// conditions; ETag and Last-Modified are sent). httpdown.h says more, at httpdown_reply_file. A file that is not
+    /// there is a 404, one that may not be read a 403: these are answers, too. The Content-Type is that of
+    /// `content_type`, unless `headers` have another. Never make the path from a request's target without a check that
+    /// it stays in its folder. Returns and throws like `reply`; IO and OUT_OF_RESOURCES if the file cannot be opened
+    /// for another reason.
+    bool reply_file(const std::string &path, const std::vector<httpdown::header> &headers = {});
+
+    /// Like `reply_file`, for a file that is open already, and is taken over as in `reply_fd`. Its name is not known,
+    /// so there is no Content-Type, unless `headers` have one.
+    bool reply_open_file(int fd, const std::vector<httpdown::header> &headers = {});
 
     /// Begins an answer whose body follows in pieces. The body is chunked unless the headers have a Content-Length. The
     /// head is sent at once. Returns whether the client can still get the answer. Throws error: INVALID_ARGUMENT like
@@ -751,6 +784,21 @@ inline httpdown_bytes to_c(const std::string &bytes) noexcept { return {bytes.da
 /// The name of a file in the form of the C interface: nullptr if there is none.
 inline const char *file(const std::string &name) noexcept { return name.empty() ? nullptr : name.c_str(); }
 
+/// A descriptor that is closed, unless it is given away.
+class descriptor {
+public:
+    explicit descriptor(int fd) noexcept : fd_(fd) {}
+    descriptor(const descriptor &) = delete;
+    descriptor &operator=(const descriptor &) = delete;
+    ~descriptor() {
+        if (fd_ >= 0) ::close(fd_);
+    }
+    int release() noexcept { return std::exchange(fd_, -1); }
+
+private:
+    int fd_;
+};
+
 /// TLS settings in the form of the C interface: borrowed from the settings, for one call.
 class c_tls {
 public:
@@ -1039,6 +1087,31 @@ inline bool request::reply_owned(int status, std::string body, const std::vector
     return delivered(httpdown_reply_borrowed(
         end(), status, raw.data(), raw.size(), kept->data(), kept->size(),
         [](void *data) noexcept { delete static_cast<std::string *>(data); }, kept));
+}
+
+inline bool request::reply_fd(int status, int fd, const std::vector<httpdown::header> &headers,
+                              std::uint64_t offset, std::uint64_t length) {
+    detail::descriptor file(fd);
+    const auto raw = detail::to_c(headers);
+    if (!unanswered()) return false;
+    return delivered(
+        httpdown_reply_fd(end(), status, raw.data(), raw.size(), file.release(), offset, length));
+}
+
+inline bool request::reply_file(const std::string &path, const std::vector<httpdown::header> &headers) {
+    const auto raw = detail::to_c(headers);
+    if (!unanswered()) return false;
+    // C would see only what is before a NUL.
+    const bool is_whole = path.find('\0') == std::string::npos;
+    return delivered(
+        httpdown_reply_file(end(), is_whole ? path.c_str() : nullptr, raw.data(), raw.size()));
+}
+
+inline bool request::reply_open_file(int fd, const std::vector<httpdown::header> &headers) {
+    detail::descriptor file(fd);
+    const auto raw = detail::to_c(headers);
+    if (!unanswered()) return false;
+    return delivered(httpdown_reply_open_file(end(), file.release(), raw.data(), raw.size()));
 }
 
 inline bool request::start(int status, const std::vector<httpdown::header> &headers) {

@@ -301,6 +301,54 @@ static void mistakes_are_errors() {
     CHECK(starts_with(ask(server.local_addr(), "/"), "HTTP/1.1 500 "));
 }
 
+static void files_are_answers() {
+    char path[] = "/tmp/httpdown-cpp-XXXXXX";
+    const int made = mkstemp(path);
+    CHECK(made >= 0 && write(made, "0123456789", 10) == 10);
+    const auto opened = [&path] { return open(path, O_RDONLY | O_CLOEXEC); };
+    const auto is_open = [](int fd) { return fcntl(fd, F_GETFD) >= 0; };
+    httpdown::server server(serving([&](request request) {
+        const auto target = request.path();
+        if (target == "/all") CHECK(request.reply_fd(200, opened()));
+        else if (target == "/part") CHECK(request.reply_fd(299, opened(), {{"x-part", "yes"}}, 2, 3));
+        else if (target == "/rest") CHECK(request.reply_fd(200, opened(), {}, 8));
+        else if (target == "/file") CHECK(request.reply_file(path, {{"content-type", "text/digits"}}));
+        else if (target == "/open") CHECK(request.reply_open_file(opened()));
+        else if (target == "/absent") CHECK(request.reply_file(std::string(path) + "/none"));
+        else {
+            CHECK(status_of([&] { request.reply_file(std::string(path) + std::string(1, '\0')); }) ==
+                  HTTPDOWN_STATUS_INVALID_ARGUMENT);
+            // Whatever becomes of a call, its descriptor is closed.
+            const int first = opened(), second = opened();
+            CHECK(status_of([&] { request.reply_fd(200, first); }) == HTTPDOWN_STATUS_ALREADY_REPLIED);
+            CHECK(status_of([&] { request.reply_open_file(second); }) == HTTPDOWN_STATUS_ALREADY_REPLIED);
+            CHECK(!is_open(first) && !is_open(second));
+        }
+    }));
+    const auto addr = server.local_addr();
+    CHECK(ends_with(ask(addr, "/all"), "\r\n\r\n0123456789"));
+    CHECK(contains(ask(addr, "/all", "HEAD"), "content-length: 10\r\n"));
+    const auto part = ask(addr, "/part");
+    CHECK(starts_with(part, "HTTP/1.1 299 ") && ends_with(part, "\r\n\r\n234"));
+    CHECK(contains(part, "x-part: yes\r\n"));
+    CHECK(ends_with(ask(addr, "/rest"), "\r\n\r\n89"));
+    const auto file = ask(addr, "/file");
+    CHECK(contains(file, "content-type: text/digits\r\n") && contains(file, "etag: W/\""));
+    CHECK(contains(file, "last-modified: ") && ends_with(file, "\r\n\r\n0123456789"));
+    CHECK(starts_with(ask(addr, "/open", "POST"), "HTTP/1.1 405 "));
+    CHECK(starts_with(ask(addr, "/absent"), "HTTP/1.1 404 "));
+    CHECK(starts_with(ask(addr, "/wrong"), "HTTP/1.1 500 "));
+    client one(addr);
+    one.send("GET /open HTTP/1.1\r\nHost: test\r\nRange: bytes=-2\r\nConnection: close\r\n\r\n");
+    const auto range = one.read_all();
+    CHECK(starts_with(range, "HTTP/1.1 206 ") && contains(range, "content-range: bytes 8-9/10\r\n"));
+    CHECK(ends_with(range, "\r\n\r\n89"));
+    CHECK(httpdown::content_type("a/b.PNG") == "image/png");
+    CHECK(server.stop().served == 9);
+    close(made);
+    unlink(path);
+}
+
 static void a_client_that_leaves_is_no_error() {
     std::promise<void> done;
     httpdown::server server(serving([&](request request) {
@@ -742,6 +790,7 @@ int main() {
         TEST(destroyed_without_an_answer_is_a_500),
         TEST(the_head_outlives_the_answer),
         TEST(mistakes_are_errors),
+        TEST(files_are_answers),
         TEST(a_client_that_leaves_is_no_error),
         TEST(servers_and_requests_move),
         TEST(a_handler_cannot_wait_for_itself),
