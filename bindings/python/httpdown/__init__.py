@@ -34,7 +34,7 @@ from ._errors import (
 )
 from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase
-from ._request import Address, Credentials, Headers, Query, Reply, Request
+from ._request import Address, Credentials, Headers, Query, Reply, Request, content_type
 from ._server import Report, Server, Stats, run
 from ._tls import Certificate, Tls, TlsInfo
 
@@ -77,5 +77,6 @@ __all__ = [
     "Unsupported",
     "WouldDeadlock",
     "__version__",
+    "content_type",
     "run",
 ]

@@ -8,12 +8,23 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Union
+from typing import Protocol, Union
 
 from . import _ffi
 
 Headers = Union[Mapping[str, Union[str, bytes]], Iterable[tuple[str, Union[str, bytes]]]]
 Data = Union[bytes, bytearray, memoryview, str]
+Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
+
+
+class HasDescriptor(Protocol):
+    """An open file, or anything else with a descriptor."""
+
+    def fileno(self) -> int:
+        """The number of the descriptor."""
+
+
+Descriptor = Union[int, HasDescriptor]
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIELD = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
@@ -103,6 +114,22 @@ def path(name: str, value: str | os.PathLike[str] | None) -> str | None:
     if "\0" in found:
         raise ValueError(f"{name} contains a NUL")
     return found
+
+
+def file_path(value: Path) -> bytes:
+    """The path of a file to be sent, for C."""
+    path = os.fsencode(value)
+    if b"\0" in path:
+        raise ValueError("the path contains a NUL")
+    return path
+
+
+def descriptor(value: Descriptor) -> int:
+    """The descriptor of an open file, which stays its owner's."""
+    if not isinstance(value, int) and not hasattr(value, "fileno"):
+        raise TypeError(f"a file must be open, or a path, not {type(value).__name__}")
+    found = value if isinstance(value, int) else value.fileno()
+    return number("a descriptor", found, 0, 2**31 - 1)
 
 
 def pem(name: str, value: bytes | str) -> bytes:

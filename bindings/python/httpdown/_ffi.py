@@ -32,6 +32,7 @@ from . import _errors
 
 NOW = 4294967294
 FOREVER = 4294967295
+TO_END = 2**64 - 1
 
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[2]
@@ -543,6 +544,32 @@ httpdown_reply_borrowed = _status(
     c_void_p,
     c_void_p,
 )
+
+# int httpdown_reply_fd(httpdown_request *request, int status_code, const httpdown_header
+#     *headers, size_t header_count, int fd, uint64_t offset, uint64_t length);
+httpdown_reply_fd = _status(
+    "httpdown_reply_fd",
+    c_void_p,
+    c_int,
+    POINTER(Header),
+    c_size_t,
+    c_int,
+    c_uint64,
+    c_uint64,
+)
+
+# int httpdown_reply_file(httpdown_request *request, const char *path, const httpdown_header
+#     *headers, size_t header_count);
+httpdown_reply_file = _status("httpdown_reply_file", c_void_p, c_char_p, POINTER(Header), c_size_t)
+
+# int httpdown_reply_open_file(httpdown_request *request, int fd, const httpdown_header
+#     *headers, size_t header_count);
+httpdown_reply_open_file = _status(
+    "httpdown_reply_open_file", c_void_p, c_int, POINTER(Header), c_size_t
+)
+
+# httpdown_bytes httpdown_content_type(const char *path);
+httpdown_content_type = _plain("httpdown_content_type", Bytes, c_char_p)
 
 # int httpdown_reply_start(httpdown_request *request, int status_code, const httpdown_header
 #     *headers, size_t header_count);

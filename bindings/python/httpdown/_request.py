@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
@@ -371,6 +372,88 @@ class Request:
         array = _arguments.header_array(pairs)
         self._end(_ffi.httpdown_reply, code, array, len(pairs), data, len(data), begun=False)
 
+    def reply_fd(
+        self,
+        file: _arguments.Descriptor,
+        status: int = 200,
+        headers: _arguments.Headers | None = None,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> None:
+        """Answers with bytes of an open file, and ends the request.
+
+        `file` is a file object, or a descriptor. It stays yours, and you may close it at once; its
+        position is neither used nor changed. `length` bytes from `offset` on are sent, None: all to
+        the end. They are read in pieces, when the client takes them, and are never all in memory.
+        If the file becomes shorter meanwhile, or cannot be read, the client sees the answer cut. So
+        replace a file by renaming another one to its name. Does not wait for the client.
+
+        Raises like `reply`, and OSError for a descriptor that is not open. Raises InvalidArgument
+        if the descriptor is not a regular file that is open for reading, or the file does not have
+        all these bytes; then the client gets a 500.
+        """
+        code = _arguments.status_code(status)
+        pairs = _arguments.header_pairs(headers)
+        first = _arguments.number("offset", offset, 0, 2**63 - 1)
+        count = _ffi.TO_END
+        if length is not None:
+            count = _arguments.number("length", length, 0, 2**63 - 1)
+        array = _arguments.header_array(pairs)
+
+        def call(pointer: int, copy: int) -> None:
+            _ffi.httpdown_reply_fd(pointer, code, array, len(pairs), copy, first, count)
+
+        self._end_with(call, file)
+
+    def reply_file(
+        self,
+        file: _arguments.Path | _arguments.Descriptor,
+        headers: _arguments.Headers | None = None,
+    ) -> None:
+        """Answers a GET or HEAD with a file, or with what the client asks for of it.
+
+        `file` is a path, or a file that is open already: a file object or a descriptor, which stays
+        yours. Ranges and conditional requests are answered, and an ETag and Last-Modified are sent,
+        unless `headers` have their own. The Content-Type is that of `content_type`, unless
+        `headers` have another; an open file has none, because its name is not known. A file that is
+        not there is a 404, one that may not be read a 403, another method a 405: these are answers,
+        too. Otherwise like `reply_fd`. Opening a file may take a while where the disk is slow.
+
+        Never make a path from a request's target without a check that it stays in its folder.
+
+        Raises like `reply_fd`, and IOFailed and OutOfResources if the file cannot be opened for
+        another reason. Raises InvalidArgument also if `headers` have a Content-Length or
+        Content-Range, or a malformed ETag or Last-Modified. Then the client gets a 500.
+        """
+        pairs = _arguments.header_pairs(headers)
+        array = _arguments.header_array(pairs)
+        if isinstance(file, (str, bytes, os.PathLike)):
+            path = _arguments.file_path(file)
+            self._end(_ffi.httpdown_reply_file, path, array, len(pairs), begun=False)
+            return
+
+        def call(pointer: int, copy: int) -> None:
+            _ffi.httpdown_reply_open_file(pointer, copy, array, len(pairs))
+
+        self._end_with(call, file)
+
+    def _end_with(self, call: Callable[[int, int], None], file: _arguments.Descriptor) -> None:
+        """Makes the call that ends the request, with a copy of a descriptor, which C takes over."""
+        copy: int | None = os.dup(_arguments.descriptor(file))
+
+        def give(pointer: int) -> None:
+            nonlocal copy
+            given, copy = copy, None
+            assert given is not None
+            call(pointer, given)
+
+        try:
+            self._end(give, begun=False)
+        finally:
+            if copy is not None:
+                os.close(copy)
+
     def start(self, status: int = 200, headers: _arguments.Headers | None = None) -> Reply:
         """Begins an answer whose body follows in pieces, chunked unless there is a Content-Length.
 
@@ -543,6 +626,15 @@ class Reply:
             self.finish()
         else:
             self.abort()
+
+
+def content_type(path: _arguments.Path) -> str:
+    """The content type of a file, by the extension of its name: "text/html; charset=utf-8".
+
+    The types are those that web sites mostly need; all other files are "application/octet-stream".
+    Only the name is looked at.
+    """
+    return _decode(_ffi.httpdown_content_type(_arguments.file_path(path)))
 
 
 def _already_replied() -> Exception:

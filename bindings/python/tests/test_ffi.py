@@ -157,6 +157,8 @@ def test_a_struct(name: str) -> None:
 def test_constants() -> None:
     constants = dict(re.findall(r"#define HTTPDOWN_(NOW|FOREVER) (\d+)", HEADER))
     assert (int(constants["NOW"]), int(constants["FOREVER"])) == (_ffi.NOW, _ffi.FOREVER)
+    assert "#define HTTPDOWN_TO_END UINT64_MAX\n" in HEADER
+    assert ctypes.c_uint64(-1).value == _ffi.TO_END
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
