@@ -229,6 +229,163 @@ class Hello(unittest.TestCase):
             self.assertNotEqual(done.stderr, b"", flags)
 
 
+class Files(unittest.TestCase):
+    COMMAND = [os.path.join(BUILD, "files")]
+    DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+    def setUp(self):
+        if shutil.which("curl") is None:
+            self.skipTest("there is no curl (make tools)")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.outside = os.path.join(folder.name, "secret")
+        self.root = os.path.join(folder.name, "root")
+        os.makedirs(os.path.join(self.root, "sub", "inner"))
+        self.put("../secret", b"secret")
+        self.put("index.html", b"<p>home")
+        self.put("sub/index.html", b"<p>sub")
+        self.put("a b\xff.txt".encode("latin-1"), b"odd name")
+        self.put("digits.txt", b"0123456789")
+
+    def put(self, name, content):
+        path = os.path.join(os.fsencode(self.root), os.fsencode(name))
+        with open(path, "wb") as file:
+            file.write(content)
+        os.utime(path, (784111777, 784111777))
+
+    def serve(self):
+        return Program(self.COMMAND, "-root", self.root)
+
+    def curl(self, server, target, *flags):
+        """The status, the header fields and the body."""
+        url = f"http://127.0.0.1:{server.port}{target}"
+        command = ["curl", "-q", "--silent", "--show-error", "--noproxy", "*", "--path-as-is", "--include", "--globoff"]
+        done = subprocess.run([*command, *flags, url], capture_output=True, timeout=PATIENCE, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        head, _, body = done.stdout.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        return int(first.split()[1]), dict(line.split(": ", 1) for line in lines), body
+
+    def test_what_is_in_the_folder_is_served(self):
+        with self.serve() as server:
+            for target, kind, body in (
+                ("/digits.txt", "text/plain; charset=utf-8", b"0123456789"),
+                ("/digits.txt?query", "text/plain; charset=utf-8", b"0123456789"),
+                ("/sub/../digits.txt", "text/plain; charset=utf-8", b"0123456789"),
+                ("/", "text/html; charset=utf-8", b"<p>home"),
+                ("/sub/", "text/html; charset=utf-8", b"<p>sub"),
+                ("/a%20b%ff.txt", "text/plain; charset=utf-8", b"odd name"),
+            ):
+                status, fields, found = self.curl(server, target)
+                self.assertEqual((status, fields["content-type"], found), (200, kind, body), target)
+            status, fields, _ = self.curl(server, "/sub")
+            self.assertEqual((status, fields["location"]), (301, "/sub/"))
+            for target in ("/none", "/sub/inner/", "/digits.txt/", "/digits.txt%00", "//sub", "/" + "x" * 5000):
+                self.assertEqual(self.curl(server, target)[0], 404, target)
+            status, fields, _ = self.curl(server, "/digits.txt", "--data", "x")
+            self.assertEqual((status, fields["allow"]), (405, "GET, HEAD"))
+            server.signal(signal.SIGTERM)
+            self.assertEqual(server.end(), 0)
+
+    def test_a_client_gets_what_it_asks_for(self):
+        with self.serve() as server:
+            _, fields, _ = self.curl(server, "/digits.txt")
+            tag = fields["etag"]
+            self.assertEqual(fields["last-modified"], self.DATE)
+            for flags, status, body in (
+                (["--range", "2-4"], 206, b"234"),
+                (["--range", "-3"], 206, b"789"),
+                (["--range", "10-"], 416, b"the file is shorter\n"),
+                (["--header", f"If-None-Match: {tag}"], 304, b""),
+                (["--header", 'If-None-Match: "x"'], 200, b"0123456789"),
+                (["--time-cond", self.DATE], 304, b""),
+                (["--header", f"If-Range: {tag}", "--range", "0-0"], 206, b"0"),
+                (["--header", 'If-Range: "x"', "--range", "0-0"], 200, b"0123456789"),
+            ):
+                found = self.curl(server, "/digits.txt", *flags)
+                self.assertEqual((found[0], found[2]), (status, body), flags)
+            status, fields, body = self.curl(server, "/digits.txt", "--head")
+            self.assertEqual((status, fields["content-length"], fields["etag"], body), (200, "10", tag, b""))
+            # A download that was broken off goes on.
+            part = os.path.join(self.root, "part")
+            with open(part, "wb") as file:
+                file.write(b"0123")
+            url = f"http://127.0.0.1:{server.port}/digits.txt"
+            command = ["curl", "-q", "--silent", "--noproxy", "*", "--continue-at", "-", "--output", part, url]
+            subprocess.run(command, timeout=PATIENCE, check=True)
+            with open(part, "rb") as file:
+                self.assertEqual(file.read(), b"0123456789")
+
+    def test_nothing_outside_of_the_folder_is_served(self):
+        for name, to in (("out", self.outside), ("relative", "../secret"), ("folder", os.path.dirname(self.outside))):
+            os.symlink(to, os.path.join(self.root, name))
+        os.symlink("digits.txt", os.path.join(self.root, "within"))
+        os.mkfifo(os.path.join(self.root, "fifo"))
+        with self.serve() as server:
+            self.assertEqual(self.curl(server, "/within")[::2], (200, b"0123456789"))
+            self.assertEqual(self.curl(server, "/fifo")[0], 404)
+            for target in (
+                "/../secret",
+                "/%2e%2e/secret",
+                "/..%2fsecret",
+                "/%2e%2e%2fsecret",
+                "/sub/../../secret",
+                "/sub/%2e%2e/%2e%2e/secret",
+                "/..",
+                "/../",
+                "/.%2e/root/digits.txt",
+                "/../etc/passwd",
+                "/../../../../../../../../etc/passwd",
+                "/%2fetc/passwd",
+                "/%2fetc%2fpasswd",
+                "//etc/passwd",
+                "/..%00/secret",
+                "/out",
+                "/relative",
+                "/folder/secret",
+                f"/{self.outside}",
+            ):
+                status, _, body = self.curl(server, target)
+                self.assertIn(status, (403, 404), target)
+                self.assertNotIn(b"secret", body, target)
+                self.assertNotIn(b"root:", body, target)
+
+    def test_long_files_take_no_memory(self):
+        size = 1 << 30
+        with open(os.path.join(self.root, "long"), "wb") as file:
+            file.truncate(size)
+        with self.serve() as server, contextlib.ExitStack() as stack:
+            slow = []
+            for _ in range(20):
+                client = stack.enter_context(contextlib.closing(server.connect()))
+                client.request("GET", "/long")
+                slow.append(stack.enter_context(client.getresponse()))
+                self.assertEqual(slow[-1].length, size)
+            command = ["curl", "-q", "--silent", "--noproxy", "*", f"http://127.0.0.1:{server.port}/long"]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as curl:
+                seen = 0
+                while piece := curl.stdout.read(1 << 20):
+                    seen += len(piece)
+            self.assertEqual((seen, curl.returncode), (size, 0))
+            # One that reads slowly gets what it reads, and holds up nobody.
+            self.assertEqual(slow[0].read(1 << 20), bytes(1 << 20))
+            self.assertEqual(server.get("/digits.txt"), (200, b"0123456789"))
+            with open(f"/proc/{server.process.pid}/status", encoding="ascii") as status:
+                most = int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1])
+            self.assertLess(most, 64 << 10)
+
+    def test_a_stop_lets_a_file_come_to_its_end(self):
+        with open(os.path.join(self.root, "long"), "wb") as file:
+            file.truncate(64 << 20)
+        with self.serve() as server, contextlib.closing(server.connect()) as client:
+            client.request("GET", "/long")
+            with client.getresponse() as response:
+                server.signal(signal.SIGTERM)
+                server.until_refused()
+                self.assertEqual(len(response.read()), 64 << 20)
+            self.assertEqual(server.end(), 0)
+
+
 # In the place of build/hello.
 LIAR = """#!{python}
 import http.server, sys
