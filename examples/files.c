@@ -3,8 +3,8 @@
  *     files [-addr A] [-root FOLDER]
  *
  * The kernel keeps every path in the folder (openat2, RESOLVE_BENEATH; Linux 5.6): "..", an absolute path or a symbolic
- * link that leads out of it opens nothing, whatever the path looks like. So this program needs no rules of its own, which
- * could be wrong. The library does the rest: ranges, entity tags, conditions, HEAD. */
+ * link that leads out of it opens nothing, whatever the path looks like. So this program needs no rules of its own,
+ * which could be wrong. The library does the rest: ranges, entity tags, conditions, HEAD. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>

@@ -166,6 +166,43 @@ fn a_slow_disk_holds_up_nobody_else() {
 }
 
 #[test]
+fn a_head_does_not_wait_for_a_slow_disk() {
+    let slow = Slow::new();
+    let server = serve(builder());
+    let mut client = Client::connect(addr(&server));
+    // What follows could be answered at once, but for the file before it.
+    client.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.send(
+        ["GET /file HTTP/1.1", "GET / HTTP/1.1", "GET / HTTP/1.1"]
+            .map(|line| format!("{line}\r\nHost: test\r\n\r\n"))
+            .concat(),
+    );
+    assert_eq!(client.answer().text(), "hello");
+    let head = client.try_head().unwrap();
+    slow.wait_for_reads(1);
+    slow.0.open();
+    assert_eq!(client.try_body(&head).unwrap().len(), SIZE);
+    assert_eq!(client.answer().text(), "hello");
+    assert_eq!(client.answer().text(), "hello");
+    assert_balanced(&stop(&server).unwrap());
+}
+
+#[test]
+fn a_client_that_leaves_is_noticed_while_the_disk_is_slow() {
+    let slow = Slow::new();
+    let server = serve(builder());
+    let mut client = Client::get(addr(&server), "/file");
+    client.try_head().unwrap();
+    slow.wait_for_reads(1);
+    client.reset();
+    common::wait_for_report(&server, |report| report.conns_gone == 1);
+    slow.0.open();
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!(report.gone, 1, "{report:?}");
+}
+
+#[test]
 fn a_stop_waits_for_a_slow_disk() {
     let slow = Slow::new();
     let server = serve(builder());

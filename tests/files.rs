@@ -592,8 +592,47 @@ fn the_handlers_own_fields_come_first() {
     assert_balanced(&stop(&server).unwrap());
 }
 
+#[test]
+fn pipelined_files_come_in_their_order() {
+    let folder = Folder::new();
+    let (long, short) = (bytes(500_000), bytes(100));
+    folder.file("long", &long);
+    folder.file("short", &short);
+    for server in each_way(builder, site(&folder)) {
+        let order: Vec<_> = (0..40).map(|turn| turn % 5 == 3).collect();
+        let mut client = Client::connect(addr(&server));
+        for is_long in &order {
+            client.ask(if *is_long { "/long" } else { "/short" });
+        }
+        for is_long in order {
+            let expected = if is_long { &long } else { &short };
+            assert!(client.answer().body == *expected);
+        }
+        assert_balanced(&stop(&server).unwrap());
+    }
+}
+
+#[test]
+fn files_are_sent_on_the_hosts_runtime() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let folder = Folder::new();
+    let path = long_file(&folder);
+    let content = bytes(3_000_000);
+    fs::write(&path, &content).unwrap();
+    forget_pages(&open(&path));
+    let on_theirs = || builder().runtime(runtime.handle().clone());
+    for server in each_way(on_theirs, site(&folder)) {
+        assert!(get(&server, "/long", "").body == content);
+        assert_balanced(&stop(&server).unwrap());
+    }
+}
+
 /// More than the kernel takes for a client that reads nothing.
-const LONG_FILE: u64 = 32 << 20;
+const LONG_FILE: u64 = 16 << 20;
 
 fn long_file(folder: &Folder) -> PathBuf {
     let path = folder.file("long", "");

@@ -548,23 +548,30 @@ impl Exchange {
 
     /// Like [`Exchange::reply`]. The caller drops the exchange afterwards.
     pub(crate) fn try_reply(&mut self, response: Response<Bytes>) -> Result<()> {
-        let length = response.body().len() as u64;
-        self.try_reply_with(ReplyBody::whole(response), length)
+        self.check_length(&response, response.body().len() as u64)?;
+        self.leave_body();
+        self.answer_with(ReplyBody::whole(response))
     }
 
-    /// Answers with a whole response, whose body has so many bytes.
+    /// Like [`Exchange::try_reply`], with any body, which has so many bytes.
     pub(super) fn try_reply_with(
         &mut self,
         response: Response<ReplyBody>,
         length: u64,
     ) -> Result<()> {
-        let declared = declared_length(&response)?;
+        self.check_length(&response, length)?;
+        self.leave_body();
+        self.answer_with(response)
+    }
+
+    /// Checks that a Content-Length, if there is one, is the length of the body.
+    fn check_length<B>(&self, response: &Response<B>, length: u64) -> Result<()> {
+        let declared = declared_length(response)?;
         if !self.0.bodyless && declared.is_some_and(|declared| declared != length) {
             let why = "Content-Length is not the length of the body";
             return Err(Error::InvalidArgument(why.into()));
         }
-        self.leave_body();
-        self.answer_with(response)
+        Ok(())
     }
 
     /// Begins an answer whose body follows in pieces: [`Exchange::write`], then [`Exchange::finish`].
