@@ -17,6 +17,7 @@ use crate::conn_info::{ConnInfo, ConnState};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::phase::Phase;
+use crate::record::RequestRecord;
 use crate::stats::{StatKind, Stats};
 use crate::sys::EventFd;
 use crate::throttle::Throttle;
@@ -27,6 +28,8 @@ const CAPACITY: usize = 16_384;
 /// The room that is kept free beyond `CAPACITY` for the rare events. So events of connections do not push out stats,
 /// phases and log lines.
 const RESERVE: usize = 1_024;
+/// How much memory the records of requests may take while they wait. Clients choose how long their texts are.
+const MOST_BYTES: usize = 16 << 20;
 
 /// An event that the server sends to its host.
 ///
@@ -69,6 +72,8 @@ pub enum Event {
     Phase(Phase),
     /// A message for a person.
     Log(LogLevel, String),
+    /// A request has ended.
+    Done(Box<RequestRecord>),
 }
 
 /// A change of a connection's state.
@@ -137,16 +142,18 @@ pub(crate) struct Interest {
     pub(crate) conns: bool,
     pub(crate) phases: bool,
     pub(crate) logs: bool,
+    pub(crate) done: bool,
 }
 
 impl Interest {
     pub(crate) fn any(self) -> bool {
-        self.stats || self.conns || self.phases || self.logs
+        self.stats || self.conns || self.phases || self.logs || self.done
     }
 }
 
 pub(crate) type OnConn = Box<dyn FnMut(ConnEvent) + Send>;
 pub(crate) type OnPhase = Box<dyn FnMut(Phase) + Send>;
+pub(crate) type OnDone = Box<dyn FnMut(&RequestRecord) + Send>;
 pub(crate) type OnLog = Box<dyn FnMut(LogLevel, &str) + Send>;
 
 /// The callbacks of a server. They run on the events thread, one at a time.
@@ -156,6 +163,7 @@ pub(crate) struct Observers {
     pub(crate) conns: Option<OnConn>,
     pub(crate) phases: Option<OnPhase>,
     pub(crate) logs: Option<OnLog>,
+    pub(crate) done: Option<OnDone>,
 }
 
 impl Observers {
@@ -165,6 +173,7 @@ impl Observers {
             conns: self.conns.is_some(),
             phases: self.phases.is_some(),
             logs: self.logs.is_some(),
+            done: self.done.is_some(),
         }
     }
 
@@ -183,6 +192,7 @@ impl Observers {
             Event::Conn(event) => self.conns.iter_mut().for_each(|f| f(event.clone())),
             Event::Phase(phase) => self.phases.iter_mut().for_each(|f| f(phase)),
             Event::Log(level, text) => self.logs.iter_mut().for_each(|f| f(level, &text)),
+            Event::Done(record) => self.done.iter_mut().for_each(|f| f(&record)),
         }
     }
 }
@@ -208,6 +218,8 @@ pub(crate) struct Events {
 #[derive(Debug, Default)]
 struct Queue {
     events: VecDeque<Event>,
+    /// How much memory the records of requests among them take.
+    bytes: usize,
     closed: bool,
     /// Those who wait for the end have been told.
     ended: bool,
@@ -289,22 +301,44 @@ impl Events {
         }
     }
 
+    /// Whether anybody wants to be told of each request.
+    pub(crate) fn wants_done(&self) -> bool {
+        self.interest.done
+    }
+
+    /// A request has ended. Gives the record back if there is no room for it: who drops it may call the host.
+    pub(crate) fn done(&self, record: RequestRecord) -> Option<RequestRecord> {
+        match self.try_push(Event::Done(Box::new(record))) {
+            Some(Event::Done(record)) => Some(*record),
+            _ => None,
+        }
+    }
+
     fn push(&self, event: Event) {
-        let room = match event {
-            Event::Conn(_) => CAPACITY,
-            _ => CAPACITY + RESERVE,
+        drop(self.try_push(event));
+    }
+
+    /// Gives the event back if there is no room for it.
+    fn try_push(&self, event: Event) -> Option<Event> {
+        let (room, bytes) = match &event {
+            Event::Conn(_) => (CAPACITY, 0),
+            Event::Done(record) => (CAPACITY, record.size()),
+            _ => (CAPACITY + RESERVE, 0),
         };
         let mut queue = self.lock();
-        if queue.closed || queue.events.len() >= room {
+        let is_full = queue.events.len() >= room || queue.bytes + bytes > MOST_BYTES;
+        if queue.closed || is_full {
             queue.dropped += 1;
-            return;
+            return Some(event);
         }
+        queue.bytes += bytes;
         queue.events.push_back(event);
         if self.pulled && queue.events.len() == 1 {
             self.signal();
         }
         drop(queue);
         self.changed.notify_one();
+        None
     }
 
     /// The number of events that were lost because nobody took them in time.
@@ -349,6 +383,9 @@ impl Events {
         let mut queue = self.lock();
         loop {
             if let Some(event) = queue.events.pop_front() {
+                if let Event::Done(record) = &event {
+                    queue.bytes = queue.bytes.saturating_sub(record.size());
+                }
                 if self.pulled
                     && queue.events.is_empty()
                     && !queue.ended

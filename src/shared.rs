@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::orders::{Order, Orders};
 use crate::outcome::Outcome;
 use crate::phase::{Phase, Phases};
+use crate::record::RequestRecord;
 use crate::registry::Registry;
 use crate::report::Report;
 use crate::threads::{Helper, LentRuntime, Readers, Thread};
@@ -188,6 +189,16 @@ impl Shared {
             return tls::at_most_content(bytes);
         }
         bytes
+    }
+
+    /// Tells the host what became of a request.
+    pub(crate) fn tell(&self, record: RequestRecord) {
+        if let Some(untold) = self.events.done(record)
+            && untold.has_data()
+        {
+            // What is attached is the host's, and the control thread may have come here.
+            drop(self.helper.run(move || drop(untold)));
+        }
     }
 
     pub(crate) fn stop_began(&self, at: Duration) {

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
-use httpdown::{Addr, Body, Dispatch, Error, Exchange, Server};
+use httpdown::{Addr, Body, Dispatch, Error, Exchange, Report, RequestEnd, Server};
 use hyper::service::service_fn;
 
 use common::{Client, addr, assert_balanced, builder, listener, reply, wait};
@@ -128,8 +128,14 @@ async fn respond(request: Request<Body>) -> Result<Response<Full<Bytes>>, Infall
     Ok(Response::new(Full::new(answer)))
 }
 
-fn serve(way: Way, stop_timeout: Duration) -> Server {
-    let builder = builder().stop_timeout(stop_timeout);
+/// How many requests were told to have ended in each way.
+type Told = Arc<Mutex<[u64; 5]>>;
+
+fn serve(way: Way, stop_timeout: Duration, told: &Told) -> Server {
+    let told = Arc::clone(told);
+    let builder = builder()
+        .stop_timeout(stop_timeout)
+        .on_done(move |record| told.lock().unwrap()[record.end as usize] += 1);
     let pool = Dispatch::Pool(const { NonZeroUsize::new(3).unwrap() });
     match way {
         Way::Pool => builder.handle(listener(), pool, handle).unwrap(),
@@ -334,6 +340,19 @@ impl fmt::Display for Run {
     }
 }
 
+/// Of each request was told once, and what the report says.
+fn assert_told(told: &[u64; 5], report: &Report, run: &Run) {
+    let of = |end: RequestEnd| told[end as usize];
+    let context = format!("{run}: {told:?}, {report:?}");
+    assert_eq!(report.events_dropped, 0, "{context}");
+    assert_eq!(told.iter().sum::<u64>(), report.requests, "{context}");
+    assert_eq!(of(RequestEnd::Failed), report.failed, "{context}");
+    assert_eq!(of(RequestEnd::TimedOut), report.timed_out, "{context}");
+    // What was told before the stop may turn out not to have arrived.
+    assert!(of(RequestEnd::Gone) <= report.gone, "{context}");
+    assert!(of(RequestEnd::Killed) <= report.killed, "{context}");
+}
+
 /// Returns how many requests were not owed an answer, and got none.
 fn run(seed: u64, ending: Ending) -> usize {
     let mut random = Random::new(seed);
@@ -343,7 +362,8 @@ fn run(seed: u64, ending: Ending) -> usize {
         Ending::Hurried => Duration::from_micros(random.below(3_000)),
         _ => Duration::from_secs(60),
     };
-    let server = serve(way, stop_timeout);
+    let told = Told::default();
+    let server = serve(way, stop_timeout, &told);
     let tally = Arc::new(Tally::default());
     let stop_after = random.below(20);
     let result = thread::scope(|scope| {
@@ -390,6 +410,7 @@ fn run(seed: u64, ending: Ending) -> usize {
     // Not all answers are counted there: a 400 is one to no request.
     assert!(answered <= report.requests, "{run}: {tally:?}, {report:?}");
     server.close();
+    assert_told(&told.lock().unwrap(), &report, &run);
     tally.crossed.load(Ordering::Relaxed)
 }
 

@@ -13,6 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Error, Result};
+use crate::record::Recording;
 
 use super::h1::BodyFault;
 use super::state::Conn;
@@ -165,7 +166,7 @@ impl http_body::Body for Body {
         }
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
-                rest.is_read();
+                rest.is_read(frame.data_ref().map_or(0, Bytes::len));
                 Some(Ok(frame))
             }
             // hyper gives the reason only once, and reports the end of the body after that.
@@ -230,6 +231,8 @@ impl fmt::Debug for Body {
 pub(super) struct Rest {
     /// A body does not keep its connection in the registry.
     conn: Weak<Conn>,
+    /// Where the bytes that are read are counted, if anybody wants to know.
+    recording: Option<Arc<Recording>>,
     /// Whoever holds the body drops it before they end the answer. Nobody can say that of a service.
     will_be_dropped: AtomicBool,
     kept: Mutex<Kept>,
@@ -246,9 +249,10 @@ enum Kept {
 }
 
 impl Rest {
-    pub(super) fn new(conn: &Arc<Conn>) -> Arc<Self> {
+    pub(super) fn new(conn: &Arc<Conn>, recording: Option<&Arc<Recording>>) -> Arc<Self> {
         Arc::new(Self {
             conn: Arc::downgrade(conn),
+            recording: recording.cloned(),
             will_be_dropped: AtomicBool::new(false),
             kept: Mutex::new(Kept::Nothing),
         })
@@ -290,7 +294,10 @@ impl Rest {
     }
 
     /// Somebody has read a piece of the body.
-    fn is_read(&self) {
+    fn is_read(&self, bytes: usize) {
+        if let Some(recording) = &self.recording {
+            recording.has_received(bytes);
+        }
         if let Some(conn) = self.conn.upgrade() {
             conn.h1.piece_is_read();
         }
@@ -346,12 +353,20 @@ impl Unread {
     }
 
     /// Reads and discards what is there, unless it is too much.
-    pub(super) fn poll_drain(&mut self, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_drain(
+        &mut self,
+        conn: &Conn,
+        recording: Option<&Arc<Recording>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         let is_too_long = |body: &Incoming, left| body.size_hint().lower() > left;
         while !conn.h1.has_read_body() && !is_too_long(&self.body, self.left) {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     let length = frame.data_ref().map_or(0, Bytes::len);
+                    if let Some(recording) = recording {
+                        recording.has_received(length);
+                    }
                     let Some(left) = self.left.checked_sub(length as u64) else {
                         break;
                     };

@@ -21,6 +21,7 @@ mod listening;
 mod number;
 mod parked;
 mod patience;
+mod recordings;
 mod respond;
 mod state;
 #[cfg(test)]

@@ -55,6 +55,9 @@ where
     }
 
     fn respond(&self, mut head: Parts, body: Body, inflight: &Inflight) -> S::Future {
+        if let Some(recording) = inflight.recording() {
+            recording.is_called();
+        }
         let conn = inflight.conn();
         if conn.shared().options.conn_info {
             head.extensions.insert(ConnInfo::clone(conn.info()));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::task::Wake;
 use std::thread;
 
+use http::request::Parts;
 use once_cell::sync::OnceCell;
 use socket2::SockRef;
 
@@ -15,6 +16,7 @@ use crate::conn_info::{ConnInfo, ConnState};
 use crate::ledger::{Count, Ledger};
 use crate::net::Connected;
 use crate::net::plain::{self, Stream};
+use crate::record::{Recording, RequestEnd};
 use crate::registry::Member;
 use crate::report::Report;
 use crate::shared::Shared;
@@ -26,6 +28,7 @@ use super::driver::Driver;
 use super::h1::{BodyFault, BodyLength, Progress, is_request};
 use super::listening::{Listener, Listening};
 use super::number::Number;
+use super::recordings::{Opened, Recordings};
 
 /// How a connection ends, if nothing on it is lost.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +81,8 @@ pub(crate) struct Conn {
     pub(super) h1: Progress,
     listening: Listening,
     ledger: Ledger,
+    /// `None` if nobody wants to be told of each request.
+    recordings: Option<Box<Recordings>>,
     /// The counts that the ledger had when the connection was closed have been added to the server's counts. A handler
     /// may have blocked a thread, which then comes to the connection later; what that thread adds is ignored. See
     /// [`Register::settle`].
@@ -138,6 +143,7 @@ impl Conn {
             h1: Progress::default(),
             listening: Listening::default(),
             ledger: Ledger::default(),
+            recordings: shared.events.wants_done().then(Box::default),
             in_service: Count::default(),
             unflushed: Count::default(),
             unserved: Unserved::default(),
@@ -235,25 +241,40 @@ impl Conn {
     /// The first byte of a request goes to hyper.
     pub(super) fn head_begins(&self) {
         self.h1.head_begins();
+        if let Some(mut recordings) = self.recordings() {
+            recordings.head_begins();
+        }
         // A pipelined request may come before the response to the one before it is flushed.
         if self.is_between_requests() {
             self.set_state(ConnState::Active);
         }
     }
 
+    fn recordings(&self) -> Option<Opened<'_>> {
+        let recordings = self.recordings.as_deref();
+        recordings.map(|recordings| recordings.open(&self.shared))
+    }
+
     /// hyper has read a request's head and gives it to the service. `is_upgrade`: the request asks for an upgrade.
     /// `waits`: the client waits for a 100 before it sends the body.
     pub(super) fn request_begins(
         self: &Arc<Self>,
+        head: &Parts,
         body: BodyLength,
         is_upgrade: bool,
         waits: bool,
     ) -> Inflight {
         self.h1.request_begins(body, is_upgrade, waits);
+        let mut recordings = self.recordings();
         self.ledger.requests.raise(1);
         self.in_service.raise(1);
+        let recording = recordings.as_mut().and_then(|recordings| {
+            recordings.request_begins(&self.info, self.ledger.requests.get(), head, body)
+        });
+        drop(recordings);
         Inflight {
             conn: Arc::clone(self),
+            recording,
             column: AtomicU8::new(Column::Served as u8),
         }
     }
@@ -278,37 +299,56 @@ impl Conn {
 
     /// There is the whole response to a request, which will count in this column.
     pub(super) fn response_written(&self, column: Column) {
+        let recordings = self.recordings();
         self.in_service.move_to(&self.unflushed);
         if let Some(unserved) = self.unserved.of(column) {
             unserved.raise(1);
+        }
+        if let Some(mut recordings) = recordings {
+            recordings.body_left(self.h1.body_length());
+            recordings.response_written(column.end());
         }
     }
 
     /// The service has failed after the response had begun: hyper will cut the response. After a kill, the service was
     /// asked to end like this. Behind half a request, there may be no other way.
     pub(super) fn response_failed(&self) {
-        if self.is_killed() {
+        let recordings = self.recordings();
+        let end = if self.is_killed() {
             self.in_service.move_to(&self.ledger.killed);
+            RequestEnd::Killed
         } else if self.h1.body_fault() == Some(BodyFault::TooSlow) {
             self.in_service.move_to(&self.ledger.timed_out);
+            RequestEnd::TimedOut
         } else if self.h1.body_fault().is_some() {
             self.in_service.move_to(&self.ledger.gone);
             self.undelivered.store(true, Ordering::Relaxed);
+            RequestEnd::Gone
         } else {
             self.in_service.move_to(&self.ledger.failed);
             self.shared.events.sum("handler.error", 1.0);
+            RequestEnd::Failed
+        };
+        if let Some(mut recordings) = recordings {
+            recordings.body_left(self.h1.body_length());
+            recordings.response_failed(end);
         }
     }
 
     /// Nothing that is under way on the connection will be finished, and that is not the client's doing.
     pub(super) fn requests_failed(&self) {
-        let column = if self.is_killed() {
-            &self.ledger.killed
+        let recordings = self.recordings();
+        let (column, end) = if self.is_killed() {
+            (&self.ledger.killed, RequestEnd::Killed)
         } else {
-            &self.ledger.failed
+            (&self.ledger.failed, RequestEnd::Failed)
         };
         self.in_service.move_to(column);
         self.unflushed.move_to(column);
+        if let Some(mut recordings) = recordings {
+            recordings.body_left(self.h1.body_length());
+            recordings.requests_failed(end);
+        }
         self.cut();
     }
 
@@ -332,10 +372,14 @@ impl Conn {
         if flushed == 0 {
             return 0;
         }
+        let recordings = self.recordings();
         self.unflushed.lower(flushed);
         let unserved = self.unserved_flushed(flushed);
         let served = flushed - unserved;
         self.ledger.served.raise(served);
+        if let Some(mut recordings) = recordings {
+            recordings.responses_flushed(flushed, self.is_stopping());
+        }
         let is_idle = self.unflushed.get() == 0 && !self.is_waiting_for_handler();
         if is_idle && !self.h1.is_reading_head() && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);
@@ -485,14 +529,18 @@ impl Conn {
     /// during a stop.
     pub(super) fn unacknowledged(&self, responses: u64, bytes: u64) {
         self.shared.ends.bytes_unacked.add(bytes);
+        let recordings = self.recordings();
         let ledger = &self.ledger;
-        let lost = if self.is_killed() {
-            &ledger.killed
+        let (lost, end) = if self.is_killed() {
+            (&ledger.killed, RequestEnd::Killed)
         } else {
-            &ledger.gone
+            (&ledger.gone, RequestEnd::Gone)
         };
         ledger.served.lower(responses);
         lost.raise(responses);
+        if let Some(mut recordings) = recordings {
+            recordings.delivered(responses, end);
+        }
         self.undelivered.fetch_or(responses > 0, Ordering::Relaxed);
     }
 
@@ -585,19 +633,26 @@ impl Conn {
     /// Adds the counts to the server's counts, for good. Returns how many requests were lost: those that are in no
     /// column yet.
     fn settle(&self, killed: bool, failed: bool) -> u64 {
+        let mut recordings = self.recordings();
         // By the registry, so that no report counts the connection twice.
         self.shared.registry.settle(|| {
             let mut counts = self.ledger.counts();
             // If one byte of a request has come, it counts as a request.
-            counts.requests += u64::from(killed && self.h1.is_reading_head());
+            let is_head_cut = killed && self.h1.is_reading_head();
+            counts.requests += u64::from(is_head_cut);
             let lost = counts.open();
-            let column = match (killed, failed) {
-                (true, _) => &mut counts.killed,
-                (_, true) => &mut counts.failed,
-                _ if self.has_timed_out() => &mut counts.timed_out,
-                _ => &mut counts.gone,
+            let (column, end) = match (killed, failed) {
+                (true, _) => (&mut counts.killed, RequestEnd::Killed),
+                (_, true) => (&mut counts.failed, RequestEnd::Failed),
+                _ if self.has_timed_out() => (&mut counts.timed_out, RequestEnd::TimedOut),
+                _ => (&mut counts.gone, RequestEnd::Gone),
             };
             *column += lost;
+            if let Some(recordings) = &mut recordings {
+                let cut_head = is_head_cut.then_some((&self.info, counts.requests));
+                recordings.body_left(self.h1.body_length());
+                recordings.settle(end, cut_head);
+            }
             self.shared.ledger.add(&counts);
             self.settled.store(true, Ordering::Relaxed);
             lost
@@ -745,6 +800,18 @@ struct Unserved {
     killed: Count,
 }
 
+impl Column {
+    /// How the request is told to have ended.
+    fn end(self) -> RequestEnd {
+        match self {
+            Self::Served => RequestEnd::Served,
+            Self::Gone => RequestEnd::Gone,
+            Self::Killed => RequestEnd::Killed,
+            Self::TimedOut => RequestEnd::TimedOut,
+        }
+    }
+}
+
 impl Unserved {
     fn of(&self, column: Column) -> Option<&Count> {
         match column {
@@ -761,6 +828,8 @@ impl Unserved {
 #[derive(Debug)]
 pub(crate) struct Inflight {
     conn: Arc<Conn>,
+    /// `None` if nobody wants to be told of the request.
+    recording: Option<Arc<Recording>>,
     /// A [`Column`]. Any thread may set it.
     column: AtomicU8,
 }
@@ -768,6 +837,11 @@ pub(crate) struct Inflight {
 impl Inflight {
     pub(crate) fn conn(&self) -> &Arc<Conn> {
         &self.conn
+    }
+
+    /// Where everything is noted that the host is told of the request. `None` if nobody wants to be told.
+    pub(crate) fn recording(&self) -> Option<&Arc<Recording>> {
+        self.recording.as_ref()
     }
 
     /// The answer is the 503 of a kill. The request counts as killed, not as served.

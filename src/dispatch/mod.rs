@@ -275,6 +275,9 @@ impl fmt::Debug for Call {
 /// Calls the handler. If the handler panics, its exchange is dropped, and the client gets a 500. The caller keeps the
 /// request's slot during this call, so the request counts until the handler returns, even if it was answered before.
 fn call(handler: &dyn Handler, exchange: Exchange, slot: &ReplySlot) {
+    if let Some(recording) = slot.inflight().recording() {
+        recording.is_called();
+    }
     let panicked = contain(|| handler.handle(exchange)).is_none();
     if panicked {
         slot.tell("a handler panicked");

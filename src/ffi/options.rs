@@ -254,6 +254,7 @@ fn interest(kinds: u32) -> Result<Interest> {
         conns: has(httpdown_event_kind::HTTPDOWN_EVENT_CONN),
         phases: has(httpdown_event_kind::HTTPDOWN_EVENT_PHASE),
         logs: has(httpdown_event_kind::HTTPDOWN_EVENT_LOG),
+        done: false,
     })
 }
 

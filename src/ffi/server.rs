@@ -446,6 +446,7 @@ impl From<Event> for httpdown_event {
                 ..of(HTTPDOWN_EVENT_CONN, conn.state as c_int)
             },
             Event::Phase(phase) => of(HTTPDOWN_EVENT_PHASE, phase as c_int),
+            Event::Done(_) => of(HTTPDOWN_EVENT_LOG, 0),
             Event::Log(level, text) => Self {
                 text: text_array(&text),
                 ..of(HTTPDOWN_EVENT_LOG, level as c_int)

@@ -1,5 +1,6 @@
 //! A request and the answer to it. A handler may keep it on any thread, for any time.
 
+use std::any::Any;
 use std::fmt;
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
@@ -239,6 +240,32 @@ impl Exchange {
         self.conn_info()
     }
 
+    /// Attaches a value to the request's record, where [`RequestRecord::data`](crate::RequestRecord::data) finds it:
+    /// for an access log that knows more than the server does. Replaces an earlier value. Without
+    /// [`Builder::on_done`](crate::Builder::on_done), or after the request's end, nobody sees the value.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use httpdown::{Exchange, RequestRecord};
+    ///
+    /// fn handle(exchange: Exchange) {
+    ///     exchange.attach(Arc::new("alice".to_owned()));
+    ///     let _ = exchange.reply(http::Response::new("hello".into()));
+    /// }
+    ///
+    /// fn log(record: &RequestRecord) {
+    ///     let user = record.data().and_then(|data| data.downcast_ref::<String>());
+    ///     println!("{:?} {}", user, record.common_log());
+    /// }
+    /// # let _ = (handle, log);
+    /// ```
+    pub fn attach(&self, data: Arc<dyn Any + Send + Sync>) {
+        if let Some(recording) = self.0.slot.inflight().recording() {
+            recording.attach(data);
+        }
+    }
+
     pub(crate) fn conn_info(&self) -> &Arc<ConnInfo> {
         self.0.slot.inflight().conn().info()
     }
@@ -266,6 +293,9 @@ impl Exchange {
     }
 
     pub(crate) fn taken_by(&mut self, holder: Taken) {
+        if let Some(recording) = self.0.slot.inflight().recording() {
+            recording.is_called();
+        }
         self.0.taken = Some(holder);
     }
 

@@ -21,6 +21,7 @@ use crate::net::{Listener, Listeners};
 use crate::options::Options;
 use crate::phase::Phase;
 use crate::process;
+use crate::record::RequestRecord;
 use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::sys::SignalMask;
@@ -312,6 +313,22 @@ impl Builder {
         self
     }
 
+    /// Sets a callback, called on the events thread for each request that has ended: for an access log. Every request
+    /// of the [`Report`](crate::Report) is told exactly once, unless the callback is so slow that events are dropped
+    /// ([`Report::events_dropped`](crate::Report::events_dropped)). So a probe of the [ready path](Builder::ready_path)
+    /// is told, and bytes that are no request (400, 408) are not. An upgrade ends when the kernel has the answer that
+    /// agrees to it.
+    ///
+    /// While the server serves, a request has ended when the kernel has the whole answer; in a stop, when the client's
+    /// kernel has it, or the connection ends. A client that got its answer before a stop, and turns out in the stop not
+    /// to have it all, was told as served, though the report counts its request as gone or killed.
+    ///
+    /// Without this callback, nothing is noted for it, and no clock is read.
+    pub fn on_done(mut self, callback: impl FnMut(&RequestRecord) + Send + 'static) -> Self {
+        self.observers.done = Some(Box::new(callback));
+        self
+    }
+
     /// Makes events of all kinds, to be taken by [`Server::next_event`]. Callbacks that are set here are then not
     /// called, and there is no events thread.
     pub fn pull_events(self) -> Self {
@@ -320,7 +337,13 @@ impl Builder {
             conns: true,
             phases: true,
             logs: true,
+            done: true,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn pulls(&self) -> bool {
+        self.pulled.is_some()
     }
 
     pub(crate) fn pull(mut self, interest: Interest) -> Self {

@@ -140,6 +140,12 @@ where
                     {
                         *remaining = remaining.saturating_sub(data.len() as u64);
                     }
+                    if let Some(answering) = this.answering
+                        && let Some(recording) = answering.recording()
+                    {
+                        let sent = frame.data_ref().map_or(0, Bytes::len);
+                        recording.has_sent(sent);
+                    }
                     if is_last {
                         *this.remaining = Some(0);
                     }

@@ -20,6 +20,7 @@ use crate::conn::respond::{BoxError, Outcome, Respond};
 use crate::conn::state::Conn;
 use crate::contain::contain;
 use crate::events::LogLevel;
+use crate::record::Recording;
 
 use super::framing::BodyLength;
 use super::progress::BodyFault;
@@ -60,11 +61,11 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let is_upgrade = !head.extensions.is_empty();
         let has_body = length != BodyLength::Known(0);
         let waits = has_body && wishes.waits;
-        let inflight = self.conn.request_begins(length, is_upgrade, waits);
+        let inflight = self.conn.request_begins(&head, length, is_upgrade, waits);
         let answering = Answering {
+            rest: has_body.then(|| Rest::new(&self.conn, inflight.recording())),
             outcome: self.respond.begin(inflight),
             is_complete: false,
-            rest: has_body.then(|| Rest::new(&self.conn)),
             asks_for: AsksFor::of(&head.method),
             is_upgrade,
             is_http10,
@@ -147,6 +148,10 @@ impl AsksFor {
 impl<O: Outcome> Answering<O> {
     pub(super) fn conn(&self) -> &Arc<Conn> {
         self.outcome.inflight().conn()
+    }
+
+    pub(super) fn recording(&self) -> Option<&Arc<Recording>> {
+        self.outcome.inflight().recording()
     }
 
     pub(super) fn complete(mut self) {
@@ -255,6 +260,9 @@ impl<O: Outcome> Answering<O> {
         } else {
             response.body().size_hint().exact().or_else(declared)
         };
+        if let Some(recording) = self.recording() {
+            recording.is_answered(status);
+        }
         if upgrades {
             self.conn().h1.upgrade_agreed();
         } else if self.is_last(response.headers(), remaining) {
@@ -334,7 +342,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let (Some(unread), Some(answering)) = (&mut *this.unread, &*this.answering) {
-            ready!(unread.poll_drain(answering.conn(), cx));
+            ready!(unread.poll_drain(answering.conn(), answering.recording(), cx));
             *this.unread = None;
         }
         let answering = this.answering.take();

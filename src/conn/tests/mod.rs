@@ -22,9 +22,11 @@ use socket2::{SockRef, Socket, Type};
 use tokio::runtime::Handle;
 
 use super::{Conn, Respond, serve};
+use crate::events::{Event, Interest};
 use crate::net::plain::Kind;
 use crate::net::{Connected, Listener};
 use crate::phase::Phase;
+use crate::record::RequestEnd;
 use crate::server::{Builder, Server};
 use crate::shared::Shared;
 use crate::sys;
@@ -158,6 +160,8 @@ struct Run {
     ended: Option<u32>,
     /// When nothing was left of the connection.
     gone: Option<u32>,
+    /// The host is told of each request, and takes no other events.
+    is_told: bool,
 }
 
 impl Run {
@@ -166,6 +170,12 @@ impl Run {
     }
 
     fn start_with<R: Respond + Clone + Sync>(bench: &Bench, respond: &R, builder: Builder) -> Self {
+        let done = Interest {
+            done: true,
+            ..Interest::default()
+        };
+        let is_told = !builder.pulls();
+        let builder = if is_told { builder.pull(done) } else { builder };
         let mut shared = builder
             .idle_grace(GRACE * TICK)
             .linger_timeout(LINGER * TICK)
@@ -199,6 +209,7 @@ impl Run {
             tick: 0,
             ended: None,
             gone: None,
+            is_told,
         }
     }
 
@@ -336,6 +347,47 @@ impl Run {
         self.enter(Phase::Killing).await;
         self.shared.registry.reset_all();
         self.settle().await;
+    }
+}
+
+/// In each of these lives, the host is told of each request once, and what the report says.
+impl Drop for Run {
+    fn drop(&mut self) {
+        let report = self.shared.report();
+        if std::thread::panicking() || report.conns_open > 0 || !self.is_told {
+            return;
+        }
+        let told = std::iter::from_fn(|| self.shared.events.next(Some(Instant::now())).ok());
+        let mut ends = [0; 5];
+        for event in told {
+            let Event::Done(record) = event else {
+                panic!("{event:?}");
+            };
+            ends[record.end as usize] += 1;
+        }
+        assert_eq!(ends.iter().sum::<u64>(), report.requests, "{report:?}");
+        let of = |end: RequestEnd| ends[end as usize];
+        assert_eq!(
+            of(RequestEnd::Failed),
+            report.failed,
+            "{ends:?}, {report:?}"
+        );
+        assert_eq!(
+            of(RequestEnd::TimedOut),
+            report.timed_out,
+            "{ends:?}, {report:?}"
+        );
+        // Only those may differ that were told before the stop, and had not arrived when it came.
+        let stops = self.shared.phases.get().drains();
+        for (end, count) in [
+            (RequestEnd::Gone, report.gone),
+            (RequestEnd::Killed, report.killed),
+        ] {
+            assert!(
+                of(end) == count || stops && of(end) < count,
+                "{ends:?}, {report:?}"
+            );
+        }
     }
 }
 
