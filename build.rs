@@ -33,6 +33,7 @@ mod header {
         "src/ffi/ready.rs",
         "src/ffi/stream.rs",
         "src/ffi/files.rs",
+        "src/ffi/record.rs",
         "src/ffi/tls.rs",
         "src/ffi/query.rs",
         "src/ffi/clock.rs",

@@ -86,6 +86,8 @@ KINDS = {
     "int": Kind(c="c_int", ctypes="c_int"),
     "bits": Kind(c="u32", ctypes="c_uint32"),
     "group": Kind(c="*const httpdown_{0}", ctypes="c_void_p"),
+    "callback": Kind(c="httpdown_{0}_fn", ctypes="c_void_p"),
+    "filler": Kind(c="u32", ctypes="c_uint32"),
 }
 
 # What the fields of httpdown_options before these take, each as large as a pointer.
@@ -171,7 +173,7 @@ class Option:
 
     @property
     def c_size(self) -> int:
-        return 8 if self.kind in ("text", "group") else 4
+        return 8 if self.kind in ("text", "group", "callback") else 4
 
     @property
     def is_plain(self) -> bool:
@@ -291,8 +293,12 @@ def documented(language: str, options: list[Option], line: Callable[[Option], st
     return "".join(comment(names.doc(option), 4, "///", 120) + f"    {line(option)}\n" for option in options)
 
 
+def c_field(option: Option) -> str:
+    return f"pub {option.c_name}: {option.of.c.format(option.name.removeprefix('on_'))},"
+
+
 def c_fields(options: list[Option]) -> str:
-    lines = documented("c", options, lambda option: f"pub {option.c_name}: {option.of.c.format(option.name)},")
+    lines = documented("c", options, c_field)
     if reserved(options):
         lines += "    /// For an option to come: 0.\n    pub reserved: u32,\n"
     return lines
@@ -312,6 +318,9 @@ def c_read(options: list[Option]) -> str:
     for option in options:
         field, setter = f"raw.{option.c_name}", f"builder = builder.{option.name}"
         match option.kind:
+            case "filler":
+                lines += f"    if {field} != 0 {{\n"
+                lines += f'        return Err(Error::Unsupported("options.{option.c_name} is not 0".into()));\n    }}\n'
             case "duration":
                 lines += f"    {setter}(duration_or({field}, defaults.{option.name}));\n"
             case "flag":

@@ -186,6 +186,8 @@ typedef enum {
     HTTPDOWN_EVENT_PHASE = 4,
     // A log line. `code` is a httpdown_log_level, `text` is the line.
     HTTPDOWN_EVENT_LOG = 8,
+    // A request has ended. `record` says what became of it, `conn_id` is the connection's number.
+    HTTPDOWN_EVENT_DONE = 16,
 } httpdown_event_kind;
 
 // The callback of httpdown_stats that a value is meant for.
@@ -231,6 +233,31 @@ typedef enum {
     // A request that has come. Only httpdown_next_item tells this.
     HTTPDOWN_NEW = 16,
 } httpdown_ready_kind;
+
+// How a request has ended: its column in the report.
+typedef enum {
+    // The kernel has the whole response. In a stop, the client's kernel has it.
+    HTTPDOWN_END_SERVED = 0,
+    // The handler failed after the response had begun. The client saw the response cut.
+    HTTPDOWN_END_FAILED = 1,
+    // The client left before the response or the request's body was complete, or the request's body turned out to be
+    // malformed after the response had begun.
+    HTTPDOWN_END_GONE = 2,
+    // The client was too slow with the body, or in taking the answer.
+    HTTPDOWN_END_TIMED_OUT = 3,
+    // A kill cut the request, or answered it with 503 because nobody had begun to work on it.
+    HTTPDOWN_END_KILLED = 4,
+} httpdown_request_end;
+
+// The form of a line that httpdown_log_line writes.
+typedef enum {
+    // The Common Log Format: 127.0.0.1 - - [06/Nov/1994:08:49:37 +0000] "GET /a?b HTTP/1.1" 200 13
+    HTTPDOWN_LOG_COMMON = 0,
+    // The same, followed by Referer and User-Agent, each in quotes, and "-" if the request had none.
+    HTTPDOWN_LOG_COMBINED = 1,
+    // A JSON object, with everything that a httpdown_request_record has, except `data`.
+    HTTPDOWN_LOG_JSON = 2,
+} httpdown_log_format;
 
 // A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Any
 // thread may use the clock, several at once.
@@ -377,6 +404,62 @@ typedef struct {
     // Default: 10,000.
     uint32_t handshakes;
 } httpdown_tls;
+
+// What became of a request. The durations are in microseconds, in real time, and count from `began_us`; -1: it has not
+// come to that. Everything that the struct points to is borrowed from it.
+typedef struct {
+    // sizeof(httpdown_request_record), as the library knows it.
+    size_t struct_size;
+    // How the request has ended: a httpdown_request_end.
+    int end;
+    // The status of the answer; 0 if there was no answer.
+    int status_code;
+    // The version of HTTP times ten: 10 or 11; 0 if a kill cut the request before its head was complete.
+    int version;
+    // Not 0: the connection has TLS.
+    int tls;
+    // The number of the request's connection, the same as in `on_conn_state`.
+    uint64_t conn_id;
+    // The number of the request on its connection, from 1.
+    uint64_t number;
+    // How many bytes of the request's body came before the end of the answer. Of a body in chunks, only those count
+    // that were read. The head, and what the transfer coding adds, do not count.
+    uint64_t received;
+    // How many bytes of the answer's body were given to the connection. The head, and what the transfer coding adds,
+    // do not count. If the request was not served, some of these bytes may not have left.
+    uint64_t sent;
+    // When the first byte of the request came, by the machine's clock: microseconds since 1970.
+    int64_t began_us;
+    // Until the head was complete.
+    int64_t head_us;
+    // Until the handler was called, or the request was taken from the queue.
+    int64_t called_us;
+    // Until the answer began: its head was given to the connection.
+    int64_t answered_us;
+    // Until the kernel had the last byte of the answer.
+    int64_t flushed_us;
+    // Until it was seen that the client's kernel had acknowledged the last byte of the answer. Only a stop looks, when
+    // the connection ends.
+    int64_t acknowledged_us;
+    // Until the end of the request was known. Never -1.
+    int64_t ended_us;
+    // The client's address, like httpdown_request_peer_addr.
+    httpdown_bytes peer;
+    // The method. Empty if a kill cut the request before its head was complete; also the target.
+    httpdown_bytes method;
+    // The target, not decoded, like httpdown_request_target.
+    httpdown_bytes target;
+    // The value of the first Referer header; `data` is NULL if the request had none.
+    httpdown_bytes referer;
+    // The value of the first User-Agent header; `data` is NULL if the request had none.
+    httpdown_bytes user_agent;
+    // What httpdown_request_set_data has set last; NULL if nothing.
+    void *data;
+} httpdown_request_record;
+
+// A request has ended: for an access log. `record` is borrowed until the callback returns. Called on the events
+// thread.
+typedef void (*httpdown_done_fn)(const httpdown_request_record *record, void *user_data);
 
 // The settings of a server. Zero in a field means its default, so set `struct_size` and the fields that you need:
 // httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
@@ -530,14 +613,22 @@ typedef struct {
     // How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
     // `body_timeout_ms` or `write_timeout_ms`. Default: 240.
     uint32_t least_rate;
-    // A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
-    // so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
-    // when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    // A request whose body is known to be shorter than so many bytes reaches its handler when the body is there, so
+    // that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only when
+    // it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
     uint32_t body_buffer;
     // How many requests a second are told that the server drains, of those that have asked to be told. So the clients
     // of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout_ms` has
     // passed. Default: 1,000.
     uint32_t drain_rate;
+    // Called for each request that has ended: for an access log. Every request of the report is told exactly once,
+    // unless the callback is so slow that events are dropped (`events_dropped`). So a probe of `ready_path` is told,
+    // and bytes that are no request (400, 408) are not. An upgrade ends when the kernel has the answer that agrees to
+    // it. While the server serves, a request has ended when the kernel has the whole answer; in a stop, when the
+    // client's kernel has it, or the connection ends. A client that got its answer before a stop, and turns out in the
+    // stop not to have it all, was told as served, though the report counts its request as gone or killed. Without
+    // this callback, nothing is noted for it, and no clock is read.
+    httpdown_done_fn on_done;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
@@ -627,7 +718,7 @@ typedef struct {
     int kind;
     // The meaning depends on `kind`.
     int code;
-    // For CONN: the connection's number, unique within its server.
+    // For CONN and DONE: the connection's number, unique within its server.
     uint64_t conn_id;
     // For STAT: the value.
     double value;
@@ -635,6 +726,8 @@ typedef struct {
     char name[64];
     // For LOG: the line; a line that is too long is cut. NUL-terminated.
     char text[512];
+    // For DONE: the record; NULL for other kinds. Borrowed until this thread calls httpdown_next_event again, or ends.
+    const httpdown_request_record *record;
 } httpdown_event;
 
 // A header field, from a request or for a reply.
@@ -1318,6 +1411,40 @@ int httpdown_reply_open_file(httpdown_request *request,
 // "application/octet-stream". Text is taken for UTF-8. Only the name is looked at: the file need not exist. Static.
 // Never blocks.
 httpdown_bytes httpdown_content_type(const char *path);
+
+// Writes one line of an access log into `buffer`, NUL-terminated and without a line end, and its length without the
+// NUL into `*len`. `format` is a httpdown_log_format. `record` may be a copy that the program has made or changed.
+//
+// Whatever a client sends, it cannot forge a line. In the Common Log Format, a quote and a backslash have a backslash
+// before them, and other bytes that are not visible ASCII are written as \xHH; the time is in UTC; the last number is
+// `sent`, or "-" for 0; the status is 000 if there was no answer. In JSON, bytes that are not UTF-8 are replaced by
+// U+FFFD; what is not known is null; the keys are the names of the struct's fields, but "time", "version" ("1.1"),
+// "status", "end" ("served") and "tls" (true or false). Never blocks. May be called in a forked child.
+//
+// Returns OK; TOO_LARGE if the line needs more than `size` bytes (then `buffer` has an empty text, and `*len` is still
+// the line's length: make room for one byte more; `buffer` may be NULL if `size` is 0); INVALID_ARGUMENT.
+HTTPDOWN_MUST_USE
+int httpdown_log_line(const httpdown_request_record *record,
+                      int format,
+                      char *buffer,
+                      size_t size,
+                      size_t *len);
+
+// Sets the program's own data of a request: an opaque pointer, which httpdown_request_data returns, and `on_done`
+// finds in the record. `destroy` (may be NULL) is called with `data` exactly once, on any thread: when other data is
+// set, or when the request does not live any more, nor its record (the callback `on_done` has returned, or the record
+// was dropped). It is called before the `destroy` of the server's options. On an error, the data is still yours, and
+// `destroy` is not called. Never blocks.
+//
+// Returns OK, ALREADY_REPLIED, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_request_set_data(httpdown_request *request,
+                              void *data,
+                              httpdown_destroy_fn destroy);
+
+// Returns what httpdown_request_set_data has set last; NULL if nothing, or if the request does not live any more.
+// Never blocks.
+void *httpdown_request_data(const httpdown_request *request);
 
 // From now on, new connections get these certificates and keys, and these checks of clients; open connections keep
 // theirs. All of it is checked first, and changes together or not at all: if the call fails, nothing has changed.

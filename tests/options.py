@@ -50,7 +50,7 @@ name = "sample_filler"
 kind = "flag"
 text = "{true}: it is filled."
 """
-IS_FILLED = "options.reserved" in (ROOT / "src/ffi/options.rs").read_text()
+IS_FILLED = "options.reserved is not 0" in (ROOT / "src/ffi/options.rs").read_text()
 
 RUST = """
 use httpdown::Server;

@@ -386,6 +386,32 @@ class Files(unittest.TestCase):
             self.assertEqual(server.end(), 0)
 
 
+class AccessLog(unittest.TestCase):
+    command = [os.path.join(BUILD, "access_log")]
+
+    def lines(self, *flags):
+        """What is logged of two requests."""
+        with Program(self.command, *flags) as server:
+            server.get("/?user=alice")
+            server.get("/" + 1000 * "x" + "?user=%0Anobody", "HEAD")
+            server.signal(signal.SIGTERM)
+            self.assertEqual(server.end(), 0)
+            return server.process.stdout.read().splitlines()
+
+    def test_each_request_is_a_line(self):
+        date = r"\d\d/[A-Z][a-z][a-z]/\d{4}:\d\d:\d\d:\d\d \+0000"
+        first, second = self.lines("-format", "common")
+        self.assertRegex(first, rf'^127\.0\.0\.1 - - \[{date}\] "GET /\?user=alice HTTP/1\.1" 200 13 \(alice\)$')
+        self.assertRegex(second, rf'^127\.0\.0\.1 - - \[{date}\] "HEAD /x{{1000}}\?user=%0Anobody HTTP/1\.1" 200 -$')
+        first, second = self.lines()
+        self.assertTrue(first.endswith(' "-" "-" (alice)') and second.endswith(' "-" "-"'), (first, second))
+
+    def test_json_can_be_read(self):
+        first, second = (json.loads(line.removesuffix(" (alice)")) for line in self.lines("-format=json"))
+        self.assertEqual((first["method"], first["target"], first["status"]), ("GET", "/?user=alice", 200))
+        self.assertEqual((second["end"], second["sent"], second["referer"]), ("served", 0, None))
+
+
 # In the place of build/hello.
 LIAR = """#!{python}
 import http.server, sys

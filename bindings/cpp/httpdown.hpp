@@ -33,6 +33,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <any>
 #include <array>
 #include <chrono>
 #include <cstddef>
@@ -182,6 +183,106 @@ inline std::string_view content_type(const std::string &path) noexcept {
 class server_ref;
 struct tls_options;
 
+/// What became of a request. A record is borrowed: from the library until the callback `on_done` returns, or from an
+/// event, until the thread takes the next event. Durations count from `began`; an empty optional: it has not come to
+/// that.
+class request_record {
+public:
+    using microseconds = std::chrono::microseconds;
+
+    /// A record of the C interface, such as that of an event.
+    explicit request_record(const httpdown_request_record *borrowed) noexcept : of_(borrowed) {}
+
+    /// The struct of the C interface.
+    const httpdown_request_record *get() const noexcept { return of_; }
+
+    /// How the request has ended: its column in the report.
+    httpdown_request_end end() const noexcept { return static_cast<httpdown_request_end>(of_->end); }
+
+    /// The status of the answer; 0 if there was no answer.
+    int status() const noexcept { return of_->status_code; }
+
+    /// The version of HTTP times ten; 0 if a kill cut the request before its head was complete.
+    int version() const noexcept { return of_->version; }
+
+    /// Whether the connection has TLS.
+    bool tls() const noexcept { return of_->tls != 0; }
+
+    /// The number of the request's connection, the same as in `on_conn_state`.
+    std::uint64_t conn_id() const noexcept { return of_->conn_id; }
+
+    /// The number of the request on its connection, from 1.
+    std::uint64_t number() const noexcept { return of_->number; }
+
+    /// How many bytes of the request's body came before the end of the answer. Of a body in chunks, only those count
+    /// that were read. The head does not count.
+    std::uint64_t received() const noexcept { return of_->received; }
+
+    /// How many bytes of the answer's body were given to the connection, without the head. If the request was not
+    /// served, some of these bytes may not have left.
+    std::uint64_t sent() const noexcept { return of_->sent; }
+
+    /// When the first byte of the request came, by the machine's clock.
+    std::chrono::system_clock::time_point began() const noexcept {
+        return std::chrono::system_clock::time_point(
+            std::chrono::duration_cast<std::chrono::system_clock::duration>(microseconds(of_->began_us)));
+    }
+
+    /// Until the head was complete.
+    std::optional<microseconds> head() const noexcept { return known(of_->head_us); }
+
+    /// Until the handler was called, or the request was taken from the queue.
+    std::optional<microseconds> called() const noexcept { return known(of_->called_us); }
+
+    /// Until the answer began: its head was given to the connection.
+    std::optional<microseconds> answered() const noexcept { return known(of_->answered_us); }
+
+    /// Until the kernel had the last byte of the answer.
+    std::optional<microseconds> flushed() const noexcept { return known(of_->flushed_us); }
+
+    /// Until it was seen that the client's kernel had acknowledged the last byte of the answer. Only a stop looks.
+    std::optional<microseconds> acknowledged() const noexcept { return known(of_->acknowledged_us); }
+
+    /// Until the end of the request was known.
+    microseconds ended() const noexcept { return microseconds(of_->ended_us); }
+
+    /// The client's address.
+    std::string_view peer() const noexcept { return view(of_->peer); }
+
+    /// The method. Empty if a kill cut the request before its head was complete.
+    std::string_view method() const noexcept { return view(of_->method); }
+
+    /// The target, not decoded.
+    std::string_view target() const noexcept { return view(of_->target); }
+
+    /// The first Referer header; `data()` is nullptr if the request had none.
+    std::string_view referer() const noexcept { return view(of_->referer); }
+
+    /// The first User-Agent header; `data()` is nullptr if the request had none.
+    std::string_view user_agent() const noexcept { return view(of_->user_agent); }
+
+    /// What `request::set_data` has set last; nullptr if nothing.
+    const std::any *data() const noexcept { return static_cast<const std::any *>(of_->data); }
+
+    /// The record as a line in the Common Log Format, without a line end; httpdown_log_line tells the details.
+    std::string common_log() const { return line(HTTPDOWN_LOG_COMMON); }
+
+    /// The same line, followed by Referer and User-Agent in quotes.
+    std::string combined_log() const { return line(HTTPDOWN_LOG_COMBINED); }
+
+    /// The record as a JSON object in one line, without a line end.
+    std::string json() const { return line(HTTPDOWN_LOG_JSON); }
+
+private:
+    static std::string_view view(httpdown_bytes bytes) noexcept { return {bytes.data, bytes.len}; }
+    static std::optional<microseconds> known(std::int64_t us) noexcept {
+        return us < 0 ? std::nullopt : std::optional<microseconds>(microseconds(us));
+    }
+    std::string line(int format) const;
+
+    const httpdown_request_record *of_;
+};
+
 /// A request, and the duty to answer it once. You may move a request to any thread and keep it; meanwhile the client
 /// waits. If a request is destroyed without an answer, the client gets a 500; if it is destroyed after an answer has
 /// begun, the client sees the answer cut.
@@ -252,6 +353,15 @@ public:
 
     /// The number of the request's connection, the same as in `on_conn_state`.
     std::uint64_t conn_id() const noexcept { return httpdown_request_conn_id(get()); }
+
+    /// The program's own data of the request: what `set_data` has set last; nullptr if nothing. Do not mix this with
+    /// httpdown_request_set_data.
+    std::any *data() const noexcept { return static_cast<std::any *>(httpdown_request_data(get())); }
+
+    /// Sets the program's own data of the request, which `data` returns, and `on_done` finds in the record. The data is
+    /// destroyed exactly once, on any thread: when other data is set, or when the request and its record do not live
+    /// any more. Throws error: ALREADY_REPLIED after the request's end.
+    void set_data(std::any data);
 
     /// The server that the request came to, for example to stop the server from a handler. Do not use the result after
     /// the request is ended and its handler has returned, unless you know that the server lives. A call after that
@@ -573,7 +683,7 @@ struct options {
     /// The maximum number of threads in the pool. 0: 512.
     std::uint32_t pool_threads = 0;
 
-    /// For a monitoring system; httpdown.h lists the keys. These and the next three callbacks are called on the events
+    /// For a monitoring system; httpdown.h lists the keys. These and the next four callbacks are called on the events
     /// thread, one at a time. A slow callback delays only later events. (listen.error comes while the server is made.)
     stat bump_avg{}, bump_sum{}, bump_histogram{}, bump_time{};
     /// A connection, by its number, has changed its state. The text is the client's address.
@@ -583,6 +693,10 @@ struct options {
     /// A message for a person; the library itself prints nothing. Also called on the thread of a callback that has
     /// thrown, but never twice at once. Exceptions that on_log throws are lost.
     callback<httpdown_log_level, std::string_view> on_log{};
+    /// A request has ended, for an access log: `std::cout << record.combined_log() << '\n'`. Every request of the
+    /// report is told exactly once, unless events are dropped; httpdown.h tells the details. Without this callback,
+    /// nothing is noted for it.
+    callback<const request_record &> on_done{};
     /// The kinds of event (httpdown_event_kind, or-ed) that the program takes with `next_event`. Excludes the callbacks
     /// for events above.
     std::uint32_t pull_events = 0;
@@ -674,9 +788,9 @@ struct options {
     /// How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
     /// `body_timeout` or `write_timeout`. Default: 240.
     std::uint32_t least_rate = 0;
-    /// A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
-    /// so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
-    /// when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    /// A request whose body is known to be shorter than so many bytes reaches its handler when the body is there, so
+    /// that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only when
+    /// it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
     std::uint32_t body_buffer = 0;
     /// How many requests a second are told that the server drains, of those that have asked to be told. So the clients
     /// of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout` has
@@ -930,6 +1044,7 @@ public:
         if (from.on_conn_state) raw_.on_conn_state = on_conn_state;
         if (from.on_phase) raw_.on_phase = on_phase;
         if (from.on_log) raw_.on_log = on_log;
+        if (from.on_done) raw_.on_done = on_done;
         raw_.destroy = [](void *data) noexcept { delete static_cast<host *>(data); };
         raw_.user_data = new host(std::move(from));
     }
@@ -958,6 +1073,11 @@ private:
                      [&] { self.of.on_phase(server_ref(server), static_cast<httpdown_phase_code>(phase)); });
     }
 
+    static void on_done(const httpdown_request_record *record, void *data) noexcept {
+        auto &self = *static_cast<host *>(data);
+        self.guarded("on_done", [&] { self.of.on_done(request_record(record)); });
+    }
+
     static void on_log(int level, const char *text, void *data) noexcept {
         static_cast<host *>(data)->log(level, text);
     }
@@ -974,6 +1094,28 @@ private:
 };
 
 } // namespace detail
+
+inline std::string request_record::line(int format) const {
+    std::size_t length = 0;
+    int status = httpdown_log_line(of_, format, nullptr, 0, &length);
+    if (status != HTTPDOWN_STATUS_TOO_LARGE) {
+        detail::check(status);
+        return {};
+    }
+    // With room for the NUL.
+    std::string line(length + 1, '\0');
+    detail::check(httpdown_log_line(of_, format, line.data(), line.size(), &length));
+    line.resize(length);
+    return line;
+}
+
+inline void request::set_data(std::any data) {
+    auto owned = std::make_unique<std::any>(std::move(data));
+    const auto destroy = [](void *old) noexcept { delete static_cast<std::any *>(old); };
+    const int status = httpdown_request_set_data(get(), owned.get(), destroy);
+    if (status == HTTPDOWN_STATUS_OK) owned.release();
+    detail::check(status);
+}
 
 inline std::optional<httpdown_credentials> request::peer_credentials() const {
     httpdown_credentials found{};

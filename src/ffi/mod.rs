@@ -33,6 +33,7 @@ mod last_error;
 mod options;
 mod query;
 mod ready;
+mod record;
 mod request;
 mod server;
 mod stream;

@@ -12,6 +12,7 @@ use crate::{Builder, Dispatch, Error, Listener, Result, Server};
 
 use super::boundary::{Sized, borrow, duration_or, read_sized, slice, text};
 use super::callbacks::{self, CHandler, CStats, ForeignData, Host};
+use super::record;
 use super::server::httpdown_server;
 use super::tls;
 use super::types::{
@@ -187,7 +188,8 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
         let has_callbacks = has_stats
             || raw.on_conn_state.is_some()
             || raw.on_phase.is_some()
-            || raw.on_log.is_some();
+            || raw.on_log.is_some()
+            || raw.on_done.is_some();
         if has_callbacks {
             let why = "options.pull_events excludes callbacks for events".into();
             return Err(Error::InvalidArgument(why));
@@ -203,6 +205,9 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     }
     if raw.on_phase.is_some() {
         builder = builder.on_phase(callbacks::phase(host.clone(), raw.on_phase));
+    }
+    if raw.on_done.is_some() {
+        builder = builder.on_done(record::done(host.clone(), raw.on_done));
     }
     if raw.on_log.is_some() {
         builder = builder.on_log(callbacks::log(host.clone(), raw.on_log));
@@ -245,7 +250,7 @@ fn threads(count: u32, name: &str) -> Result<Option<NonZeroUsize>> {
 
 fn interest(kinds: u32) -> Result<Interest> {
     let has = |kind: httpdown_event_kind| kinds & kind as u32 != 0;
-    if kinds >= 16 {
+    if kinds >= 32 {
         let why = format!("options.pull_events {kinds} is not known");
         return Err(Error::Unsupported(why));
     }
@@ -254,7 +259,7 @@ fn interest(kinds: u32) -> Result<Interest> {
         conns: has(httpdown_event_kind::HTTPDOWN_EVENT_CONN),
         phases: has(httpdown_event_kind::HTTPDOWN_EVENT_PHASE),
         logs: has(httpdown_event_kind::HTTPDOWN_EVENT_LOG),
-        done: false,
+        done: has(httpdown_event_kind::HTTPDOWN_EVENT_DONE),
     })
 }
 

@@ -19,6 +19,7 @@ use crate::{Error, Exchange, Result};
 
 use super::boundary::{deadline, null, output, room, slice, status, status_of_several, value};
 use super::callbacks::ForeignData;
+use super::record::RequestData;
 use super::server::httpdown_server;
 use super::table::{ENDING, Entry, Holders, LENT, OPEN, OWNED, RETAINED, find, insert};
 #[cfg(feature = "tls")]
@@ -53,6 +54,8 @@ pub struct httpdown_request {
     server: *const httpdown_server,
     /// The whole body, once it has been asked for.
     body: OnceCell<Bytes>,
+    /// The host's own data.
+    data: UnsafeCell<Option<Arc<RequestData>>>,
     target: OnceCell<String>,
     peer: OnceCell<String>,
     local: OnceCell<String>,
@@ -72,6 +75,7 @@ impl httpdown_request {
             exchange: UnsafeCell::new(Some(exchange)),
             server: Arc::as_ptr(server),
             body: OnceCell::new(),
+            data: UnsafeCell::new(None),
             target: OnceCell::new(),
             peer: OnceCell::new(),
             local: OnceCell::new(),
@@ -99,6 +103,33 @@ impl httpdown_request {
 
     pub(super) fn head(&self) -> &Parts {
         &self.head
+    }
+
+    /// The data of the server's host.
+    ///
+    /// # Safety
+    /// The request has not been ended.
+    pub(super) unsafe fn host(&self) -> Arc<ForeignData> {
+        // SAFETY: until the request's end, its handler or its owner keeps the server alive.
+        unsafe { &*self.server }.data()
+    }
+
+    /// Sets the host's own data, and returns the earlier data.
+    ///
+    /// # Safety
+    /// Nobody else uses the data meanwhile.
+    pub(super) unsafe fn set_data(&self, data: Arc<RequestData>) -> Option<Arc<RequestData>> {
+        // SAFETY: the same promise.
+        unsafe { &mut *self.data.get() }.replace(data)
+    }
+
+    /// The host's own data.
+    ///
+    /// # Safety
+    /// Nobody sets the data while the result is used.
+    pub(super) unsafe fn data(&self) -> Option<&RequestData> {
+        // SAFETY: the same promise.
+        unsafe { &*self.data.get() }.as_deref()
     }
 
     pub(super) fn take_headers(&mut self) -> HeaderMap {

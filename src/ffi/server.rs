@@ -15,6 +15,7 @@ use super::boundary::{
 };
 use super::callbacks::ForeignData;
 use super::options::Options;
+use super::record::{forget, keep};
 use super::request::{httpdown_request, own};
 use super::types::httpdown_event_kind::*;
 use super::types::{httpdown_event, httpdown_options, httpdown_status, httpdown_stop_report};
@@ -27,10 +28,14 @@ pub struct httpdown_server {
     /// The queue, if the server has one.
     pub(super) queue: OnceCell<RequestQueue>,
     /// The host's data lives as long as the server, even if no callback needs it.
-    _data: Arc<ForeignData>,
+    data: Arc<ForeignData>,
 }
 
 impl httpdown_server {
+    pub(super) fn data(&self) -> Arc<ForeignData> {
+        Arc::clone(&self.data)
+    }
+
     pub(super) fn get(&self) -> &Server {
         self.server.wait()
     }
@@ -113,7 +118,7 @@ fn start(options: Options) -> Result<Arc<httpdown_server>> {
     let handle = Arc::new(httpdown_server {
         server: Arc::default(),
         queue: OnceCell::new(),
-        _data: options.data(),
+        data: options.data(),
     });
     options.serve(&handle)?;
     Ok(handle)
@@ -417,6 +422,7 @@ pub unsafe extern "C" fn httpdown_next_event(
         let server = unsafe { borrow(server, "server")? }.get();
         // SAFETY: the header's preface: NULL or an event.
         unsafe { size_of_callers(event, "event")? };
+        forget();
         let next = server.next_event(deadline(timeout_ms))?;
         // SAFETY: as above.
         unsafe { write_sized(event, next.into(), "event") }
@@ -433,6 +439,7 @@ impl From<Event> for httpdown_event {
             value: 0.0,
             name: [0; 64],
             text: [0; 512],
+            record: std::ptr::null(),
         };
         match event {
             Event::Stat { kind, key, value } => Self {
@@ -446,7 +453,11 @@ impl From<Event> for httpdown_event {
                 ..of(HTTPDOWN_EVENT_CONN, conn.state as c_int)
             },
             Event::Phase(phase) => of(HTTPDOWN_EVENT_PHASE, phase as c_int),
-            Event::Done(_) => of(HTTPDOWN_EVENT_LOG, 0),
+            Event::Done(record) => Self {
+                conn_id: record.conn().id,
+                record: keep(record),
+                ..of(HTTPDOWN_EVENT_DONE, 0)
+            },
             Event::Log(level, text) => Self {
                 text: text_array(&text),
                 ..of(HTTPDOWN_EVENT_LOG, level as c_int)

@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_int, c_void};
 
 use super::clock::httpdown_clock;
+use super::record::{httpdown_done_fn, httpdown_request_record};
 use super::request::httpdown_request;
 use super::server::httpdown_server;
 use super::stream::httpdown_stream;
@@ -140,6 +141,8 @@ pub enum httpdown_event_kind {
     HTTPDOWN_EVENT_PHASE = 4,
     /// A log line. `code` is a httpdown_log_level, `text` is the line.
     HTTPDOWN_EVENT_LOG = 8,
+    /// A request has ended. `record` says what became of it, `conn_id` is the connection's number.
+    HTTPDOWN_EVENT_DONE = 16,
 }
 
 /// The callback of httpdown_stats that a value is meant for.
@@ -562,14 +565,22 @@ pub struct httpdown_options {
     /// How many bytes a second a client must send of a body, or take of an answer, so that it is not cut by
     /// `body_timeout_ms` or `write_timeout_ms`. Default: 240.
     pub least_rate: u32,
-    /// A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
-    /// so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
-    /// when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    /// A request whose body is known to be shorter than so many bytes reaches its handler when the body is there, so
+    /// that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only when
+    /// it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
     pub body_buffer: u32,
     /// How many requests a second are told that the server drains, of those that have asked to be told. So the clients
     /// of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout_ms` has
     /// passed. Default: 1,000.
     pub drain_rate: u32,
+    /// Called for each request that has ended: for an access log. Every request of the report is told exactly once,
+    /// unless the callback is so slow that events are dropped (`events_dropped`). So a probe of `ready_path` is told,
+    /// and bytes that are no request (400, 408) are not. An upgrade ends when the kernel has the answer that agrees to
+    /// it. While the server serves, a request has ended when the kernel has the whole answer; in a stop, when the
+    /// client's kernel has it, or the connection ends. A client that got its answer before a stop, and turns out in the
+    /// stop not to have it all, was told as served, though the report counts its request as gone or killed. Without
+    /// this callback, nothing is noted for it, and no clock is read.
+    pub on_done: httpdown_done_fn,
     // options: end fields
 }
 
@@ -664,7 +675,7 @@ pub struct httpdown_event {
     pub kind: c_int,
     /// The meaning depends on `kind`.
     pub code: c_int,
-    /// For CONN: the connection's number, unique within its server.
+    /// For CONN and DONE: the connection's number, unique within its server.
     pub conn_id: u64,
     /// For STAT: the value.
     pub value: f64,
@@ -672,6 +683,8 @@ pub struct httpdown_event {
     pub name: [c_char; 64],
     /// For LOG: the line; a line that is too long is cut. NUL-terminated.
     pub text: [c_char; 512],
+    /// For DONE: the record; NULL for other kinds. Borrowed until this thread calls httpdown_next_event again, or ends.
+    pub record: *const httpdown_request_record,
 }
 
 /// As a timeout: do not wait.
@@ -686,7 +699,7 @@ pub const HTTPDOWN_TO_END: u64 = u64::MAX;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
-    let pointers = size_of::<usize>() * 17;
+    let pointers = size_of::<usize>() * 18;
     let ints = size_of::<u32>() * 24;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + ints);

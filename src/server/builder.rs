@@ -244,9 +244,9 @@ impl Builder {
         self
     }
 
-    /// A request whose body has a known length, of at most so many bytes, reaches its handler when the body is there,
-    /// so that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only
-    /// when it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
+    /// A request whose body is known to be shorter than so many bytes reaches its handler when the body is there, so
+    /// that a slow client occupies no handler. Longer ones, those in chunks, and those that the client sends only when
+    /// it is asked (Expect: 100-continue) reach it at once. At most 16 MiB. Default: 65,536.
     pub fn body_buffer(mut self, bytes: NonZeroUsize) -> Self {
         self.options.body_buffer = Some(bytes);
         self

@@ -59,7 +59,8 @@ AT(httpdown_options, write_timeout_ms, 216);
 AT(httpdown_options, least_rate, 220);
 AT(httpdown_options, body_buffer, 224);
 AT(httpdown_options, drain_rate, 228);
-SIZE(httpdown_options, 232);
+AT(httpdown_options, on_done, 232);
+SIZE(httpdown_options, 240);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 232);
@@ -94,7 +95,7 @@ AT(httpdown_stop_report, conns_tls_failed, 208);
 AT(httpdown_stop_report, conns_tls_timed_out, 216);
 AT(httpdown_stop_report, timed_out, 224);
 
-SIZE(httpdown_event, 608);
+SIZE(httpdown_event, 616);
 AT(httpdown_event, struct_size, 0);
 AT(httpdown_event, kind, 8);
 AT(httpdown_event, code, 12);
@@ -102,6 +103,31 @@ AT(httpdown_event, conn_id, 16);
 AT(httpdown_event, value, 24);
 AT(httpdown_event, name, 32);
 AT(httpdown_event, text, 96);
+AT(httpdown_event, record, 608);
+
+SIZE(httpdown_request_record, 200);
+AT(httpdown_request_record, struct_size, 0);
+AT(httpdown_request_record, end, 8);
+AT(httpdown_request_record, status_code, 12);
+AT(httpdown_request_record, version, 16);
+AT(httpdown_request_record, tls, 20);
+AT(httpdown_request_record, conn_id, 24);
+AT(httpdown_request_record, number, 32);
+AT(httpdown_request_record, received, 40);
+AT(httpdown_request_record, sent, 48);
+AT(httpdown_request_record, began_us, 56);
+AT(httpdown_request_record, head_us, 64);
+AT(httpdown_request_record, called_us, 72);
+AT(httpdown_request_record, answered_us, 80);
+AT(httpdown_request_record, flushed_us, 88);
+AT(httpdown_request_record, acknowledged_us, 96);
+AT(httpdown_request_record, ended_us, 104);
+AT(httpdown_request_record, peer, 112);
+AT(httpdown_request_record, method, 128);
+AT(httpdown_request_record, target, 144);
+AT(httpdown_request_record, referer, 160);
+AT(httpdown_request_record, user_agent, 176);
+AT(httpdown_request_record, data, 192);
 
 SIZE(httpdown_bytes, 16);
 AT(httpdown_bytes, data, 0);
@@ -212,6 +238,19 @@ VALUE(HTTPDOWN_EVENT_STAT, 1);
 VALUE(HTTPDOWN_EVENT_CONN, 2);
 VALUE(HTTPDOWN_EVENT_PHASE, 4);
 VALUE(HTTPDOWN_EVENT_LOG, 8);
+VALUE(HTTPDOWN_EVENT_DONE, 16);
+
+// httpdown_request_end
+VALUE(HTTPDOWN_END_SERVED, 0);
+VALUE(HTTPDOWN_END_FAILED, 1);
+VALUE(HTTPDOWN_END_GONE, 2);
+VALUE(HTTPDOWN_END_TIMED_OUT, 3);
+VALUE(HTTPDOWN_END_KILLED, 4);
+
+// httpdown_log_format
+VALUE(HTTPDOWN_LOG_COMMON, 0);
+VALUE(HTTPDOWN_LOG_COMBINED, 1);
+VALUE(HTTPDOWN_LOG_JSON, 2);
 
 // httpdown_stat_kind
 VALUE(HTTPDOWN_STAT_AVG, 0);

@@ -1,7 +1,8 @@
 /* Events that the program takes itself. */
 #include "test.h"
 
-enum { ALL = HTTPDOWN_EVENT_STAT | HTTPDOWN_EVENT_CONN | HTTPDOWN_EVENT_PHASE | HTTPDOWN_EVENT_LOG };
+enum { ALL = HTTPDOWN_EVENT_STAT | HTTPDOWN_EVENT_CONN | HTTPDOWN_EVENT_PHASE | HTTPDOWN_EVENT_LOG |
+             HTTPDOWN_EVENT_DONE };
 
 static httpdown_options pulling(fixture *f, httpdown_handler_fn handler, uint32_t kinds) {
     httpdown_options options = options_for(f, handler);
@@ -20,7 +21,7 @@ static int next(const httpdown_server *server, uint32_t timeout_ms, httpdown_eve
     EQUAL(event->struct_size, sizeof *event);
     if (status != 0) return status;
     CHECK(memchr(event->name, 0, sizeof event->name) != NULL && memchr(event->text, 0, sizeof event->text) != NULL);
-    CHECK(event->kind == 1 || event->kind == 2 || event->kind == 4 || event->kind == 8);
+    CHECK(event->kind == 1 || event->kind == 2 || event->kind == 4 || event->kind == 8 || event->kind == 16);
     return 0;
 }
 
@@ -31,7 +32,7 @@ static void every_kind_can_be_pulled(void) {
     get(server, 500, NULL);
     UNTIL(report_of(server).conns_open == 0);
     EQUAL(httpdown_stop(server), 0);
-    int stats = 0, conns = 0, phases = 0, logs = 0;
+    int stats = 0, conns = 0, phases = 0, logs = 0, records = 0;
     httpdown_event event;
     int status;
     while ((status = next(server, HTTPDOWN_FOREVER, &event)) == 0) {
@@ -56,6 +57,9 @@ static void every_kind_can_be_pulled(void) {
         } else if (event.kind == HTTPDOWN_EVENT_PHASE) {
             CHECK(event.code >= phases); /* forward only */
             phases++;
+        } else if (event.kind == HTTPDOWN_EVENT_DONE) {
+            CHECK(event.record != NULL && event.record->status_code == 500);
+            records++;
         } else {
             CHECK(event.code == HTTPDOWN_LOG_ERROR && strlen(event.text) > 0);
             logs++;
@@ -64,13 +68,13 @@ static void every_kind_can_be_pulled(void) {
     EQUAL(status, HTTPDOWN_STATUS_STOPPED);
     EQUAL(next(server, HTTPDOWN_NOW, &event), HTTPDOWN_STATUS_STOPPED);
     EQUAL(stats, 6);
-    CHECK(conns >= 3 && phases == 4 && logs >= 1);
+    CHECK(conns >= 3 && phases == 4 && logs >= 1 && records == 1);
     end_server(f, 0);
     free_fixture(f);
 }
 
 static void only_what_was_asked_for_comes(void) {
-    for (uint32_t kind = 1; kind < 16; kind *= 2) {
+    for (uint32_t kind = 1; kind < 32; kind *= 2) {
         fixture *f = new_fixture();
         httpdown_options options = pulling(f, unanswered, kind);
         httpdown_server *server = start(&options);

@@ -729,6 +729,39 @@ static void events_can_be_pulled() {
     CHECK(last == HTTPDOWN_PHASE_STOPPED);
 }
 
+static void records_tell_what_became_of_each_request() {
+    lines told;
+    auto options = serving([](request request) {
+        CHECK(request.data() == nullptr);
+        request.set_data(std::string("alice"));
+        CHECK(std::any_cast<std::string>(*request.data()) == "alice");
+        request.reply_text(200, "hello");
+        CHECK(std::any_cast<std::string>(*request.data()) == "alice");
+        CHECK(status_of([&] { request.set_data(1); }) == HTTPDOWN_STATUS_ALREADY_REPLIED);
+    });
+    options.on_done = [&](const httpdown::request_record &record) {
+        CHECK(record.end() == HTTPDOWN_END_SERVED && record.status() == 200 && record.version() == 11);
+        CHECK(record.conn_id() == 0 && record.number() == 1 && !record.tls() && is_client_addr(record.peer()));
+        CHECK(record.method() == "POST" && record.target() == "/a?b" && record.referer().data() == nullptr);
+        CHECK(record.received() == 4 && record.sent() == 5);
+        CHECK(*record.head() <= *record.called() && *record.called() <= *record.answered());
+        CHECK(*record.answered() <= *record.flushed() && *record.flushed() <= record.ended());
+        CHECK(record.began() <= std::chrono::system_clock::now() && record.user_agent().data() == nullptr);
+        CHECK(std::any_cast<std::string>(*record.data()) == "alice");
+        CHECK(contains(record.json(), "\"target\":\"/a?b\""));
+        CHECK(record.combined_log() == record.common_log() + " \"-\" \"-\"");
+        told.add(record.common_log());
+        throw std::runtime_error("out of ink");
+    };
+    options.on_log = [&](httpdown_log_level, std::string_view text) { told.add(std::string(text)); };
+    {
+        httpdown::server server(std::move(options));
+        ask(server.local_addr(), "/a?b", "POST", "body");
+    }
+    CHECK_CONTAINS(told.joined(), std::string("\"POST /a?b HTTP/1.1\" 200 5\n"));
+    CHECK_CONTAINS(told.joined(), std::string("on_done has thrown: out of ink\n"));
+}
+
 static void a_run_ends_with_a_signal() {
     auto options = serving(hello);
     options.on_phase = [](httpdown::server_ref server, httpdown_phase_code phase) {
@@ -812,6 +845,7 @@ int main() {
         TEST(inline_dispatch_serves_in_place),
         TEST(callbacks_tell_what_happens),
         TEST(events_can_be_pulled),
+        TEST(records_tell_what_became_of_each_request),
         TEST(a_run_ends_with_a_signal),
         TEST(two_files_can_include_it),
     };

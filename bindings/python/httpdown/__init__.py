@@ -33,7 +33,8 @@ from ._errors import (
     WouldDeadlock,
 )
 from ._ffi import VERSION as __version__
-from ._ffi import ConnState, LogLevel, Phase
+from ._ffi import ConnState, LogLevel, Phase, RequestEnd
+from ._record import RequestRecord
 from ._request import Address, Credentials, Headers, Query, Reply, Request, content_type
 from ._server import Report, Server, Stats, run
 from ._tls import Certificate, Tls, TlsInfo
@@ -63,6 +64,8 @@ __all__ = [
     "Reply",
     "Report",
     "Request",
+    "RequestEnd",
+    "RequestRecord",
     "Server",
     "Stats",
     "Status",

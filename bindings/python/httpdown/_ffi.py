@@ -17,6 +17,7 @@ from ctypes import (
     c_char_p,
     c_double,
     c_int,
+    c_int64,
     c_size_t,
     c_uint8,
     c_uint32,
@@ -127,6 +128,7 @@ class EventKind(IntFlag):
     CONN = 2
     PHASE = 4
     LOG = 8
+    DONE = 16
 
 
 class StatKind(IntEnum):
@@ -134,6 +136,22 @@ class StatKind(IntEnum):
     SUM = 1
     HISTOGRAM = 2
     TIME = 3
+
+
+class RequestEnd(_errors.Code):
+    """How a request has ended: its column in the Report."""
+
+    SERVED = 0
+    FAILED = 1
+    GONE = 2
+    TIMED_OUT = 3
+    KILLED = 4
+
+
+class LogFormat(IntEnum):
+    COMMON = 0
+    COMBINED = 1
+    JSON = 2
 
 
 class TlsVersion(IntEnum):
@@ -201,6 +219,7 @@ class Options(ctypes.Structure):
         ("least_rate", c_uint32),
         ("body_buffer", c_uint32),
         ("drain_rate", c_uint32),
+        ("on_done", c_void_p),
         # options: end fields
     ]
 
@@ -249,12 +268,40 @@ class Event(ctypes.Structure):
         ("value", c_double),
         ("name", c_char * 64),
         ("text", c_char * 512),
+        ("record", c_void_p),
     ]
 
 
 class Bytes(ctypes.Structure):
     # Not c_char_p, which would end at the first NUL.
     _fields_ = [("data", c_void_p), ("len", c_size_t)]
+
+
+class RequestRecord(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("end", c_int),
+        ("status_code", c_int),
+        ("version", c_int),
+        ("tls", c_int),
+        ("conn_id", c_uint64),
+        ("number", c_uint64),
+        ("received", c_uint64),
+        ("sent", c_uint64),
+        ("began_us", c_int64),
+        ("head_us", c_int64),
+        ("called_us", c_int64),
+        ("answered_us", c_int64),
+        ("flushed_us", c_int64),
+        ("acknowledged_us", c_int64),
+        ("ended_us", c_int64),
+        ("peer", Bytes),
+        ("method", Bytes),
+        ("target", Bytes),
+        ("referer", Bytes),
+        ("user_agent", Bytes),
+        ("data", c_void_p),
+    ]
 
 
 class Credentials(ctypes.Structure):
@@ -586,6 +633,25 @@ httpdown_reply_finish = _status("httpdown_reply_finish", c_void_p)
 
 # int httpdown_reply_abort(httpdown_request *request);
 httpdown_reply_abort = _status("httpdown_reply_abort", c_void_p)
+
+# int httpdown_log_line(const httpdown_request_record *record, int format, char *buffer, size_t
+#     size, size_t *len);
+httpdown_log_line = _plain(
+    "httpdown_log_line",
+    c_int,
+    POINTER(RequestRecord),
+    c_int,
+    c_char_p,
+    c_size_t,
+    POINTER(c_size_t),
+)
+
+# int httpdown_request_set_data(httpdown_request *request, void *data, httpdown_destroy_fn
+#     destroy);
+httpdown_request_set_data = _status("httpdown_request_set_data", c_void_p, c_void_p, c_void_p)
+
+# void *httpdown_request_data(const httpdown_request *request);
+httpdown_request_data = _plain("httpdown_request_data", c_void_p, c_void_p)
 
 # httpdown_bytes httpdown_str(const char *text);
 httpdown_str = _plain("httpdown_str", Bytes, c_char_p)

@@ -174,8 +174,12 @@ class Request:
     server: Server
     """The server that the request came to."""
 
+    data: Any
+    """The program's own data of the request: any object. None at first."""
+
     def __init__(self, pointer: int, server: Server) -> None:
         self.server = server
+        self.data = None
         # None after the request has been ended.
         self._pointer: int | None = pointer
         # The pointer after the end: the request can only be read.

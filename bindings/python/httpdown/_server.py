@@ -21,6 +21,7 @@ from . import _arguments, _exit, _ffi, _reports, _tls
 from ._clock import MockClock
 from ._errors import HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
+from ._record import RequestRecord
 from ._request import Address, Request
 from ._tls import Tls
 
@@ -259,7 +260,7 @@ class Server:
       30.
     - `least_rate`: How many bytes a second a client must send of a body, or take of an answer, so
       that it is not cut by `body_timeout` or `write_timeout`. Default: 240.
-    - `body_buffer`: A request whose body has a known length, of at most so many bytes, reaches its
+    - `body_buffer`: A request whose body is known to be shorter than so many bytes reaches its
       handler when the body is there, so that a slow client occupies no handler. Longer ones, those
       in chunks, and those that the client sends only when it is asked (Expect: 100-continue) reach
       it at once. At most 16 MiB. Default: 65,536.
@@ -267,11 +268,20 @@ class Server:
       asked to be told. So the clients of many endless answers do not all connect elsewhere at once.
       All are told before half of `stop_timeout` has passed. Default: 1,000.
 
-    The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`
-    and `on_log(level, text)` are called for events, one after the other, in one thread, which
-    serves no requests. So a slow observer delays only later events. Exceptions of observers are
-    logged. Without an `on_log`, the library's messages (for example, that accepting pauses because
-    there are no descriptors) also go to the logger "httpdown".
+    The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
+    `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
+    thread, which serves no requests. So a slow observer delays only later events. Exceptions of
+    observers are logged. Without an `on_log`, the library's messages (for example, that accepting
+    pauses because there are no descriptors) also go to the logger "httpdown".
+
+    `on_done` is called with a RequestRecord for each request that has ended, for an access log:
+    `on_done=lambda record: print(record.combined_log())`. Every request of the Report is told
+    exactly once, unless the observers are so slow that events are dropped (`events_dropped`). So a
+    probe of `ready_path` is told, and bytes that are no request (400, 408) are not. While the
+    server serves, a request has ended when the kernel has the whole answer; in a stop, when the
+    client's kernel has it, or the connection ends. A client that got its answer before a stop, and
+    turns out in the stop not to have it all, was told as served, though the Report counts its
+    request as gone or killed.
 
     `clock` is for tests: a MockClock for the stop, kill and lame-duck timers. All other durations
     are in real time, including `idle_grace`.
@@ -320,6 +330,7 @@ class Server:
         on_conn_state: Callable[[Server, int, ConnState, Address], object] | None = None,
         on_phase: Callable[[Server, Phase], object] | None = None,
         on_log: Callable[[LogLevel, str], object] | None = None,
+        on_done: Callable[[RequestRecord], object] | None = None,
         clock: MockClock | None = None,
     ) -> None:
         _check_threading()
@@ -340,6 +351,7 @@ class Server:
         self._on_log = _reports.plain(
             "on_log", _reports.library_said if on_log is None else on_log
         )
+        self._on_done = _reports.plain("on_done", _nobody if on_done is None else on_done)
         self._bump: dict[StatKind, Callable[[str, float], object]] = {}
         if stats is not None:
             for kind in StatKind:
@@ -352,6 +364,7 @@ class Server:
             EventKind.CONN: on_conn_state,
             EventKind.PHASE: on_phase,
             EventKind.LOG: self._on_log,
+            EventKind.DONE: on_done,
         }
         events = sum(kind for kind, observer in wanted.items() if observer is not None)
         if clock is not None and not isinstance(clock, MockClock):
@@ -488,6 +501,9 @@ class Server:
             return "on_conn_state", self._on_conn_state, (self, event.conn_id, state, peer)
         if event.kind == EventKind.PHASE:
             return "on_phase", self._on_phase, (self, Phase(event.code))
+        if event.kind == EventKind.DONE:
+            raw = ctypes.cast(event.record, ctypes.POINTER(_ffi.RequestRecord)).contents
+            return "on_done", self._on_done, (RequestRecord._of(raw),)
         text = event.text.decode("utf-8", "replace")
         return "on_log", self._on_log, (LogLevel(event.code), text)
 

@@ -27,6 +27,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "httpdown_stats": _ffi.Stats,
     "httpdown_stop_report": _ffi.StopReport,
     "httpdown_event": _ffi.Event,
+    "httpdown_request_record": _ffi.RequestRecord,
     "httpdown_bytes": _ffi.Bytes,
     "httpdown_header": _ffi.Header,
     "httpdown_credentials": _ffi.Credentials,
@@ -42,6 +43,8 @@ ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "httpdown_log_level": ("LOG_", _ffi.LogLevel),
     "httpdown_event_kind": ("EVENT_", _ffi.EventKind),
     "httpdown_stat_kind": ("STAT_", _ffi.StatKind),
+    "httpdown_request_end": ("END_", _ffi.RequestEnd),
+    "httpdown_log_format": ("LOG_", _ffi.LogFormat),
     "httpdown_tls_version": ("", _ffi.TlsVersion),
     "httpdown_client_auth": ("CLIENT_AUTH_", _ffi.ClientAuth),
 }
@@ -53,6 +56,7 @@ SCALARS: dict[str, Any] = {
     "size_t": ctypes.c_size_t,
     "uint32_t": ctypes.c_uint32,
     "uint64_t": ctypes.c_uint64,
+    "int64_t": ctypes.c_int64,
 }
 
 
