@@ -6,6 +6,7 @@ use std::ffi::{c_char, c_int, c_void};
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use crate::process;
 use crate::record::{Form, Line, micros, unix_micros, version_number};
 use crate::{Error, RequestEnd, RequestRecord, Result};
 
@@ -336,22 +337,36 @@ pub(super) fn done(host: Host, callback: httpdown_done_fn) -> impl FnMut(&Reques
     }
 }
 
+/// A record that was pulled.
+struct Pulled(Option<Box<Told>>);
+
+impl Drop for Pulled {
+    fn drop(&mut self) {
+        // The request's data is the parent's to destroy.
+        if process::forked()
+            && let Some(told) = self.0.take()
+        {
+            Box::leak(told);
+        }
+    }
+}
+
 thread_local! {
     /// The record that this thread has pulled last.
-    static PULLED: RefCell<Option<Box<Told>>> = const { RefCell::new(None) };
+    static PULLED: RefCell<Pulled> = const { RefCell::new(Pulled(None)) };
 }
 
 /// Keeps a record that was pulled until the thread pulls the next event. NULL if the thread is ending.
 pub(super) fn keep(record: Box<RequestRecord>) -> *const httpdown_request_record {
     let told = Box::new(Told::new(record));
     let raw = &raw const told.raw;
-    let kept = PULLED.try_with(|pulled| pulled.replace(Some(told)));
+    let kept = PULLED.try_with(|pulled| pulled.replace(Pulled(Some(told))));
     kept.map_or(std::ptr::null(), |_| raw)
 }
 
 /// Drops the record that this thread has pulled last.
 pub(super) fn forget() {
     // The host may be called, and come here again.
-    let old = PULLED.try_with(RefCell::take);
+    let old = PULLED.try_with(|pulled| pulled.replace(Pulled(None)));
     drop(old);
 }

@@ -263,6 +263,47 @@ static void the_servers_data_is_destroyed_last(void) {
     free_fixture(f);
 }
 
+static int told_to[2];
+
+static void destroy_tells(void *data) {
+    (void)data;
+    CHECK(write(told_to[1], "x", 1) == 1);
+}
+
+static void tells_its_end(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    EQUAL(httpdown_request_set_data(request, "data", destroy_tells), 0);
+    httpdown_reply_text(request, 200, "Hello, World!");
+}
+
+static void a_forked_child_destroys_nothing(void) {
+    CHECK(pipe2(told_to, O_NONBLOCK) == 0);
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, tells_its_end);
+    options.pull_events = HTTPDOWN_EVENT_DONE;
+    httpdown_server *server = start(&options);
+    get(server, 200, NULL);
+    httpdown_event event = {.struct_size = sizeof event};
+    EQUAL(httpdown_next_event(server, HTTPDOWN_FOREVER, &event), 0);
+    CHECK(strcmp(event.record->data, "data") == 0);
+    fflush(NULL);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        if (httpdown_next_event(server, HTTPDOWN_NOW, &event) != HTTPDOWN_STATUS_FORKED) _exit(1);
+        exit(0); /* with the destructors of the thread's locals */
+    }
+    int status;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+    EQUAL(status, 0);
+    char byte;
+    CHECK(read(told_to[0], &byte, 1) < 0 && errno == EAGAIN);
+    EQUAL(httpdown_next_event(server, HTTPDOWN_NOW, &event), HTTPDOWN_STATUS_WOULD_BLOCK);
+    CHECK(read(told_to[0], &byte, 1) == 1);
+    end_server(f, 0);
+    free_fixture(f);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
@@ -273,5 +314,6 @@ int main(int argc, char **argv) {
     RUN(data_is_destroyed_once_when_nobody_needs_it_any_more);
     RUN(data_outlives_a_kill_as_the_request_does);
     RUN(the_servers_data_is_destroyed_last);
+    RUN(a_forked_child_destroys_nothing);
     return test_end(argv[0]);
 }
