@@ -386,6 +386,43 @@ class Files(unittest.TestCase):
             self.assertEqual(server.end(), 0)
 
 
+class Events(unittest.TestCase):
+    def stream(self, stack, server):
+        """A client's stream of events."""
+        client = stack.enter_context(contextlib.closing(server.connect()))
+        client.request("GET", "/")
+        response = stack.enter_context(client.getresponse())
+        self.assertEqual(response.getheader("content-type"), "text/event-stream")
+        return response
+
+    def event(self, stream):
+        lines = iter(stream.readline, b"\n")
+        return b"".join(lines)
+
+    def test_all_get_their_events_and_end_at_a_stop(self):
+        with Program([os.path.join(BUILD, "events")], "-interval", "5ms") as server, contextlib.ExitStack() as stack:
+            # One that takes nothing.
+            deaf = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE))
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n")
+            streams = [self.stream(stack, server) for _ in range(20)]
+            for stream in streams:
+                first, second = (re.fullmatch(rb"id: (\d+)\ndata: tick\n", self.event(stream))[1] for _ in range(2))
+                self.assertEqual(int(second), int(first) + 1)
+            # One that leaves.
+            streams.pop().close()
+            server.signal(signal.SIGTERM)
+            for stream in streams:
+                events = iter(lambda stream=stream: self.event(stream), b"")
+                self.assertEqual(list(events)[-1], b"event: end\ndata:\n")
+            deaf.shutdown(socket.SHUT_WR)
+            while deaf.recv(1 << 16):
+                pass
+            output, _ = server.process.communicate(timeout=PATIENCE)
+            report = json.loads(output)
+            self.assertEqual((report["requests"], report["failed"], report["killed"]), (21, 0, 0))
+            self.assertEqual(server.process.returncode, 0)
+
+
 class AccessLog(unittest.TestCase):
     command = [os.path.join(BUILD, "access_log")]
 
