@@ -73,6 +73,16 @@ KINDS = {
         python="int | None = None",
         python_value='_arguments.count("{0}", {0})',
     ),
+    "size": Kind(
+        c="u64",
+        ctypes="c_uint64",
+        rust="Option<u64>",
+        rust_argument="u64",
+        rust_value="Some({0})",
+        cpp="std::uint64_t {0} = 0",
+        python="int | None = None",
+        python_value='_arguments.size("{0}", {0})',
+    ),
     "text": Kind(
         c="*const c_char",
         ctypes="c_char_p",
@@ -105,6 +115,7 @@ NAMES = {
         "fds": "listeners that were made elsewhere",
         "tls": "[`tls`](Builder::tls)",
         "too_slow": "[`Error::TooSlow`](crate::Error::TooSlow)",
+        "too_large": "[`Error::TooLarge`](crate::Error::TooLarge)",
     },
     "c": {
         "ready": "httpdown_ready",
@@ -117,6 +128,7 @@ NAMES = {
         "fds": "`fds`",
         "tls": "`tls`",
         "too_slow": "TOO_SLOW",
+        "too_large": "TOO_LARGE",
     },
     "cpp": {
         "ready": "`ready`",
@@ -129,6 +141,7 @@ NAMES = {
         "fds": "`fds`",
         "tls": "`tls`",
         "too_slow": "TOO_SLOW",
+        "too_large": "TOO_LARGE",
     },
     "python": {
         "ready": "`ready`",
@@ -141,6 +154,7 @@ NAMES = {
         "fds": "`fds`",
         "tls": "`tls`",
         "too_slow": "TooSlow",
+        "too_large": "TooLarge",
     },
 }
 
@@ -173,7 +187,7 @@ class Option:
 
     @property
     def c_size(self) -> int:
-        return 8 if self.kind in ("text", "group", "callback") else 4
+        return 8 if self.kind in ("size", "text", "group", "callback") else 4
 
     @property
     def is_plain(self) -> bool:
@@ -305,9 +319,14 @@ def c_fields(options: list[Option]) -> str:
 
 
 def c_size(options: list[Option]) -> str:
-    pointers = sum(option.c_size == 8 for option in options) + C_BEFORE
+    pointers = sum(option.kind in ("text", "group", "callback") for option in options) + C_BEFORE
+    longs = sum(option.kind == "size" for option in options)
     ints = sum(option.c_size == 4 for option in options) + reserved(options)
-    return f"    let pointers = size_of::<usize>() * {pointers};\n    let ints = size_of::<u32>() * {ints};\n"
+    return (
+        f"    let pointers = size_of::<usize>() * {pointers};\n"
+        f"    let longs = size_of::<[u64; {longs}]>();\n"
+        f"    let ints = size_of::<u32>() * {ints};\n"
+    )
 
 
 def c_read(options: list[Option]) -> str:
@@ -326,8 +345,11 @@ def c_read(options: list[Option]) -> str:
             case "flag":
                 lines += f"    {setter}({field} != 0);\n"
             case "count":
-                lines += f'    if let Some(count) = threads({field}, "options.{option.c_name}")? {{\n'
+                limit = "threads" if option.name.endswith("_threads") else "count"
+                lines += f'    if let Some(count) = {limit}({field}, "options.{option.c_name}")? {{\n'
                 lines += f"        {setter}(count);\n    }}\n"
+            case "size":
+                lines += f"    if {field} != 0 {{\n        {setter}({field});\n    }}\n"
             case "text":
                 lines += "    // SAFETY: the header's preface: NULL or NUL-terminated.\n"
                 lines += f'    if let Some(text) = unsafe {{ text({field}, "options.{option.c_name}")? }} {{\n'
@@ -378,9 +400,11 @@ def python_docs(options: list[Option]) -> str:
 
 
 def python_give(options: list[Option]) -> str:
-    return "".join(
-        f"            {option.c_name}={option.of.python_value.format(option.name)},\n" for option in options
-    )
+    def value(option: Option) -> str:
+        check = option.of.python_value.format(option.name)
+        return check.replace(".count(", ".threads(") if option.name.endswith("_threads") else check
+
+    return "".join(f"            {option.c_name}={value(option)},\n" for option in options)
 
 
 def ctypes_fields(options: list[Option]) -> str:

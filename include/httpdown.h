@@ -629,6 +629,45 @@ typedef struct {
     // stop not to have it all, was told as served, though the report counts its request as gone or killed. Without
     // this callback, nothing is noted for it, and no clock is read.
     httpdown_done_fn on_done;
+    // The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
+    // handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
+    // TOO_LARGE, and the client gets a 413 if no answer has begun. Either way, the connection is closed. By default
+    // there is no limit, because what a body costs is decided where it is read: nothing is kept of it but
+    // `body_buffer`. Default: no limit.
+    uint64_t max_body_size;
+    // The maximum number of fields in a request's head. A client that sends more gets a 431, and the connection is
+    // closed. Another number than 100, which is the default of the parser, costs each request an allocation. At most
+    // 4,096. The trailers of a body may have as many; a body with more is malformed. Default: 100.
+    uint32_t max_headers;
+    // The maximum size of a request's head in bytes: its first line, its fields and its empty line. A client that
+    // sends more gets a 431, and the connection is closed. The trailers of a body may be as large; a body with larger
+    // ones is malformed, and so is a body with more than 16 KiB of chunk extensions. The default is twice what nginx
+    // and Kestrel take. At most 16 MiB. Default: 65,536.
+    uint32_t max_head_size;
+    // The maximum length of a request's target in bytes, with its query. A client that sends more gets a 414, and the
+    // connection is closed. A target is a part of a head, so `max_head_size` limits it, too. RFC 9110 asks for at
+    // least 8,000; the default is about what nginx, Apache and Kestrel take. At most 65,534. Default: 8,192.
+    uint32_t max_target_size;
+    // The number of requests after which a connection ends: the answer to this request says Connection: close. A
+    // client that has already sent more requests is answered up to twice this number. A limit spreads clients anew
+    // over the servers behind a balancer, and gives back what a connection has come to hold. Default: no limit.
+    uint32_t max_conn_requests;
+    // The maximum number of open connections. While so many are open, accepting pauses, and new clients wait in the
+    // kernel's queue; they are accepted when others end. A stop accepts them beyond this number, as always. Set less
+    // than the process has descriptors. With this limit, `idle_timeout_ms` should be set, too, or idle clients keep
+    // others out. Default: no limit.
+    uint32_t max_conns;
+    // The maximum number of open connections from one IP address; of IPv6, from one /64, because a client has mostly
+    // all of these. A connection beyond it gets a 503 with Retry-After at once, and is closed; with TLS it is closed
+    // without a word. Clients of Unix sockets are not limited. Many clients may share an address: behind one router,
+    // or one proxy. Default: no limit.
+    uint32_t max_client_conns;
+    // The maximum number of requests that wait for a handler (pool), or to be taken (queue), while no thread is free.
+    // A request beyond it gets a 503 with Retry-After at once, and its connection goes on. By default all wait, and
+    // when more come than can be answered, all wait ever longer. Default: no limit.
+    uint32_t max_queued;
+    // For an option to come: 0.
+    uint32_t reserved;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
@@ -658,12 +697,13 @@ typedef struct {
     // Open connections that a handler has taken over.
     uint64_t conns_hijacked;
     // Connections that ended normally: closed by the client between two requests, closed by the server after a
-    // response that said so, or released by the handler that had taken them over.
+    // response that said so, refused because their client has too many (max_client_conns), or released by the handler
+    // that had taken them over.
     uint64_t conns_closed;
     // Connections that the stop or the idle timeout closed while they were new or idle.
     uint64_t closed_idle;
-    // Connections that the stop or the idle timeout closed, and on which a request came after that. The request had
-    // crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
+    // Connections that the stop, the idle timeout or max_conn_requests closed, and on which a request came after that.
+    // The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
     // idle_grace_ms or idle_timeout_ms makes it rarer.
     uint64_t raced;
     // Connections whose client left in the middle of a request.
@@ -681,7 +721,7 @@ typedef struct {
     // Requests whose handler failed after the response had begun. The client saw the response cut.
     uint64_t failed;
     // Requests whose client left before the response or the request's body was complete, and requests whose body
-    // turned out to be malformed after the response had begun.
+    // turned out to be malformed, or larger than max_body_size, after the response had begun.
     uint64_t gone;
     // Requests that a kill cut, and requests that a kill answered with 503 because nobody had begun to work on them.
     uint64_t killed;
@@ -1051,9 +1091,10 @@ const httpdown_server *httpdown_request_server(const httpdown_request *request);
 // for idle_grace_ms.
 //
 // Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
-// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended without
-// an answer, the client gets a 400), TOO_SLOW (the client was waited for too long: body_timeout_ms; without an answer it
-// gets a 408), KILLED, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
+// without an answer, the client gets a 400), TOO_SLOW (the client was waited for too long: body_timeout_ms; without an
+// answer it gets a 408), TOO_LARGE (the client has sent more than max_body_size; without an answer it gets a 413),
+// KILLED, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_request_read(httpdown_request *request,
                           void *buffer,
@@ -1065,8 +1106,9 @@ int httpdown_request_read(httpdown_request *request,
 // request lives. Waits at most `timeout_ms` until the whole body is there. With HTTPDOWN_NOW, any thread may make this
 // call. A second call gives the same bytes. Bytes that httpdown_request_read took before are missing.
 //
-// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), WOULD_BLOCK (not
-// all of it is there; nothing is lost), and as httpdown_request_read.
+// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces, unless the client
+// has sent more than max_body_size), WOULD_BLOCK (not all of it is there; nothing is lost), and as
+// httpdown_request_read.
 HTTPDOWN_MUST_USE
 int httpdown_request_body(httpdown_request *request,
                           size_t limit,

@@ -67,7 +67,8 @@ pub enum Error {
     TooSlow,
     /// A bug in this library, or a panic in the host's `Clock`.
     Panicked,
-    /// A body is longer than the limit that the caller has set.
+    /// A body is longer than the limit that the caller, or the option
+    /// [`max_body_size`](crate::Builder::max_body_size), has set.
     TooLarge,
     /// The process was forked, and this is the child; the server's threads live in the parent. Calls fail with this
     /// error in a child that was forked while a server had not been [closed](crate::Server::close), while

@@ -34,6 +34,7 @@ mod events;
 #[cfg(feature = "capi")]
 mod ffi;
 mod ledger;
+mod limits;
 mod net;
 mod options;
 mod orders;

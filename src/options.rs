@@ -38,6 +38,14 @@ pub(crate) struct Options {
     pub(crate) least_rate: Option<NonZeroUsize>,
     pub(crate) body_buffer: Option<NonZeroUsize>,
     pub(crate) drain_rate: Option<NonZeroUsize>,
+    pub(crate) max_body_size: Option<u64>,
+    pub(crate) max_headers: Option<NonZeroUsize>,
+    pub(crate) max_head_size: Option<NonZeroUsize>,
+    pub(crate) max_target_size: Option<NonZeroUsize>,
+    pub(crate) max_conn_requests: Option<NonZeroUsize>,
+    pub(crate) max_conns: Option<NonZeroUsize>,
+    pub(crate) max_client_conns: Option<NonZeroUsize>,
+    pub(crate) max_queued: Option<NonZeroUsize>,
     pub(crate) conn_info: bool,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
@@ -77,6 +85,14 @@ impl Default for Options {
             least_rate: None,
             body_buffer: None,
             drain_rate: None,
+            max_body_size: None,
+            max_headers: None,
+            max_head_size: None,
+            max_target_size: None,
+            max_conn_requests: None,
+            max_conns: None,
+            max_client_conns: None,
+            max_queued: None,
             conn_info: false,
             // options: end defaults
             park_after: Duration::from_secs(1),
@@ -110,6 +126,15 @@ impl Options {
         if self.body_buffer() > MOST_BUFFERED {
             let most = MOST_BUFFERED;
             return wrong(format!("body_buffer is more than {most}"));
+        }
+        for (name, value, most) in [
+            ("max_headers", self.max_headers, MOST_HEADERS),
+            ("max_head_size", self.max_head_size, MOST_BUFFERED),
+            ("max_target_size", self.max_target_size, MOST_TARGET),
+        ] {
+            if value.is_some_and(|value| value.get() > most) {
+                return wrong(format!("{name} is more than {most}"));
+            }
         }
         if self.idle_timeout.is_zero() {
             return wrong("idle_timeout is 0: no request could come in time".into());
@@ -148,6 +173,21 @@ impl Options {
         self.body_buffer.map_or(BODY_BUFFER, NonZeroUsize::get)
     }
 
+    /// In bytes.
+    pub(crate) fn max_head_size(&self) -> usize {
+        self.max_head_size.map_or(HEAD_SIZE, NonZeroUsize::get)
+    }
+
+    /// In bytes.
+    pub(crate) fn max_target_size(&self) -> usize {
+        self.max_target_size.map_or(TARGET_SIZE, NonZeroUsize::get)
+    }
+
+    /// In bytes.
+    pub(crate) fn max_body_size(&self) -> u64 {
+        self.max_body_size.unwrap_or(u64::MAX)
+    }
+
     /// The number of seconds that clients are told they may leave a connection idle. A request that a client sends at
     /// the last moment must still come in time. The client starts to count when it has the response, which is later
     /// than our start, and its request needs time, too. `idle_grace` is the allowance for both.
@@ -161,6 +201,15 @@ const DRAIN_RATE: f64 = 1_000.0;
 
 /// What Kestrel asks of a client, too. A modem was ten times as fast.
 const LEAST_RATE: u64 = 240;
+
+/// Twice what nginx and Kestrel take, and four times what Node.js takes.
+const HEAD_SIZE: usize = 64 << 10;
+/// RFC 9110 (4.1) asks for at least 8,000; nginx, Apache and Kestrel take about as much as this.
+const TARGET_SIZE: usize = 8 << 10;
+/// A map of fields can hold 24,576. The parser has room for so many ready for each request.
+const MOST_HEADERS: usize = 4096;
+/// What hyper takes.
+const MOST_TARGET: usize = (1 << 16) - 2;
 
 const BODY_BUFFER: usize = 64 << 10;
 /// Each connection may hold so much.

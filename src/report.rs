@@ -46,13 +46,14 @@ pub struct Report {
     /// Open connections that a handler has taken over (upgraded).
     pub conns_hijacked: u64,
     /// Connections that ended normally: closed by the client between two requests, closed by us after a response that
-    /// said so, or released by the handler that had taken them over.
+    /// said so, refused because their client has too many (`max_client_conns`), or released by the handler that had
+    /// taken them over.
     pub conns_closed: u64,
     /// Connections that the stop or the idle timeout closed while they were new or idle.
     pub closed_idle: u64,
-    /// Connections that the stop or the idle timeout closed, and on which a request came after that. The request had
-    /// crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
-    /// `idle_grace` or `idle_timeout` makes it rarer.
+    /// Connections that the stop, the idle timeout or `max_conn_requests` closed, and on which a request came after
+    /// that. The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot
+    /// prevent this; a larger `idle_grace` or `idle_timeout` makes it rarer.
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,
@@ -75,7 +76,7 @@ pub struct Report {
     /// Requests whose handler failed after the response had begun. The client saw the response cut.
     pub failed: u64,
     /// Requests whose client left before the response or the request's body was complete, and requests whose body
-    /// turned out to be malformed after the response had begun.
+    /// turned out to be malformed, or larger than `max_body_size`, after the response had begun.
     pub gone: u64,
     /// Requests that ended because the client was too slow with the body (`body_timeout`), or in taking the answer
     /// (`write_timeout`).

@@ -1,5 +1,6 @@
 //! What the threads of a server share: what a connection may see of its server, and what the stop works with.
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::events::{Events, LogLevel};
 use crate::ledger::{Count, Ends, Ledger};
+use crate::limits::{Limit, Limits};
 use crate::options::Options;
 use crate::orders::{Order, Orders};
 use crate::outcome::Outcome;
@@ -49,6 +51,7 @@ pub(crate) struct Shared {
     /// The failures of accepting, and of driving what was accepted.
     pub(crate) accept_failures: Throttle,
     pub(crate) drive_failures: Throttle,
+    pub(crate) limits: Limits,
     pub(crate) orders: Orders,
     pub(crate) phases: Phases,
     /// When the last request came that shows that somebody still sends work. Noted only in the lame duck.
@@ -102,6 +105,7 @@ impl Shared {
             events,
             accept_failures: Throttle::default(),
             drive_failures: Throttle::default(),
+            limits: Limits::default(),
             orders: Orders::new()?,
             phases: Phases::default(),
             last_request: Latest::default(),
@@ -238,6 +242,20 @@ impl Shared {
             self.registry.wake_all();
         }
         self.phases.tell_tasks(phase);
+    }
+
+    /// A limit has bitten.
+    #[cold]
+    pub(crate) fn limit_bites(&self, limit: Limit, why: &dyn fmt::Display) {
+        self.events.sum(limit.key(), 1.0);
+        let (throttle, now) = (self.limits.throttle(limit), self.clock.now());
+        let level = if limit.is_of_all() {
+            LogLevel::Warning
+        } else {
+            LogLevel::Info
+        };
+        self.events
+            .log_rarely(throttle, now, level, limit.text(), why);
     }
 
     /// A request has come. Requests that only ask whether the server is ready are not reported here.

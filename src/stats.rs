@@ -21,7 +21,14 @@
 /// | `stop.conn.count` | histogram | connections that were open then |
 /// | `stop.time` | time | the stop ended; how long it took |
 /// | `drain.race` | sum | a request came on a connection that the stop had closed |
-/// | `idle.race` | sum | a request came, before a stop, on a connection that the idle timeout had closed |
+/// | `idle.race` | sum | a request came, before a stop, on a connection that the idle timeout or `max_conn_requests` had closed |
+/// | `limit.head` | sum | a head was refused: too many fields, or too large (431) |
+/// | `limit.target` | sum | a target was refused: too long (414) |
+/// | `limit.body` | sum | a body was refused: too large (413) |
+/// | `limit.conn_requests` | sum | a connection has had all the requests that it may have |
+/// | `limit.conns` | sum | accepting pauses: so many connections are open |
+/// | `limit.client_conns` | sum | a connection was refused: its client has so many (503) |
+/// | `limit.queued` | sum | a request was refused: so many wait (503) |
 /// | `kill` | sum | the stop timeout passed, or a kill was asked for |
 /// | `kill.conn.count` | sum | connections that were open then |
 /// | `kill.timeout` | sum | the kill timeout passed |

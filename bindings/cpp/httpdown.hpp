@@ -371,7 +371,8 @@ public:
     /// Reads the next bytes of the body into `buffer`; blocks until there are some bytes. Returns their number, 0 at
     /// the end of the body. Returns an empty optional if the client has left (then `status` is GONE), broke the
     /// protocol (BAD_BODY; without an answer the client gets a 400), was too slow (TOO_SLOW; without an answer it gets
-    /// a 408), or was cut (KILLED). Throws error: WOULD_BLOCK with INLINE dispatch if no bytes are there yet,
+    /// a 408), has sent more than `max_body_size` (TOO_LARGE; without an answer it gets a 413), or was cut (KILLED).
+    /// Throws error: WOULD_BLOCK with INLINE dispatch if no bytes are there yet,
     /// INVALID_ARGUMENT if `size` is 0.
     std::optional<std::size_t> read(void *buffer, std::size_t size);
 
@@ -796,6 +797,43 @@ struct options {
     /// of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout` has
     /// passed. Default: 1,000.
     std::uint32_t drain_rate = 0;
+    /// The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
+    /// handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
+    /// TOO_LARGE, and the client gets a 413 if no answer has begun. Either way, the connection is closed. By default
+    /// there is no limit, because what a body costs is decided where it is read: nothing is kept of it but
+    /// `body_buffer`. Default: no limit.
+    std::uint64_t max_body_size = 0;
+    /// The maximum number of fields in a request's head. A client that sends more gets a 431, and the connection is
+    /// closed. Another number than 100, which is the default of the parser, costs each request an allocation. At most
+    /// 4,096. The trailers of a body may have as many; a body with more is malformed. Default: 100.
+    std::uint32_t max_headers = 0;
+    /// The maximum size of a request's head in bytes: its first line, its fields and its empty line. A client that
+    /// sends more gets a 431, and the connection is closed. The trailers of a body may be as large; a body with larger
+    /// ones is malformed, and so is a body with more than 16 KiB of chunk extensions. The default is twice what nginx
+    /// and Kestrel take. At most 16 MiB. Default: 65,536.
+    std::uint32_t max_head_size = 0;
+    /// The maximum length of a request's target in bytes, with its query. A client that sends more gets a 414, and the
+    /// connection is closed. A target is a part of a head, so `max_head_size` limits it, too. RFC 9110 asks for at
+    /// least 8,000; the default is about what nginx, Apache and Kestrel take. At most 65,534. Default: 8,192.
+    std::uint32_t max_target_size = 0;
+    /// The number of requests after which a connection ends: the answer to this request says Connection: close. A
+    /// client that has already sent more requests is answered up to twice this number. A limit spreads clients anew
+    /// over the servers behind a balancer, and gives back what a connection has come to hold. Default: no limit.
+    std::uint32_t max_conn_requests = 0;
+    /// The maximum number of open connections. While so many are open, accepting pauses, and new clients wait in the
+    /// kernel's queue; they are accepted when others end. A stop accepts them beyond this number, as always. Set less
+    /// than the process has descriptors. With this limit, `idle_timeout` should be set, too, or idle clients keep
+    /// others out. Default: no limit.
+    std::uint32_t max_conns = 0;
+    /// The maximum number of open connections from one IP address; of IPv6, from one /64, because a client has mostly
+    /// all of these. A connection beyond it gets a 503 with Retry-After at once, and is closed; with TLS it is closed
+    /// without a word. Clients of Unix sockets are not limited. Many clients may share an address: behind one router,
+    /// or one proxy. Default: no limit.
+    std::uint32_t max_client_conns = 0;
+    /// The maximum number of requests that wait for a handler (pool), or to be taken (queue), while no thread is free.
+    /// A request beyond it gets a 503 with Retry-After at once, and its connection goes on. By default all wait, and
+    /// when more come than can be answered, all wait ever longer. Default: no limit.
+    std::uint32_t max_queued = 0;
     // options: end fields
 };
 
@@ -1034,6 +1072,14 @@ public:
         raw_.least_rate = from.least_rate;
         raw_.body_buffer = from.body_buffer;
         raw_.drain_rate = from.drain_rate;
+        raw_.max_body_size = from.max_body_size;
+        raw_.max_headers = from.max_headers;
+        raw_.max_head_size = from.max_head_size;
+        raw_.max_target_size = from.max_target_size;
+        raw_.max_conn_requests = from.max_conn_requests;
+        raw_.max_conns = from.max_conns;
+        raw_.max_client_conns = from.max_client_conns;
+        raw_.max_queued = from.max_queued;
         // options: end give
 
         if (from.handler) raw_.handler = on_request;

@@ -3,9 +3,13 @@
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Method, Response, StatusCode};
 use httpdate::fmt_http_date;
+
+const BUSY: &str = "the server is busy\n";
+/// After so many seconds a client may try again. A server that is busy is so for longer than requests take.
+const RETRY_SECONDS: &str = "1";
 
 /// To a request that breaks the rules, or cannot be read to its end: the connection ends after it.
 pub(crate) fn bad_request() -> Response<Bytes> {
@@ -17,6 +21,14 @@ pub(crate) fn body_late() -> Response<Bytes> {
     closing(with_text(
         StatusCode::REQUEST_TIMEOUT,
         "the request's body came too slowly\n",
+    ))
+}
+
+/// To a request whose body has turned out to be too large: the connection ends after it.
+pub(crate) fn body_too_large() -> Response<Bytes> {
+    closing(with_text(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "the request's body is too large\n",
     ))
 }
 
@@ -40,6 +52,14 @@ pub(crate) fn unanswered() -> Response<Bytes> {
 pub(crate) fn killed() -> Response<Bytes> {
     let status = StatusCode::SERVICE_UNAVAILABLE;
     with_text(status, "the server is stopping\n")
+}
+
+/// To a request that would have to wait behind too many others.
+pub(crate) fn busy() -> Response<Bytes> {
+    let mut response = with_text(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+    let seconds = HeaderValue::from_static(RETRY_SECONDS);
+    response.headers_mut().insert(RETRY_AFTER, seconds);
+    response
 }
 
 /// To a readiness probe.
@@ -70,6 +90,16 @@ pub(super) fn late() -> String {
 #[cfg(feature = "tls")]
 pub(super) fn without_tls() -> String {
     as_bytes(StatusCode::BAD_REQUEST, "this port speaks HTTPS\n")
+}
+
+/// To a connection beyond those that its client may have, as bytes: nothing has been read yet. The connection ends after
+/// it.
+pub(super) fn too_many_conns() -> String {
+    let answer = as_bytes(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too many connections from your address\n",
+    );
+    answer.replacen("\r\n", &format!("\r\nretry-after: {RETRY_SECONDS}\r\n"), 1)
 }
 
 fn as_bytes(status: StatusCode, text: &str) -> String {

@@ -13,6 +13,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Error, Result};
+use crate::limits::Limit;
 use crate::record::Recording;
 
 use super::h1::BodyFault;
@@ -46,8 +47,9 @@ use super::state::Conn;
 ///
 /// # Errors
 /// Reading fails with [`Error::Gone`] if the connection has ended, [`Error::BadBody`] if the client broke the protocol in
-/// the body, [`Error::TooSlow`] if the client was waited for too long, and [`Error::Killed`] after a kill. It fails again,
-/// in the same way, if it is tried again.
+/// the body, [`Error::TooSlow`] if the client was waited for too long, [`Error::TooLarge`] if the client sent more than
+/// [`max_body_size`](crate::Builder::max_body_size), and [`Error::Killed`] after a kill. It fails again, in the same way,
+/// if it is tried again.
 #[derive(Default)]
 pub struct Body(Option<Box<Source>>);
 
@@ -61,17 +63,26 @@ enum Source {
         rest: Arc<Rest>,
         /// The client waits until it is asked for the body (RFC 9110, 10.1.1). Reading asks it.
         is_awaited: bool,
+        /// How many more bytes the client may send.
+        left: u64,
     },
 }
 
 impl Body {
-    /// `rest`: where the part goes that nobody reads; `None` if the request has no body.
-    pub(super) fn new(incoming: Incoming, rest: Option<&Arc<Rest>>, is_awaited: bool) -> Self {
+    /// `rest`: where the part goes that nobody reads; `None` if the request has no body. `most`: how many bytes it may
+    /// have.
+    pub(super) fn new(
+        incoming: Incoming,
+        rest: Option<&Arc<Rest>>,
+        is_awaited: bool,
+        most: u64,
+    ) -> Self {
         Self(rest.map(|rest| {
             Box::new(Source::Client {
                 incoming,
                 rest: Arc::clone(rest),
                 is_awaited,
+                left: most,
             })
         }))
     }
@@ -139,7 +150,7 @@ impl http_body::Body for Body {
         let Some(source) = self.0.as_deref_mut() else {
             return Poll::Ready(None);
         };
-        let (incoming, rest) = match source {
+        let (incoming, rest, left) = match source {
             Source::Failed(why) => return Poll::Ready(Some(Err(why.clone()))),
             Source::Whole(bytes) => {
                 let bytes = std::mem::take(bytes);
@@ -150,9 +161,10 @@ impl http_body::Body for Body {
                 incoming,
                 rest,
                 is_awaited,
+                left,
             } => {
                 *is_awaited = false;
-                (incoming, rest)
+                (incoming, rest, left)
             }
         };
         // If hyper has had the answer before, it may report the end only with the next request.
@@ -166,8 +178,16 @@ impl http_body::Body for Body {
         }
         Poll::Ready(match ready!(polled) {
             Some(Ok(frame)) => {
-                rest.is_read(frame.data_ref().map_or(0, Bytes::len));
-                Some(Ok(frame))
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                rest.is_read(length);
+                if let Some(fewer) = left.checked_sub(length as u64) {
+                    *left = fewer;
+                    Some(Ok(frame))
+                } else {
+                    let why = rest.exceeded();
+                    *source = Source::Failed(why.clone());
+                    Some(Err(why))
+                }
             }
             // hyper gives the reason only once, and reports the end of the body after that.
             Some(Err(why)) => {
@@ -209,6 +229,7 @@ impl Drop for Body {
             incoming,
             rest,
             is_awaited: false,
+            ..
         } = *source
             && !incoming.is_end_stream()
         {
@@ -314,6 +335,17 @@ impl Rest {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The client has sent more than it may: the reason why nobody gets that.
+    #[cold]
+    fn exceeded(&self) -> Error {
+        if let Some(conn) = self.conn.upgrade() {
+            conn.h1.body_failed(BodyFault::TooLarge);
+            conn.h1.wears_out();
+            conn.limit_bites(Limit::Body);
+        }
+        Error::TooLarge
+    }
+
     /// The reason why no more of the body comes.
     fn failed(&self, why: &hyper::Error) -> Error {
         let Some(conn) = self.conn.upgrade() else {
@@ -331,6 +363,7 @@ impl Rest {
         match conn.h1.body_fault() {
             Some(BodyFault::Malformed) => Error::BadBody,
             Some(BodyFault::TooSlow) => Error::TooSlow,
+            Some(BodyFault::TooLarge) => Error::TooLarge,
             _ => Error::Gone,
         }
     }

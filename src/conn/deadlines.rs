@@ -31,6 +31,10 @@ pub(super) enum Deadline {
     /// The next look whether the client has acknowledged everything. No event reports that.
     Look,
     /// The handshake of TLS must be done.
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(dead_code, reason = "the others keep their numbers")
+    )]
     Handshake,
     /// The client must send more of a request's body.
     Body,

@@ -78,6 +78,10 @@ where
             }
         };
         let mut deadlines = Deadlines::default();
+        if !conn.may_enter() {
+            refuse(socket, deadlines).await;
+            return;
+        }
         let Some(wire) = begin(&conn, socket, &mut deadlines).await else {
             return;
         };
@@ -99,6 +103,17 @@ where
         yield_now().await;
         go_on(parked).await;
     });
+}
+
+/// Closes a connection that is one too many. It is told so, unless it speaks TLS: a handshake would cost too much.
+async fn refuse(socket: Socket<plain::Plain>, deadlines: Deadlines) {
+    let last = if socket.conn().shared().has_tls() {
+        String::new()
+    } else {
+        answers::too_many_conns()
+    };
+    let wire = Wire::refused(socket.map(Link::from), last.as_bytes());
+    Box::pin(close::close(wire, deadlines, true)).await;
 }
 
 /// Makes a connection ready for HTTP. `None`: it has ended before.

@@ -14,6 +14,7 @@ use socket2::SockRef;
 
 use crate::conn_info::{ConnInfo, ConnState};
 use crate::ledger::{Count, Ledger};
+use crate::limits::Limit;
 use crate::net::Connected;
 use crate::net::plain::{self, Stream};
 use crate::record::{Recording, RequestEnd};
@@ -104,6 +105,8 @@ pub(crate) struct Conn {
     is_to_be_reset: AtomicBool,
     /// Both sides have closed the connection.
     is_over: AtomicBool,
+    /// The connection is counted among those of its client.
+    is_counted: AtomicBool,
     /// Some responses that had been flushed did not arrive.
     undelivered: AtomicBool,
     /// How many bytes the client had not acknowledged when a kill reset the connection. After the reset, the kernel
@@ -153,15 +156,37 @@ impl Conn {
             ending: AtomicU8::new(Ending::Closed as u8),
             is_to_be_reset: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
+            is_counted: AtomicBool::new(false),
             undelivered: AtomicBool::new(false),
             unacked_at_reset: OnceCell::new(),
         });
         registry.enter(conn.info.id, Arc::clone(&conn));
+        if shared.options.max_conns.is_some() {
+            shared.limits.conns.enter();
+        }
         conn.tell(state);
         Socket {
             open: Open(conn),
             stream,
         }
+    }
+
+    /// Whether its client may have another connection: this one. If not, the connection is to be refused.
+    pub(super) fn may_enter(&self) -> bool {
+        let Some(most) = self.shared.options.max_client_conns else {
+            return true;
+        };
+        let enters = self
+            .shared
+            .limits
+            .clients
+            .enter(&self.info.peer, most.get());
+        self.is_counted.store(enters, Ordering::Relaxed);
+        if !enters {
+            self.limit_bites(Limit::ClientConns);
+            self.set_ending(Ending::Refused);
+        }
+        enters
     }
 
     pub(crate) fn info(&self) -> &Arc<ConnInfo> {
@@ -350,6 +375,13 @@ impl Conn {
             recordings.requests_failed(end);
         }
         self.cut();
+    }
+
+    /// A limit has bitten on this connection.
+    #[cold]
+    pub(super) fn limit_bites(&self, limit: Limit) {
+        let why = format_args!("from {}", self.info.peer);
+        self.shared.limit_bites(limit, &why);
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -607,6 +639,7 @@ impl Conn {
         if failed {
             lost = 0;
         }
+        self.leave_limits();
         self.set_state(ConnState::Closed);
         if !was_hijacked {
             self.shared.events.sum("conn.closed", 1.0);
@@ -628,6 +661,17 @@ impl Conn {
             Ending::Raced => &ends.raced,
         };
         count.add(1);
+    }
+
+    /// The connection is no longer counted against the limits.
+    fn leave_limits(&self) {
+        let limits = &self.shared.limits;
+        if self.is_counted.load(Ordering::Relaxed) {
+            limits.clients.leave(&self.info.peer);
+        }
+        if self.shared.options.max_conns.is_some() {
+            limits.conns.leave();
+        }
     }
 
     /// Adds the counts to the server's counts, for good. Returns how many requests were lost: those that are in no

@@ -9,6 +9,7 @@ use std::time::Instant;
 use once_cell::sync::OnceCell;
 
 use crate::error::{Error, Result};
+use crate::limits::Limit;
 use crate::request::{Exchange, Notice};
 use crate::sys::EventFd;
 
@@ -89,12 +90,21 @@ impl WorkQueue {
         }
     }
 
-    /// Adds a request, but refuses it after the end. True if a thread should be called soon: [`WorkQueue::call`].
+    /// Adds a request, but refuses it after the end, and if too many wait. True if a thread should be called soon: [`WorkQueue::call`].
     pub(super) fn push(&self, exchange: Exchange) -> bool {
         let mut state = self.lock();
         if state.ended {
             drop(state);
             exchange.refuse();
+            return false;
+        }
+        if let Some(most) = exchange.shared().options.max_queued
+            && state.is_full(most.get())
+        {
+            drop(state);
+            let why = format_args!("{most} requests wait");
+            exchange.shared().limit_bites(Limit::Queued, &why);
+            exchange.turn_away();
             return false;
         }
         state.requests.push_back(exchange);
@@ -302,6 +312,13 @@ impl State {
         for thread in std::mem::take(&mut self.asleep) {
             thread.wake();
         }
+    }
+
+    /// Whether `most` requests wait, beside those that a thread is there for, or will be.
+    fn is_full(&self, most: usize) -> bool {
+        let room = usize::try_from(self.room).unwrap_or(0);
+        let coming = usize::from(!self.is_nobody_coming());
+        self.requests.len() >= most.saturating_add(self.asleep.len() + room + coming)
     }
 
     fn call(&mut self) -> Call {

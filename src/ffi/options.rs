@@ -133,6 +133,9 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     let mut builder = Server::builder();
     let defaults = crate::options::Options::default();
     // options: begin read (made from src/options.toml by `make options`)
+    if raw.reserved != 0 {
+        return Err(Error::Unsupported("options.reserved is not 0".into()));
+    }
     builder = builder.stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout));
     builder = builder.kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout));
     builder = builder.lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck));
@@ -164,14 +167,38 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     builder = builder.reload_on_hup(raw.reload_on_hup != 0);
     builder = builder.body_timeout(duration_or(raw.body_timeout_ms, defaults.body_timeout));
     builder = builder.write_timeout(duration_or(raw.write_timeout_ms, defaults.write_timeout));
-    if let Some(count) = threads(raw.least_rate, "options.least_rate")? {
+    if let Some(count) = count(raw.least_rate, "options.least_rate")? {
         builder = builder.least_rate(count);
     }
-    if let Some(count) = threads(raw.body_buffer, "options.body_buffer")? {
+    if let Some(count) = count(raw.body_buffer, "options.body_buffer")? {
         builder = builder.body_buffer(count);
     }
-    if let Some(count) = threads(raw.drain_rate, "options.drain_rate")? {
+    if let Some(count) = count(raw.drain_rate, "options.drain_rate")? {
         builder = builder.drain_rate(count);
+    }
+    if raw.max_body_size != 0 {
+        builder = builder.max_body_size(raw.max_body_size);
+    }
+    if let Some(count) = count(raw.max_headers, "options.max_headers")? {
+        builder = builder.max_headers(count);
+    }
+    if let Some(count) = count(raw.max_head_size, "options.max_head_size")? {
+        builder = builder.max_head_size(count);
+    }
+    if let Some(count) = count(raw.max_target_size, "options.max_target_size")? {
+        builder = builder.max_target_size(count);
+    }
+    if let Some(count) = count(raw.max_conn_requests, "options.max_conn_requests")? {
+        builder = builder.max_conn_requests(count);
+    }
+    if let Some(count) = count(raw.max_conns, "options.max_conns")? {
+        builder = builder.max_conns(count);
+    }
+    if let Some(count) = count(raw.max_client_conns, "options.max_client_conns")? {
+        builder = builder.max_client_conns(count);
+    }
+    if let Some(count) = count(raw.max_queued, "options.max_queued")? {
+        builder = builder.max_queued(count);
     }
     // options: end read
     if !raw.clock.is_null() {
@@ -245,6 +272,11 @@ fn threads(count: u32, name: &str) -> Result<Option<NonZeroUsize>> {
     if count > MOST_THREADS {
         return Err(Error::InvalidArgument(format!("{name} is {count}")));
     }
+    Ok(NonZeroUsize::new(count as usize))
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "like `threads`")]
+fn count(count: u32, _: &str) -> Result<Option<NonZeroUsize>> {
     Ok(NonZeroUsize::new(count as usize))
 }
 

@@ -547,9 +547,10 @@ pub unsafe extern "C" fn httpdown_request_server(
 /// for idle_grace_ms.
 ///
 /// Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
-/// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended without
-/// an answer, the client gets a 400), TOO_SLOW (the client was waited for too long: body_timeout_ms; without an answer it
-/// gets a 408), KILLED, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
+/// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
+/// without an answer, the client gets a 400), TOO_SLOW (the client was waited for too long: body_timeout_ms; without an
+/// answer it gets a 408), TOO_LARGE (the client has sent more than max_body_size; without an answer it gets a 413),
+/// KILLED, INVALID_ARGUMENT, ALREADY_REPLIED, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_read(
@@ -582,8 +583,9 @@ pub unsafe extern "C" fn httpdown_request_read(
 /// request lives. Waits at most `timeout_ms` until the whole body is there. With HTTPDOWN_NOW, any thread may make this
 /// call. A second call gives the same bytes. Bytes that httpdown_request_read took before are missing.
 ///
-/// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces), WOULD_BLOCK (not
-/// all of it is there; nothing is lost), and as httpdown_request_read.
+/// Returns OK, TOO_LARGE (the body is longer; nothing is lost: ask again, or read the body in pieces, unless the client
+/// has sent more than max_body_size), WOULD_BLOCK (not all of it is there; nothing is lost), and as
+/// httpdown_request_read.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_body(

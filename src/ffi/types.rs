@@ -581,6 +581,45 @@ pub struct httpdown_options {
     /// stop not to have it all, was told as served, though the report counts its request as gone or killed. Without
     /// this callback, nothing is noted for it, and no clock is read.
     pub on_done: httpdown_done_fn,
+    /// The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
+    /// handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
+    /// TOO_LARGE, and the client gets a 413 if no answer has begun. Either way, the connection is closed. By default
+    /// there is no limit, because what a body costs is decided where it is read: nothing is kept of it but
+    /// `body_buffer`. Default: no limit.
+    pub max_body_size: u64,
+    /// The maximum number of fields in a request's head. A client that sends more gets a 431, and the connection is
+    /// closed. Another number than 100, which is the default of the parser, costs each request an allocation. At most
+    /// 4,096. The trailers of a body may have as many; a body with more is malformed. Default: 100.
+    pub max_headers: u32,
+    /// The maximum size of a request's head in bytes: its first line, its fields and its empty line. A client that
+    /// sends more gets a 431, and the connection is closed. The trailers of a body may be as large; a body with larger
+    /// ones is malformed, and so is a body with more than 16 KiB of chunk extensions. The default is twice what nginx
+    /// and Kestrel take. At most 16 MiB. Default: 65,536.
+    pub max_head_size: u32,
+    /// The maximum length of a request's target in bytes, with its query. A client that sends more gets a 414, and the
+    /// connection is closed. A target is a part of a head, so `max_head_size` limits it, too. RFC 9110 asks for at
+    /// least 8,000; the default is about what nginx, Apache and Kestrel take. At most 65,534. Default: 8,192.
+    pub max_target_size: u32,
+    /// The number of requests after which a connection ends: the answer to this request says Connection: close. A
+    /// client that has already sent more requests is answered up to twice this number. A limit spreads clients anew
+    /// over the servers behind a balancer, and gives back what a connection has come to hold. Default: no limit.
+    pub max_conn_requests: u32,
+    /// The maximum number of open connections. While so many are open, accepting pauses, and new clients wait in the
+    /// kernel's queue; they are accepted when others end. A stop accepts them beyond this number, as always. Set less
+    /// than the process has descriptors. With this limit, `idle_timeout_ms` should be set, too, or idle clients keep
+    /// others out. Default: no limit.
+    pub max_conns: u32,
+    /// The maximum number of open connections from one IP address; of IPv6, from one /64, because a client has mostly
+    /// all of these. A connection beyond it gets a 503 with Retry-After at once, and is closed; with TLS it is closed
+    /// without a word. Clients of Unix sockets are not limited. Many clients may share an address: behind one router,
+    /// or one proxy. Default: no limit.
+    pub max_client_conns: u32,
+    /// The maximum number of requests that wait for a handler (pool), or to be taken (queue), while no thread is free.
+    /// A request beyond it gets a 503 with Retry-After at once, and its connection goes on. By default all wait, and
+    /// when more come than can be answered, all wait ever longer. Default: no limit.
+    pub max_queued: u32,
+    /// For an option to come: 0.
+    pub reserved: u32,
     // options: end fields
 }
 
@@ -613,12 +652,13 @@ pub struct httpdown_stop_report {
     /// Open connections that a handler has taken over.
     pub conns_hijacked: u64,
     /// Connections that ended normally: closed by the client between two requests, closed by the server after a
-    /// response that said so, or released by the handler that had taken them over.
+    /// response that said so, refused because their client has too many (max_client_conns), or released by the handler
+    /// that had taken them over.
     pub conns_closed: u64,
     /// Connections that the stop or the idle timeout closed while they were new or idle.
     pub closed_idle: u64,
-    /// Connections that the stop or the idle timeout closed, and on which a request came after that. The request had
-    /// crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
+    /// Connections that the stop, the idle timeout or max_conn_requests closed, and on which a request came after that.
+    /// The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
     /// idle_grace_ms or idle_timeout_ms makes it rarer.
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
@@ -636,7 +676,7 @@ pub struct httpdown_stop_report {
     /// Requests whose handler failed after the response had begun. The client saw the response cut.
     pub failed: u64,
     /// Requests whose client left before the response or the request's body was complete, and requests whose body
-    /// turned out to be malformed after the response had begun.
+    /// turned out to be malformed, or larger than max_body_size, after the response had begun.
     pub gone: u64,
     /// Requests that a kill cut, and requests that a kill answered with 503 because nobody had begun to work on them.
     pub killed: u64,
@@ -700,9 +740,10 @@ pub const HTTPDOWN_TO_END: u64 = u64::MAX;
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
     let pointers = size_of::<usize>() * 18;
-    let ints = size_of::<u32>() * 24;
+    let longs = size_of::<[u64; 1]>();
+    let ints = size_of::<u32>() * 32;
     // options: end size
-    assert!(size_of::<httpdown_options>() == pointers + ints);
+    assert!(size_of::<httpdown_options>() == pointers + longs + ints);
     let counts = size_of::<u64>() * 27;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
     let (words, ints) = (size_of::<usize>() * 17, size_of::<u32>() * 4);

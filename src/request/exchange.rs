@@ -306,8 +306,9 @@ impl Exchange {
     ///
     /// # Errors
     /// [`Error::Gone`] if the client has left, [`Error::BadBody`] if the client broke the protocol in the body,
-    /// [`Error::TooSlow`] if the client was waited for too long, [`Error::Killed`] after a kill, [`Error::WouldBlock`]
-    /// on an I/O thread if no bytes are there.
+    /// [`Error::TooSlow`] if the client was waited for too long, [`Error::TooLarge`] if the client sent more than
+    /// [`max_body_size`](crate::Builder::max_body_size) (the client gets a 413, if nobody answers), [`Error::Killed`]
+    /// after a kill, [`Error::WouldBlock`] on an I/O thread if no bytes are there.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<usize> {
         let data = self.read_bytes(buf.len())?;
         buf[..data.len()].copy_from_slice(&data);
@@ -375,8 +376,13 @@ impl Exchange {
             return Err(why.clone());
         }
         let result = self.receive(deadline);
-        if let Err(why @ (Error::Gone | Error::BadBody | Error::TooSlow | Error::Killed(_))) =
-            &result
+        if let Err(
+            why @ (Error::Gone
+            | Error::BadBody
+            | Error::TooSlow
+            | Error::TooLarge
+            | Error::Killed(_)),
+        ) = &result
         {
             self.0.body.failed = Some(why.clone());
             self.0.body.rest = Bytes::new();
@@ -914,6 +920,14 @@ impl Exchange {
         }
     }
 
+    /// Answers with a 503, because too many requests wait before this one.
+    pub(crate) fn turn_away(mut self) {
+        if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
+            self.leave_body();
+            self.0.slot.give(ReplyBody::whole(answers::busy()));
+        }
+    }
+
     /// The exchange ends without an answer, while the client can still get one.
     fn unanswered(&mut self) {
         self.leave_body();
@@ -922,6 +936,10 @@ impl Exchange {
             // This is the client's fault, so the log does not tell it.
             (Some(Error::BadBody), _) => {
                 slot.give(ReplyBody::whole(answers::bad_request()));
+                return;
+            }
+            (Some(Error::TooLarge), _) => {
+                slot.give(ReplyBody::whole(answers::body_too_large()));
                 return;
             }
             (Some(Error::TooSlow), _) => {

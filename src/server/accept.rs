@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::addr::Addr;
 use crate::conn::{Accepted, Conn};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
+use crate::limits::Limit;
 use crate::net::census::{self, Census, Spot, View};
 use crate::net::group::{self, Leaving};
 use crate::net::{Connected, Listener, NotAccepted, tcp};
@@ -52,6 +54,8 @@ struct Entrance {
     door: Door,
     serve: Serve,
     shared: Arc<Shared>,
+    /// Clients wait for the end of other connections, and that was said.
+    is_paused: AtomicBool,
     /// Raised when there is no more time for [`Entrance::quiesce`].
     time_over: Flag,
     /// The state of leaving each group in which others stay, from the quiescing until the sockets are closed.
@@ -68,6 +72,25 @@ impl Entrance {
         let accept = || Ok(self.enter(listener.accept()?));
         let accepted = self.door.pass(accept);
         accepted.unwrap_or(Err(NotAccepted::Empty))
+    }
+
+    /// Whether there are as many connections as there may be.
+    fn is_full(&self) -> bool {
+        let most = self.shared.options.max_conns;
+        most.is_some_and(|most| self.shared.limits.conns.is_full(most.get()))
+    }
+
+    /// Waits until a connection ends, while there are as many as there may be, and says so once.
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(most) = self.shared.options.max_conns else {
+            return Poll::Ready(());
+        };
+        let polled = self.shared.limits.conns.poll_room(most.get(), cx);
+        if !self.is_paused.swap(polled.is_pending(), Ordering::Relaxed) && polled.is_pending() {
+            let why = format_args!("{most} connections are open");
+            self.shared.limit_bites(Limit::Conns, &why);
+        }
+        polled
     }
 
     /// The sockets that listen, and from which nobody else accepts. Clients that wait in a shared socket are left to
@@ -412,8 +435,16 @@ impl<'a> Acceptor<'a> {
         let (listener, watched) = &self.listeners[turn];
         for _ in 0..BATCH {
             let mut ready = ready!(watched.poll_read_ready(cx)).map_err(NotAccepted::Failed)?;
+            if self.entrance.is_full() {
+                if !sys::may_be_readable(listener.as_fd()) {
+                    ready.clear_ready(); // Nobody waits there.
+                    continue;
+                }
+                ready!(self.entrance.poll_room(cx));
+            }
             match self.entrance.accept_if_open(listener) {
                 Ok(accepted) => {
+                    self.entrance.is_paused.store(false, Ordering::Relaxed);
                     self.entrance.works();
                     (self.entrance.serve)(accepted);
                 }
@@ -456,6 +487,7 @@ impl Accepting {
             door: Door::default(),
             serve: Arc::clone(serve),
             shared: Arc::clone(shared),
+            is_paused: AtomicBool::new(false),
             time_over: Flag::default(),
             leaving: Mutex::default(),
         });

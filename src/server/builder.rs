@@ -260,6 +260,76 @@ impl Builder {
         self
     }
 
+    /// The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
+    /// handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
+    /// [`Error::TooLarge`](crate::Error::TooLarge), and the client gets a 413 if no answer has begun. Either way, the
+    /// connection is closed. By default there is no limit, because what a body costs is decided where it is read:
+    /// nothing is kept of it but [`body_buffer`](Builder::body_buffer). Default: no limit.
+    pub fn max_body_size(mut self, bytes: u64) -> Self {
+        self.options.max_body_size = Some(bytes);
+        self
+    }
+
+    /// The maximum number of fields in a request's head. A client that sends more gets a 431, and the connection is
+    /// closed. Another number than 100, which is the default of the parser, costs each request an allocation. At most
+    /// 4,096. The trailers of a body may have as many; a body with more is malformed. Default: 100.
+    pub fn max_headers(mut self, count: NonZeroUsize) -> Self {
+        self.options.max_headers = Some(count);
+        self
+    }
+
+    /// The maximum size of a request's head in bytes: its first line, its fields and its empty line. A client that
+    /// sends more gets a 431, and the connection is closed. The trailers of a body may be as large; a body with larger
+    /// ones is malformed, and so is a body with more than 16 KiB of chunk extensions. The default is twice what nginx
+    /// and Kestrel take. At most 16 MiB. Default: 65,536.
+    pub fn max_head_size(mut self, bytes: NonZeroUsize) -> Self {
+        self.options.max_head_size = Some(bytes);
+        self
+    }
+
+    /// The maximum length of a request's target in bytes, with its query. A client that sends more gets a 414, and the
+    /// connection is closed. A target is a part of a head, so [`max_head_size`](Builder::max_head_size) limits it, too.
+    /// RFC 9110 asks for at least 8,000; the default is about what nginx, Apache and Kestrel take. At most 65,534.
+    /// Default: 8,192.
+    pub fn max_target_size(mut self, bytes: NonZeroUsize) -> Self {
+        self.options.max_target_size = Some(bytes);
+        self
+    }
+
+    /// The number of requests after which a connection ends: the answer to this request says `Connection: close`. A
+    /// client that has already sent more requests is answered up to twice this number. A limit spreads clients anew
+    /// over the servers behind a balancer, and gives back what a connection has come to hold. Default: no limit.
+    pub fn max_conn_requests(mut self, count: NonZeroUsize) -> Self {
+        self.options.max_conn_requests = Some(count);
+        self
+    }
+
+    /// The maximum number of open connections. While so many are open, accepting pauses, and new clients wait in the
+    /// kernel's queue; they are accepted when others end. A stop accepts them beyond this number, as always. Set less
+    /// than the process has descriptors. With this limit, [`idle_timeout`](Builder::idle_timeout) should be set, too,
+    /// or idle clients keep others out. Default: no limit.
+    pub fn max_conns(mut self, count: NonZeroUsize) -> Self {
+        self.options.max_conns = Some(count);
+        self
+    }
+
+    /// The maximum number of open connections from one IP address; of IPv6, from one /64, because a client has mostly
+    /// all of these. A connection beyond it gets a 503 with Retry-After at once, and is closed; with TLS it is closed
+    /// without a word. Clients of Unix sockets are not limited. Many clients may share an address: behind one router,
+    /// or one proxy. Default: no limit.
+    pub fn max_client_conns(mut self, count: NonZeroUsize) -> Self {
+        self.options.max_client_conns = Some(count);
+        self
+    }
+
+    /// The maximum number of requests that wait for a handler (pool), or to be taken (queue), while no thread is free.
+    /// A request beyond it gets a 503 with Retry-After at once, and its connection goes on. By default all wait, and
+    /// when more come than can be answered, all wait ever longer. Default: no limit.
+    pub fn max_queued(mut self, count: NonZeroUsize) -> Self {
+        self.options.max_queued = Some(count);
+        self
+    }
+
     /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
     /// extensions. By default it has not, because a request's first extension costs three allocations, about a tenth of
     /// what a request costs in user space. Default: false.

@@ -60,7 +60,15 @@ AT(httpdown_options, least_rate, 220);
 AT(httpdown_options, body_buffer, 224);
 AT(httpdown_options, drain_rate, 228);
 AT(httpdown_options, on_done, 232);
-SIZE(httpdown_options, 240);
+AT(httpdown_options, max_body_size, 240);
+AT(httpdown_options, max_headers, 248);
+AT(httpdown_options, max_head_size, 252);
+AT(httpdown_options, max_target_size, 256);
+AT(httpdown_options, max_conn_requests, 260);
+AT(httpdown_options, max_conns, 264);
+AT(httpdown_options, max_client_conns, 268);
+AT(httpdown_options, max_queued, 272);
+SIZE(httpdown_options, 280);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 232);

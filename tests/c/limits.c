@@ -333,6 +333,79 @@ static void responses_tell_of_the_idle_timeout(void) {
     free_fixture(f);
 }
 
+/* Reads the body, and leaves the rest to the library. */
+static void reads(httpdown_request *request, void *user_data) {
+    fixture *f = user_data;
+    char piece[64];
+    size_t count;
+    for (;;) {
+        int status = httpdown_request_read(request, piece, sizeof piece, &count);
+        if (status != 0) {
+            EQUAL(status, HTTPDOWN_STATUS_TOO_LARGE);
+            EQUAL(httpdown_request_read(request, piece, sizeof piece, &count), HTTPDOWN_STATUS_TOO_LARGE);
+            httpdown_bytes body;
+            EQUAL(httpdown_request_body(request, 1 << 20, &body), HTTPDOWN_STATUS_TOO_LARGE);
+            gate_add(&f->entered);
+            return;
+        }
+        if (count == 0) break;
+    }
+    httpdown_reply_text(request, 200, "read");
+}
+
+static void clients_meet_limits(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, reads);
+    options.max_headers = 3;
+    options.max_head_size = 200;
+    options.max_target_size = 19;
+    options.max_body_size = 10;
+    options.max_conn_requests = 2;
+    options.max_conns = 100000;
+    options.max_client_conns = 100000;
+    options.max_queued = 100000;
+    httpdown_server *server = start(&options);
+    static const struct {
+        const char *head;
+        int status;
+    } cases[] = {
+        {"GET / HTTP/1.1\r\nHost: a\r\nb: c\r\nd: e\r\n\r\n", 200},
+        {"GET / HTTP/1.1\r\nHost: a\r\nb: c\r\nd: e\r\nf: g\r\n\r\n", 431},
+        {"GET /234567890123456789 HTTP/1.1\r\nHost: a\r\n\r\n", 200},
+        {"GET /2345678901234567890 HTTP/1.1\r\nHost: a\r\n\r\n", 414},
+        {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789", 200},
+        {"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n", 413},
+        {"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nb\r\n0123456789x\r\n", 413},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int fd = dial(server);
+        put(fd, cases[i].head);
+        expect(fd, cases[i].status, NULL);
+        close(fd);
+    }
+    EQUAL(gate_value(&f->entered), 1);
+    int fd = dial(server);
+    put(fd, GET("/"));
+    expect(fd, 200, "read");
+    put(fd, GET("/"));
+    expect(fd, 200, "read");
+    char byte;
+    EQUAL(recv(fd, &byte, 1, 0), 0);
+    close(fd);
+    httpdown_stop_report report = end_server(f, 0);
+    EQUAL(report.requests, 6);
+    EQUAL(report.served, 6);
+    EQUAL(report.conns_gone, 0);
+
+    options.max_headers = 5000;
+    options.user_data = NULL;
+    options.destroy = NULL;
+    char error[256] = "";
+    EQUAL(httpdown_serve(&options, &server, error, sizeof error), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(strstr(error, "max_headers is more than 4096") != NULL);
+    free_fixture(f);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
@@ -345,5 +418,6 @@ int main(int argc, char **argv) {
     RUN(freeing_needs_no_thread);
     RUN(idle_connections_are_closed);
     RUN(responses_tell_of_the_idle_timeout);
+    RUN(clients_meet_limits);
     return test_end(argv[0]);
 }

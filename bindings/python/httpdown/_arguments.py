@@ -43,8 +43,18 @@ def number(name: str, value: int, least: int, most: int) -> int:
 
 
 def count(name: str, value: int | None) -> int:
+    """A number for the options: None is C's default."""
+    return 0 if value is None else number(name, value, 1, (1 << 32) - 1)
+
+
+def threads(name: str, value: int | None) -> int:
     """A number of threads for the options: None is C's default."""
     return 0 if value is None else number(name, value, 1, 1 << 16)
+
+
+def size(name: str, value: int | None) -> int:
+    """A number of bytes for the options: None is C's default."""
+    return 0 if value is None else number(name, value, 1, (1 << 64) - 1)
 
 
 def seconds(name: str, value: float) -> float:

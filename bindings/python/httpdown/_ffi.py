@@ -220,6 +220,15 @@ class Options(ctypes.Structure):
         ("body_buffer", c_uint32),
         ("drain_rate", c_uint32),
         ("on_done", c_void_p),
+        ("max_body_size", c_uint64),
+        ("max_headers", c_uint32),
+        ("max_head_size", c_uint32),
+        ("max_target_size", c_uint32),
+        ("max_conn_requests", c_uint32),
+        ("max_conns", c_uint32),
+        ("max_client_conns", c_uint32),
+        ("max_queued", c_uint32),
+        ("reserved", c_uint32),
         # options: end fields
     ]
 

@@ -19,6 +19,7 @@ from ._errors import (
     HttpdownError,
     Killed,
     Status,
+    TooLarge,
     TooSlow,
 )
 from ._tls import TlsInfo
@@ -285,7 +286,8 @@ class Request:
     def read(self, n: int = _PIECE) -> bytes:
         """The next bytes of the body, at most `n`; b"" at its end. Blocks until some are there.
 
-        Raises Gone (the client has left), BadBody and TooSlow (like `body`), Killed.
+        Raises Gone (the client has left), BadBody and TooSlow (like `body`), Killed, and TooLarge
+        (the client has sent more than `max_body_size`; without an answer it gets a 413).
         """
         capacity = min(_arguments.number("n", n, 1, 2**63 - 1), _PIECE)
         count = ctypes.c_size_t()
@@ -293,9 +295,13 @@ class Request:
             if self._buffer is None or len(self._buffer) < capacity:
                 self._buffer = ctypes.create_string_buffer(capacity)
             buffer = self._buffer
-            _ffi.httpdown_request_read(
-                self._alive(), buffer, capacity, _ffi.FOREVER, ctypes.byref(count)
-            )
+            try:
+                _ffi.httpdown_request_read(
+                    self._alive(), buffer, capacity, _ffi.FOREVER, ctypes.byref(count)
+                )
+            except TooLarge:
+                self._lock.lost = True
+                raise
             return ctypes.string_at(buffer, count.value)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -525,12 +531,13 @@ class Request:
     def _is_no_failure(self, error: BaseException) -> bool:
         """Whether this exception of the handler is no failure of the handler.
 
-        The client has left, has broken the protocol, was too slow, or was cut; or the handler wrote
-        to an answer that has no body.
+        The client has left, has broken the protocol, has sent too much, was too slow, or was cut;
+        or the handler wrote to an answer that has no body.
         """
         if isinstance(error, AlreadyReplied):
             return self._body_refused
-        return isinstance(error, (Gone, BadBody, TooSlow, Killed)) and self._is_lost()
+        lost = (Gone, BadBody, TooLarge, TooSlow, Killed)
+        return isinstance(error, lost) and self._is_lost()
 
     def _is_lost(self) -> bool:
         """Whether the client cannot get an answer, or has got all of it."""

@@ -267,6 +267,42 @@ class Server:
     - `drain_rate`: How many requests a second are told that the server drains, of those that have
       asked to be told. So the clients of many endless answers do not all connect elsewhere at once.
       All are told before half of `stop_timeout` has passed. Default: 1,000.
+    - `max_body_size`: The maximum size of a request's body in bytes. If the head announces more,
+      the client gets a 413 at once, and no handler sees the request. In chunks, a body is read
+      until there is more of it: then reading fails with TooLarge, and the client gets a 413 if no
+      answer has begun. Either way, the connection is closed. By default there is no limit, because
+      what a body costs is decided where it is read: nothing is kept of it but `body_buffer`.
+      Default: no limit.
+    - `max_headers`: The maximum number of fields in a request's head. A client that sends more gets
+      a 431, and the connection is closed. Another number than 100, which is the default of the
+      parser, costs each request an allocation. At most 4,096. The trailers of a body may have as
+      many; a body with more is malformed. Default: 100.
+    - `max_head_size`: The maximum size of a request's head in bytes: its first line, its fields and
+      its empty line. A client that sends more gets a 431, and the connection is closed. The
+      trailers of a body may be as large; a body with larger ones is malformed, and so is a body
+      with more than 16 KiB of chunk extensions. The default is twice what nginx and Kestrel take.
+      At most 16 MiB. Default: 65,536.
+    - `max_target_size`: The maximum length of a request's target in bytes, with its query. A client
+      that sends more gets a 414, and the connection is closed. A target is a part of a head, so
+      `max_head_size` limits it, too. RFC 9110 asks for at least 8,000; the default is about what
+      nginx, Apache and Kestrel take. At most 65,534. Default: 8,192.
+    - `max_conn_requests`: The number of requests after which a connection ends: the answer to this
+      request says Connection: close. A client that has already sent more requests is answered up to
+      twice this number. A limit spreads clients anew over the servers behind a balancer, and gives
+      back what a connection has come to hold. Default: no limit.
+    - `max_conns`: The maximum number of open connections. While so many are open, accepting pauses,
+      and new clients wait in the kernel's queue; they are accepted when others end. A stop accepts
+      them beyond this number, as always. Set less than the process has descriptors. With this
+      limit, `idle_timeout` should be set, too, or idle clients keep others out. Default: no limit.
+    - `max_client_conns`: The maximum number of open connections from one IP address; of IPv6, from
+      one /64, because a client has mostly all of these. A connection beyond it gets a 503 with
+      Retry-After at once, and is closed; with TLS it is closed without a word. Clients of Unix
+      sockets are not limited. Many clients may share an address: behind one router, or one proxy.
+      Default: no limit.
+    - `max_queued`: The maximum number of requests that wait for a handler (pool), or to be taken
+      (queue), while no thread is free. A request beyond it gets a 503 with Retry-After at once, and
+      its connection goes on. By default all wait, and when more come than can be answered, all wait
+      ever longer. Default: no limit.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
@@ -324,6 +360,14 @@ class Server:
         least_rate: int | None = None,
         body_buffer: int | None = None,
         drain_rate: int | None = None,
+        max_body_size: int | None = None,
+        max_headers: int | None = None,
+        max_head_size: int | None = None,
+        max_target_size: int | None = None,
+        max_conn_requests: int | None = None,
+        max_conns: int | None = None,
+        max_client_conns: int | None = None,
+        max_queued: int | None = None,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -389,7 +433,7 @@ class Server:
             kill_timeout_ms=_arguments.milliseconds("kill_timeout", kill_timeout),
             lame_duck_ms=_arguments.milliseconds("lame_duck", lame_duck),
             header_timeout_ms=_arguments.milliseconds("header_timeout", header_timeout),
-            io_threads=_arguments.count("io_threads", io_threads),
+            io_threads=_arguments.threads("io_threads", io_threads),
             idle_grace_ms=_arguments.milliseconds("idle_grace", idle_grace),
             quiesce_timeout_ms=_arguments.milliseconds("quiesce_timeout", quiesce_timeout),
             linger_timeout_ms=_arguments.milliseconds("linger_timeout", linger_timeout),
@@ -406,6 +450,14 @@ class Server:
             least_rate=_arguments.count("least_rate", least_rate),
             body_buffer=_arguments.count("body_buffer", body_buffer),
             drain_rate=_arguments.count("drain_rate", drain_rate),
+            max_body_size=_arguments.size("max_body_size", max_body_size),
+            max_headers=_arguments.count("max_headers", max_headers),
+            max_head_size=_arguments.count("max_head_size", max_head_size),
+            max_target_size=_arguments.count("max_target_size", max_target_size),
+            max_conn_requests=_arguments.count("max_conn_requests", max_conn_requests),
+            max_conns=_arguments.count("max_conns", max_conns),
+            max_client_conns=_arguments.count("max_client_conns", max_client_conns),
+            max_queued=_arguments.count("max_queued", max_queued),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,

@@ -22,6 +22,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
+use crate::limits::Limit;
+use crate::options::Options;
 use crate::phase::Phase;
 
 use super::deadlines::{Deadline, Deadlines};
@@ -37,6 +39,10 @@ pub(super) use wire::Wire;
 
 use service::Tracked;
 use wire::{Slot, Transport};
+
+/// What hyper has by default: the maximum number of bytes that it keeps, and of fields in a head.
+const HYPER_BUFFER: usize = 8192 + 4096 * 100;
+const HYPER_HEADERS: usize = 100;
 
 /// How HTTP/1 on a connection has ended.
 pub(super) enum End {
@@ -132,13 +138,7 @@ async fn drive<R: Respond>(
     is_busy: bool,
 ) -> Why {
     let options = &conn.shared().options;
-    // half_close: a client that sends its request and then a FIN still reads the answer; by default hyper would cancel
-    // its handler.
-    // writev: what hyper writes at once it copies together. For short responses, the copy costs less than to keep
-    // account of their pieces; for long ones it costs no more, if the kernel finds the copy in the processor's cache.
-    let http = http1::Builder::new()
-        .half_close(true)
-        .writev(false)
+    let http = parser(options)
         .serve_connection(TokioIo::new(Transport::new(slot)), service)
         .with_upgrades();
     let mut http = pin!(http);
@@ -165,6 +165,9 @@ async fn drive<R: Respond>(
                     Why::Cut
                 }
                 Err(error) if error.is_parse() => {
+                    if error.is_parse_too_large() {
+                        conn.limit_bites(Limit::Head);
+                    }
                     conn.head_refused();
                     Why::Done
                 }
@@ -273,6 +276,28 @@ pub(super) fn tell_listener(
         }
     }
     listening.call();
+}
+
+/// hyper, as it is used here.
+fn parser(options: &Options) -> http1::Builder {
+    // half_close: a client that sends its request and then a FIN still reads the answer; by default hyper would cancel
+    // its handler.
+    // writev: what hyper writes at once it copies together. For short responses, the copy costs less than to keep
+    // account of their pieces; for long ones it costs no more, if the kernel finds the copy in the processor's cache.
+    let mut http = http1::Builder::new();
+    http.half_close(true).writev(false);
+    let most = options.max_head_size();
+    http.max_header_size(most);
+    if most > HYPER_BUFFER {
+        http.max_buf_size(most);
+    }
+    // With its own default number, hyper has no need to allocate.
+    if let Some(count) = options.max_headers
+        && count.get() != HYPER_HEADERS
+    {
+        http.max_headers(count.get());
+    }
+    http
 }
 
 /// A pause between two requests: the number of requests when the pause was first seen, and the moment of that.

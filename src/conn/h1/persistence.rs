@@ -5,6 +5,7 @@ use http::{HeaderMap, HeaderName, Response, Version};
 
 use crate::conn::body::SKIPPED;
 use crate::conn::respond::Outcome;
+use crate::limits::Limit;
 
 use super::framing::BodyLength;
 use super::service::Answering;
@@ -31,11 +32,29 @@ impl<O: Outcome> Answering<O> {
             conn.close_announced();
         }
         stops
+            || self.is_spent(is_unread)
             || conn.h1.is_worn()
             || !self.keep_alive
             || !has_own_end
             || is_unread
             || says_close(headers)
+    }
+
+    /// Whether the connection has had all the requests that it may have. If the client has sent more, it may have twice
+    /// as many.
+    fn is_spent(&self, is_unread: bool) -> bool {
+        let conn = self.conn();
+        let Some(most) = conn.shared().options.max_conn_requests else {
+            return false;
+        };
+        let (count, most) = (conn.requests(), most.get() as u64);
+        let is_spent = count >= most
+            && (is_unread || count >= most.saturating_mul(2) || !conn.has_request_behind());
+        if is_spent {
+            conn.limit_bites(Limit::ConnRequests);
+            conn.close_announced();
+        }
+        is_spent
     }
 
     /// Whether the connection can go on after a body that nobody reads. The rest of the body must be short and sure to

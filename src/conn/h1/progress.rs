@@ -35,6 +35,8 @@ pub(in crate::conn) enum BodyFault {
     CutShort = 2,
     /// The client has been waited for too long.
     TooSlow = 3,
+    /// The client has sent more than it may.
+    TooLarge = 4,
 }
 
 /// See the module.
@@ -74,7 +76,7 @@ pub(in crate::conn) struct Progress {
     goes_on: AtomicBool,
     /// The response under way ends only with the connection. A FIN in its middle would make it look complete.
     close_delimited: AtomicBool,
-    /// The connection has to end before long, because TLS can encrypt no more on it.
+    /// The connection has to end before long: TLS can encrypt no more on it, or a body was too large.
     worn: AtomicBool,
 }
 
@@ -193,7 +195,8 @@ impl Progress {
             0 => None,
             1 => Some(BodyFault::Malformed),
             2 => Some(BodyFault::CutShort),
-            _ => Some(BodyFault::TooSlow),
+            3 => Some(BodyFault::TooSlow),
+            _ => Some(BodyFault::TooLarge),
         }
     }
 

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::ext::ReasonPhrase;
@@ -20,6 +20,7 @@ use crate::conn::respond::{BoxError, Outcome, Respond};
 use crate::conn::state::Conn;
 use crate::contain::contain;
 use crate::events::LogLevel;
+use crate::limits::Limit;
 use crate::record::Recording;
 
 use super::framing::BodyLength;
@@ -37,6 +38,32 @@ impl<R> Tracked<R> {
     pub(super) fn new(respond: R, conn: Arc<Conn>) -> Self {
         Self { respond, conn }
     }
+
+    /// Checks the limits that hyper does not check; if one of them bites, returns the status to refuse the request with.
+    #[inline]
+    fn within_limits(&self, target: &Uri, body: BodyLength) -> Result<(), StatusCode> {
+        let options = &self.conn.shared().options;
+        if target_size(target) > options.max_target_size() {
+            self.conn.limit_bites(Limit::Target);
+            return Err(StatusCode::URI_TOO_LONG);
+        }
+        if matches!(body, BodyLength::Known(length) if length > options.max_body_size()) {
+            self.conn.limit_bites(Limit::Body);
+            return Err(StatusCode::PAYLOAD_TOO_LARGE);
+        }
+        Ok(())
+    }
+}
+
+/// The length of a target, as the client has sent it.
+#[inline]
+fn target_size(target: &Uri) -> usize {
+    let path = target
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    let authority = target.authority().map_or(0, |it| it.as_str().len());
+    let scheme = target.scheme_str().map_or(0, |it| it.len() + "://".len());
+    scheme + authority + path
 }
 
 impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
@@ -49,11 +76,12 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let length = body.size_hint().exact();
         let length = length.map_or(BodyLength::Chunked, BodyLength::Known);
         let is_http10 = head.version < Version::HTTP_11;
-        let wishes = match validate(&mut head) {
-            Ok(wishes) if !self.conn.h1.is_target_foreign() => wishes,
-            result => {
+        let wishes = match validate(&mut head, self.conn.h1.is_target_foreign())
+            .and_then(|wishes| self.within_limits(&head.uri, length).map(|()| wishes))
+        {
+            Ok(wishes) => wishes,
+            Err(status) => {
                 self.conn.request_refused(length);
-                let status = result.err().unwrap_or(StatusCode::BAD_REQUEST);
                 return TrackedFuture::refusal(status, is_http10);
             }
         };
@@ -73,8 +101,9 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             keep_alive: wishes.keep_alive,
             announces: self.conn.shared().announcement.is_some(),
         };
-        let body = RequestBody::new(body, answering.rest.as_ref(), waits);
         let shared = self.conn.shared();
+        let most = shared.options.max_body_size();
+        let body = RequestBody::new(body, answering.rest.as_ref(), waits, most);
         let (future, early);
         if shared.options.ready_path.as_deref() == Some(head.uri.path()) {
             let answer = answers::readiness(&head.method, shared.is_ready());
@@ -175,6 +204,7 @@ impl<O: Outcome> Answering<O> {
                     self.outcome.inflight().was_too_slow();
                     answers::body_late()
                 }
+                BodyFault::TooLarge => answers::body_too_large(),
             };
             return self.answered(answer.map(Source::own), |body| body);
         }

@@ -18,9 +18,10 @@ pub(super) struct Wishes {
 }
 
 /// Checks whether the request may be answered; if not, returns the status to refuse it with. If the target is absolute,
-/// its host replaces `Host` (RFC 9112, 3.2.2).
+/// its host replaces `Host` (RFC 9112, 3.2.2). `is_target_foreign`: the framing has found bytes in the target that no
+/// target may have.
 #[inline]
-pub(super) fn validate(request: &mut Parts) -> Result<Wishes, StatusCode> {
+pub(super) fn validate(request: &mut Parts, is_target_foreign: bool) -> Result<Wishes, StatusCode> {
     let is_http11 = request.version >= Version::HTTP_11;
     let mut has_host = false;
     let mut codings = 0;
@@ -51,6 +52,9 @@ pub(super) fn validate(request: &mut Parts) -> Result<Wishes, StatusCode> {
     }
     if !is_path(&request.uri) || request.method == Method::CONNECT {
         unusual_target(request)?;
+    }
+    if is_target_foreign {
+        return Err(StatusCode::BAD_REQUEST);
     }
     Ok(Wishes {
         keep_alive: !says_close && (is_http11 || says_keep_alive),

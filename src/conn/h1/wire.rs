@@ -95,7 +95,6 @@ impl Wire {
     }
 
     /// A connection that ends before HTTP has begun on it, with these last bytes. What the client sends is no request.
-    #[cfg(feature = "tls")]
     pub(in crate::conn) fn refused(socket: Socket<Link>, last: &[u8]) -> Self {
         let mut wire = Self::new(socket);
         wire.framing = Framing::Opaque;
