@@ -116,6 +116,7 @@ NAMES = {
         "tls": "[`tls`](Builder::tls)",
         "too_slow": "[`Error::TooSlow`](crate::Error::TooSlow)",
         "too_large": "[`Error::TooLarge`](crate::Error::TooLarge)",
+        "client": "[`Client`](crate::Client)",
     },
     "c": {
         "ready": "httpdown_ready",
@@ -129,6 +130,7 @@ NAMES = {
         "tls": "`tls`",
         "too_slow": "TOO_SLOW",
         "too_large": "TOO_LARGE",
+        "client": "httpdown_request_client_addr",
     },
     "cpp": {
         "ready": "`ready`",
@@ -142,6 +144,7 @@ NAMES = {
         "tls": "`tls`",
         "too_slow": "TOO_SLOW",
         "too_large": "TOO_LARGE",
+        "client": "`request::client_addr`",
     },
     "python": {
         "ready": "`ready`",
@@ -155,6 +158,7 @@ NAMES = {
         "tls": "`tls`",
         "too_slow": "TooSlow",
         "too_large": "TooLarge",
+        "client": "`Request.client_addr`",
     },
 }
 

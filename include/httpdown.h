@@ -148,7 +148,8 @@ typedef enum {
     HTTPDOWN_CONN_HIJACKED = 3,
     // The connection is closed.
     HTTPDOWN_CONN_CLOSED = 4,
-    // The connection was accepted, and its TLS handshake is not done. It becomes new.
+    // The connection was accepted, and its TLS handshake is not done, or its header of the PROXY protocol has not
+    // come. It becomes new.
     HTTPDOWN_CONN_HANDSHAKING = 5,
 } httpdown_conn_state;
 
@@ -629,6 +630,20 @@ typedef struct {
     // stop not to have it all, was told as served, though the report counts its request as gone or killed. Without
     // this callback, nothing is noted for it, and no clock is read.
     httpdown_done_fn on_done;
+    // The peers that must begin each connection with a header of the PROXY protocol, version 1 or 2, which says whose
+    // connection it is: IP addresses and networks with commas between them, and "unix:" for all clients of Unix
+    // sockets ("10.0.0.0/8, unix:"). The client's address of such a connection is the one in the header, and so is the
+    // server's. The header comes before TLS, within `header_timeout_ms`. Without it the connection is closed, and the
+    // log says so. From other peers, such a header is no more than a malformed request. Default: nobody.
+    const char *proxy_protocol_from;
+    // The proxies whose fields in a request's head are believed, as a list like that of `proxy_protocol_from`. Such
+    // fields say for whom a request was forwarded: httpdown_request_client_addr. Who asks the server directly could
+    // send the same fields, so believe only proxies that set them, or remove them. Default: nobody.
+    const char *trusted_proxies;
+    // The fields that `trusted_proxies` set. "x-forwarded": X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host,
+    // which most proxies set; "forwarded": Forwarded (RFC 7239); "x-real-ip": X-Real-IP. No others are believed,
+    // because a proxy passes on what it does not know as the client has sent it. Default: x-forwarded.
+    const char *forwarded_by;
     // The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
     // handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
     // TOO_LARGE, and the client gets a 413 if no answer has begun. Either way, the connection is closed. By default
@@ -738,7 +753,7 @@ typedef struct {
     uint64_t bytes_unacked;
     // Events that were dropped because they were not taken in time.
     uint64_t events_dropped;
-    // Open connections whose TLS handshake is not done.
+    // Open connections whose TLS handshake is not done, or whose header of the PROXY protocol has not come.
     uint64_t conns_handshaking;
     // Connections that were closed because the TLS handshake failed, or whose client left in it (not one
     // that left before its first byte: conns_closed). The statistics say why (tls.error...).
@@ -1059,13 +1074,35 @@ int httpdown_request_headers(const httpdown_request *request,
                              size_t capacity,
                              size_t *count);
 
-// Returns the client's address. An IPv4 address has the form "127.0.0.1:50000", even if the socket accepts IPv4 and
-// IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has bound its own socket.
+// Returns the address from which the connection comes. An IPv4 address has the form "127.0.0.1:50000", even if the
+// socket accepts IPv4 and IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has
+// bound its own socket. If a header of the PROXY protocol says whose connection it is (proxy_protocol_from), this is the
+// address in the header. What is to be believed of the fields that other proxies set: httpdown_request_client_addr.
 // Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_peer_addr(const httpdown_request *request);
 
-// Returns the server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
+// Returns the server's address that the client connected to: the proxy's, if a header of the PROXY protocol says that.
+// Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
+
+// Returns the address of the proxy from which the connection comes, if it has said by the PROXY protocol whose
+// connection it is; otherwise nothing (`data` is NULL). Borrowed as long as the request lives. Never blocks.
+httpdown_bytes httpdown_request_proxy_addr(const httpdown_request *request);
+
+// Returns the address of the client that has sent the request, as far as that is to be believed: without the option
+// `trusted_proxies`, httpdown_request_peer_addr. If the request comes from a trusted proxy, the address is the one that
+// it says, or, if that is a trusted proxy too, the one that this says, and so on. The text is "192.0.2.1" or
+// "2001:db8::1" if no port is known, otherwise as in httpdown_request_peer_addr; "unknown", or a name that begins with
+// an underscore, if a trusted proxy does not say the address. Borrowed as long as the request lives. Never blocks.
+httpdown_bytes httpdown_request_client_addr(const httpdown_request *request);
+
+// Returns how the client has asked, "http" or "https": as a trusted proxy says, otherwise like httpdown_request_scheme.
+// Borrowed as long as the request lives. Never blocks.
+httpdown_bytes httpdown_request_client_scheme(const httpdown_request *request);
+
+// Returns the host that the client has asked for, perhaps with a port: as a trusted proxy says, otherwise the field Host.
+// Empty without one (HTTP/1.0). Borrowed as long as the request lives. Never blocks.
+httpdown_bytes httpdown_request_client_host(const httpdown_request *request);
 
 // Writes into `*credentials` which process has connected by a Unix socket, as the kernel knew it at the time of the
 // connect (SO_PEERCRED, see unix(7)). That process may have passed the connection to another process since. Never

@@ -1,12 +1,13 @@
 //! The information about a connection that the host can get.
 
-#[cfg(feature = "tls")]
 use std::sync::Arc;
 
+use http::HeaderMap;
 #[cfg(feature = "tls")]
 use once_cell::sync::OnceCell;
 
 use crate::addr::Addr;
+use crate::forwarded::{Client, Forwarding};
 #[cfg(feature = "tls")]
 use crate::tls::TlsInfo;
 
@@ -27,17 +28,34 @@ use crate::tls::TlsInfo;
 pub struct ConnInfo {
     /// The connection's number, unique within its server.
     pub id: u64,
-    /// The client's address.
+    /// The client's address. If a header of the PROXY protocol says it
+    /// ([`proxy_protocol_from`](crate::Builder::proxy_protocol_from)), it is the one in the header.
     pub peer: Addr,
-    /// The server's address that the client connected to.
+    /// The server's address that the client connected to: the proxy's, if a header says that.
     pub local: Addr,
     /// The process that has connected; `None` if the connection is not by a Unix socket.
     pub credentials: Option<Credentials>,
+    pub(crate) proxy: Option<Arc<Addr>>,
+    pub(crate) forwarding: Option<Arc<Forwarding>>,
     #[cfg(feature = "tls")]
     pub(crate) tls: OnceCell<Arc<TlsInfo>>,
 }
 
 impl ConnInfo {
+    /// The address from which the connection comes, if that is a proxy which has said by the PROXY protocol whose
+    /// connection it is.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Addr> {
+        self.proxy.as_deref()
+    }
+
+    /// Who has sent the request with these headers on this connection, as far as that is to be believed.
+    #[must_use]
+    pub fn client(&self, headers: &HeaderMap) -> Client {
+        let forwarding = self.forwarding.as_deref();
+        Client::of(&self.peer, self.is_secure(), forwarding, headers)
+    }
+
     /// Whether the connection speaks TLS: the scheme of its requests is `https` then.
     #[must_use]
     pub fn is_secure(&self) -> bool {
@@ -80,7 +98,8 @@ pub struct Credentials {
 #[non_exhaustive]
 #[repr(u8)]
 pub enum ConnState {
-    /// The connection was accepted, and the TLS handshake is done, if there is one; no byte of a request has come yet.
+    /// The connection was accepted, and the TLS handshake is done, and the header of the PROXY protocol has come, if there
+    /// is one; no byte of a request has come yet.
     New = 0,
     /// A request is under way: from its first byte to the last byte of its response.
     Active = 1,
@@ -90,7 +109,8 @@ pub enum ConnState {
     Hijacked = 3,
     /// The connection is closed.
     Closed = 4,
-    /// The connection was accepted, and the TLS handshake is not done. It becomes new.
+    /// The connection was accepted, and the TLS handshake is not done, or the header of the PROXY protocol has not come.
+    /// It becomes new.
     Handshaking = 5,
 }
 

@@ -33,6 +33,7 @@ mod error;
 mod events;
 #[cfg(feature = "capi")]
 mod ffi;
+mod forwarded;
 mod ledger;
 mod limits;
 mod net;
@@ -56,6 +57,7 @@ mod threads;
 mod throttle;
 #[cfg(feature = "tls")]
 mod tls;
+mod trust;
 mod validators;
 
 pub use addr::{Addr, UnixAddr};
@@ -66,6 +68,7 @@ pub use content_type::content_type;
 pub use dispatch::{Dispatch, Handler, QueueItem, RequestQueue};
 pub use error::{Error, Result};
 pub use events::{ConnEvent, Event, LogLevel};
+pub use forwarded::{Client, ClientAddr};
 pub use hyper_util::service::TowerToHyperService;
 pub use net::{Listener, Listeners};
 pub use phase::Phase;

@@ -72,6 +72,9 @@ impl Limits {
     }
 }
 
+/// More tasks than those that accept, or have done so, are not known to wait.
+const MOST_WAITING: usize = 8;
+
 /// How many connections are open, and who waits for room.
 #[derive(Debug, Default)]
 pub(crate) struct Gate(Mutex<Open>);
@@ -105,9 +108,18 @@ impl Gate {
         if open.count < most {
             return Poll::Ready(());
         }
-        if !open.waiting.iter().any(|task| task.will_wake(cx.waker())) {
-            open.waiting.push(cx.waker().clone());
-        }
+        // A task that was here before is woken for nothing, rather than forgotten.
+        let others = if open.waiting.len() < MOST_WAITING {
+            Vec::new()
+        } else {
+            std::mem::take(&mut open.waiting)
+        };
+        open.waiting.push(cx.waker().clone());
+        drop(open);
+        let others = others.into_iter();
+        others
+            .filter(|other| !other.will_wake(cx.waker()))
+            .for_each(Waker::wake);
         Poll::Pending
     }
 
@@ -171,6 +183,9 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Wake;
 
     use super::*;
 
@@ -205,16 +220,26 @@ mod tests {
 
     #[test]
     fn whoever_waits_for_room_is_woken() {
+        struct Flag(AtomicBool);
+        impl Wake for Flag {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
         let gate = Gate::default();
-        let mut cx = Context::from_waker(Waker::noop());
+        let woken = Arc::new(Flag(AtomicBool::new(false)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
         assert!(gate.poll_room(1, &mut cx).is_ready());
         gate.enter();
         assert!(gate.is_full(1));
-        assert!(gate.poll_room(1, &mut cx).is_pending());
-        assert!(gate.poll_room(1, &mut cx).is_pending());
-        assert_eq!(gate.lock().waiting.len(), 1);
+        for _ in 0..100 {
+            assert!(gate.poll_room(1, &mut cx).is_pending());
+        }
+        assert!(gate.lock().waiting.len() <= MOST_WAITING);
+        assert!(!woken.0.load(Ordering::Relaxed));
         gate.leave();
-        assert_eq!(gate.lock().waiting.len(), 0);
+        assert!(woken.0.load(Ordering::Relaxed));
         assert!(gate.poll_room(1, &mut cx).is_ready());
     }
 }

@@ -1,11 +1,14 @@
 //! The settings of a server, with their defaults and bounds.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
 
 use crate::error::{Error, Result};
+use crate::forwarded::Forwarding;
+use crate::trust::Networks;
 
 /// The settings of a server. The setters of the [`Builder`](crate::Builder) say what they mean. For an idle timeout, a
 /// duration that no clock can count to ([`Duration::MAX`]) means that there is none; for the quiet time of a lame duck,
@@ -38,6 +41,9 @@ pub(crate) struct Options {
     pub(crate) least_rate: Option<NonZeroUsize>,
     pub(crate) body_buffer: Option<NonZeroUsize>,
     pub(crate) drain_rate: Option<NonZeroUsize>,
+    pub(crate) proxy_protocol_from: Option<String>,
+    pub(crate) trusted_proxies: Option<String>,
+    pub(crate) forwarded_by: Option<String>,
     pub(crate) max_body_size: Option<u64>,
     pub(crate) max_headers: Option<NonZeroUsize>,
     pub(crate) max_head_size: Option<NonZeroUsize>,
@@ -85,6 +91,9 @@ impl Default for Options {
             least_rate: None,
             body_buffer: None,
             drain_rate: None,
+            proxy_protocol_from: None,
+            trusted_proxies: None,
+            forwarded_by: None,
             max_body_size: None,
             max_headers: None,
             max_head_size: None,
@@ -136,6 +145,8 @@ impl Options {
                 return wrong(format!("{name} is more than {most}"));
             }
         }
+        self.proxy_protocol()?;
+        self.forwarding()?;
         if self.idle_timeout.is_zero() {
             return wrong("idle_timeout is 0: no request could come in time".into());
         }
@@ -161,6 +172,27 @@ impl Options {
             }
         }
         Ok(())
+    }
+
+    /// The peers that begin with a header of the PROXY protocol.
+    pub(crate) fn proxy_protocol(&self) -> Result<Networks> {
+        match &self.proxy_protocol_from {
+            Some(peers) => Networks::parse("proxy_protocol_from", peers),
+            None => Ok(Networks::default()),
+        }
+    }
+
+    /// The proxies whose fields are believed; `None`: none.
+    pub(crate) fn forwarding(&self) -> Result<Option<Arc<Forwarding>>> {
+        let fields = self.forwarded_by.as_deref();
+        match &self.trusted_proxies {
+            Some(peers) => Forwarding::new(peers, fields).map(|it| Some(Arc::new(it))),
+            None if fields.is_some() => {
+                let why = "forwarded_by has nobody to believe: there are no trusted_proxies";
+                Err(Error::InvalidArgument(why.into()))
+            }
+            None => Ok(None),
+        }
     }
 
     /// In bytes a second.

@@ -35,7 +35,7 @@ pub struct Report {
     pub connections: u64,
     /// Connections open now: the sum of the next five.
     pub conns_open: u64,
-    /// Open connections whose TLS handshake is not done.
+    /// Open connections whose TLS handshake is not done, or whose header of the PROXY protocol has not come.
     pub conns_handshaking: u64,
     /// Open connections on which no byte has come yet.
     pub conns_new: u64,

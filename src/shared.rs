@@ -13,6 +13,7 @@ use crate::clock::{Clock, Latest};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::events::{Events, LogLevel};
+use crate::forwarded::Forwarding;
 use crate::ledger::{Count, Ends, Ledger};
 use crate::limits::{Limit, Limits};
 use crate::options::Options;
@@ -26,6 +27,7 @@ use crate::threads::{Helper, LentRuntime, Readers, Thread};
 use crate::throttle::Throttle;
 #[cfg(feature = "tls")]
 use crate::tls;
+use crate::trust::Networks;
 
 /// How long a client may pipeline requests in a stop, at most, before it is told that its connection ends. Without this
 /// limit, a stop without a timeout might wait for ever. Half of the default stop timeout.
@@ -52,6 +54,11 @@ pub(crate) struct Shared {
     pub(crate) accept_failures: Throttle,
     pub(crate) drive_failures: Throttle,
     pub(crate) limits: Limits,
+    /// The peers that begin with a header of the PROXY protocol, and how often one was missing or malformed.
+    pub(crate) proxies: Networks,
+    pub(crate) proxy_failures: Throttle,
+    /// The proxies whose fields are believed.
+    pub(crate) forwarding: Option<Arc<Forwarding>>,
     pub(crate) orders: Orders,
     pub(crate) phases: Phases,
     /// When the last request came that shows that somebody still sends work. Noted only in the lame duck.
@@ -95,6 +102,7 @@ impl Shared {
         runtime: tokio::runtime::Handle,
         lent: Option<Arc<LentRuntime>>,
     ) -> Result<Self> {
+        let (proxies, forwarding) = (options.proxy_protocol()?, options.forwarding()?);
         let announcement = format!("timeout={}", options.announced());
         let announcement = HeaderValue::try_from(announcement).ok();
         Ok(Self {
@@ -106,6 +114,9 @@ impl Shared {
             accept_failures: Throttle::default(),
             drive_failures: Throttle::default(),
             limits: Limits::default(),
+            proxies,
+            proxy_failures: Throttle::default(),
+            forwarding,
             orders: Orders::new()?,
             phases: Phases::default(),
             last_request: Latest::default(),

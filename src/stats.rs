@@ -22,6 +22,7 @@
 /// | `stop.time` | time | the stop ended; how long it took |
 /// | `drain.race` | sum | a request came on a connection that the stop had closed |
 /// | `idle.race` | sum | a request came, before a stop, on a connection that the idle timeout or `max_conn_requests` had closed |
+/// | `proxy.error` | sum | a header of the PROXY protocol was missing, malformed or late: the connection was closed |
 /// | `limit.head` | sum | a head was refused: too many fields, or too large (431) |
 /// | `limit.target` | sum | a target was refused: too long (414) |
 /// | `limit.body` | sum | a body was refused: too large (413) |

@@ -373,21 +373,20 @@ fn new_clients_wait_until_others_have_ended() {
     let builder = builder().max_conns(count(2)).stats(stats);
     let builder = builder.on_log(move |level, line| journal.write(format!("{level:?} {line}")));
     let server = hello(builder, listener());
-    let mut clients: Vec<_> = (0..5)
-        .map(|_| {
-            let mut client = Client::connect(addr(&server));
-            client.ask("/");
-            client
-        })
-        .collect();
+    let mut clients: Vec<_> = (0..5).map(|_| Client::plain(addr(&server))).collect();
+    let ask = |client: &mut Client| {
+        client.speak_tls();
+        client.ask("/");
+        assert_eq!(client.answer().text(), "hello");
+    };
     // In their order, two at a time.
     for _ in 0..4 {
-        assert_eq!(clients[0].answer().text(), "hello");
+        ask(&mut clients[0]);
         bumps.wait_until(|bumps| bumps.iter().any(|(key, _)| key == "sum limit.conns"));
         assert!(server.report().conns_open <= 2);
         drop(clients.remove(0));
     }
-    assert_eq!(clients[0].answer().text(), "hello");
+    ask(&mut clients[0]);
     // Nobody waits any more, so it does not bite.
     let bites = |bumps: &[_]| {
         let bites = |(key, _): &&(String, f64)| key == "sum limit.conns";
@@ -415,11 +414,12 @@ fn a_stop_takes_over_those_who_wait() {
     let mut first = Client::connect(addr(&server));
     first.ask("/");
     assert_eq!(first.answer().text(), "hello");
-    let mut waiting: Vec<_> = (0..3).map(|_| Client::connect(addr(&server))).collect();
+    let mut waiting: Vec<_> = (0..3).map(|_| Client::plain(addr(&server))).collect();
     bumps.wait_for(|(key, _)| key == "sum limit.conns");
     let stopping = stop_elsewhere(&server);
     wait_for_report(&server, |report| report.connections == 4);
     for client in &mut waiting {
+        client.speak_tls();
         client.ask("/");
         let answer = client.answer();
         assert_eq!((answer.text(), answer.closes()), ("hello", true));

@@ -337,11 +337,27 @@ public:
     /// All headers. Headers with the same name stand together, in the order in which they came.
     std::vector<httpdown::header> headers() const;
 
-    /// The client's address: "127.0.0.1:50000"; "unix:" for a Unix socket.
+    /// The address from which the connection comes: "127.0.0.1:50000"; "unix:" for a Unix socket. If a header of the
+    /// PROXY protocol says whose connection it is (`proxy_protocol_from`), this is the address in the header.
     std::string_view peer_addr() const noexcept { return view(httpdown_request_peer_addr(get())); }
 
     /// The server's address that the client connected to.
     std::string_view local_addr() const noexcept { return view(httpdown_request_local_addr(get())); }
+
+    /// The address of the proxy that has connected, if a header of the PROXY protocol says whose connection it is;
+    /// otherwise `data()` is nullptr.
+    std::string_view proxy_addr() const noexcept { return view(httpdown_request_proxy_addr(get())); }
+
+    /// The address of the client that has sent the request, as far as that is to be believed: as `trusted_proxies` say,
+    /// or `peer_addr`. "192.0.2.1" or "2001:db8::1" if no port is known; "unknown", or a name that begins with an
+    /// underscore, if they do not say the address.
+    std::string_view client_addr() const noexcept { return view(httpdown_request_client_addr(get())); }
+
+    /// How the client has asked, "http" or "https": as a trusted proxy says, or `scheme`.
+    std::string_view client_scheme() const noexcept { return view(httpdown_request_client_scheme(get())); }
+
+    /// The host that the client has asked for, perhaps with a port: as a trusted proxy says, or the field Host.
+    std::string_view client_host() const noexcept { return view(httpdown_request_client_host(get())); }
 
     /// The process that has connected by a Unix socket, as the kernel knew it at the time of the connect; an empty
     /// optional if the client has connected in another way. Throws error.
@@ -797,6 +813,20 @@ struct options {
     /// of many endless answers do not all connect elsewhere at once. All are told before half of `stop_timeout` has
     /// passed. Default: 1,000.
     std::uint32_t drain_rate = 0;
+    /// The peers that must begin each connection with a header of the PROXY protocol, version 1 or 2, which says whose
+    /// connection it is: IP addresses and networks with commas between them, and "unix:" for all clients of Unix
+    /// sockets ("10.0.0.0/8, unix:"). The client's address of such a connection is the one in the header, and so is the
+    /// server's. The header comes before TLS, within `header_timeout`. Without it the connection is closed, and the log
+    /// says so. From other peers, such a header is no more than a malformed request. Default: nobody.
+    std::string proxy_protocol_from{};
+    /// The proxies whose fields in a request's head are believed, as a list like that of `proxy_protocol_from`. Such
+    /// fields say for whom a request was forwarded: `request::client_addr`. Who asks the server directly could send the
+    /// same fields, so believe only proxies that set them, or remove them. Default: nobody.
+    std::string trusted_proxies{};
+    /// The fields that `trusted_proxies` set. "x-forwarded": X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host,
+    /// which most proxies set; "forwarded": Forwarded (RFC 7239); "x-real-ip": X-Real-IP. No others are believed,
+    /// because a proxy passes on what it does not know as the client has sent it. Default: x-forwarded.
+    std::string forwarded_by{};
     /// The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
     /// handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
     /// TOO_LARGE, and the client gets a 413 if no answer has begun. Either way, the connection is closed. By default
@@ -1072,6 +1102,12 @@ public:
         raw_.least_rate = from.least_rate;
         raw_.body_buffer = from.body_buffer;
         raw_.drain_rate = from.drain_rate;
+        proxy_protocol_from_ = std::move(from.proxy_protocol_from);
+        if (!proxy_protocol_from_.empty()) raw_.proxy_protocol_from = proxy_protocol_from_.c_str();
+        trusted_proxies_ = std::move(from.trusted_proxies);
+        if (!trusted_proxies_.empty()) raw_.trusted_proxies = trusted_proxies_.c_str();
+        forwarded_by_ = std::move(from.forwarded_by);
+        if (!forwarded_by_.empty()) raw_.forwarded_by = forwarded_by_.c_str();
         raw_.max_body_size = from.max_body_size;
         raw_.max_headers = from.max_headers;
         raw_.max_head_size = from.max_head_size;
@@ -1135,6 +1171,9 @@ private:
     std::optional<c_tls> c_tls_{};
     // options: begin kept (made from src/options.toml by `make options`)
     std::string ready_path_{};
+    std::string proxy_protocol_from_{};
+    std::string trusted_proxies_{};
+    std::string forwarded_by_{};
     // options: end kept
     httpdown_options raw_{};
 };

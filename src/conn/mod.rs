@@ -21,6 +21,7 @@ mod listening;
 mod number;
 mod parked;
 mod patience;
+mod proxied;
 mod recordings;
 mod respond;
 mod state;
@@ -78,6 +79,14 @@ where
             }
         };
         let mut deadlines = Deadlines::default();
+        let socket = if conn.begins_with_proxy() {
+            let Some(socket) = Box::pin(proxied::read(socket, &mut deadlines)).await else {
+                return;
+            };
+            socket
+        } else {
+            socket
+        };
         if !conn.may_enter() {
             refuse(socket, deadlines).await;
             return;

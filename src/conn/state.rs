@@ -13,10 +13,12 @@ use once_cell::sync::OnceCell;
 use socket2::SockRef;
 
 use crate::conn_info::{ConnInfo, ConnState};
+use crate::events::LogLevel;
 use crate::ledger::{Count, Ledger};
 use crate::limits::Limit;
 use crate::net::Connected;
 use crate::net::plain::{self, Stream};
+use crate::net::proxy::Ends;
 use crate::record::{Recording, RequestEnd};
 use crate::registry::Member;
 use crate::report::Report;
@@ -73,6 +75,8 @@ impl Ending {
 pub(crate) struct Conn {
     /// Shared with the requests that C keeps. Otherwise each request would get a copy of it.
     info: Arc<ConnInfo>,
+    /// The same, once a proxy has said whose connection this is.
+    proxied: OnceCell<Arc<ConnInfo>>,
     shared: Arc<Shared>,
     state: AtomicU8,
     /// The socket's number, by which another thread can reset the socket.
@@ -125,7 +129,7 @@ impl Conn {
         }: Connected,
     ) -> Accepted {
         let registry = &shared.registry;
-        let state = if shared.has_tls() {
+        let state = if shared.has_tls() || shared.proxies.contains(&peer) {
             ConnState::Handshaking
         } else {
             ConnState::New
@@ -136,9 +140,12 @@ impl Conn {
                 peer,
                 local,
                 credentials: stream.credentials(),
+                proxy: None,
+                forwarding: shared.forwarding.clone(),
                 #[cfg(feature = "tls")]
                 tls: OnceCell::new(),
             }),
+            proxied: OnceCell::new(),
             shared: Arc::clone(shared),
             state: AtomicU8::new(state as u8),
             number: Number::new(stream.as_raw_fd()),
@@ -180,7 +187,7 @@ impl Conn {
             .shared
             .limits
             .clients
-            .enter(&self.info.peer, most.get());
+            .enter(&self.info().peer, most.get());
         self.is_counted.store(enters, Ordering::Relaxed);
         if !enters {
             self.limit_bites(Limit::ClientConns);
@@ -190,7 +197,39 @@ impl Conn {
     }
 
     pub(crate) fn info(&self) -> &Arc<ConnInfo> {
-        &self.info
+        self.proxied.get().unwrap_or(&self.info)
+    }
+
+    /// Whether the connection must begin with a header of the PROXY protocol.
+    pub(super) fn begins_with_proxy(&self) -> bool {
+        self.shared.proxies.contains(&self.info.peer)
+    }
+
+    /// The header has come. `ends`: what it says.
+    pub(super) fn proxied(&self, ends: Option<Ends>) {
+        if let Some(Ends { client, server }) = ends {
+            let _ = self.proxied.set(Arc::new(ConnInfo {
+                peer: client.into(),
+                local: server.into(),
+                proxy: Some(Arc::new(self.info.peer.clone())),
+                ..ConnInfo::clone(&self.info)
+            }));
+        }
+        if !self.shared.has_tls() {
+            self.set_state(ConnState::New);
+        }
+    }
+
+    /// A header was to come, and has not.
+    pub(super) fn proxy_refused(&self, why: &str) {
+        self.set_ending(Ending::Refused);
+        let shared = &self.shared;
+        shared.events.sum("proxy.error", 1.0);
+        let (now, level) = (shared.clock.now(), LogLevel::Warning);
+        let text = format_args!("{why}, from {}", self.info.peer);
+        let what = "no header of the PROXY protocol";
+        let throttle = &shared.proxy_failures;
+        shared.events.log_rarely(throttle, now, level, what, &text);
     }
 
     fn link_kind(&self) -> plain::Kind {
@@ -243,13 +282,13 @@ impl Conn {
     }
 
     fn tell(&self, state: ConnState) {
-        self.shared.events.conn(&self.info, state);
+        self.shared.events.conn(self.info(), state);
     }
 
     /// The handshake of TLS is done: HTTP can begin.
     #[cfg(feature = "tls")]
     pub(super) fn handshake_done(&self, info: TlsInfo) {
-        let _ = self.info.tls.set(Arc::new(info));
+        let _ = self.info().tls.set(Arc::new(info));
         self.set_state(ConnState::New);
     }
 
@@ -380,7 +419,7 @@ impl Conn {
     /// A limit has bitten on this connection.
     #[cold]
     pub(super) fn limit_bites(&self, limit: Limit) {
-        let why = format_args!("from {}", self.info.peer);
+        let why = format_args!("from {}", self.info().peer);
         self.shared.limit_bites(limit, &why);
     }
 
@@ -486,6 +525,12 @@ impl Conn {
                 u64::from(ahead) + self.shared.at_most_content(unread) > left
             }
         }
+    }
+
+    /// Whether the kernel has an unread byte.
+    pub(super) fn has_bytes(&self) -> bool {
+        let unread = self.number.with(|fd| sys::with_fd(fd, sys::unread));
+        unread.is_some_and(|count| count > 0)
     }
 
     /// Whether the kernel has an unread byte of a request.
@@ -667,7 +712,7 @@ impl Conn {
     fn leave_limits(&self) {
         let limits = &self.shared.limits;
         if self.is_counted.load(Ordering::Relaxed) {
-            limits.clients.leave(&self.info.peer);
+            limits.clients.leave(&self.info().peer);
         }
         if self.shared.options.max_conns.is_some() {
             limits.conns.leave();

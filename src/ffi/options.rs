@@ -129,7 +129,8 @@ impl Options {
     }
 }
 
-fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
+/// The options that are plain values.
+fn plain(raw: &httpdown_options) -> Result<Builder> {
     let mut builder = Server::builder();
     let defaults = crate::options::Options::default();
     // options: begin read (made from src/options.toml by `make options`)
@@ -176,6 +177,18 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
     if let Some(count) = count(raw.drain_rate, "options.drain_rate")? {
         builder = builder.drain_rate(count);
     }
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    if let Some(text) = unsafe { text(raw.proxy_protocol_from, "options.proxy_protocol_from")? } {
+        builder = builder.proxy_protocol_from(text);
+    }
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    if let Some(text) = unsafe { text(raw.trusted_proxies, "options.trusted_proxies")? } {
+        builder = builder.trusted_proxies(text);
+    }
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    if let Some(text) = unsafe { text(raw.forwarded_by, "options.forwarded_by")? } {
+        builder = builder.forwarded_by(text);
+    }
     if raw.max_body_size != 0 {
         builder = builder.max_body_size(raw.max_body_size);
     }
@@ -201,6 +214,11 @@ fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
         builder = builder.max_queued(count);
     }
     // options: end read
+    Ok(builder)
+}
+
+fn builder(raw: &httpdown_options, host: &Host) -> Result<Builder> {
+    let mut builder = plain(raw)?;
     if !raw.clock.is_null() {
         // SAFETY: the header's preface: a clock.
         let clock = unsafe { borrow(raw.clock, "options.clock")? };

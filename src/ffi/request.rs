@@ -61,6 +61,8 @@ pub struct httpdown_request {
     local: OnceCell<String>,
     /// What comes with an item of the queue: httpdown_request_notify.
     pub(super) told: UnsafeCell<Option<ForeignData>>,
+    proxy: OnceCell<String>,
+    client: OnceCell<Box<Sender>>,
     #[cfg(feature = "tls")]
     tls: OnceCell<Box<Texts>>,
 }
@@ -80,9 +82,23 @@ impl httpdown_request {
             peer: OnceCell::new(),
             local: OnceCell::new(),
             told: UnsafeCell::new(None),
+            proxy: OnceCell::new(),
+            client: OnceCell::new(),
             #[cfg(feature = "tls")]
             tls: OnceCell::new(),
         }
+    }
+
+    /// Who has sent the request.
+    fn sender(&self) -> &Sender {
+        self.client.get_or_init(|| {
+            let client = self.conn.client(&self.head.headers);
+            Box::new(Sender {
+                addr: client.addr.to_string(),
+                scheme: client.scheme,
+                host: client.host.unwrap_or_default(),
+            })
+        })
     }
 
     /// What the handshake has agreed on.
@@ -146,6 +162,13 @@ impl httpdown_request {
         // SAFETY: the same promise.
         unsafe { &mut *self.exchange.get() }.take()
     }
+}
+
+/// What is to be believed of who has sent a request, as text.
+struct Sender {
+    addr: String,
+    scheme: &'static str,
+    host: String,
 }
 
 /// Finds a request that lives.
@@ -453,8 +476,10 @@ pub unsafe extern "C" fn httpdown_request_headers(
     })
 }
 
-/// Returns the client's address. An IPv4 address has the form "127.0.0.1:50000", even if the socket accepts IPv4 and
-/// IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has bound its own socket.
+/// Returns the address from which the connection comes. An IPv4 address has the form "127.0.0.1:50000", even if the
+/// socket accepts IPv4 and IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has
+/// bound its own socket. If a header of the PROXY protocol says whose connection it is (proxy_protocol_from), this is the
+/// address in the header. What is to be believed of the fields that other proxies set: httpdown_request_client_addr.
 /// Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_addr(
@@ -469,7 +494,8 @@ pub unsafe extern "C" fn httpdown_request_peer_addr(
     }
 }
 
-/// Returns the server's address that the client connected to. Borrowed as long as the request lives. Never blocks.
+/// Returns the server's address that the client connected to: the proxy's, if a header of the PROXY protocol says that.
+/// Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_local_addr(
     request: *const httpdown_request,
@@ -479,6 +505,69 @@ pub unsafe extern "C" fn httpdown_request_local_addr(
         field(request, |request| {
             let local = request.local.get_or_init(|| request.conn.local.to_string());
             httpdown_bytes::of(local.as_bytes())
+        })
+    }
+}
+
+/// Returns the address of the proxy from which the connection comes, if it has said by the PROXY protocol whose
+/// connection it is; otherwise nothing (`data` is NULL). Borrowed as long as the request lives. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_proxy_addr(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request| {
+            let Some(addr) = request.conn.proxy() else {
+                return httpdown_bytes::NONE;
+            };
+            let proxy = request.proxy.get_or_init(|| addr.to_string());
+            httpdown_bytes::of(proxy.as_bytes())
+        })
+    }
+}
+
+/// Returns the address of the client that has sent the request, as far as that is to be believed: without the option
+/// `trusted_proxies`, httpdown_request_peer_addr. If the request comes from a trusted proxy, the address is the one that
+/// it says, or, if that is a trusted proxy too, the one that this says, and so on. The text is "192.0.2.1" or
+/// "2001:db8::1" if no port is known, otherwise as in httpdown_request_peer_addr; "unknown", or a name that begins with
+/// an underscore, if a trusted proxy does not say the address. Borrowed as long as the request lives. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_client_addr(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request| {
+            httpdown_bytes::of(request.sender().addr.as_bytes())
+        })
+    }
+}
+
+/// Returns how the client has asked, "http" or "https": as a trusted proxy says, otherwise like httpdown_request_scheme.
+/// Borrowed as long as the request lives. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_client_scheme(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request| {
+            httpdown_bytes::of(request.sender().scheme.as_bytes())
+        })
+    }
+}
+
+/// Returns the host that the client has asked for, perhaps with a port: as a trusted proxy says, otherwise the field Host.
+/// Empty without one (HTTP/1.0). Borrowed as long as the request lives. Never blocks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_client_host(
+    request: *const httpdown_request,
+) -> httpdown_bytes {
+    // SAFETY: the same promise.
+    unsafe {
+        field(request, |request| {
+            httpdown_bytes::of(request.sender().host.as_bytes())
         })
     }
 }

@@ -96,7 +96,8 @@ pub enum httpdown_conn_state {
     HTTPDOWN_CONN_HIJACKED = 3,
     /// The connection is closed.
     HTTPDOWN_CONN_CLOSED = 4,
-    /// The connection was accepted, and its TLS handshake is not done. It becomes new.
+    /// The connection was accepted, and its TLS handshake is not done, or its header of the PROXY protocol has not
+    /// come. It becomes new.
     HTTPDOWN_CONN_HANDSHAKING = 5,
 }
 
@@ -581,6 +582,20 @@ pub struct httpdown_options {
     /// stop not to have it all, was told as served, though the report counts its request as gone or killed. Without
     /// this callback, nothing is noted for it, and no clock is read.
     pub on_done: httpdown_done_fn,
+    /// The peers that must begin each connection with a header of the PROXY protocol, version 1 or 2, which says whose
+    /// connection it is: IP addresses and networks with commas between them, and "unix:" for all clients of Unix
+    /// sockets ("10.0.0.0/8, unix:"). The client's address of such a connection is the one in the header, and so is the
+    /// server's. The header comes before TLS, within `header_timeout_ms`. Without it the connection is closed, and the
+    /// log says so. From other peers, such a header is no more than a malformed request. Default: nobody.
+    pub proxy_protocol_from: *const c_char,
+    /// The proxies whose fields in a request's head are believed, as a list like that of `proxy_protocol_from`. Such
+    /// fields say for whom a request was forwarded: httpdown_request_client_addr. Who asks the server directly could
+    /// send the same fields, so believe only proxies that set them, or remove them. Default: nobody.
+    pub trusted_proxies: *const c_char,
+    /// The fields that `trusted_proxies` set. "x-forwarded": X-Forwarded-For, X-Forwarded-Proto and X-Forwarded-Host,
+    /// which most proxies set; "forwarded": Forwarded (RFC 7239); "x-real-ip": X-Real-IP. No others are believed,
+    /// because a proxy passes on what it does not know as the client has sent it. Default: x-forwarded.
+    pub forwarded_by: *const c_char,
     /// The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
     /// handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
     /// TOO_LARGE, and the client gets a 413 if no answer has begun. Either way, the connection is closed. By default
@@ -693,7 +708,7 @@ pub struct httpdown_stop_report {
     pub bytes_unacked: u64,
     /// Events that were dropped because they were not taken in time.
     pub events_dropped: u64,
-    /// Open connections whose TLS handshake is not done.
+    /// Open connections whose TLS handshake is not done, or whose header of the PROXY protocol has not come.
     pub conns_handshaking: u64,
     /// Connections that were closed because the TLS handshake failed, or whose client left in it (not one
     /// that left before its first byte: conns_closed). The statistics say why (tls.error...).
@@ -739,7 +754,7 @@ pub const HTTPDOWN_TO_END: u64 = u64::MAX;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
-    let pointers = size_of::<usize>() * 18;
+    let pointers = size_of::<usize>() * 21;
     let longs = size_of::<[u64; 1]>();
     let ints = size_of::<u32>() * 32;
     // options: end size

@@ -6,6 +6,7 @@ pub(crate) mod group;
 pub(crate) mod link;
 mod listener;
 pub(crate) mod plain;
+pub(crate) mod proxy;
 mod sock_diag;
 pub(crate) mod tcp;
 #[cfg(feature = "tls")]

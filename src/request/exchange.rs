@@ -20,6 +20,7 @@ use once_cell::sync::Lazy;
 use crate::conn::{Body, answers};
 use crate::conn_info::ConnInfo;
 use crate::error::{Error, Result};
+use crate::forwarded::Client;
 use crate::phase::Waiter;
 use crate::query::Query;
 use crate::shared::Shared;
@@ -264,6 +265,12 @@ impl Exchange {
         if let Some(recording) = self.0.slot.inflight().recording() {
             recording.attach(data);
         }
+    }
+
+    /// Who has sent the request, as far as that is to be believed: see [`Client`].
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.conn().client(self.headers())
     }
 
     pub(crate) fn conn_info(&self) -> &Arc<ConnInfo> {

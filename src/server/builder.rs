@@ -260,6 +260,35 @@ impl Builder {
         self
     }
 
+    /// The peers that must begin each connection with a header of the PROXY protocol, version 1 or 2, which says whose
+    /// connection it is: IP addresses and networks with commas between them, and "unix:" for all clients of Unix
+    /// sockets ("10.0.0.0/8, unix:"). The client's address of such a connection is the one in the header, and so is the
+    /// server's. The header comes before TLS, within [`header_timeout`](Builder::header_timeout). Without it the
+    /// connection is closed, and the log says so. From other peers, such a header is no more than a malformed request.
+    /// Default: nobody.
+    pub fn proxy_protocol_from(mut self, peers: impl Into<String>) -> Self {
+        self.options.proxy_protocol_from = Some(peers.into());
+        self
+    }
+
+    /// The proxies whose fields in a request's head are believed, as a list like that of
+    /// [`proxy_protocol_from`](Builder::proxy_protocol_from). Such fields say for whom a request was forwarded:
+    /// [`Client`](crate::Client). Who asks the server directly could send the same fields, so believe only proxies that
+    /// set them, or remove them. Default: nobody.
+    pub fn trusted_proxies(mut self, peers: impl Into<String>) -> Self {
+        self.options.trusted_proxies = Some(peers.into());
+        self
+    }
+
+    /// The fields that [`trusted_proxies`](Builder::trusted_proxies) set. "x-forwarded": X-Forwarded-For,
+    /// X-Forwarded-Proto and X-Forwarded-Host, which most proxies set; "forwarded": Forwarded (RFC 7239); "x-real-ip":
+    /// X-Real-IP. No others are believed, because a proxy passes on what it does not know as the client has sent it.
+    /// Default: x-forwarded.
+    pub fn forwarded_by(mut self, fields: impl Into<String>) -> Self {
+        self.options.forwarded_by = Some(fields.into());
+        self
+    }
+
     /// The maximum size of a request's body in bytes. If the head announces more, the client gets a 413 at once, and no
     /// handler sees the request. In chunks, a body is read until there is more of it: then reading fails with
     /// [`Error::TooLarge`](crate::Error::TooLarge), and the client gets a 413 if no answer has begun. Either way, the

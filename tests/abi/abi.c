@@ -60,15 +60,18 @@ AT(httpdown_options, least_rate, 220);
 AT(httpdown_options, body_buffer, 224);
 AT(httpdown_options, drain_rate, 228);
 AT(httpdown_options, on_done, 232);
-AT(httpdown_options, max_body_size, 240);
-AT(httpdown_options, max_headers, 248);
-AT(httpdown_options, max_head_size, 252);
-AT(httpdown_options, max_target_size, 256);
-AT(httpdown_options, max_conn_requests, 260);
-AT(httpdown_options, max_conns, 264);
-AT(httpdown_options, max_client_conns, 268);
-AT(httpdown_options, max_queued, 272);
-SIZE(httpdown_options, 280);
+AT(httpdown_options, proxy_protocol_from, 240);
+AT(httpdown_options, trusted_proxies, 248);
+AT(httpdown_options, forwarded_by, 256);
+AT(httpdown_options, max_body_size, 264);
+AT(httpdown_options, max_headers, 272);
+AT(httpdown_options, max_head_size, 276);
+AT(httpdown_options, max_target_size, 280);
+AT(httpdown_options, max_conn_requests, 284);
+AT(httpdown_options, max_conns, 288);
+AT(httpdown_options, max_client_conns, 292);
+AT(httpdown_options, max_queued, 296);
+SIZE(httpdown_options, 304);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 232);

@@ -1343,6 +1343,49 @@ static void helpers_work_anywhere(void) {
     CHECK(strcmp(httpdown_status_string(12345), httpdown_status_string(-1)) == 0);
 }
 
+/* Behind proxies: by the header of the PROXY protocol, and by fields of the head. */
+static void says_who_asks(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    httpdown_bytes peer = httpdown_request_peer_addr(request), local = httpdown_request_local_addr(request);
+    httpdown_bytes proxy = httpdown_request_proxy_addr(request), addr = httpdown_request_client_addr(request);
+    httpdown_bytes scheme = httpdown_request_client_scheme(request), host = httpdown_request_client_host(request);
+    CHECK(addr.data == httpdown_request_client_addr(request).data);
+    char text[512];
+    snprintf(text, sizeof text, "%.*s %.*s %s %.*s %.*s %.*s", (int)peer.len, peer.data, (int)local.len, local.data,
+             proxy.data == NULL ? "direct" : "proxied", (int)addr.len, addr.data, (int)scheme.len, scheme.data,
+             (int)host.len, host.data);
+    httpdown_reply_text(request, 200, text);
+}
+
+static void proxies_say_who_asks(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, says_who_asks);
+    options.proxy_protocol_from = "127.0.0.0/8, unix:";
+    options.trusted_proxies = "192.0.2.0/24";
+    httpdown_server *server = start(&options);
+    int fd = dial(server);
+    put(fd, "PROXY TCP4 192.0.2.1 198.51.100.2 4660 80\r\n" GET("/"));
+    expect(fd, 200, "192.0.2.1:4660 198.51.100.2:80 proxied 192.0.2.1:4660 http test");
+    put(fd, "GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1, 203.0.113.7, 192.0.2.9\r\n"
+            "X-Forwarded-Proto: https\r\nX-Forwarded-Host: b\r\n\r\n");
+    expect(fd, 200, "192.0.2.1:4660 198.51.100.2:80 proxied 203.0.113.7 https b");
+    close(fd);
+    fd = dial(server);
+    put(fd, GET("/"));
+    CHECK(is_at_end(fd));
+    close(fd);
+    CHECK(httpdown_request_client_addr(NULL).data == NULL && httpdown_request_proxy_addr(NULL).data == NULL);
+    end_server(f, 0);
+
+    options.trusted_proxies = "192.0.2.1/24";
+    options.user_data = NULL;
+    options.destroy = NULL;
+    char error[256] = "";
+    EQUAL(httpdown_serve(&options, &server, error, sizeof error), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(strstr(error, "trusted_proxies: \"192.0.2.1/24\" has bits behind its prefix") != NULL);
+    free_fixture(f);
+}
+
 int main(int argc, char **argv) {
     (void)argc;
     tests_chosen = argv + 1;
@@ -1395,5 +1438,6 @@ int main(int argc, char **argv) {
     RUN(cancellation_is_for_any_thread);
     RUN(pipelined_requests_are_answered_in_order);
     RUN(helpers_work_anywhere);
+    RUN(proxies_say_who_asks);
     return test_end(argv[0]);
 }

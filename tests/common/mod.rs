@@ -366,6 +366,14 @@ impl Client {
         }
     }
 
+    /// Begins TLS, where every client speaks it.
+    pub(crate) fn speak_tls(&mut self) {
+        if tls::is_everywhere() {
+            self.tls = Some(tls::client());
+            self.shake_hands().unwrap();
+        }
+    }
+
     /// If it speaks TLS: to the end of the handshake, as far as the client can tell.
     pub(crate) fn shake_hands(&mut self) -> io::Result<()> {
         if let Some(tls) = &mut self.tls {

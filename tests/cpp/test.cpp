@@ -41,7 +41,9 @@ static void it_reads_what_was_sent() {
         CHECK(request.method() == "BREW" && request.version() == 11 && request.scheme() == "http");
         CHECK(request.target() == "/a%20b?c=d" && request.path() == "/a%20b" && request.query() == "c=d");
         CHECK(request.header("HOST") == "test" && request.header("none").data() == nullptr);
-        CHECK(is_client_addr(request.peer_addr()));
+        CHECK(is_client_addr(request.peer_addr()) && request.proxy_addr().data() == nullptr);
+        CHECK(request.client_addr() == request.peer_addr() && request.client_scheme() == "http");
+        CHECK(request.client_host() == "test");
         CHECK(request.peer_credentials().has_value() == by_unix() && !request.tls());
         CHECK(request.local_addr() == request.server().local_addr());
         CHECK(!request.cancelled() && !request.wait_cancelled(milliseconds(0)));

@@ -220,6 +220,9 @@ class Options(ctypes.Structure):
         ("body_buffer", c_uint32),
         ("drain_rate", c_uint32),
         ("on_done", c_void_p),
+        ("proxy_protocol_from", c_char_p),
+        ("trusted_proxies", c_char_p),
+        ("forwarded_by", c_char_p),
         ("max_body_size", c_uint64),
         ("max_headers", c_uint32),
         ("max_head_size", c_uint32),
@@ -526,6 +529,18 @@ httpdown_request_peer_addr = _plain("httpdown_request_peer_addr", Bytes, c_void_
 
 # httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
 httpdown_request_local_addr = _plain("httpdown_request_local_addr", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_proxy_addr(const httpdown_request *request);
+httpdown_request_proxy_addr = _plain("httpdown_request_proxy_addr", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_client_addr(const httpdown_request *request);
+httpdown_request_client_addr = _plain("httpdown_request_client_addr", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_client_scheme(const httpdown_request *request);
+httpdown_request_client_scheme = _plain("httpdown_request_client_scheme", Bytes, c_void_p)
+
+# httpdown_bytes httpdown_request_client_host(const httpdown_request *request);
+httpdown_request_client_host = _plain("httpdown_request_client_host", Bytes, c_void_p)
 
 # int httpdown_request_peer_credentials(const httpdown_request *request, httpdown_credentials
 #     *credentials);

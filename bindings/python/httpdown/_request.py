@@ -240,13 +240,49 @@ class Request:
 
     @property
     def peer(self) -> Address:
-        """The client's address."""
+        """The address from which the connection comes.
+
+        If a header of the PROXY protocol says whose connection it is (`proxy_protocol_from`), this
+        is the address in the header.
+        """
         return self._address("peer_addr", _ffi.httpdown_request_peer_addr)
 
     @property
     def local(self) -> Address:
         """The server's address that the client connected to."""
         return self._address("local_addr", _ffi.httpdown_request_local_addr)
+
+    @property
+    def proxy(self) -> Address | None:
+        """The address of the proxy that has connected, if its header says whose connection it is.
+
+        That is a header of the PROXY protocol (`proxy_protocol_from`).
+        """
+        found: Address | None = self._field("proxy", _read_proxy)
+        return found
+
+    @property
+    def client_addr(self) -> str:
+        """The address of the client that has sent the request, as far as that is to be believed.
+
+        Without `trusted_proxies`, it is `str(peer)`. Otherwise it is what these proxies say:
+        "192.0.2.1" or "2001:db8::1" if no port is known; "unknown", or a name that begins with an
+        underscore, if they do not say the address.
+        """
+        return self._text("client_addr", _ffi.httpdown_request_client_addr)
+
+    @property
+    def client_scheme(self) -> str:
+        """How the client has asked, "http" or "https": as a trusted proxy says, or `scheme`."""
+        return self._text("client_scheme", _ffi.httpdown_request_client_scheme)
+
+    @property
+    def client_host(self) -> str:
+        """The host that the client has asked for: as a trusted proxy says, or the field Host.
+
+        It may have a port, and is "" without one.
+        """
+        return self._text("client_host", _ffi.httpdown_request_client_host)
 
     @property
     def peer_credentials(self) -> Credentials | None:
@@ -663,6 +699,11 @@ def _read_headers(pointer: int) -> Headers:
         for field in fields[: count.value]:
             pairs.append((_decode(field.name), _decode(field.value)))
     return Headers(pairs)
+
+
+def _read_proxy(pointer: int) -> Address | None:
+    text = _ffi.copy(_ffi.httpdown_request_proxy_addr(pointer)).decode(errors="replace")
+    return Address.parse(text) if text else None
 
 
 def _read_credentials(pointer: int) -> Credentials | None:

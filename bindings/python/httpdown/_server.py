@@ -109,7 +109,7 @@ class Report:
     events_dropped: int
     """Events that were dropped because the callbacks were too slow."""
     conns_handshaking: int
-    """Open connections whose TLS handshake is not done."""
+    """Open connections whose TLS handshake is not done, or whose PROXY header has not come."""
     conns_tls_failed: int
     """Connections whose TLS handshake failed, or whose client left in it."""
     conns_tls_timed_out: int
@@ -267,6 +267,21 @@ class Server:
     - `drain_rate`: How many requests a second are told that the server drains, of those that have
       asked to be told. So the clients of many endless answers do not all connect elsewhere at once.
       All are told before half of `stop_timeout` has passed. Default: 1,000.
+    - `proxy_protocol_from`: The peers that must begin each connection with a header of the PROXY
+      protocol, version 1 or 2, which says whose connection it is: IP addresses and networks with
+      commas between them, and "unix:" for all clients of Unix sockets ("10.0.0.0/8, unix:"). The
+      client's address of such a connection is the one in the header, and so is the server's. The
+      header comes before TLS, within `header_timeout`. Without it the connection is closed, and the
+      log says so. From other peers, such a header is no more than a malformed request. Default:
+      nobody.
+    - `trusted_proxies`: The proxies whose fields in a request's head are believed, as a list like
+      that of `proxy_protocol_from`. Such fields say for whom a request was forwarded:
+      `Request.client_addr`. Who asks the server directly could send the same fields, so believe
+      only proxies that set them, or remove them. Default: nobody.
+    - `forwarded_by`: The fields that `trusted_proxies` set. "x-forwarded": X-Forwarded-For,
+      X-Forwarded-Proto and X-Forwarded-Host, which most proxies set; "forwarded": Forwarded (RFC
+      7239); "x-real-ip": X-Real-IP. No others are believed, because a proxy passes on what it does
+      not know as the client has sent it. Default: x-forwarded.
     - `max_body_size`: The maximum size of a request's body in bytes. If the head announces more,
       the client gets a 413 at once, and no handler sees the request. In chunks, a body is read
       until there is more of it: then reading fails with TooLarge, and the client gets a 413 if no
@@ -360,6 +375,9 @@ class Server:
         least_rate: int | None = None,
         body_buffer: int | None = None,
         drain_rate: int | None = None,
+        proxy_protocol_from: str | None = None,
+        trusted_proxies: str | None = None,
+        forwarded_by: str | None = None,
         max_body_size: int | None = None,
         max_headers: int | None = None,
         max_head_size: int | None = None,
@@ -450,6 +468,9 @@ class Server:
             least_rate=_arguments.count("least_rate", least_rate),
             body_buffer=_arguments.count("body_buffer", body_buffer),
             drain_rate=_arguments.count("drain_rate", drain_rate),
+            proxy_protocol_from=_arguments.optional_text("proxy_protocol_from", proxy_protocol_from),
+            trusted_proxies=_arguments.optional_text("trusted_proxies", trusted_proxies),
+            forwarded_by=_arguments.optional_text("forwarded_by", forwarded_by),
             max_body_size=_arguments.size("max_body_size", max_body_size),
             max_headers=_arguments.count("max_headers", max_headers),
             max_head_size=_arguments.count("max_head_size", max_head_size),

@@ -506,3 +506,28 @@ def test_a_client_that_leaves_within_its_body() -> None:
             client.sendall(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n\r\nhalf")
             begun.wait()
         noticed.wait()
+
+
+def test_who_asks_behind_proxies() -> None:
+    seen: list[tuple[object, ...]] = []
+
+    def handler(request: Request) -> None:
+        client = (request.client_addr, request.client_scheme, request.client_host)
+        seen.append((request.peer, request.local, request.proxy, *client))
+        request.reply(200)
+
+    get = b"GET / HTTP/1.1\r\nHost: a\r\n"
+    options = {"proxy_protocol_from": "127.0.0.1, unix:", "trusted_proxies": "192.0.2.1"}
+    with serving(handler, forwarded_by="forwarded", **options) as server:
+        with dial(server.address) as client:
+            client.sendall(b"PROXY TCP4 192.0.2.1 198.51.100.2 4660 80\r\n" + get)
+            client.sendall(b'Forwarded: for="[2001:db8::1]";proto=https;host=b\r\n\r\n')
+            assert client.recv(12) == b"HTTP/1.1 200"
+        with dial(server.address) as client:
+            client.sendall(b"PROXY UNKNOWN\r\n" + get + b"Forwarded: for=1.1.1.1\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+    (peer, local, proxy, *client_), (own, _, none, addr, scheme, host) = seen
+    assert (str(peer), str(local)) == ("192.0.2.1:4660", "198.51.100.2:80")
+    assert isinstance(proxy, httpdown.Address) and is_client(proxy)
+    assert client_ == ["2001:db8::1", "https", "b"]
+    assert (str(own), None, "http", "a") == (addr, none, scheme, host)
