@@ -408,7 +408,15 @@ def python_give(options: list[Option]) -> str:
         check = option.of.python_value.format(option.name)
         return check.replace(".count(", ".threads(") if option.name.endswith("_threads") else check
 
-    return "".join(f"            {option.c_name}={value(option)},\n" for option in options)
+    def line(option: Option) -> str:
+        line = f"            {option.c_name}={value(option)},\n"
+        if len(line) <= 101:
+            return line
+        call, arguments = value(option).removesuffix(")").split("(", 1)
+        indent = " " * 12
+        return f"{indent}{option.c_name}={call}(\n{indent}    {arguments}\n{indent}),\n"
+
+    return "".join(map(line, options))
 
 
 def ctypes_fields(options: list[Option]) -> str:

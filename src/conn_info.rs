@@ -98,8 +98,8 @@ pub struct Credentials {
 #[non_exhaustive]
 #[repr(u8)]
 pub enum ConnState {
-    /// The connection was accepted, and the TLS handshake is done, and the header of the PROXY protocol has come, if there
-    /// is one; no byte of a request has come yet.
+    /// The connection was accepted; the header of the PROXY protocol has come, and the TLS handshake is done, if there
+    /// are such; no byte of a request has come yet.
     New = 0,
     /// A request is under way: from its first byte to the last byte of its response.
     Active = 1,
@@ -109,8 +109,8 @@ pub enum ConnState {
     Hijacked = 3,
     /// The connection is closed.
     Closed = 4,
-    /// The connection was accepted, and the TLS handshake is not done, or the header of the PROXY protocol has not come.
-    /// It becomes new.
+    /// The connection was accepted, and the header of the PROXY protocol has not come, or the TLS handshake is not
+    /// done. It becomes new.
     Handshaking = 5,
 }
 

@@ -52,6 +52,12 @@ pub(crate) struct Options {
     pub(crate) max_conns: Option<NonZeroUsize>,
     pub(crate) max_client_conns: Option<NonZeroUsize>,
     pub(crate) max_queued: Option<NonZeroUsize>,
+    pub(crate) tcp_backlog: Option<NonZeroUsize>,
+    pub(crate) v6_only: bool,
+    pub(crate) tcp_keepalive: Duration,
+    pub(crate) tcp_user_timeout: Duration,
+    pub(crate) receive_buffer: Option<NonZeroUsize>,
+    pub(crate) send_buffer: Option<NonZeroUsize>,
     pub(crate) conn_info: bool,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
@@ -102,6 +108,12 @@ impl Default for Options {
             max_conns: None,
             max_client_conns: None,
             max_queued: None,
+            tcp_backlog: None,
+            v6_only: false,
+            tcp_keepalive: Duration::MAX,
+            tcp_user_timeout: Duration::MAX,
+            receive_buffer: None,
+            send_buffer: None,
             conn_info: false,
             // options: end defaults
             park_after: Duration::from_secs(1),
@@ -145,6 +157,7 @@ impl Options {
                 return wrong(format!("{name} is more than {most}"));
             }
         }
+        self.check_sockets()?;
         self.proxy_protocol()?;
         self.forwarding()?;
         if self.idle_timeout.is_zero() {
@@ -169,6 +182,31 @@ impl Options {
                 return wrong(format!(
                     "{name} ({part:?}) is longer than lame_duck ({whole:?})"
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks what is set on a socket before it listens.
+    pub(crate) fn check_sockets(&self) -> Result<()> {
+        let wrong = |why| Err(Error::InvalidArgument(why));
+        for (name, time) in [
+            ("tcp_keepalive", self.tcp_keepalive),
+            ("tcp_user_timeout", self.tcp_user_timeout),
+        ] {
+            if !(SHORTEST..=LONGEST).contains(&time) && time != Duration::MAX {
+                return wrong(format!(
+                    "{name} is {time:?}: not from {SHORTEST:?} to {LONGEST:?}"
+                ));
+            }
+        }
+        for (name, value, most) in [
+            ("tcp_backlog", self.tcp_backlog, MOST_BACKLOG),
+            ("receive_buffer", self.receive_buffer, MOST_BUFFER),
+            ("send_buffer", self.send_buffer, MOST_BUFFER),
+        ] {
+            if value.is_some_and(|value| value.get() > most) {
+                return wrong(format!("{name} is more than {most}"));
             }
         }
         Ok(())
@@ -242,6 +280,13 @@ const TARGET_SIZE: usize = 8 << 10;
 const MOST_HEADERS: usize = 4096;
 /// What hyper takes.
 const MOST_TARGET: usize = (1 << 16) - 2;
+
+/// What Linux takes for a keepalive.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(32_767);
+const MOST_BACKLOG: usize = (1 << 16) - 1;
+/// The kernel doubles it, and counts in 32 bits.
+const MOST_BUFFER: usize = 1 << 30;
 
 const BODY_BUFFER: usize = 64 << 10;
 /// Each connection may hold so much.

@@ -864,6 +864,29 @@ struct options {
     /// A request beyond it gets a 503 with Retry-After at once, and its connection goes on. By default all wait, and
     /// when more come than can be answered, all wait ever longer. Default: no limit.
     std::uint32_t max_queued = 0;
+    /// How many connections may wait to be accepted, on each TCP socket of `addr`. The kernel caps the number at
+    /// `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most 65,535. This and the options below do not apply to
+    /// `fds`: their creator sets them up. Default: 4,096.
+    std::uint32_t tcp_backlog = 0;
+    /// True: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6 only. By default it takes IPv4,
+    /// too. Set this if another socket is to take IPv4 on the same port. Default: false.
+    bool v6_only = false;
+    /// After this silence, the kernel asks a client four times whether it is still there (SO_KEEPALIVE), and gives the
+    /// connection up after as long again. So a connection whose client is gone without a word does not stay for ever,
+    /// whatever is done with it (after an upgrade, say). From 1 second to 32,767 seconds, in whole seconds. Default:
+    /// never.
+    std::optional<milliseconds> tcp_keepalive{};
+    /// How long what was sent may stay without an acknowledgement, before the kernel gives the connection up
+    /// (TCP_USER_TIMEOUT). The system's own limit is about 15 minutes. `write_timeout` is mostly the better choice: it
+    /// also cuts clients that acknowledge, and do not read. From 1 second to 32,767 seconds. Default: the system's.
+    std::optional<milliseconds> tcp_user_timeout{};
+    /// The size of a TCP connection's receive buffer (SO_RCVBUF). The kernel doubles the number, and caps it at
+    /// `net.core.rmem_max`. A fixed buffer no longer grows with a fast client, so set it only to save memory. At most 1
+    /// GiB. Default: the system's, which grows.
+    std::uint32_t receive_buffer = 0;
+    /// The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`; its cap is `net.core.wmem_max`.
+    /// At most 1 GiB. Default: the system's, which grows.
+    std::uint32_t send_buffer = 0;
     // options: end fields
 };
 
@@ -1116,6 +1139,12 @@ public:
         raw_.max_conns = from.max_conns;
         raw_.max_client_conns = from.max_client_conns;
         raw_.max_queued = from.max_queued;
+        raw_.tcp_backlog = from.tcp_backlog;
+        raw_.v6_only = from.v6_only;
+        raw_.tcp_keepalive_ms = to_ms(from.tcp_keepalive);
+        raw_.tcp_user_timeout_ms = to_ms(from.tcp_user_timeout);
+        raw_.receive_buffer = from.receive_buffer;
+        raw_.send_buffer = from.send_buffer;
         // options: end give
 
         if (from.handler) raw_.handler = on_request;

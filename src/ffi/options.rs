@@ -213,6 +213,21 @@ fn plain(raw: &httpdown_options) -> Result<Builder> {
     if let Some(count) = count(raw.max_queued, "options.max_queued")? {
         builder = builder.max_queued(count);
     }
+    if let Some(count) = count(raw.tcp_backlog, "options.tcp_backlog")? {
+        builder = builder.tcp_backlog(count);
+    }
+    builder = builder.v6_only(raw.v6_only != 0);
+    builder = builder.tcp_keepalive(duration_or(raw.tcp_keepalive_ms, defaults.tcp_keepalive));
+    builder = builder.tcp_user_timeout(duration_or(
+        raw.tcp_user_timeout_ms,
+        defaults.tcp_user_timeout,
+    ));
+    if let Some(count) = count(raw.receive_buffer, "options.receive_buffer")? {
+        builder = builder.receive_buffer(count);
+    }
+    if let Some(count) = count(raw.send_buffer, "options.send_buffer")? {
+        builder = builder.send_buffer(count);
+    }
     // options: end read
     Ok(builder)
 }

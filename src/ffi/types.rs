@@ -633,6 +633,30 @@ pub struct httpdown_options {
     /// A request beyond it gets a 503 with Retry-After at once, and its connection goes on. By default all wait, and
     /// when more come than can be answered, all wait ever longer. Default: no limit.
     pub max_queued: u32,
+    /// How many connections may wait to be accepted, on each TCP socket of `addr`. The kernel caps the number at
+    /// `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most 65,535. This and the options below do not apply to
+    /// `fds`: their creator sets them up. Default: 4,096.
+    pub tcp_backlog: u32,
+    /// Not 0: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6 only. By default it takes IPv4,
+    /// too. Set this if another socket is to take IPv4 on the same port. Default: 0.
+    pub v6_only: c_int,
+    /// After this silence, the kernel asks a client four times whether it is still there (SO_KEEPALIVE), and gives the
+    /// connection up after as long again. So a connection whose client is gone without a word does not stay for ever,
+    /// whatever is done with it (after an upgrade, say). From 1 second to 32,767 seconds, in whole seconds. Default:
+    /// never. In real time.
+    pub tcp_keepalive_ms: u32,
+    /// How long what was sent may stay without an acknowledgement, before the kernel gives the connection up
+    /// (TCP_USER_TIMEOUT). The system's own limit is about 15 minutes. `write_timeout_ms` is mostly the better choice:
+    /// it also cuts clients that acknowledge, and do not read. From 1 second to 32,767 seconds. Default: the system's.
+    /// In real time.
+    pub tcp_user_timeout_ms: u32,
+    /// The size of a TCP connection's receive buffer (SO_RCVBUF). The kernel doubles the number, and caps it at
+    /// `net.core.rmem_max`. A fixed buffer no longer grows with a fast client, so set it only to save memory. At most 1
+    /// GiB. Default: the system's, which grows.
+    pub receive_buffer: u32,
+    /// The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`; its cap is `net.core.wmem_max`.
+    /// At most 1 GiB. Default: the system's, which grows.
+    pub send_buffer: u32,
     /// For an option to come: 0.
     pub reserved: u32,
     // options: end fields
@@ -756,7 +780,7 @@ const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
     let pointers = size_of::<usize>() * 21;
     let longs = size_of::<[u64; 1]>();
-    let ints = size_of::<u32>() * 32;
+    let ints = size_of::<u32>() * 38;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + longs + ints);
     let counts = size_of::<u64>() * 27;

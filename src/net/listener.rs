@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 use super::plain::Stream;
+use super::tuning::Tuning;
 use super::{tcp, unix};
 
 /// How many connections may wait to be accepted. The kernel caps the number at `net.core.somaxconn` (4,096 since Linux
@@ -111,7 +112,7 @@ impl Listener {
     /// [`Error::Address`] if the address cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
     /// permission, not an address of this machine).
     pub fn bind(addr: &str) -> Result<Self> {
-        Self::bind_as(addr, false)
+        Self::bind_tuned(addr, &Tuning::default())
     }
 
     /// Like [`Listener::bind`], with `SO_REUSEPORT`: several processes of one user can each listen on the address, each
@@ -123,16 +124,20 @@ impl Listener {
     /// The errors of [`Listener::bind`]; in use if another user listens there, or somebody who has bound in another
     /// way. [`Error::InvalidArgument`] for a Unix socket: the kernel has no such groups of them.
     pub fn bind_reuse_port(addr: &str) -> Result<Self> {
-        Self::bind_as(addr, true)
+        let tuning = Tuning {
+            reuse_port: true,
+            ..Tuning::default()
+        };
+        Self::bind_tuned(addr, &tuning)
     }
 
-    fn bind_as(addr: &str, reuse_port: bool) -> Result<Self> {
+    pub(crate) fn bind_tuned(addr: &str, tuning: &Tuning) -> Result<Self> {
         let Some(place) = addr.strip_prefix(UNIX) else {
-            let socket = tcp::Listener::bind(addr, reuse_port)?;
+            let socket = tcp::Listener::bind(addr, tuning)?;
             let number = socket.as_raw_fd();
             return Self::new(socket, number);
         };
-        if reuse_port {
+        if tuning.reuse_port {
             let why = format!("{addr:?}: Unix sockets cannot share an address by SO_REUSEPORT");
             return Err(Error::InvalidArgument(why));
         }

@@ -11,6 +11,7 @@ mod sock_diag;
 pub(crate) mod tcp;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;
+pub(crate) mod tuning;
 mod unix;
 
 pub(crate) use listener::{Connected, NotAccepted};

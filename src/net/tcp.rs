@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 use crate::sys;
 
 use super::bpf;
-use super::listener::{BACKLOG, Connected, NotAccepted};
+use super::listener::{Connected, NotAccepted};
 use super::plain::Stream;
+use super::tuning::Tuning;
 
 /// The option that binds a socket to an interface by its number.
 const SO_BINDTOIFINDEX: i32 = 62;
@@ -39,10 +40,10 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Listens on `HOST:PORT`.
-    pub(super) fn bind(addr: &str, reuse_port: bool) -> Result<Socket> {
+    pub(super) fn bind(addr: &str, tuning: &Tuning) -> Result<Socket> {
         let mut refused = None;
         for candidate in resolve(addr)? {
-            let error = match listen(candidate, reuse_port) {
+            let error = match listen(candidate, tuning) {
                 Ok(socket) => return Ok(socket),
                 Err(error) => error,
             };
@@ -246,22 +247,15 @@ fn drop_new_handshakes() -> [SockFilter; 5] {
     ]
 }
 
-fn listen(addr: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
+fn listen(addr: SocketAddr, tuning: &Tuning) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(addr),
         Type::STREAM.nonblocking().cloexec(),
         Some(Protocol::TCP),
     )?;
-    // A restart must not wait for connections of the last run to leave TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    if reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    if addr.is_ipv6() {
-        socket.set_only_v6(!addr.ip().is_unspecified())?;
-    }
+    tuning.apply(&socket, addr)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
+    socket.listen(tuning.backlog())?;
     Ok(socket)
 }
 

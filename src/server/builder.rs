@@ -17,6 +17,7 @@ use crate::contain::contain;
 use crate::dispatch::{Backend, Dispatch, Dispatcher, Handler, RequestQueue};
 use crate::error::{Error, Result};
 use crate::events::{ConnEvent, Events, Interest, LogLevel, Observers};
+use crate::net::tuning::Tuning;
 use crate::net::{Listener, Listeners};
 use crate::options::Options;
 use crate::phase::Phase;
@@ -359,6 +360,54 @@ impl Builder {
         self
     }
 
+    /// How many connections may wait to be accepted, on each TCP socket of [`Builder::listen`]. The kernel caps the
+    /// number at `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most 65,535. This and the options below do
+    /// not apply to listeners that were made elsewhere: their creator sets them up. Default: 4,096.
+    pub fn tcp_backlog(mut self, count: NonZeroUsize) -> Self {
+        self.options.tcp_backlog = Some(count);
+        self
+    }
+
+    /// True: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6 only. By default it takes IPv4,
+    /// too. Set this if another socket is to take IPv4 on the same port. Default: false.
+    pub fn v6_only(mut self, only: bool) -> Self {
+        self.options.v6_only = only;
+        self
+    }
+
+    /// After this silence, the kernel asks a client four times whether it is still there (`SO_KEEPALIVE`), and gives
+    /// the connection up after as long again. So a connection whose client is gone without a word does not stay for
+    /// ever, whatever is done with it (after an upgrade, say). From 1 second to 32,767 seconds, in whole seconds.
+    /// Default: never. In real time.
+    pub fn tcp_keepalive(mut self, silence: Duration) -> Self {
+        self.options.tcp_keepalive = silence;
+        self
+    }
+
+    /// How long what was sent may stay without an acknowledgement, before the kernel gives the connection up
+    /// (`TCP_USER`_TIMEOUT). The system's own limit is about 15 minutes. [`write_timeout`](Builder::write_timeout) is
+    /// mostly the better choice: it also cuts clients that acknowledge, and do not read. From 1 second to 32,767
+    /// seconds. Default: the system's. In real time.
+    pub fn tcp_user_timeout(mut self, timeout: Duration) -> Self {
+        self.options.tcp_user_timeout = timeout;
+        self
+    }
+
+    /// The size of a TCP connection's receive buffer (`SO_RCVBUF`). The kernel doubles the number, and caps it at
+    /// `net.core.rmem_max`. A fixed buffer no longer grows with a fast client, so set it only to save memory. At most 1
+    /// GiB. Default: the system's, which grows.
+    pub fn receive_buffer(mut self, bytes: NonZeroUsize) -> Self {
+        self.options.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// The size of a TCP connection's send buffer (`SO_SNDBUF`), like [`receive_buffer`](Builder::receive_buffer); its
+    /// cap is `net.core.wmem_max`. At most 1 GiB. Default: the system's, which grows.
+    pub fn send_buffer(mut self, bytes: NonZeroUsize) -> Self {
+        self.options.send_buffer = Some(bytes);
+        self
+    }
+
     /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
     /// extensions. By default it has not, because a request's first extension costs three allocations, about a tenth of
     /// what a request costs in user space. Default: false.
@@ -495,17 +544,28 @@ impl Builder {
         self
     }
 
-    /// Like [`Listener::bind`], but also counts a failure: the [`Stats`] set so far are told `listen.error`, on this
+    fn tuning(&self) -> Tuning {
+        let options = &self.options;
+        let unless_forever = |time: Duration| Some(time).filter(|time| *time != Duration::MAX);
+        Tuning {
+            reuse_port: options.reuse_port,
+            v6_only: options.v6_only,
+            backlog: options.tcp_backlog.map(NonZeroUsize::get),
+            keepalive: unless_forever(options.tcp_keepalive),
+            user_timeout: unless_forever(options.tcp_user_timeout),
+            receive_buffer: options.receive_buffer.map(NonZeroUsize::get),
+            send_buffer: options.send_buffer.map(NonZeroUsize::get),
+        }
+    }
+
+    /// Like [`Listener::bind`], but with the options for sockets that were set so far, and also counts a failure: the [`Stats`] set so far are told `listen.error`, on this
     /// thread, because there is no events thread yet.
     ///
     /// # Errors
-    /// The errors of [`Listener::bind`].
+    /// The errors of [`Listener::bind`]; [`Error::InvalidArgument`] if an option for sockets makes no sense.
     pub fn listen(&mut self, addr: &str) -> Result<Listener> {
-        let bound = if self.options.reuse_port {
-            Listener::bind_reuse_port(addr)
-        } else {
-            Listener::bind(addr)
-        };
+        self.options.check_sockets()?;
+        let bound = Listener::bind_tuned(addr, &self.tuning());
         bound.inspect_err(|_| {
             if let Some(stats) = &mut self.observers.stats {
                 stats.bump_sum("listen.error", 1.0);

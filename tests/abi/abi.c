@@ -71,7 +71,13 @@ AT(httpdown_options, max_conn_requests, 284);
 AT(httpdown_options, max_conns, 288);
 AT(httpdown_options, max_client_conns, 292);
 AT(httpdown_options, max_queued, 296);
-SIZE(httpdown_options, 304);
+AT(httpdown_options, tcp_backlog, 300);
+AT(httpdown_options, v6_only, 304);
+AT(httpdown_options, tcp_keepalive_ms, 308);
+AT(httpdown_options, tcp_user_timeout_ms, 312);
+AT(httpdown_options, receive_buffer, 316);
+AT(httpdown_options, send_buffer, 320);
+SIZE(httpdown_options, 328);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 232);

@@ -364,6 +364,12 @@ static void clients_meet_limits(void) {
     options.max_conns = 100000;
     options.max_client_conns = 100000;
     options.max_queued = 100000;
+    options.tcp_backlog = 100;
+    options.tcp_keepalive_ms = 60000;
+    options.tcp_user_timeout_ms = 60000;
+    options.receive_buffer = 100000;
+    options.send_buffer = 100000;
+    options.v6_only = 1;
     httpdown_server *server = start(&options);
     static const struct {
         const char *head;
@@ -397,9 +403,15 @@ static void clients_meet_limits(void) {
     EQUAL(report.served, 6);
     EQUAL(report.conns_gone, 0);
 
-    options.max_headers = 5000;
+    options.max_headers = 0;
+    options.tcp_keepalive_ms = HTTPDOWN_NOW;
+    char wrong[256] = "";
     options.user_data = NULL;
     options.destroy = NULL;
+    EQUAL(httpdown_serve(&options, &server, wrong, sizeof wrong), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(strstr(wrong, "tcp_keepalive is 0ns") != NULL);
+    options.tcp_keepalive_ms = HTTPDOWN_FOREVER;
+    options.max_headers = 5000;
     char error[256] = "";
     EQUAL(httpdown_serve(&options, &server, error, sizeof error), HTTPDOWN_STATUS_INVALID_ARGUMENT);
     CHECK(strstr(error, "max_headers is more than 4096") != NULL);

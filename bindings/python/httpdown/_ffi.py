@@ -231,6 +231,12 @@ class Options(ctypes.Structure):
         ("max_conns", c_uint32),
         ("max_client_conns", c_uint32),
         ("max_queued", c_uint32),
+        ("tcp_backlog", c_uint32),
+        ("v6_only", c_int),
+        ("tcp_keepalive_ms", c_uint32),
+        ("tcp_user_timeout_ms", c_uint32),
+        ("receive_buffer", c_uint32),
+        ("send_buffer", c_uint32),
         ("reserved", c_uint32),
         # options: end fields
     ]

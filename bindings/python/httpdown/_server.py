@@ -109,7 +109,7 @@ class Report:
     events_dropped: int
     """Events that were dropped because the callbacks were too slow."""
     conns_handshaking: int
-    """Open connections whose TLS handshake is not done, or whose PROXY header has not come."""
+    """Open connections whose TLS handshake is not done, or whose PROXY header is to come."""
     conns_tls_failed: int
     """Connections whose TLS handshake failed, or whose client left in it."""
     conns_tls_timed_out: int
@@ -318,6 +318,26 @@ class Server:
       (queue), while no thread is free. A request beyond it gets a 503 with Retry-After at once, and
       its connection goes on. By default all wait, and when more come than can be answered, all wait
       ever longer. Default: no limit.
+    - `tcp_backlog`: How many connections may wait to be accepted, on each TCP socket of `bind`. The
+      kernel caps the number at `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most
+      65,535. This and the options below do not apply to `fds`: their creator sets them up. Default:
+      4,096.
+    - `v6_only`: True: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6
+      only. By default it takes IPv4, too. Set this if another socket is to take IPv4 on the same
+      port. Default: False.
+    - `tcp_keepalive`: After this silence, the kernel asks a client four times whether it is still
+      there (SO_KEEPALIVE), and gives the connection up after as long again. So a connection whose
+      client is gone without a word does not stay for ever, whatever is done with it (after an
+      upgrade, say). From 1 second to 32,767 seconds, in whole seconds. Default: never.
+    - `tcp_user_timeout`: How long what was sent may stay without an acknowledgement, before the
+      kernel gives the connection up (TCP_USER_TIMEOUT). The system's own limit is about 15 minutes.
+      `write_timeout` is mostly the better choice: it also cuts clients that acknowledge, and do not
+      read. From 1 second to 32,767 seconds. Default: the system's.
+    - `receive_buffer`: The size of a TCP connection's receive buffer (SO_RCVBUF). The kernel
+      doubles the number, and caps it at `net.core.rmem_max`. A fixed buffer no longer grows with a
+      fast client, so set it only to save memory. At most 1 GiB. Default: the system's, which grows.
+    - `send_buffer`: The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`;
+      its cap is `net.core.wmem_max`. At most 1 GiB. Default: the system's, which grows.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
@@ -386,6 +406,12 @@ class Server:
         max_conns: int | None = None,
         max_client_conns: int | None = None,
         max_queued: int | None = None,
+        tcp_backlog: int | None = None,
+        v6_only: bool = False,
+        tcp_keepalive: float | None = None,
+        tcp_user_timeout: float | None = None,
+        receive_buffer: int | None = None,
+        send_buffer: int | None = None,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -468,7 +494,9 @@ class Server:
             least_rate=_arguments.count("least_rate", least_rate),
             body_buffer=_arguments.count("body_buffer", body_buffer),
             drain_rate=_arguments.count("drain_rate", drain_rate),
-            proxy_protocol_from=_arguments.optional_text("proxy_protocol_from", proxy_protocol_from),
+            proxy_protocol_from=_arguments.optional_text(
+                "proxy_protocol_from", proxy_protocol_from
+            ),
             trusted_proxies=_arguments.optional_text("trusted_proxies", trusted_proxies),
             forwarded_by=_arguments.optional_text("forwarded_by", forwarded_by),
             max_body_size=_arguments.size("max_body_size", max_body_size),
@@ -479,6 +507,12 @@ class Server:
             max_conns=_arguments.count("max_conns", max_conns),
             max_client_conns=_arguments.count("max_client_conns", max_client_conns),
             max_queued=_arguments.count("max_queued", max_queued),
+            tcp_backlog=_arguments.count("tcp_backlog", tcp_backlog),
+            v6_only=bool(v6_only),
+            tcp_keepalive_ms=_arguments.milliseconds("tcp_keepalive", tcp_keepalive),
+            tcp_user_timeout_ms=_arguments.milliseconds("tcp_user_timeout", tcp_user_timeout),
+            receive_buffer=_arguments.count("receive_buffer", receive_buffer),
+            send_buffer=_arguments.count("send_buffer", send_buffer),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,

@@ -94,3 +94,14 @@ def test_a_limit_is_a_number(name: str) -> None:
 def test_body_buffer_may_be_large() -> None:
     with Server(lambda request: request.reply(200), any_address(), body_buffer=1 << 20):
         pass
+
+
+def test_sockets_can_be_set_up() -> None:
+    options: dict[str, Any] = {"tcp_backlog": 9, "tcp_keepalive": 60, "tcp_user_timeout": 9.5}
+    options |= {"receive_buffer": 100_000, "send_buffer": 100_000, "v6_only": True}
+    with Server(lambda request: request.reply(200), any_address(), **options) as server:
+        with dial(server.address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert status(client) == 200
+    with pytest.raises(httpdown.InvalidArgument, match="tcp_keepalive is 500ms"):
+        Server(lambda _: None, any_address(), tcp_keepalive=0.5)
