@@ -705,8 +705,12 @@ typedef struct {
     // The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`; its cap is `net.core.wmem_max`.
     // At most 1 GiB. Default: the system's, which grows.
     uint32_t send_buffer;
-    // For an option to come: 0.
-    uint32_t reserved;
+    // Not 0: a client that has closed its side of the connection (a FIN; with TLS, `close_notify`) while its request
+    // is answered counts as gone. So a handler that waits for something else, as in a long poll, learns at once that
+    // its client has left, and not when it answers. By default such a client still gets its answer, because it may
+    // only have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never
+    // do. HAProxy's option of this name does the same, and nginx does it always. Default: 0.
+    int abort_on_close;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.

@@ -58,6 +58,7 @@ pub(crate) struct Options {
     pub(crate) tcp_user_timeout: Duration,
     pub(crate) receive_buffer: Option<NonZeroUsize>,
     pub(crate) send_buffer: Option<NonZeroUsize>,
+    pub(crate) abort_on_close: bool,
     pub(crate) conn_info: bool,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
@@ -114,6 +115,7 @@ impl Default for Options {
             tcp_user_timeout: Duration::MAX,
             receive_buffer: None,
             send_buffer: None,
+            abort_on_close: false,
             conn_info: false,
             // options: end defaults
             park_after: Duration::from_secs(1),

@@ -151,6 +151,42 @@ fn a_client_that_leaves_is_told_of_once_and_not_after_the_end() {
 }
 
 #[test]
+fn a_client_that_closes_its_side_has_left_only_if_the_host_says_so() {
+    for aborts in [false, true] {
+        let (give, given) = mpsc::channel();
+        let handler = move |exchange: Exchange| give.send(exchange).unwrap();
+        let server = builder()
+            .abort_on_close(aborts)
+            .handle(listener(), Dispatch::default(), handler)
+            .unwrap();
+        let mut client = Client::connect(addr(&server));
+        // A request behind the first hides the end.
+        client.send(GET.repeat(2));
+        let mut first = given.recv().unwrap();
+        let told = Journal::new();
+        let tells = told.clone();
+        first.notify(Ready::NONE, move |ready| tells.write(ready));
+        client.half_close();
+        reply(first, "first").unwrap();
+        assert_eq!(client.answer().text(), "first");
+        let mut second = given.recv().unwrap();
+        let tells = told.clone();
+        second.notify(Ready::NONE, move |ready| tells.write(ready));
+        if aborts {
+            told.wait_for_count(1);
+            assert_eq!(told.all(), [Ready::GONE]);
+            assert!(matches!(reply(second, "second"), Err(Error::Gone)));
+        } else {
+            reply(second, "second").unwrap();
+            assert_eq!(client.answer().text(), "second");
+        }
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!(report.gone, u64::from(aborts));
+    }
+}
+
+#[test]
 fn a_kill_is_told() {
     let (server, given) = giving();
     let mut client = Client::connect(addr(&server));

@@ -887,6 +887,12 @@ struct options {
     /// The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`; its cap is `net.core.wmem_max`.
     /// At most 1 GiB. Default: the system's, which grows.
     std::uint32_t send_buffer = 0;
+    /// True: a client that has closed its side of the connection (a FIN; with TLS, `close_notify`) while its request is
+    /// answered counts as gone. So a handler that waits for something else, as in a long poll, learns at once that its
+    /// client has left, and not when it answers. By default such a client still gets its answer, because it may only
+    /// have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
+    /// HAProxy's option of this name does the same, and nginx does it always. Default: false.
+    bool abort_on_close = false;
     // options: end fields
 };
 
@@ -1145,6 +1151,7 @@ public:
         raw_.tcp_user_timeout_ms = to_ms(from.tcp_user_timeout);
         raw_.receive_buffer = from.receive_buffer;
         raw_.send_buffer = from.send_buffer;
+        raw_.abort_on_close = from.abort_on_close;
         // options: end give
 
         if (from.handler) raw_.handler = on_request;

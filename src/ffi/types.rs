@@ -657,8 +657,12 @@ pub struct httpdown_options {
     /// The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`; its cap is `net.core.wmem_max`.
     /// At most 1 GiB. Default: the system's, which grows.
     pub send_buffer: u32,
-    /// For an option to come: 0.
-    pub reserved: u32,
+    /// Not 0: a client that has closed its side of the connection (a FIN; with TLS, `close_notify`) while its request
+    /// is answered counts as gone. So a handler that waits for something else, as in a long poll, learns at once that
+    /// its client has left, and not when it answers. By default such a client still gets its answer, because it may
+    /// only have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never
+    /// do. HAProxy's option of this name does the same, and nginx does it always. Default: 0.
+    pub abort_on_close: c_int,
     // options: end fields
 }
 

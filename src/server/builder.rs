@@ -408,6 +408,16 @@ impl Builder {
         self
     }
 
+    /// True: a client that has closed its side of the connection (a FIN; with TLS, `close_notify`) while its request is
+    /// answered counts as gone. So a handler that waits for something else, as in a long poll, learns at once that its
+    /// client has left, and not when it answers. By default such a client still gets its answer, because it may only
+    /// have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
+    /// HAProxy's option of this name does the same, and nginx does it always. Default: false.
+    pub fn abort_on_close(mut self, aborts: bool) -> Self {
+        self.options.abort_on_close = aborts;
+        self
+    }
+
     /// Whether each request that a [service](Builder::serve) gets has a [`ConnInfo`](crate::ConnInfo) among its
     /// extensions. By default it has not, because a request's first extension costs three allocations, about a tenth of
     /// what a request costs in user space. Default: false.

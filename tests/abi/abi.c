@@ -77,6 +77,7 @@ AT(httpdown_options, tcp_keepalive_ms, 308);
 AT(httpdown_options, tcp_user_timeout_ms, 312);
 AT(httpdown_options, receive_buffer, 316);
 AT(httpdown_options, send_buffer, 320);
+AT(httpdown_options, abort_on_close, 324);
 SIZE(httpdown_options, 328);
 // options: end offsets
 

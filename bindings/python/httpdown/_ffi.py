@@ -237,7 +237,7 @@ class Options(ctypes.Structure):
         ("tcp_user_timeout_ms", c_uint32),
         ("receive_buffer", c_uint32),
         ("send_buffer", c_uint32),
-        ("reserved", c_uint32),
+        ("abort_on_close", c_int),
         # options: end fields
     ]
 

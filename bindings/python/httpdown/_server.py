@@ -338,6 +338,12 @@ class Server:
       fast client, so set it only to save memory. At most 1 GiB. Default: the system's, which grows.
     - `send_buffer`: The size of a TCP connection's send buffer (SO_SNDBUF), like `receive_buffer`;
       its cap is `net.core.wmem_max`. At most 1 GiB. Default: the system's, which grows.
+    - `abort_on_close`: True: a client that has closed its side of the connection (a FIN; with TLS,
+      `close_notify`) while its request is answered counts as gone. So a handler that waits for
+      something else, as in a long poll, learns at once that its client has left, and not when it
+      answers. By default such a client still gets its answer, because it may only have closed its
+      half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
+      HAProxy's option of this name does the same, and nginx does it always. Default: False.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
@@ -412,6 +418,7 @@ class Server:
         tcp_user_timeout: float | None = None,
         receive_buffer: int | None = None,
         send_buffer: int | None = None,
+        abort_on_close: bool = False,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -513,6 +520,7 @@ class Server:
             tcp_user_timeout_ms=_arguments.milliseconds("tcp_user_timeout", tcp_user_timeout),
             receive_buffer=_arguments.count("receive_buffer", receive_buffer),
             send_buffer=_arguments.count("send_buffer", send_buffer),
+            abort_on_close=bool(abort_on_close),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,

@@ -507,10 +507,23 @@ impl Wire {
         }
     }
 
+    /// Whether the client has closed its side, behind the requests that we have read. If not, the task is woken when it does.
+    fn has_closed(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_behind = self.ahead.is_empty() && !self.framing.is_in_body();
+        is_behind
+            && matches!(
+                self.socket.stream.poll_readable(cx),
+                Poll::Ready(Readable::End)
+            )
+    }
+
     /// Checks whether the client has left. If it has, returns an error; if not, the task is woken when it does. hyper
     /// reads nothing while a handler works, so hyper would not notice.
     fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.failed {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        if self.conn().shared().options.abort_on_close && self.has_closed(cx) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         let is_watched = |rare: &Rare| rare.reset.is_some();
