@@ -299,14 +299,15 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 // Callbacks for a monitoring system. Each of them may be NULL. They are called on the events thread, one at a time. A
 // slow callback delays only later events. (listen.error comes on the thread that calls httpdown_serve.)
 //
-// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, stop, drain.race,
-// idle.race, kill, kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram
+// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, pool.stalled (a thread
+// was started in place of one whose handler waits for its client), proxy.error, stop, drain.race, idle.race, kill, kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram
 // stop.conn.count; and once a minute the averages http-state.new, http-state.active, http-state.idle,
 // http-state.total. With TLS: sums tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no
 // common one), tls.error.parameters (no common cipher suite, key exchange, signature or protocol),
 // tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
 // tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
-// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads.
+// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads. For limits that bite:
+// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
 typedef struct {
     // The monitoring system should take the mean of the values over a period.
     httpdown_stat_fn bump_avg;
@@ -709,7 +710,7 @@ typedef struct {
     // is answered counts as gone. So a handler that waits for something else, as in a long poll, learns at once that
     // its client has left, and not when it answers. By default such a client still gets its answer, because it may
     // only have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never
-    // do. HAProxy's option of this name does the same, and nginx does it always. Default: 0.
+    // do. The option of this name in `haproxy` does the same, and nginx does it always. Default: 0.
     int abort_on_close;
 } httpdown_options;
 

@@ -14,6 +14,7 @@
 /// | `listen.error` | sum | an address could not be listened on |
 /// | `accept.error` | sum | accepting a connection failed; the server goes on |
 /// | `conn.closed` | sum | a connection was closed, or taken over by a handler (hijacked) |
+/// | `pool.stalled` | sum | a thread was started in place of one whose handler waits for its client |
 /// | `handler.error` | sum | a handler failed, or ended without an answer: the client got a 500 or a cut response |
 /// | `file.error` | sum | the file of an answer became shorter, or could not be read: the client saw it cut (`handler.error` counts it, too) |
 /// | `http-state.new`, `.active`, `.idle`, `.total` | avg | connections in that state, once a minute |

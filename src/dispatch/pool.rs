@@ -1,13 +1,14 @@
 //! Threads for handlers that block.
 
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::request::Exchange;
+use crate::request::{Exchange, ReplySlot};
 use crate::sys::SignalMask;
 use crate::threads::turns::{TurnEnd, at_turn_end};
 use crate::threads::{Role, StandIn, Thread, join_all, set_stand_in, spawn_thread};
@@ -112,12 +113,13 @@ impl Pool {
 
     fn run(self: &Arc<Self>) {
         self.waiting.arrive();
-        let place = Arc::new(Place {
+        let place = Rc::new(Place {
             pool: Arc::clone(self),
-            was_replaced: AtomicBool::new(false),
-            has_come_back: AtomicBool::new(false),
+            request: RefCell::default(),
+            was_replaced: Cell::new(false),
+            has_come_back: Cell::new(false),
         });
-        set_stand_in(Arc::clone(&place) as _);
+        set_stand_in(Rc::clone(&place) as _);
         loop {
             match self
                 .waiting
@@ -126,11 +128,13 @@ impl Pool {
                 Ok((exchange, next)) => {
                     self.make(next);
                     if let Some(exchange) = exchange {
-                        let slot = Arc::clone(exchange.slot());
-                        call(&*self.handler, exchange, &slot);
+                        place.request.replace(Some(Arc::clone(exchange.slot())));
+                        if let Some(slot) = &*place.request.borrow() {
+                            call(&*self.handler, exchange, slot);
+                        }
+                        place.request.take();
                     }
-                    let has_come_back = place.has_come_back.swap(false, Ordering::Relaxed);
-                    if has_come_back && self.waiting.leave_if_crowded() {
+                    if place.has_come_back.take() && self.waiting.leave_if_crowded() {
                         break;
                     }
                 }
@@ -148,23 +152,28 @@ impl Pool {
 /// A thread's place in the pool. Only the thread itself uses it.
 struct Place {
     pool: Arc<Pool>,
+    /// What it works on.
+    request: RefCell<Option<Arc<ReplySlot>>>,
     /// Another thread may take its turn while it waits.
-    was_replaced: AtomicBool,
+    was_replaced: Cell<bool>,
     /// It has waited since it took its request, so there may be too many threads now.
-    has_come_back: AtomicBool,
+    has_come_back: Cell<bool>,
 }
 
 impl StandIn for Place {
-    fn steps_aside(self: Arc<Self>) {
+    fn steps_aside(&self) {
         let (may_be_replaced, call) = self.pool.waiting.step_aside();
-        self.was_replaced.store(may_be_replaced, Ordering::Relaxed);
+        self.was_replaced.set(may_be_replaced);
+        if let (Call::Start, Some(request)) = (&call, &*self.request.borrow()) {
+            let events = &request.inflight().conn().shared().events;
+            events.sum("pool.stalled", 1.0);
+        }
         self.pool.make(call);
     }
 
     fn comes_back(&self) {
-        let was_replaced = self.was_replaced.load(Ordering::Relaxed);
-        self.pool.waiting.come_back(was_replaced);
-        self.has_come_back.store(true, Ordering::Relaxed);
+        self.pool.waiting.come_back(self.was_replaced.get());
+        self.has_come_back.set(true);
     }
 }
 

@@ -412,7 +412,7 @@ impl Builder {
     /// answered counts as gone. So a handler that waits for something else, as in a long poll, learns at once that its
     /// client has left, and not when it answers. By default such a client still gets its answer, because it may only
     /// have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
-    /// HAProxy's option of this name does the same, and nginx does it always. Default: false.
+    /// The option of this name in `haproxy` does the same, and nginx does it always. Default: false.
     pub fn abort_on_close(mut self, aborts: bool) -> Self {
         self.options.abort_on_close = aborts;
         self

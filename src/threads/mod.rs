@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -232,25 +233,25 @@ pub(crate) fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Optio
 /// Takes the place of a thread that waits for a client.
 pub(crate) trait StandIn {
     /// This thread waits from now on.
-    fn steps_aside(self: Arc<Self>);
+    fn steps_aside(&self);
 
     /// This thread goes on.
     fn comes_back(&self);
 }
 
 thread_local! {
-    static STAND_IN: RefCell<Option<Arc<dyn StandIn>>> = const { RefCell::new(None) };
+    static STAND_IN: RefCell<Option<Rc<dyn StandIn>>> = const { RefCell::new(None) };
 }
 
 /// From now on, `stand_in` is told when this thread waits for a client.
-pub(crate) fn set_stand_in(stand_in: Arc<dyn StandIn>) {
+pub(crate) fn set_stand_in(stand_in: Rc<dyn StandIn>) {
     STAND_IN.set(Some(stand_in));
 }
 
 /// Like [`block_on`], for what a client has to do. Meanwhile another thread may do the work of this one.
 pub(crate) fn stalled<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
     /// Comes back, even if the future panics.
-    struct Aside(Arc<dyn StandIn>);
+    struct Aside(Rc<dyn StandIn>);
     impl Drop for Aside {
         fn drop(&mut self) {
             self.0.comes_back();
@@ -264,7 +265,7 @@ pub(crate) fn stalled<F: Future>(future: F, deadline: Option<Instant>) -> Option
     // A thread that ends has no locals any more, and works for nobody.
     let stand_in = STAND_IN.try_with(|stand_in| stand_in.borrow().clone());
     let _aside = stand_in.ok().flatten().map(|stand_in| {
-        Arc::clone(&stand_in).steps_aside();
+        stand_in.steps_aside();
         Aside(stand_in)
     });
     block_on(future, deadline)

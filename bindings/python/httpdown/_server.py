@@ -343,7 +343,7 @@ class Server:
       something else, as in a long poll, learns at once that its client has left, and not when it
       answers. By default such a client still gets its answer, because it may only have closed its
       half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
-      HAProxy's option of this name does the same, and nginx does it always. Default: False.
+      The option of this name in `haproxy` does the same, and nginx does it always. Default: False.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
