@@ -182,6 +182,10 @@ inline std::string_view content_type(const std::string &path) noexcept {
 
 class server_ref;
 struct tls_options;
+namespace detail {
+class reporter;
+class c_options;
+} // namespace detail
 
 /// What became of a request. A record is borrowed: from the library until the callback `on_done` returns, or from an
 /// event, until the thread takes the next event. Durations count from `began`; an empty optional: it has not come to
@@ -384,23 +388,57 @@ public:
     /// gives an empty server_ref. A handler may run before the constructor of `server` has returned.
     server_ref server() const noexcept;
 
-    /// Reads the next bytes of the body into `buffer`; blocks until there are some bytes. Returns their number, 0 at
-    /// the end of the body. Returns an empty optional if the client has left (then `status` is GONE), broke the
-    /// protocol (BAD_BODY; without an answer the client gets a 400), was too slow (TOO_SLOW; without an answer it gets
-    /// a 408), has sent more than `max_body_size` (TOO_LARGE; without an answer it gets a 413), or was cut (KILLED).
-    /// Throws error: WOULD_BLOCK with INLINE dispatch if no bytes are there yet,
-    /// INVALID_ARGUMENT if `size` is 0.
-    std::optional<std::size_t> read(void *buffer, std::size_t size);
+    /// Reads the next bytes of the body into `buffer`; blocks until there are some bytes, at most for the timeout.
+    /// Returns their number, 0 at the end of the body. Returns an empty optional if no bytes have come in time (then
+    /// `status` is WOULD_BLOCK), or if the client has left (GONE), broke the protocol (BAD_BODY; without an answer the
+    /// client gets a 400), was too slow (TOO_SLOW; without an answer it gets a 408), has sent more than `max_body_size`
+    /// (TOO_LARGE; without an answer it gets a 413), or was cut (KILLED). With a timeout of 0, any thread may make this
+    /// call, and it never blocks. Throws error: WOULD_BLOCK without a timeout, with INLINE dispatch, if no bytes are
+    /// there yet; INVALID_ARGUMENT if `size` is 0.
+    std::optional<std::size_t> read(void *buffer, std::size_t size, milliseconds timeout = forever);
 
-    /// The whole body, if it has at most `limit` bytes; blocks until the whole body is there. The optional is empty if
-    /// the body is longer (then `status` is TOO_LARGE, and 413 is a good answer), or in the cases of `read`. Throws
-    /// error: WOULD_BLOCK like `read`.
-    std::optional<std::string_view> body(std::size_t limit);
+    /// The whole body, if it has at most `limit` bytes; blocks until the whole body is there, at most for the timeout.
+    /// The optional is empty if the body is longer (then `status` is TOO_LARGE, and 413 is a good answer), or in the
+    /// cases of `read`; after a timeout nothing is lost. Throws error: WOULD_BLOCK like `read`.
+    std::optional<std::string_view> body(std::size_t limit, milliseconds timeout = forever);
+
+    /// The trailer fields of the body. They are there when the end of the body has been read; before, and without any,
+    /// there are none. Borrowed until the request is ended. Never blocks. Throws error: ALREADY_REPLIED after the end.
+    std::vector<httpdown::header> trailers() const;
+
+    /// Calls `tell` once, as soon as at least one of these things (httpdown_ready_kind, or-ed) has happened to the
+    /// request, with all that have: HTTPDOWN_READABLE, HTTPDOWN_WRITABLE, HTTPDOWN_DRAINING, and HTTPDOWN_GONE, which
+    /// is always told. What has happened before is told at once, so nothing is lost between two calls. This replaces an
+    /// earlier call whose `tell` was not called. Never blocks.
+    ///
+    ///     void go_on() { // of a struct that has the request, and that the callback keeps alive
+    ///         char bytes[8192];
+    ///         const auto count = request.read(bytes, sizeof bytes, milliseconds(0));
+    ///         if (!count && request.status() == HTTPDOWN_STATUS_WOULD_BLOCK)
+    ///             request.notify(HTTPDOWN_READABLE, [self = shared_from_this()](std::uint32_t) { self->go_on(); });
+    ///         ...
+    ///     }
+    ///
+    /// `tell` runs on the thread that drives the connection, perhaps before `notify` has returned. It must not block:
+    /// it may read and write with a timeout of 0, call `notify` again, or end the request. Meanwhile no other thread
+    /// may use the request, but for `cancelled` and `wait_cancelled`. Nothing is told after the request has ended:
+    /// whoever ends it waits until a `tell` that runs on another thread has returned. So do not hold a lock there that
+    /// `tell` takes.
+    ///
+    /// `tell` is destroyed exactly once, on any thread: after its call, when it is not wanted any more, or when
+    /// `notify` has failed. If it throws, this becomes a line for `on_log` (if the request came to a handler), and the
+    /// request stays as it is. Returns true; without exceptions also false, like every call that would have thrown.
+    /// Throws error: INVALID_ARGUMENT for unknown bits, ALREADY_REPLIED.
+    bool notify(std::uint32_t wanted, callback<std::uint32_t> tell);
+
+    /// Like `notify`, but what happens is told by the server's queue (QUEUE dispatch): `server_ref::next_item` gives it
+    /// once, with `user_data`. Throws error: also INVALID_ARGUMENT if there is no queue.
+    bool notify_queue(std::uint32_t wanted, void *user_data = nullptr);
 
     /// The result of the last call on this request that reads the body or answers: a httpdown_status. It says why that
-    /// call returned `false` or an empty optional: GONE, BAD_BODY, TOO_SLOW, KILLED, TOO_LARGE; without exceptions also
-    /// the status that would have been thrown. OK before the first such call. Also works after the request has been
-    /// ended.
+    /// call returned `false` or an empty optional: GONE, BAD_BODY, TOO_SLOW, KILLED, TOO_LARGE, WOULD_BLOCK; without
+    /// exceptions also the status that would have been thrown. OK before the first such call. Also works after the
+    /// request has been ended.
     int status() const noexcept { return status_; }
 
     /// Whether an answer is useless by now: the client has left, the server was killed, or the answer is complete (an
@@ -454,6 +492,18 @@ public:
     /// there is no room for all of `data` (nothing was taken).
     bool write(std::string_view data);
 
+    /// Sends as much of `data` as there is room for, and returns how many bytes that is; blocks until there is some
+    /// room, at most for the timeout. 0: there was none (then `status` is WOULD_BLOCK), or `data` is empty. Write the
+    /// rest again. Returns an empty optional where the other `write` returns false. With a timeout of 0, any thread may
+    /// make this call, and it never blocks. Throws error: INVALID_ARGUMENT like the other `write`.
+    std::optional<std::size_t> write(std::string_view data, milliseconds timeout);
+
+    /// Sets the trailer fields of an answer that was begun, instead of those that were set before; `finish` sends them.
+    /// They reach only a client that has asked for them (TE: trailers), and only those that the answer's header field
+    /// Trailer has named, in an answer without a Content-Length. Never blocks. Returns true, like `notify`. Throws
+    /// error: INVALID_ARGUMENT before `start` or for a malformed field, ALREADY_REPLIED.
+    bool set_trailers(const std::vector<httpdown::header> &trailers);
+
     /// Ends an answer that was begun, and the request. Does not wait for the client. Returns whether the client can
     /// still get the whole answer. Throws error: INVALID_ARGUMENT before `start` (the client gets a 500).
     bool finish();
@@ -465,6 +515,10 @@ public:
     }
 
 private:
+    friend class detail::c_options;
+    request(httpdown_request *owned, std::shared_ptr<detail::reporter> reporter) noexcept
+        : handle_(owned), reporter_(std::move(reporter)) {}
+
     struct aborter {
         void operator()(httpdown_request *request) const noexcept { httpdown_reply_abort(request); }
     };
@@ -476,6 +530,8 @@ private:
     static bool is_delivered(int status);
     bool delivered(int status);
     bool unanswered();
+    bool came(int status, std::uint32_t timeout_ms);
+    bool asked(int status);
 
     /// Gives the request to the call that ends it. There must be a request. From now on the request may only be read.
     httpdown_request *end() noexcept {
@@ -488,7 +544,19 @@ private:
     std::unique_ptr<httpdown_request, aborter> handle_{};
     /// The request after its end. Only one of the two pointers is set.
     std::unique_ptr<httpdown_request, releaser> ended_{};
+    /// Who is told of exceptions; nobody, if the request did not come to a handler.
+    std::shared_ptr<detail::reporter> reporter_{};
     int status_ = HTTPDOWN_STATUS_OK;
+};
+
+/// What `server_ref::next_item` takes from the queue.
+struct item {
+    /// A request that has come; empty if something has happened to a request that was taken before.
+    httpdown::request request{};
+    /// The `user_data` of `request::notify_queue`, by which the program finds that request.
+    void *user_data = nullptr;
+    /// What has happened (httpdown_ready_kind, or-ed); HTTPDOWN_NEW if a request has come, 0 at the timeout.
+    std::uint32_t ready = 0;
 };
 
 /// A reference to a server that somebody else owns; callbacks get one. Cheap to copy. It must not outlive the server.
@@ -566,9 +634,21 @@ public:
     /// INVALID_ARGUMENT if there is no queue.
     std::optional<request> next(milliseconds timeout = forever) const;
 
-    /// A descriptor for your own event loop, readable while requests wait in the queue, and after the end. The
-    /// descriptor belongs to the server. Never blocks. Throws error: INVALID_ARGUMENT if there is no queue,
-    /// OUT_OF_RESOURCES.
+    /// Like `next`, and also takes what has happened to requests that were taken before (`request::notify_queue`). So
+    /// one thread, or one event loop, serves any number of slow clients:
+    ///
+    ///     while (auto item = server.next_item())
+    ///         if (item->ready == HTTPDOWN_NEW) begin(std::move(item->request)); // keeps it
+    ///         else if (item->ready != 0) static_cast<connection *>(item->user_data)->go_on(item->ready);
+    ///
+    /// The optional is empty when no request can come any more, and nothing that was asked for can happen any more. At
+    /// the timeout, and now and then in vain, the item's `ready` is 0. Nothing is told of a request that has ended. An
+    /// event may come out on any thread that makes this call; from then on, this thread uses the request, and not the
+    /// one that had it before. Throws error: INVALID_ARGUMENT if there is no queue.
+    std::optional<item> next_item(milliseconds timeout = forever) const;
+
+    /// A descriptor for your own event loop, readable while items wait in the queue, and after the end. The descriptor
+    /// belongs to the server. Never blocks. Throws error: INVALID_ARGUMENT if there is no queue, OUT_OF_RESOURCES.
     int queue_fd() const;
 
     /// A descriptor for your own event loop, readable while events wait for `next_event`. It is also readable after the
@@ -1044,9 +1124,11 @@ private:
     httpdown_tls raw_{};
 };
 
-/// The callbacks of one server. The library has the only pointer to this host, and ends it by `destroy`.
-struct host {
-    explicit host(options &&from) : of(std::move(from)) {}
+/// Tells the program what its callbacks have thrown, and what the library says: by `on_log`. The server has it, and
+/// each of its requests.
+class reporter {
+public:
+    explicit reporter(callback<httpdown_log_level, std::string_view> on_log) : on_log_(std::move(on_log)) {}
 
     void log(int level, const char *text) noexcept {
 #ifdef __cpp_exceptions
@@ -1077,13 +1159,40 @@ struct host {
 #endif
     }
 
+private:
     void tell(int level, const char *text) {
-        const std::lock_guard<std::mutex> one_at_a_time(logging);
-        if (of.on_log) of.on_log(static_cast<httpdown_log_level>(level), text);
+        const std::lock_guard<std::mutex> one_at_a_time(logging_);
+        if (on_log_) on_log_(static_cast<httpdown_log_level>(level), text);
+    }
+
+    callback<httpdown_log_level, std::string_view> on_log_;
+    std::mutex logging_{};
+};
+
+/// The callbacks of one server. The library has the only pointer to this host, and ends it by `destroy`.
+struct host {
+    explicit host(options &&from) : of(std::move(from)), to(std::make_shared<reporter>(std::move(of.on_log))) {}
+
+    void log(int level, const char *text) noexcept { to->log(level, text); }
+
+    template <typename Callback>
+    void guarded(const char *name, Callback callback) noexcept {
+        to->guarded(name, std::move(callback));
     }
 
     options of;
-    std::mutex logging{};
+    std::shared_ptr<reporter> to;
+};
+
+/// What `request::notify` calls. The library has the only pointer to it.
+struct told {
+    callback<std::uint32_t> call;
+    std::shared_ptr<reporter> to;
+
+    static void tell(httpdown_request *, std::uint32_t ready, void *data) noexcept {
+        const auto &self = *static_cast<told *>(data);
+        self.to->guarded("the callback of a request", [&] { self.call(ready); });
+    }
 };
 
 /// Calls `function` of a host's options: a callback for statistics.
@@ -1174,7 +1283,7 @@ private:
         // The request is owned from the beginning, so its destructor alone decides what becomes of it.
         if (httpdown_request_defer(lent) != HTTPDOWN_STATUS_OK) return;
         auto &self = *static_cast<host *>(data);
-        self.guarded("a handler", [&] { self.of.handler(request(lent)); });
+        self.guarded("a handler", [&] { self.of.handler(request(lent, self.to)); });
     }
 
     static void on_conn_state(const httpdown_server *server, std::uint64_t conn, int state, const char *peer,
@@ -1312,17 +1421,52 @@ inline std::string percent_decode(std::string_view encoded) {
 
 inline server_ref request::server() const noexcept { return server_ref(httpdown_request_server(get())); }
 
-inline std::optional<std::size_t> request::read(void *buffer, std::size_t size) {
+inline std::optional<std::size_t> request::read(void *buffer, std::size_t size, milliseconds timeout) {
     std::size_t count = 0;
     if (!unanswered()) return std::nullopt;
-    if (!delivered(httpdown_request_read(get(), buffer, size, HTTPDOWN_FOREVER, &count))) return std::nullopt;
+    const auto ms = detail::to_ms(timeout);
+    if (!came(httpdown_request_read(get(), buffer, size, ms, &count), ms)) return std::nullopt;
     return count;
 }
 
-inline std::optional<std::string_view> request::body(std::size_t limit) {
+inline std::optional<std::string_view> request::body(std::size_t limit, milliseconds timeout) {
     httpdown_bytes bytes{};
-    if (!unanswered() || !delivered(httpdown_request_body(get(), limit, HTTPDOWN_FOREVER, &bytes))) return std::nullopt;
+    if (!unanswered()) return std::nullopt;
+    const auto ms = detail::to_ms(timeout);
+    if (!came(httpdown_request_body(get(), limit, ms, &bytes), ms)) return std::nullopt;
     return view(bytes);
+}
+
+inline std::vector<header> request::trailers() const {
+    std::vector<httpdown::header> all;
+    if (get() == nullptr) return all;
+    httpdown_header some[16] = {};
+    std::size_t count = 0;
+    do {
+        const int status = httpdown_request_trailers(get(), all.size(), some, std::size(some), &count);
+        detail::check(status);
+        if (status != HTTPDOWN_STATUS_OK) break;
+        for (std::size_t i = 0; i < count; i++) all.push_back({view(some[i].name), view(some[i].value)});
+    } while (count == std::size(some));
+    return all;
+}
+
+inline bool request::notify(std::uint32_t wanted, callback<std::uint32_t> tell) {
+    if (!unanswered()) return false;
+    if (!tell) return asked(HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    auto to = reporter_ ? reporter_ : std::make_shared<detail::reporter>(nullptr);
+    auto *kept = new detail::told{std::move(tell), std::move(to)};
+    // If this succeeds, the callback may have moved or destroyed this object by now.
+    const int status = httpdown_request_notify(get(), wanted, detail::told::tell, kept, [](void *data) noexcept {
+        delete static_cast<detail::told *>(data);
+    });
+    return status == HTTPDOWN_STATUS_OK || asked(status);
+}
+
+inline bool request::notify_queue(std::uint32_t wanted, void *user_data) {
+    if (!unanswered()) return false;
+    const int status = httpdown_request_notify(get(), wanted, nullptr, user_data, nullptr);
+    return status == HTTPDOWN_STATUS_OK || asked(status);
 }
 
 inline bool request::wait_cancelled(milliseconds timeout) const {
@@ -1390,6 +1534,23 @@ inline bool request::write(std::string_view data) {
     return delivered(status);
 }
 
+inline std::optional<std::size_t> request::write(std::string_view data, milliseconds timeout) {
+    std::size_t taken = 0;
+    if (!unanswered()) return std::nullopt;
+    const auto ms = detail::to_ms(timeout);
+    const int status = httpdown_reply_write(get(), data.data(), data.size(), ms, &taken);
+    if (status == HTTPDOWN_STATUS_ALREADY_REPLIED) return status_ = status, std::nullopt;
+    if (!came(status, ms) && status_ != HTTPDOWN_STATUS_WOULD_BLOCK) return std::nullopt;
+    return taken;
+}
+
+inline bool request::set_trailers(const std::vector<httpdown::header> &trailers) {
+    const auto raw = detail::to_c(trailers);
+    if (!unanswered()) return false;
+    const int status = httpdown_reply_trailers(get(), raw.data(), raw.size());
+    return status == HTTPDOWN_STATUS_OK || asked(status);
+}
+
 inline bool request::finish() { return unanswered() && delivered(httpdown_reply_finish(end())); }
 
 /// Whether a call has succeeded; false if the client was the reason.
@@ -1406,6 +1567,18 @@ inline bool request::is_delivered(int status) {
 }
 
 inline bool request::delivered(int status) { return is_delivered(status_ = status); }
+
+/// Like `delivered`, for a call that has waited no longer than this.
+inline bool request::came(int status, std::uint32_t timeout_ms) {
+    if (status != HTTPDOWN_STATUS_WOULD_BLOCK || timeout_ms == HTTPDOWN_FOREVER) return delivered(status);
+    return status_ = status, false;
+}
+
+/// A call that cannot fail because of the client has failed.
+inline bool request::asked(int status) {
+    detail::check(status_ = status);
+    return false;
+}
 
 /// Whether the request can still be answered.
 inline bool request::unanswered() {
@@ -1482,6 +1655,21 @@ inline std::optional<request> server_ref::next(milliseconds timeout) const {
     detail::check(status);
     if (taken == nullptr) return std::nullopt;
     return request(taken);
+}
+
+inline std::optional<item> server_ref::next_item(milliseconds timeout) const {
+    httpdown_item taken{};
+    std::size_t count = 0;
+    const int status = httpdown_next_item(handle_, detail::to_ms(timeout), &taken, 1, &count);
+    if (status == HTTPDOWN_STATUS_STOPPED) return std::nullopt;
+    if (status != HTTPDOWN_STATUS_WOULD_BLOCK) detail::check(status);
+    if (status != HTTPDOWN_STATUS_OK && status != HTTPDOWN_STATUS_WOULD_BLOCK) return std::nullopt;
+    item found;
+    if (count == 0) return found;
+    found.user_data = taken.user_data;
+    found.ready = taken.ready;
+    if (taken.ready == HTTPDOWN_NEW) found.request = request(taken.request);
+    return found;
 }
 
 inline int server_ref::queue_fd() const {

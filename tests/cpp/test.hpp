@@ -202,6 +202,14 @@ void clients_can_have_certificates();
 void certificates_are_chosen_by_name_and_replaced();
 void bad_tls_settings_are_errors_with_a_reason();
 
+// In the file about what happens to a request.
+void an_echo_needs_no_thread();
+void what_happens_is_told_once();
+void a_stream_ends_when_the_server_drains();
+void one_thread_serves_all_by_the_queue();
+void waiting_has_a_limit();
+void trailers_go_both_ways();
+
 // In a file without exceptions.
 void without_exceptions();
 
