@@ -97,7 +97,6 @@ KINDS = {
     "bits": Kind(c="u32", ctypes="c_uint32"),
     "group": Kind(c="*const httpdown_{0}", ctypes="c_void_p"),
     "callback": Kind(c="httpdown_{0}_fn", ctypes="c_void_p"),
-    "filler": Kind(c="u32", ctypes="c_uint32"),
 }
 
 # What the fields of httpdown_options before these take, each as large as a pointer.
@@ -341,9 +340,6 @@ def c_read(options: list[Option]) -> str:
     for option in options:
         field, setter = f"raw.{option.c_name}", f"builder = builder.{option.name}"
         match option.kind:
-            case "filler":
-                lines += f"    if {field} != 0 {{\n"
-                lines += f'        return Err(Error::Unsupported("options.{option.c_name} is not 0".into()));\n    }}\n'
             case "duration":
                 lines += f"    {setter}(duration_or({field}, defaults.{option.name}));\n"
             case "flag":

@@ -484,16 +484,18 @@ async fn a_task_waits_for_whatever_comes_first() {
     let mut client = Client::connect(addr(&server));
     client.send(POST);
     let mut exchange = given.recv().unwrap();
+    let (tell, told) = tokio::sync::oneshot::channel();
     let task = tokio::spawn(async move {
         let ready = exchange.ready(Ready::READABLE | Ready::DRAINING).await;
         assert_eq!(ready, Ready::READABLE);
         assert_eq!(exchange.read_by(9, Some(Instant::now())).unwrap(), "a");
+        tell.send(()).unwrap();
         let ready = exchange.ready(Ready::READABLE | Ready::DRAINING).await;
         assert_eq!(ready, Ready::DRAINING);
         reply(exchange, "draining").unwrap();
     });
     client.send("1\r\na\r\n");
-    // The task has come to its second wait, or will.
+    told.await.unwrap();
     let stopped = tokio::task::spawn_blocking(move || stop(&server).unwrap());
     task.await.unwrap();
     assert_eq!(client.answer().text(), "draining");

@@ -397,7 +397,9 @@ fn what_a_handler_attaches_is_in_the_record_and_is_dropped_once() {
 
 #[test]
 fn records_that_nobody_takes_are_dropped_and_counted_before_they_fill_the_memory() {
-    let server = hello(builder().pull_events(), listener());
+    let builder = builder().max_target_size(65_000.try_into().unwrap());
+    let builder = builder.max_head_size((1 << 17).try_into().unwrap());
+    let server = hello(builder.pull_events(), listener());
     let mut client = Client::connect(addr(&server));
     let long = format!("GET /{} HTTP/1.1\r\nHost: test\r\n\r\n", "x".repeat(60_000));
     for _ in 0..400 {

@@ -287,6 +287,8 @@ private:
     const httpdown_request_record *of_;
 };
 
+class stream;
+
 /// A request, and the duty to answer it once. You may move a request to any thread and keep it; meanwhile the client
 /// waits. If a request is destroyed without an answer, the client gets a 500; if it is destroyed after an answer has
 /// begun, the client sees the answer cut.
@@ -508,6 +510,16 @@ public:
     /// still get the whole answer. Throws error: INVALID_ARGUMENT before `start` (the client gets a 500).
     bool finish();
 
+    /// Whether the client asks for another protocol on this connection (Upgrade), or for a tunnel (CONNECT).
+    bool asks_for_upgrade() const noexcept { return *this && httpdown_request_asks_for_upgrade(get()); }
+
+    /// Takes the connection over, and ends the request. The client gets a 101 with these headers, which must have the
+    /// field Upgrade, or, to CONNECT, a 200. What the client has sent behind its request is not lost: the stream begins
+    /// with it. A stop waits until the stream is closed: HTTPDOWN_DRAINING (`stream::notify`) tells that it should be.
+    /// The stream is empty if the client has left, or was cut. Throws error: INVALID_ARGUMENT (also if the client asks
+    /// for no upgrade; it gets a 500), ALREADY_REPLIED.
+    stream upgrade(const std::vector<httpdown::header> &headers = {});
+
     /// Ends the request now, like its destructor: with a 500, or a cut answer. Does nothing if the request has been
     /// ended.
     void abort() noexcept {
@@ -547,6 +559,61 @@ private:
     /// Who is told of exceptions; nobody, if the request did not come to a handler.
     std::shared_ptr<detail::reporter> reporter_{};
     int status_ = HTTPDOWN_STATUS_OK;
+};
+
+/// A connection that was taken over: `request::upgrade`. Any thread may use it, several at once; so one thread can
+/// read while another one writes. Only moving and closing it are for one thread alone. The time limits for requests do
+/// not apply to it. A kill resets it. The destructor closes the connection.
+///
+/// `read`, `write` and `shutdown` return a httpdown_status: OK; WOULD_BLOCK if the time has passed, or the thread
+/// drives connections and must not wait; GONE if the connection has failed; KILLED. Throws error for all others. With a
+/// timeout of 0, any thread may make these calls, and they never block.
+class stream {
+public:
+    stream() noexcept = default;
+
+    /// Takes over a stream of the C interface.
+    explicit stream(httpdown_stream *owned) noexcept : handle_(owned) {}
+
+    /// Whether there is a connection.
+    explicit operator bool() const noexcept { return handle_ != nullptr; }
+
+    /// The pointer for the C interface: borrowed.
+    httpdown_stream *get() const noexcept { return handle_.get(); }
+
+    /// Reads the next bytes into `buffer`, and sets `count` to their number; 0 is the end.
+    int read(void *buffer, std::size_t size, std::size_t &count, milliseconds timeout = forever) const;
+
+    /// Sends all of `data`. On a thread that drives connections, it may take a part and return OK: use the other one.
+    int write(std::string_view data) const;
+
+    /// Sends as much of `data` as there is room for, and sets `taken` to how many bytes that is: at least one, if there
+    /// are any. Write the rest again.
+    int write(std::string_view data, std::size_t &taken, milliseconds timeout) const;
+
+    /// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read.
+    int shutdown(milliseconds timeout = forever) const;
+
+    /// Calls `tell` once, as soon as at least one of these things (httpdown_ready_kind, or-ed) has happened, with all
+    /// that have; like `request::notify`. HTTPDOWN_GONE tells only of a kill: that the client has left shows when the
+    /// stream is read. `tell` may close the stream. What it throws is told to nobody.
+    void notify(std::uint32_t wanted, callback<std::uint32_t> tell) const;
+
+    /// The socket, for those who read and write it by themselves: it belongs to the stream. Waits until the answer has
+    /// left. Throws error: UNSUPPORTED with TLS, or if bytes that have come before were not read yet.
+    int fd(milliseconds timeout = forever) const;
+
+    /// Closes the connection. What was written is sent, as far as the kernel takes it at once: `shutdown` waits for
+    /// that.
+    void close() noexcept { handle_.reset(); }
+
+private:
+    struct closer {
+        void operator()(httpdown_stream *stream) const noexcept { httpdown_stream_free(stream); }
+    };
+    static int checked(int status);
+
+    std::unique_ptr<httpdown_stream, closer> handle_{};
 };
 
 /// What `server_ref::next_item` takes from the queue.
@@ -1189,7 +1256,8 @@ struct told {
     callback<std::uint32_t> call;
     std::shared_ptr<reporter> to;
 
-    static void tell(httpdown_request *, std::uint32_t ready, void *data) noexcept {
+    template <typename Subject>
+    static void tell(Subject *, std::uint32_t ready, void *data) noexcept {
         const auto &self = *static_cast<told *>(data);
         self.to->guarded("the callback of a request", [&] { self.call(ready); });
     }
@@ -1457,9 +1525,8 @@ inline bool request::notify(std::uint32_t wanted, callback<std::uint32_t> tell) 
     auto to = reporter_ ? reporter_ : std::make_shared<detail::reporter>(nullptr);
     auto *kept = new detail::told{std::move(tell), std::move(to)};
     // If this succeeds, the callback may have moved or destroyed this object by now.
-    const int status = httpdown_request_notify(get(), wanted, detail::told::tell, kept, [](void *data) noexcept {
-        delete static_cast<detail::told *>(data);
-    });
+    const int status = httpdown_request_notify(get(), wanted, detail::told::tell<httpdown_request>, kept,
+                                               [](void *data) noexcept { delete static_cast<detail::told *>(data); });
     return status == HTTPDOWN_STATUS_OK || asked(status);
 }
 
@@ -1549,6 +1616,53 @@ inline bool request::set_trailers(const std::vector<httpdown::header> &trailers)
     if (!unanswered()) return false;
     const int status = httpdown_reply_trailers(get(), raw.data(), raw.size());
     return status == HTTPDOWN_STATUS_OK || asked(status);
+}
+
+inline stream request::upgrade(const std::vector<httpdown::header> &headers) {
+    const auto raw = detail::to_c(headers);
+    httpdown_stream *taken = nullptr;
+    if (!unanswered() || !delivered(httpdown_upgrade(end(), raw.data(), raw.size(), &taken))) return stream();
+    return stream(taken);
+}
+
+inline int stream::checked(int status) {
+    switch (status) {
+    case HTTPDOWN_STATUS_WOULD_BLOCK:
+    case HTTPDOWN_STATUS_GONE:
+    case HTTPDOWN_STATUS_KILLED: break;
+    default: detail::check(status);
+    }
+    return status;
+}
+
+inline int stream::read(void *buffer, std::size_t size, std::size_t &count, milliseconds timeout) const {
+    return checked(httpdown_stream_read(get(), buffer, size, detail::to_ms(timeout), &count));
+}
+
+inline int stream::write(std::string_view data) const {
+    return checked(httpdown_stream_write(get(), data.data(), data.size(), HTTPDOWN_FOREVER, nullptr));
+}
+
+inline int stream::write(std::string_view data, std::size_t &taken, milliseconds timeout) const {
+    return checked(httpdown_stream_write(get(), data.data(), data.size(), detail::to_ms(timeout), &taken));
+}
+
+inline int stream::shutdown(milliseconds timeout) const {
+    return checked(httpdown_stream_shutdown(get(), detail::to_ms(timeout)));
+}
+
+inline void stream::notify(std::uint32_t wanted, callback<std::uint32_t> tell) const {
+    if (!tell) return detail::check(HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    auto *kept = new detail::told{std::move(tell), std::make_shared<detail::reporter>(nullptr)};
+    // If this succeeds, the callback may have destroyed this object by now.
+    detail::check(httpdown_stream_notify(get(), wanted, detail::told::tell<httpdown_stream>, kept,
+                                         [](void *data) noexcept { delete static_cast<detail::told *>(data); }));
+}
+
+inline int stream::fd(milliseconds timeout) const {
+    int fd = -1;
+    detail::check(httpdown_stream_fd(get(), detail::to_ms(timeout), &fd));
+    return fd;
 }
 
 inline bool request::finish() { return unanswered() && delivered(httpdown_reply_finish(end())); }

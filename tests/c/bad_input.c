@@ -295,7 +295,6 @@ static void options_that_make_no_sense(void) {
     BAD(dispatch, HTTPDOWN_DISPATCH_QUEUE, INVALID); /* with a handler */
     BAD(handler, NULL, INVALID);
     BAD(pull_events, 32, HTTPDOWN_STATUS_UNSUPPORTED);
-    BAD(reserved_0, 1, HTTPDOWN_STATUS_UNSUPPORTED);
     BAD(pull_events, (uint32_t)-1, HTTPDOWN_STATUS_UNSUPPORTED);
     BAD(pool_threads, (uint32_t)-1, INVALID);
     BAD(io_threads, (uint32_t)-5, INVALID);

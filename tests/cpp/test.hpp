@@ -210,6 +210,11 @@ void one_thread_serves_all_by_the_queue();
 void waiting_has_a_limit();
 void trailers_go_both_ways();
 
+// In the file about connections that are taken over.
+void a_stream_goes_both_ways();
+void a_stream_ends_with_the_drain();
+void what_asks_for_no_upgrade_gets_none();
+
 // In a file without exceptions.
 void without_exceptions();
 

@@ -37,6 +37,7 @@ from ._ffi import ConnState, LogLevel, Phase, RequestEnd
 from ._record import RequestRecord
 from ._request import Address, Credentials, Headers, Query, Reply, Request, content_type
 from ._server import Report, Server, Stats, run
+from ._stream import Stream
 from ._tls import Certificate, Tls, TlsInfo
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "Stats",
     "Status",
     "Stopped",
+    "Stream",
     "TimedOut",
     "Tls",
     "TlsError",

@@ -683,6 +683,42 @@ httpdown_request_set_data = _status("httpdown_request_set_data", c_void_p, c_voi
 # void *httpdown_request_data(const httpdown_request *request);
 httpdown_request_data = _plain("httpdown_request_data", c_void_p, c_void_p)
 
+# bool httpdown_request_asks_for_upgrade(httpdown_request *request);
+httpdown_request_asks_for_upgrade = _plain("httpdown_request_asks_for_upgrade", c_bool, c_void_p)
+
+# int httpdown_upgrade(httpdown_request *request, const httpdown_header *headers, size_t
+#     header_count, httpdown_stream **stream);
+httpdown_upgrade = _status(
+    "httpdown_upgrade", c_void_p, POINTER(Header), c_size_t, POINTER(c_void_p)
+)
+
+# int httpdown_stream_read(const httpdown_stream *stream, void *buffer, size_t capacity, uint32_t
+#     timeout_ms, size_t *count);
+httpdown_stream_read = _status(
+    "httpdown_stream_read", c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_size_t)
+)
+
+# int httpdown_stream_write(const httpdown_stream *stream, const void *data, size_t len, uint32_t
+#     timeout_ms, size_t *taken);
+httpdown_stream_write = _status(
+    "httpdown_stream_write", c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_size_t)
+)
+
+# int httpdown_stream_shutdown(const httpdown_stream *stream, uint32_t timeout_ms);
+httpdown_stream_shutdown = _status("httpdown_stream_shutdown", c_void_p, c_uint32)
+
+# int httpdown_stream_notify(const httpdown_stream *stream, uint32_t wanted, httpdown_stream_fn
+#     tell, void *user_data, httpdown_destroy_fn destroy);
+httpdown_stream_notify = _status(
+    "httpdown_stream_notify", c_void_p, c_uint32, c_void_p, c_void_p, c_void_p
+)
+
+# int httpdown_stream_fd(const httpdown_stream *stream, uint32_t timeout_ms, int *fd);
+httpdown_stream_fd = _status("httpdown_stream_fd", c_void_p, c_uint32, POINTER(c_int))
+
+# void httpdown_stream_free(httpdown_stream *stream);
+httpdown_stream_free = _plain("httpdown_stream_free", None, c_void_p)
+
 # httpdown_bytes httpdown_str(const char *text);
 httpdown_str = _plain("httpdown_str", Bytes, c_char_p)
 

@@ -22,6 +22,7 @@ from ._errors import (
     TooLarge,
     TooSlow,
 )
+from ._stream import Stream
 from ._tls import TlsInfo
 
 if TYPE_CHECKING:
@@ -389,6 +390,27 @@ class Request:
         with self._lock:
             self._alive()
             self._deferred = True
+
+    @property
+    def asks_for_upgrade(self) -> bool:
+        """Whether the client asks for another protocol (Upgrade), or for a tunnel (CONNECT)."""
+        with self._lock:
+            return bool(_ffi.httpdown_request_asks_for_upgrade(self._alive()))
+
+    def upgrade(self, headers: _arguments.Headers | None = None) -> Stream:
+        """Takes the connection over, and ends the request.
+
+        The client gets a 101 with these headers, which must have the field Upgrade, or, to CONNECT,
+        a 200. What the client has sent behind its request is not lost: the stream begins with it.
+        Does not block. Raises InvalidArgument if the client asks for no upgrade (it gets a 500);
+        otherwise like `reply`.
+        """
+        pairs = _arguments.header_pairs(headers)
+        array = _arguments.header_array(pairs)
+        stream = ctypes.c_void_p()
+        self._end(_ffi.httpdown_upgrade, array, len(pairs), ctypes.byref(stream), begun=False)
+        assert stream.value is not None
+        return Stream(stream.value)
 
     def reply(
         self,
