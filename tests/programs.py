@@ -205,6 +205,35 @@ class DemoInRust(Demo, unittest.TestCase):
     command = [os.path.join(BUILD, "rust", "demo")]
 
 
+class Asyncio(unittest.TestCase):
+    command = [sys.executable, os.path.join(ROOT, "examples", "asyncio_echo.py"), "127.0.0.1:0"]
+
+    def test_a_stop_lets_an_upload_and_a_stream_finish(self):
+        env = {**os.environ, "PYTHONPATH": os.path.join(ROOT, "bindings", "python")}
+        with subprocess.Popen(self.command, stdout=subprocess.PIPE, text=True, env=env) as program:
+            self.addCleanup(program.kill)
+            address = program.stdout.readline().removeprefix("serving on ").strip()
+            stream = http.client.HTTPConnection(address, timeout=30)
+            stream.request("GET", "/ticks")
+            ticks = stream.getresponse()
+            self.assertEqual(ticks.readline(), b"tick\n")
+            host, _, port = address.rpartition(":")
+            upload = socket.create_connection((host, int(port)), timeout=30)
+            upload.sendall(b"POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            echoed = upload.makefile("rb")
+            while echoed.readline() != b"hello\r\n":
+                pass
+            program.send_signal(signal.SIGTERM)
+            self.assertTrue(ticks.read().endswith(b"goodbye\n"))
+            upload.sendall(b"4\r\nbye!\r\n0\r\n\r\n")
+            self.assertEqual(echoed.read(), b"4\r\nbye!\r\n0\r\n\r\n")
+            echoed.close()
+            stream.close()
+            upload.close()
+            self.assertEqual(program.stdout.read(), "2 served, 0 killed\n")
+            self.assertEqual(program.wait(30), 0)
+
+
 class Hello(unittest.TestCase):
     def test_every_dispatch_mode_answers_alike(self):
         upload = os.urandom(3_000_000)

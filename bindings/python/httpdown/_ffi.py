@@ -165,6 +165,16 @@ class ClientAuth(IntEnum):
     REQUIRED = 2
 
 
+class Ready(IntFlag):
+    """What can happen to a request."""
+
+    READABLE = 1
+    WRITABLE = 2
+    GONE = 4
+    DRAINING = 8
+    NEW = 16
+
+
 # Callbacks are plain addresses here, because they are always NULL. So are pointers from one struct
 # to another, because only few are used.
 
@@ -328,6 +338,10 @@ class Credentials(ctypes.Structure):
 
 class Header(ctypes.Structure):
     _fields_ = [("name", Bytes), ("value", Bytes)]
+
+
+class Item(ctypes.Structure):
+    _fields_ = [("request", c_void_p), ("user_data", c_void_p), ("ready", c_uint32)]
 
 
 class Certificate(ctypes.Structure):
@@ -577,6 +591,17 @@ httpdown_request_body = _status(
     "httpdown_request_body", c_void_p, c_size_t, c_uint32, POINTER(Bytes)
 )
 
+# int httpdown_request_trailers(httpdown_request *request, size_t first, httpdown_header
+#     *trailers, size_t capacity, size_t *count);
+httpdown_request_trailers = _status(
+    "httpdown_request_trailers",
+    c_void_p,
+    c_size_t,
+    POINTER(Header),
+    c_size_t,
+    POINTER(c_size_t),
+)
+
 # bool httpdown_request_cancelled(const httpdown_request *request);
 httpdown_request_cancelled = _plain("httpdown_request_cancelled", c_bool, c_void_p)
 
@@ -658,6 +683,12 @@ httpdown_reply_write = _status(
     "httpdown_reply_write", c_void_p, c_void_p, c_size_t, c_uint32, POINTER(c_size_t)
 )
 
+# int httpdown_reply_trailers(httpdown_request *request, const httpdown_header *trailers, size_t
+#     trailer_count);
+httpdown_reply_trailers = _status(
+    "httpdown_reply_trailers", c_void_p, POINTER(Header), c_size_t
+)
+
 # int httpdown_reply_finish(httpdown_request *request);
 httpdown_reply_finish = _status("httpdown_reply_finish", c_void_p)
 
@@ -724,6 +755,23 @@ httpdown_str = _plain("httpdown_str", Bytes, c_char_p)
 
 # bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 httpdown_bytes_equal = _plain("httpdown_bytes_equal", c_bool, Bytes, c_char_p)
+
+# int httpdown_request_notify(httpdown_request *request, uint32_t wanted, httpdown_ready_fn tell,
+#     void *user_data, httpdown_destroy_fn destroy);
+httpdown_request_notify = _status(
+    "httpdown_request_notify", c_void_p, c_uint32, c_void_p, c_void_p, c_void_p
+)
+
+# int httpdown_next_item(const httpdown_server *server, uint32_t timeout_ms, httpdown_item
+#     *items, size_t capacity, size_t *count);
+httpdown_next_item = _status(
+    "httpdown_next_item",
+    c_void_p,
+    c_uint32,
+    POINTER(Item),
+    c_size_t,
+    POINTER(c_size_t),
+)
 
 # int httpdown_tls_reload(const httpdown_server *server, const httpdown_tls *tls, char *error,
 #     size_t error_size);

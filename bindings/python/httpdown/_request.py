@@ -145,11 +145,13 @@ class Query(Mapping[str, str]):
 class _Lock:
     """Held during a call of C. Remembers whether a call failed because of the client or a kill."""
 
-    __slots__ = ("_lock", "lost")
+    __slots__ = ("_lock", "due", "lost")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.lost = False
+        # What a thread that must not wait for this lock wants to be called while it is held.
+        self.due: Callable[[], None] | None = None
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -158,6 +160,20 @@ class _Lock:
         if kind in (Gone, BadBody, TooSlow, Killed):
             self.lost = True
         self._lock.release()
+        self.settle()
+
+    def settle(self) -> None:
+        """Calls what is due, unless another thread has the lock: then that thread does it.
+
+        `due` is set before the lock is tried, and looked at after its release, so none is missed.
+        """
+        while self.due is not None and self._lock.acquire(blocking=False):
+            due, self.due = self.due, None
+            try:
+                if due is not None:
+                    due()
+            finally:
+                self._lock.release()
 
 
 class Request:
@@ -200,6 +216,8 @@ class Request:
         self._lock = _Lock()
         self._cancel_lock = threading.Lock()
         self._ending = False
+        # What `on_cancel` and `on_drain` have set, until it is called. The server's lock guards it.
+        self._calls: list[tuple[_ffi.Ready, Callable[[], object]]] = []
 
     @property
     def method(self) -> str:
@@ -306,40 +324,56 @@ class Request:
         number: int = self._field("conn_id", _ffi.httpdown_request_conn_id)
         return number
 
-    def body(self, limit: int = 1 << 20) -> bytes:
+    def body(self, limit: int = 1 << 20, timeout: float | None = None) -> bytes:
         """The whole body, if it has at most `limit` bytes. Blocks until the whole body is there.
 
         A second call gives the same bytes. Bytes that `read` took before are missing. Raises
         TooLarge (nothing is lost: ask again, or read the body in pieces), Gone (the client has
         left), BadBody (the client has broken the protocol; without an answer it gets a 400),
-        TooSlow (the client was waited for too long; without an answer it gets a 408), Killed.
+        TooSlow (the client was waited for too long; without an answer it gets a 408), Killed, and
+        TimeoutError after `timeout` seconds (nothing is lost).
         """
         _arguments.number("limit", limit, 0, 2**63 - 1)
         body = _ffi.Bytes()
         with self._lock:
-            _ffi.httpdown_request_body(self._alive(), limit, _ffi.FOREVER, ctypes.byref(body))
+            pointer = self._alive()
+            _within(
+                timeout,
+                lambda ms: _ffi.httpdown_request_body(pointer, limit, ms, ctypes.byref(body)),
+            )
             return _ffi.copy(body)
 
-    def read(self, n: int = _PIECE) -> bytes:
+    def read(self, n: int = _PIECE, timeout: float | None = None) -> bytes:
         """The next bytes of the body, at most `n`; b"" at its end. Blocks until some are there.
 
-        Raises Gone (the client has left), BadBody and TooSlow (like `body`), Killed, and TooLarge
-        (the client has sent more than `max_body_size`; without an answer it gets a 413).
+        Raises Gone (the client has left), BadBody and TooSlow (like `body`), Killed, TooLarge (the
+        client has sent more than `max_body_size`; without an answer it gets a 413), and
+        TimeoutError if nothing has come for `timeout` seconds; with 0 it never blocks.
         """
         capacity = min(_arguments.number("n", n, 1, 2**63 - 1), _PIECE)
         count = ctypes.c_size_t()
         with self._lock:
+            pointer = self._alive()
             if self._buffer is None or len(self._buffer) < capacity:
                 self._buffer = ctypes.create_string_buffer(capacity)
             buffer = self._buffer
             try:
-                _ffi.httpdown_request_read(
-                    self._alive(), buffer, capacity, _ffi.FOREVER, ctypes.byref(count)
+                _within(
+                    timeout,
+                    lambda ms: _ffi.httpdown_request_read(
+                        pointer, buffer, capacity, ms, ctypes.byref(count)
+                    ),
                 )
             except TooLarge:
                 self._lock.lost = True
                 raise
             return ctypes.string_at(buffer, count.value)
+
+    @property
+    def trailers(self) -> Headers:
+        """The trailer fields of the body, once its end has been read; before, there are none."""
+        with self._lock:
+            return Headers(_read_fields(_ffi.httpdown_request_trailers, self._alive()))
 
     def __iter__(self) -> Iterator[bytes]:
         """The body, piece by piece, like `read`."""
@@ -378,6 +412,53 @@ class Request:
             raise _already_replied()
         with self._cancel_lock:
             _ffi.httpdown_request_wait_cancelled(self._alive(), milliseconds)
+
+    def on_cancel(self, call: Callable[[], object]) -> None:
+        """Has `call()` called once, as soon as an answer is useless (see `cancelled`).
+
+        So a handler that waits for something else can be told to give up:
+        `request.on_cancel(connection.cancel)`. If an answer is useless already, `call` is called
+        soon. It is not called after the end of the request. What it raises is logged.
+
+        `call` is called in another thread than the handler's, while the handler may go on: in one
+        of the server's threads that has nothing to do. When the first request asks for this, the
+        server starts one more thread, which runs no handlers while `threads` others do; so there
+        always is one. `call` should be short, because meanwhile other requests are told nothing.
+
+        Raises AlreadyReplied, TypeError.
+        """
+        self._on(_ffi.Ready.GONE, "on_cancel", call)
+
+    def on_drain(self, call: Callable[[], object]) -> None:
+        """Has `call()` called once, when the server drains: an endless answer should end now.
+
+        That is after the lame duck; at a stop, `drain_rate` requests a second are told. Otherwise
+        like `on_cancel`.
+        """
+        self._on(_ffi.Ready.DRAINING, "on_drain", call)
+
+    def _on(self, what: _ffi.Ready, name: str, call: Callable[[], object]) -> None:
+        _reports.plain(name, call)
+        with self._lock:
+            pointer = self._alive()
+            self.server._watch(pointer, self, what, call)
+            self._order()
+
+    def _order(self) -> None:
+        """Asks C to tell what this request waits for. The lock is held."""
+        pointer, wanted = self._pointer, _ffi.Ready(0)
+        for what, _ in tuple(self._calls):
+            wanted |= what
+        if pointer is not None and wanted:
+            # That the request is gone is always told.
+            wanted &= _ffi.Ready.DRAINING
+            with contextlib.suppress(HttpdownError):
+                _ffi.httpdown_request_notify(pointer, int(wanted), None, None, None)
+
+    def _order_again(self) -> None:
+        """Like `_order`, for a thread that must not wait for another one that reads or writes."""
+        self._lock.due = self._order
+        self._lock.settle()
 
     def defer(self) -> None:
         """Keeps the request after the handler's return. Any thread can answer it later.
@@ -566,6 +647,8 @@ class Request:
                 # Without this, C would free the head, too.
                 _ffi.httpdown_request_retain(pointer)
                 self._pointer, self._ended = None, pointer
+                if self._calls:
+                    self.server._unwatch(pointer, self)
                 call(pointer, *arguments)
 
     def _name(self) -> None:
@@ -629,6 +712,8 @@ class Request:
         # Nobody else has this request any more, so no lock is needed; and a fork may have left the
         # lock locked.
         if self._pointer is not None:
+            if self._calls:
+                self.server._unwatch(self._pointer, self)
             with contextlib.suppress(HttpdownError):
                 cancelled = _ffi.httpdown_request_cancelled(self._pointer)
                 if not (cancelled or self._bodyless or self._lock.lost):
@@ -652,21 +737,44 @@ class Reply:
     def __init__(self, request: Request) -> None:
         self.request = request
 
-    def write(self, data: _arguments.Data) -> None:
+    def write(self, data: _arguments.Data, timeout: float | None = None) -> int:
         """Sends more of the body, as soon as the client takes it; a str as UTF-8. `data` is copied.
 
         Blocks while too many bytes (256 KiB) wait to be sent: a slow client slows the writer down.
-        Raises Gone, Killed, AlreadyReplied (also if the answer has no body: it is to HEAD, or a
-        204, 205 or 304), and InvalidArgument if the body exceeds the Content-Length.
+        Returns how many bytes were taken: all of them, unless there is a `timeout` (in seconds, 0
+        never blocks); then it may be fewer, and you write the rest again.
+
+        Raises Gone, TooSlow, Killed, AlreadyReplied (also if the answer has no body: it is to HEAD,
+        or a 204, 205 or 304), InvalidArgument if the body exceeds the Content-Length, and
+        TimeoutError if nothing was taken in time.
         """
         data = _arguments.data(data)
+        taken = ctypes.c_size_t()
         with self.request._lock:
             pointer = self.request._alive()
             try:
-                _ffi.httpdown_reply_write(pointer, data, len(data), _ffi.FOREVER, None)
+                _within(
+                    timeout,
+                    lambda ms: _ffi.httpdown_reply_write(
+                        pointer, data, len(data), ms, ctypes.byref(taken)
+                    ),
+                )
             except AlreadyReplied:
                 self.request._body_refused = True
                 raise
+        return taken.value
+
+    def set_trailers(self, trailers: _arguments.Headers) -> None:
+        """Sets the trailer fields, instead of those that were set before; `finish` sends them.
+
+        They reach only a client that has asked for them (TE: trailers), and only those that the
+        answer's header field Trailer has named, in an answer without a Content-Length. Never
+        blocks. Raises AlreadyReplied, ValueError, TypeError.
+        """
+        pairs = _arguments.header_pairs(trailers)
+        array = _arguments.header_array(pairs)
+        with self.request._lock:
+            _ffi.httpdown_reply_trailers(self.request._alive(), array, len(pairs))
 
     def finish(self) -> None:
         """Ends the answer, and the request. Does not wait for the client.
@@ -710,17 +818,29 @@ def _already_replied() -> Exception:
     return _ffi.failure(Status.ALREADY_REPLIED)
 
 
+def _within(timeout: float | None, call: Callable[[int], object]) -> None:
+    """Makes a call that takes milliseconds. Without a timeout, it waits in C."""
+    if timeout is None:
+        call(_ffi.FOREVER)
+    elif timeout == 0:
+        call(_ffi.NOW)
+    else:
+        _arguments.in_slices(lambda ms: call(ms or _ffi.NOW), timeout)
+
+
 def _read_headers(pointer: int) -> Headers:
+    return Headers(_read_fields(_ffi.httpdown_request_headers, pointer))
+
+
+def _read_fields(get: Callable[..., object], pointer: int) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     fields = (_ffi.Header * _HEADERS_AT_ONCE)()
     count = ctypes.c_size_t(_HEADERS_AT_ONCE)
     while count.value == _HEADERS_AT_ONCE:
-        _ffi.httpdown_request_headers(
-            pointer, len(pairs), fields, _HEADERS_AT_ONCE, ctypes.byref(count)
-        )
+        get(pointer, len(pairs), fields, _HEADERS_AT_ONCE, ctypes.byref(count))
         for field in fields[: count.value]:
             pairs.append((_decode(field.name), _decode(field.value)))
-    return Headers(pairs)
+    return pairs
 
 
 def _read_proxy(pointer: int) -> Address | None:

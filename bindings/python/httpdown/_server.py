@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
+import itertools
 import math
 import os
 import queue
@@ -12,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
@@ -28,6 +31,9 @@ from ._tls import Tls
 # The default of `stop_timeout` and `kill_timeout`, in seconds.
 _DEFAULT_TIMEOUT = 60.0
 _DEFAULT_SECOND_SIGNAL = 0.5
+# The most requests that wait in Python, and not in C, which could refuse them. (While there are so
+# many, no request is told of events.)
+_MOST_WAITING = 1000
 
 
 class Stats(Protocol):
@@ -531,21 +537,29 @@ class Server:
             + (_DEFAULT_TIMEOUT if stop_timeout is None else stop_timeout)
             + self._kill_timeout
         )
-        count = _arguments.number("threads", threads, 1, 1 << 16)
-        targets = [self._deliver] + [self._serve] * count
+        # How many handlers may run, how many do, and requests that wait for one of them to return.
+        # The condition also guards `_calls` of requests.
+        self._most = _arguments.number("threads", threads, 1, 1 << 16)
+        self._running = 0
+        self._waiting: collections.deque[Request] = collections.deque()
+        self._changed = threading.Condition(threading.RLock())
+        # The requests that are to be told of events, by their pointers.
+        self._watched: dict[int, weakref.ref[Request]] = {}
+        self._is_spare_started = False
+        self._numbers = itertools.count()
         self._handle: _Handle | None = _start(options)
         self._addresses = _addresses(self._handle)
         for fd in given:
             if isinstance(fd, socket.socket):
                 fd.detach()
-        # The threads are daemons. Other threads would keep the interpreter from exiting, and so
-        # from stopping the server.
-        self._threads = [
-            threading.Thread(
-                target=target, args=(self._handle,), name=f"httpdown-py-{i}", daemon=True
-            )
-            for i, target in enumerate(targets)
-        ]
+        self._threads: list[threading.Thread] = []
+        self._begin(self._handle)
+
+    # The server's own threads.
+
+    def _begin(self, handle: _Handle) -> None:
+        targets = [self._deliver] + [self._serve] * self._most
+        self._threads += [self._thread(target, handle) for target in targets]
         _exit.stop_at_exit(self)
         try:
             for thread in self._threads:
@@ -555,7 +569,13 @@ class Server:
             self.close()
             raise
 
-    # The server's own threads.
+    def _thread(self, target: Callable[[_Handle], None], handle: _Handle) -> threading.Thread:
+        """A thread, which is a daemon.
+
+        Other threads would keep the interpreter from exiting, and so from stopping the server.
+        """
+        name = f"httpdown-py-{next(self._numbers)}"
+        return threading.Thread(target=target, args=(handle,), name=name, daemon=True)
 
     def _serve(self, handle: _Handle) -> None:
         """The life of a thread that answers requests.
@@ -564,17 +584,107 @@ class Server:
         threads are idle, and fewer calls would save little compared with the cost of the
         interpreter.
         """
-        taken = ctypes.c_void_p()
+        item = _ffi.Item()
         count = ctypes.c_size_t()
         while True:
+            self._wait_for_use()
             try:
-                _ffi.httpdown_next(
-                    handle.pointer, _ffi.FOREVER, ctypes.byref(taken), 1, ctypes.byref(count)
+                _ffi.httpdown_next_item(
+                    handle.pointer, _ffi.FOREVER, ctypes.byref(item), 1, ctypes.byref(count)
                 )
             except Stopped:
                 return
-            assert taken.value is not None
-            self._answer(Request(taken.value, self))
+            if count.value == 0:
+                continue
+            if item.ready != _ffi.Ready.NEW:
+                self._happened(item.request, _ffi.Ready(item.ready))
+                continue
+            request: Request | None = self._may_answer(Request(item.request, self))
+            # When nobody has it any more, it ends. So this thread keeps none while it waits.
+            while request is not None:
+                self._answer(request)
+                request = None
+                request = self._waits_next()
+
+    # The thread that is left when all handlers are busy. It tells requests what happens to them.
+    # Only C's queue tells that, along with new requests. So if a new request comes out there, the
+    # thread puts it aside for the next handler that returns.
+
+    def _watch(
+        self, pointer: int, request: Request, what: _ffi.Ready, call: Callable[[], object]
+    ) -> None:
+        """Arranges that `call` is called when it happens; the request has still to ask C."""
+        with self._changed:
+            request._calls.append((what, call))
+            self._watched[pointer] = weakref.ref(request)
+            handle = self._handle
+            if not self._is_spare_started and handle is not None:
+                spare = self._thread(self._serve, handle)
+                self._threads.append(spare)
+                spare.start()
+                self._is_spare_started = True
+            self._changed.notify_all()
+
+    def _unwatch(self, pointer: int, request: Request) -> None:
+        with self._changed:
+            request._calls.clear()
+            self._watched.pop(pointer, None)
+
+    def _wait_for_use(self) -> None:
+        """Waits while all handlers are busy, unless requests are to be told something."""
+        if not self._is_spare_started:
+            return
+        with self._changed:
+            while self._running >= self._most and (
+                not self._watched or len(self._waiting) >= _MOST_WAITING
+            ):
+                self._changed.wait()
+
+    def _may_answer(self, request: Request) -> Request | None:
+        """The request, or None if it has to wait, because all handlers are busy."""
+        with self._changed:
+            if self._running >= self._most:
+                self._waiting.append(request)
+                return None
+            self._running += 1
+            return request
+
+    def _waits_next(self) -> Request | None:
+        """A handler has returned. Gives the next request that waits for that."""
+        while True:
+            with self._changed:
+                self._changed.notify_all()
+                if not self._waiting:
+                    self._running -= 1
+                    return None
+                request = self._waiting.popleft()
+            try:
+                if not request.cancelled:
+                    return request
+            except HttpdownError:
+                pass
+            # Nobody has begun to work on it, and nobody would get the answer.
+            with contextlib.suppress(HttpdownError):
+                request.abort()
+
+    def _happened(self, pointer: int, ready: _ffi.Ready) -> None:
+        """Tells a request, unless it has ended, what has happened to it."""
+        with self._changed:
+            known = self._watched.get(pointer)
+            request = None if known is None else known()
+            if request is None:
+                return
+            due = [call for what, call in request._calls if what & ready]
+            request._calls[:] = [(what, call) for what, call in request._calls if not what & ready]
+            if request._calls and not ready & _ffi.Ready.GONE:
+                request._order_again()
+            else:
+                self._unwatch(pointer, request)
+        for call in due:
+            try:
+                _reports.returned("on_cancel or on_drain", call(), request)
+            except BaseException as error:
+                _reports.observer_failed("on_cancel or on_drain", error)
 
     def _answer(self, request: Request) -> None:
         request._name()
@@ -598,13 +708,15 @@ class Server:
                 _ffi.httpdown_next_event(handle.pointer, _ffi.FOREVER, ctypes.byref(event))
             except Stopped:
                 return
-            told, observer, arguments = self._observer(event)
+            told, observer, arguments = self._observer(event, self)
             try:
                 _reports.returned(told, observer(*arguments))
             except BaseException as error:
                 _reports.observer_failed(told, error)
 
-    def _observer(self, event: _ffi.Event) -> tuple[str, Callable[..., object], tuple[object, ...]]:
+    def _observer(
+        self, event: _ffi.Event, server: object
+    ) -> tuple[str, Callable[..., object], tuple[object, ...]]:
         """The observer for an event: its name, the callable, and the arguments."""
         name = event.name.decode()
         if event.kind == EventKind.STAT:
@@ -613,9 +725,9 @@ class Server:
         if event.kind == EventKind.CONN:
             state = ConnState(event.code)
             peer = Address.parse(name)
-            return "on_conn_state", self._on_conn_state, (self, event.conn_id, state, peer)
+            return "on_conn_state", self._on_conn_state, (server, event.conn_id, state, peer)
         if event.kind == EventKind.PHASE:
-            return "on_phase", self._on_phase, (self, Phase(event.code))
+            return "on_phase", self._on_phase, (server, Phase(event.code))
         if event.kind == EventKind.DONE:
             raw = ctypes.cast(event.record, ctypes.POINTER(_ffi.RequestRecord)).contents
             return "on_done", self._on_done, (RequestRecord._of(raw),)

@@ -31,6 +31,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "httpdown_bytes": _ffi.Bytes,
     "httpdown_header": _ffi.Header,
     "httpdown_credentials": _ffi.Credentials,
+    "httpdown_item": _ffi.Item,
     "httpdown_certificate": _ffi.Certificate,
     "httpdown_tls": _ffi.Tls,
     "httpdown_tls_info": _ffi.TlsInfo,
@@ -47,6 +48,7 @@ ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "httpdown_log_format": ("LOG_", _ffi.LogFormat),
     "httpdown_tls_version": ("", _ffi.TlsVersion),
     "httpdown_client_auth": ("CLIENT_AUTH_", _ffi.ClientAuth),
+    "httpdown_ready_kind": ("", _ffi.Ready),
 }
 SCALARS: dict[str, Any] = {
     "void": None,
