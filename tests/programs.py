@@ -221,8 +221,7 @@ class Asyncio(unittest.TestCase):
             upload = socket.create_connection((host, int(port)), timeout=30)
             upload.sendall(b"POST /echo HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
             echoed = upload.makefile("rb")
-            while echoed.readline() != b"hello\r\n":
-                pass
+            self.assertIn(b"hello\r\n", iter(echoed.readline, b""))
             program.send_signal(signal.SIGTERM)
             self.assertTrue(ticks.read().endswith(b"goodbye\n"))
             upload.sendall(b"4\r\nbye!\r\n0\r\n\r\n")

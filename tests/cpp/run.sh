@@ -3,6 +3,7 @@
 # CXX and STANDARDS ("17 20") come from the environment.
 set -eu
 cd "$(dirname "$0")/../.."
+tests/cpp/complete.sh
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 

@@ -20,12 +20,45 @@ from typing import Any, Callable, TypeVar
 import pytest
 
 import httpdown
+from httpdown import _ffi
 
 PYTHON = Path(__file__).resolve().parents[1]
 CHECKOUT = PYTHON.parents[1]
 LONG = 30.0  # What should happen at once has happened by then.
 
 T = TypeVar("T")
+
+
+class Counted:
+    """A function of C that is remembered when it is called."""
+
+    called: set[str] = set()
+
+    def __init__(self, name: str, function: Callable[..., Any]) -> None:
+        self._name = name
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.called.add(self._name)
+        return self._function(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+
+for _name, _function in list(vars(_ffi).items()):
+    if _name.startswith("httpdown_"):
+        setattr(_ffi, _name, Counted(_name, _function))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What looks at all other tests comes last, and only if they are all there."""
+    last = [item for item in items if item.get_closest_marker("last")]
+    items[:] = [item for item in items if item not in last] + last
+    names = {item.path.name for item in items}
+    if not names >= {path.name for path in Path(__file__).parent.glob("test_*.py")}:
+        for item in last:
+            item.add_marker(pytest.mark.skip(reason="not all tests were asked for"))
 
 
 # Where servers listen on Unix sockets, the same tests are run once more.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Coroutine
 from typing import Any, Callable, TypeVar
 
 import pytest
-from conftest import LONG, any_address, dial
+from conftest import LONG, PYTHON, any_address, dial
 
 import httpdown
 import httpdown.aio as aio
@@ -427,9 +427,28 @@ def test_the_head_of_a_request_is_that_of_the_other_server() -> None:
     assert ours - theirs == {"wait_draining"}
 
 
-def test_a_signal_stops_the_program_and_nothing_is_lost(
-    program: Any,
-) -> None:
+def test_the_program_of_the_readme(program: Any) -> None:
+    texts = re.findall(r"```python\n(.*?)```", (PYTHON / "README.md").read_text("utf-8"), re.DOTALL)
+    (text,) = (text for text in texts if "import asyncio" in text)
+    tells = """
+def on_phase(server, phase):
+    print(server.address if phase == httpdown.Phase.SERVING else phase, flush=True)
+
+"""
+    started = program(tells + text.replace('"127.0.0.1:8080"', '"127.0.0.1:0", on_phase=on_phase'))
+    host, _, port = started.line().rpartition(":")
+    with socket.create_connection((host, int(port)), LONG) as client:
+        client.sendall(CHUNKED + b"5\r\nhello\r\n")
+        with client.makefile("rb") as answer:
+            assert b"hello\r\n" in iter(answer.readline, b"")
+            started.signal(signal.SIGTERM)
+            assert "DRAINING" in iter(started.line, "")
+            client.sendall(b"4\r\nbye!\r\n0\r\n\r\n")
+            assert answer.read() == b"4\r\nbye!\r\n0\r\n\r\n"
+    assert started.end() == (0, "STOPPED\n", "")
+
+
+def test_a_signal_stops_the_program_and_nothing_is_lost(program: Any) -> None:
     started = program("""
 import asyncio
 import httpdown.aio
@@ -460,6 +479,3 @@ asyncio.run(main())
     for response in responses:
         assert response.read() == b"x" * 50000
     assert started.end() == (0, "5 0\n", "")
-
-
-logging.getLogger("asyncio").setLevel(logging.WARNING)

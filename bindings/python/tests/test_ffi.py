@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import random
 import re
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHECKOUT, PYTHON
+from conftest import CHECKOUT, PYTHON, Counted
 
-from httpdown import Report, Status, _errors, _ffi
+from httpdown import MockClock, Report, Server, Status, Tls, _errors, _ffi, _server
 
 TEXT = (CHECKOUT / "include" / "httpdown.h").read_text("utf-8")
 HEADER = re.sub(r"//[^\n]*|/\*.*?\*/", "", TEXT, flags=re.DOTALL)
@@ -59,6 +60,41 @@ SCALARS: dict[str, Any] = {
     "uint32_t": ctypes.c_uint32,
     "uint64_t": ctypes.c_uint64,
     "int64_t": ctypes.c_int64,
+}
+
+
+# Functions of C that the package has no use for, and why.
+NOT_CALLED = {
+    "httpdown_options_init": "ctypes makes a struct of zeros",
+    "httpdown_tls_init": "the same",
+    "httpdown_run": "only Python's own signal handlers run Python code",
+    "httpdown_stop": "it is httpdown_stop_begin, and httpdown_wait in slices, for Ctrl-C",
+    "httpdown_next": "httpdown_next_item takes events, too",
+    "httpdown_request_defer": "requests of the queue are owned",
+    "httpdown_request_server": "a Request knows its Server",
+    "httpdown_reply_text": "reply sets the Content-Type itself",
+    "httpdown_reply_borrowed": "its callback would run Python code on a thread of the library's",
+    "httpdown_str": "Python knows how long a bytes is",
+    "httpdown_bytes_equal": "Python compares",
+    "httpdown_query_value": "urllib decodes queries",
+    "httpdown_percent_decode": "urllib decodes paths",
+    "httpdown_version": "called when the package is imported",
+}
+# Fields of the options that no option of the same name sets, and what does.
+SET_OTHERWISE = {
+    "struct_size": "always",
+    "addr": "bind",
+    "fd_count": "fds",
+    "handler": "the queue is used, and no callback",
+    "user_data": "the same",
+    "destroy": "the same",
+    "stats": "events are pulled",
+    "on_conn_state": "the same",
+    "on_phase": "the same",
+    "on_log": "the same",
+    "pull_events": "which observers there are",
+    "dispatch": "always the queue",
+    "pool_threads": "threads",
 }
 
 
@@ -125,6 +161,34 @@ def test_a_function(name: str) -> None:
 def test_no_function_is_bound_that_the_header_has_not() -> None:
     bound = {name for name in vars(_ffi) if name.startswith("httpdown_")}
     assert bound == set(prototypes())
+
+
+@pytest.mark.last
+def test_every_function_of_the_header_is_called() -> None:
+    assert set(prototypes()) - Counted.called == NOT_CALLED.keys()
+
+
+def test_every_option_of_the_header_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"float": 7.0, "int": 3, "bool": True, "str": "/path"}
+    parameters = inspect.signature(Server).parameters
+    tls = Tls(cert_file="cert.pem", key_file="key.pem")
+    given: dict[str, Any] = {"fds": [0], "tls": tls, "clock": MockClock()}
+    fields = [name for name, _ in _ffi.Options._fields_ if name not in SET_OTHERWISE]
+    for field in fields:
+        name = field.removesuffix("_ms")
+        if name not in given:
+            kind = str(parameters[name].annotation).split()[0]
+            given[name] = values[kind]
+    started = []
+
+    def start(options: _ffi.Options) -> None:
+        started.extend(field for field in fields if getattr(options, field))
+        raise NotImplementedError
+
+    monkeypatch.setattr(_server, "_start", start)
+    with pytest.raises(NotImplementedError):
+        Server(print, **given)
+    assert started == fields
 
 
 def test_every_enum_and_struct_is_known() -> None:

@@ -525,7 +525,8 @@ def test_the_demo_that_cannot_listen() -> None:
 
 def test_the_example_of_the_readme() -> None:
     text = (PYTHON / "README.md").read_text("utf-8")
-    (example,) = re.findall(r"```python\n((?:(?!```).)* as server:.*?)```", text, re.DOTALL)
+    texts = re.findall(r"```python\n((?:(?!```).)* as server:.*?)```", text, re.DOTALL)
+    (example,) = (text for text in texts if "asyncio" not in text)
     use = """
     import urllib.request
     for path, words in ("/", ["Hello,", "127.0.0.1!"]), ("/count", list("0123456789")):
@@ -544,7 +545,8 @@ def test_the_programs_of_the_readmes_stop_without_a_loss(
     program: Run, readme: Path, number: signal.Signals
 ) -> None:
     texts = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
-    (text,) = (text for text in texts if '"127.0.0.1:8080"' in text)
+    runs = re.compile(r'httpdown\.run\(\w+, "127\.0\.0\.1:8080"\)')
+    (text,) = filter(runs.search, texts)
     started_here = text.replace(
         '"127.0.0.1:8080"',
         '"127.0.0.1:0", started=lambda s: print(s.address, flush=True), on_phase=on_phase',
