@@ -282,8 +282,8 @@ typedef struct httpdown_request httpdown_request;
 // once.
 typedef struct httpdown_server httpdown_server;
 
-// A connection that a handler has taken over: httpdown_upgrade. Any thread may use it, several at once; so one thread can
-// read while another one writes. The time limits for requests do not apply to it. A kill resets it.
+// A connection that a handler has taken over: httpdown_upgrade. Any thread may use it, several at once; so one thread
+// can read while another one writes. The time limits for requests do not apply to it. A kill resets it.
 typedef struct httpdown_stream httpdown_stream;
 
 // Answers a request, either now (httpdown_reply...) or later (httpdown_request_defer, httpdown_reply_start). The
@@ -300,14 +300,15 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 // slow callback delays only later events. (listen.error comes on the thread that calls httpdown_serve.)
 //
 // The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, pool.stalled (a thread
-// was started in place of one whose handler waits for its client), proxy.error, stop, drain.race, idle.race, kill, kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram
-// stop.conn.count; and once a minute the averages http-state.new, http-state.active, http-state.idle,
-// http-state.total. With TLS: sums tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no
-// common one), tls.error.parameters (no common cipher suite, key exchange, signature or protocol),
-// tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
-// tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
-// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads. For limits that bite:
-// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
+// was started in place of one whose handler waits for its client), proxy.error, stop, drain.race, idle.race, kill,
+// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
+// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
+// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
+// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
+// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
+// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
+// certificates ends), tls.reloads. For limits that bite: sums limit.head, limit.target, limit.body,
+// limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
 typedef struct {
     // The monitoring system should take the mean of the values over a period.
     httpdown_stat_fn bump_avg;
@@ -747,8 +748,8 @@ typedef struct {
     // Connections that the stop or the idle timeout closed while they were new or idle.
     uint64_t closed_idle;
     // Connections that the stop, the idle timeout or max_conn_requests closed, and on which a request came after that.
-    // The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
-    // idle_grace_ms or idle_timeout_ms makes it rarer.
+    // The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent
+    // this; a larger idle_grace_ms or idle_timeout_ms makes it rarer.
     uint64_t raced;
     // Connections whose client left in the middle of a request.
     uint64_t conns_gone;
@@ -832,8 +833,8 @@ typedef struct {
     uint32_t gid;
 } httpdown_credentials;
 
-// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread that
-// drives the connection, so it must not block.
+// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread
+// that drives the connection, so it must not block.
 typedef void (*httpdown_ready_fn)(httpdown_request *request, uint32_t ready, void *user_data);
 
 // What httpdown_next_item takes: a request that has come, or an event of a request that was taken before.
@@ -1104,10 +1105,10 @@ int httpdown_request_headers(const httpdown_request *request,
                              size_t *count);
 
 // Returns the address from which the connection comes. An IPv4 address has the form "127.0.0.1:50000", even if the
-// socket accepts IPv4 and IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has
-// bound its own socket. If a header of the PROXY protocol says whose connection it is (proxy_protocol_from), this is the
-// address in the header. What is to be believed of the fields that other proxies set: httpdown_request_client_addr.
-// Borrowed as long as the request lives. Never blocks.
+// socket accepts IPv4 and IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client
+// has bound its own socket. If a header of the PROXY protocol says whose connection it is (proxy_protocol_from), this
+// is the address in the header. What is to be believed of the fields that other proxies set:
+// httpdown_request_client_addr. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_peer_addr(const httpdown_request *request);
 
 // Returns the server's address that the client connected to: the proxy's, if a header of the PROXY protocol says that.
@@ -1119,18 +1120,18 @@ httpdown_bytes httpdown_request_local_addr(const httpdown_request *request);
 httpdown_bytes httpdown_request_proxy_addr(const httpdown_request *request);
 
 // Returns the address of the client that has sent the request, as far as that is to be believed: without the option
-// `trusted_proxies`, httpdown_request_peer_addr. If the request comes from a trusted proxy, the address is the one that
-// it says, or, if that is a trusted proxy too, the one that this says, and so on. The text is "192.0.2.1" or
+// `trusted_proxies`, httpdown_request_peer_addr. If the request comes from a trusted proxy, the address is the one
+// that it says, or, if that is a trusted proxy too, the one that this says, and so on. The text is "192.0.2.1" or
 // "2001:db8::1" if no port is known, otherwise as in httpdown_request_peer_addr; "unknown", or a name that begins with
 // an underscore, if a trusted proxy does not say the address. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_client_addr(const httpdown_request *request);
 
-// Returns how the client has asked, "http" or "https": as a trusted proxy says, otherwise like httpdown_request_scheme.
-// Borrowed as long as the request lives. Never blocks.
+// Returns how the client has asked, "http" or "https": as a trusted proxy says, otherwise like
+// httpdown_request_scheme. Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_client_scheme(const httpdown_request *request);
 
-// Returns the host that the client has asked for, perhaps with a port: as a trusted proxy says, otherwise the field Host.
-// Empty without one (HTTP/1.0). Borrowed as long as the request lives. Never blocks.
+// Returns the host that the client has asked for, perhaps with a port: as a trusted proxy says, otherwise the field
+// Host. Empty without one (HTTP/1.0). Borrowed as long as the request lives. Never blocks.
 httpdown_bytes httpdown_request_client_host(const httpdown_request *request);
 
 // Writes into `*credentials` which process has connected by a Unix socket, as the kernel knew it at the time of the
@@ -1152,9 +1153,9 @@ const httpdown_server *httpdown_request_server(const httpdown_request *request);
 
 // Reads the next bytes of the request's body into `buffer`, and writes their number into `*count`; 0 is the end of the
 // body. Waits at most `timeout_ms` until there are some bytes. With HTTPDOWN_NOW, any thread may make this call. A
-// client may wait with its body until it is asked (Expect: 100-continue). The first read, or httpdown_reply_start, asks
-// it. If the client has its whole answer already, a stop lets the connection end when no bytes have come, or been read,
-// for idle_grace_ms.
+// client may wait with its body until it is asked (Expect: 100-continue). The first read, or httpdown_reply_start,
+// asks it. If the client has its whole answer already, a stop lets the connection end when no bytes have come, or been
+// read, for idle_grace_ms.
 //
 // Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
 // wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
@@ -1282,15 +1283,15 @@ int httpdown_reply_start(httpdown_request *request,
                          size_t header_count);
 
 // Sends more of the answer's body, as soon as the client takes it, and writes into `*taken` how many bytes those are.
-// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a slow
-// client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
+// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a
+// slow client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
 // HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 //
-// Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not wait),
-// GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED, ALREADY_REPLIED
-// (the answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the
-// body exceeds its Content-Length), FORKED. On a thread that drives connections, HTTPDOWN_FOREVER takes all of `data` or
-// nothing; when nothing waits, there is room for any length.
+// Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not
+// wait), GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED,
+// ALREADY_REPLIED (the answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has
+// begun, or the body exceeds its Content-Length), FORKED. On a thread that drives connections, HTTPDOWN_FOREVER takes
+// all of `data` or nothing; when nothing waits, there is room for any length.
 HTTPDOWN_MUST_USE
 int httpdown_reply_write(httpdown_request *request,
                          const void *data,
@@ -1340,8 +1341,9 @@ bool httpdown_bytes_equal(httpdown_bytes bytes, const char *text);
 // Nothing is told after the request has ended: the call that ends it waits until a `tell` that runs on another thread
 // has returned. So do not hold a lock there that `tell` takes. A request that a handler still holds must be kept first
 // (httpdown_request_defer), or it ends when the handler returns. `destroy` (may be NULL) is called exactly once with
-// `user_data`, on any thread: after `tell` has returned, when the event is not wanted any more, or before this function
-// returns an error. With the queue, `user_data` lives until the next call of this function, or as long as the request.
+// `user_data`, on any thread: after `tell` has returned, when the event is not wanted any more, or before this
+// function returns an error. With the queue, `user_data` lives until the next call of this function, or as long as the
+// request.
 //
 // Returns OK, INVALID_ARGUMENT (also: there is no queue), ALREADY_REPLIED, FORKED.
 HTTPDOWN_MUST_USE
@@ -1352,8 +1354,8 @@ int httpdown_request_notify(httpdown_request *request,
                             httpdown_destroy_fn destroy);
 
 // Takes up to `capacity` items: requests from the queue, as httpdown_next does, and events of requests that were taken
-// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd is
-// readable while there are items. So one thread, or one event loop, serves any number of slow clients.
+// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd
+// is readable while there are items. So one thread, or one event loop, serves any number of slow clients.
 //
 // Any thread may make this call, several at once. An event of a request may come out on any of them; from then on, the
 // request belongs to this thread, and not to the one that had it before.
@@ -1386,8 +1388,8 @@ int httpdown_upgrade(httpdown_request *request,
                      size_t header_count,
                      httpdown_stream **stream);
 
-// Reads the next bytes into `buffer`, and writes their number into `*count`; 0 is the end. Waits at most `timeout_ms` for
-// them. With HTTPDOWN_NOW, any thread may make this call.
+// Reads the next bytes into `buffer`, and writes their number into `*count`; 0 is the end. Waits at most `timeout_ms`
+// for them. With HTTPDOWN_NOW, any thread may make this call.
 //
 // Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
 // wait), GONE (the connection has failed), KILLED, INVALID_ARGUMENT, FORKED.
@@ -1399,8 +1401,8 @@ int httpdown_stream_read(const httpdown_stream *stream,
                          size_t *count);
 
 // Sends bytes, and writes into `*taken` how many those are. `data` is copied. If the kernel has no room, waits at most
-// `timeout_ms` for it. On OK at least one byte was taken, if there are any: write the rest again. With HTTPDOWN_FOREVER
-// all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
+// `timeout_ms` for it. On OK at least one byte was taken, if there are any: write the rest again. With
+// HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 //
 // Returns OK, WOULD_BLOCK (nothing was taken), GONE (the connection has failed), KILLED, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
@@ -1410,8 +1412,8 @@ int httpdown_stream_write(const httpdown_stream *stream,
                           uint32_t timeout_ms,
                           size_t *taken);
 
-// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits at most
-// `timeout_ms`. With HTTPDOWN_NOW, any thread may make this call.
+// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits at
+// most `timeout_ms`. With HTTPDOWN_NOW, any thread may make this call.
 //
 // Returns OK, WOULD_BLOCK (not all of it is sent: call again), GONE (the connection has failed), KILLED,
 // INVALID_ARGUMENT, FORKED.
@@ -1419,10 +1421,10 @@ HTTPDOWN_MUST_USE
 int httpdown_stream_shutdown(const httpdown_stream *stream,
                              uint32_t timeout_ms);
 
-// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only of a
-// kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was freed:
-// httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the stream itself.
-// Never blocks.
+// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only
+// of a kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was
+// freed: httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the
+// stream itself. Never blocks.
 //
 // Returns OK, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
@@ -1432,12 +1434,12 @@ int httpdown_stream_notify(const httpdown_stream *stream,
                            void *user_data,
                            httpdown_destroy_fn destroy);
 
-// Writes the descriptor of the connection's socket into `*fd`, for an event loop or a library that reads and writes it by
-// itself. The descriptor is non-blocking, and belongs to the stream: do not close it, and use nothing else of the stream
-// as long as you use it. Waits at most `timeout_ms` until the answer has left.
+// Writes the descriptor of the connection's socket into `*fd`, for an event loop or a library that reads and writes it
+// by itself. The descriptor is non-blocking, and belongs to the stream: do not close it, and use nothing else of the
+// stream as long as you use it. Waits at most `timeout_ms` until the answer has left.
 //
-// Returns OK, UNSUPPORTED (the connection has TLS, or bytes that have come before were not read yet), WOULD_BLOCK, GONE,
-// KILLED, INVALID_ARGUMENT, FORKED.
+// Returns OK, UNSUPPORTED (the connection has TLS, or bytes that have come before were not read yet), WOULD_BLOCK,
+// GONE, KILLED, INVALID_ARGUMENT, FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_stream_fd(const httpdown_stream *stream,
                        uint32_t timeout_ms,

@@ -92,8 +92,8 @@ pub(super) fn without_tls() -> String {
     as_bytes(StatusCode::BAD_REQUEST, "this port speaks HTTPS\n")
 }
 
-/// To a connection beyond those that its client may have, as bytes: nothing has been read yet. The connection ends after
-/// it.
+/// To a connection beyond those that its client may have, as bytes: nothing has been read yet. The connection ends
+/// after it.
 pub(super) fn too_many_conns() -> String {
     let answer = as_bytes(
         StatusCode::SERVICE_UNAVAILABLE,

@@ -24,9 +24,9 @@ use super::state::Conn;
 /// It is a [`http_body::Body`]: read it by `http_body_util::BodyExt`, or give it to a framework. A client may wait with
 /// its body until it is asked (`Expect: 100-continue`); the first read asks it.
 ///
-/// You may drop a body before its end. If it is dropped before the answer, and little is left of it, the connection reads
-/// and discards the rest, and goes on with the next request. Otherwise the answer says `Connection: close`, and the
-/// connection ends behind it.
+/// You may drop a body before its end. If it is dropped before the answer, and little is left of it, the connection
+/// reads and discards the rest, and goes on with the next request. Otherwise the answer says `Connection: close`, and
+/// the connection ends behind it.
 ///
 /// You may also read a body after its answer. A stop then waits for it as long as a piece is read, or comes, within the
 /// [idle grace](crate::Builder::idle_grace). If the server kills the request, reading fails.
@@ -46,10 +46,10 @@ use super::state::Conn;
 /// ```
 ///
 /// # Errors
-/// Reading fails with [`Error::Gone`] if the connection has ended, [`Error::BadBody`] if the client broke the protocol in
-/// the body, [`Error::TooSlow`] if the client was waited for too long, [`Error::TooLarge`] if the client sent more than
-/// [`max_body_size`](crate::Builder::max_body_size), and [`Error::Killed`] after a kill. It fails again, in the same way,
-/// if it is tried again.
+/// Reading fails with [`Error::Gone`] if the connection has ended, [`Error::BadBody`] if the client broke the protocol
+/// in the body, [`Error::TooSlow`] if the client was waited for too long, [`Error::TooLarge`] if the client sent more
+/// than [`max_body_size`](crate::Builder::max_body_size), and [`Error::Killed`] after a kill. It fails again, in the
+/// same way, if it is tried again.
 #[derive(Default)]
 pub struct Body(Option<Box<Source>>);
 

@@ -40,9 +40,9 @@ impl Patience {
         }
     }
 
-    /// To be called whenever the task runs. `is_client_next`: something is to come from the client, or to be taken by it,
-    /// whether anybody waits for that, as `waits` tells, or not. `position` says how many bytes have come from it, or have
-    /// gone to it. Ready when the time is over.
+    /// To be called whenever the task runs. `is_client_next`: something is to come from the client, or to be taken by
+    /// it, whether anybody waits for that, as `waits` tells, or not. `position` says how many bytes have come from it,
+    /// or have gone to it. Ready when the time is over.
     pub(super) fn poll_end(
         &mut self,
         is_client_next: bool,
@@ -93,9 +93,9 @@ impl Patience {
     }
 }
 
-/// How long somebody has waited for a client, in milliseconds. Shorter waits count as none: whoever sends a byte in each
-/// keeps any rate. The numbers begin again after 49 days, and only their differences count. Any one thread at a time may
-/// begin and end.
+/// How long somebody has waited for a client, in milliseconds. Shorter waits count as none: whoever sends a byte in
+/// each keeps any rate. The numbers begin again after 49 days, and only their differences count. Any one thread at a
+/// time may begin and end.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     /// Since when somebody waits: see [`now`]. 0: nobody does.

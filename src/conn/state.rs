@@ -939,8 +939,8 @@ impl Inflight {
         self.conn.has_refused.store(true, Ordering::Relaxed);
     }
 
-    /// The client has left the request half-way, and is answered only in case that it still reads. The request counts as
-    /// gone, not as served.
+    /// The client has left the request half-way, and is answered only in case that it still reads. The request counts
+    /// as gone, not as served.
     pub(crate) fn gave_up(&self) {
         self.set_column(Column::Gone);
     }

@@ -92,12 +92,12 @@ impl RequestQueue {
         Ok(exchanges)
     }
 
-    /// Like [`RequestQueue::take`], and also takes what has happened to requests that were taken before, as was asked for
-    /// by [`RequestQueue::notify`]. So one thread, or one event loop, serves any number of slow clients.
+    /// Like [`RequestQueue::take`], and also takes what has happened to requests that were taken before, as was asked
+    /// for by [`RequestQueue::notify`]. So one thread, or one event loop, serves any number of slow clients.
     ///
     /// # Errors
-    /// Those of [`RequestQueue::take`]. [`Error::Stopped`] comes only when also nothing that was asked for can happen any
-    /// more.
+    /// Those of [`RequestQueue::take`]. [`Error::Stopped`] comes only when also nothing that was asked for can happen
+    /// any more.
     pub fn take_all(&self, limit: usize, deadline: Option<Instant>) -> Result<Vec<QueueItem>> {
         if limit == 0 {
             return Err(Error::InvalidArgument("room for no request".into()));

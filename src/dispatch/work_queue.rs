@@ -90,7 +90,8 @@ impl WorkQueue {
         }
     }
 
-    /// Adds a request, but refuses it after the end, and if too many wait. True if a thread should be called soon: [`WorkQueue::call`].
+    /// Adds a request, but refuses it after the end, and if too many wait. True if a thread should be called soon:
+    /// [`WorkQueue::call`].
     pub(super) fn push(&self, exchange: Exchange) -> bool {
         let mut state = self.lock();
         if state.ended {

@@ -23,8 +23,9 @@ use super::types::{httpdown_destroy_fn, httpdown_item, httpdown_ready_fn};
 /// Nothing is told after the request has ended: the call that ends it waits until a `tell` that runs on another thread
 /// has returned. So do not hold a lock there that `tell` takes. A request that a handler still holds must be kept first
 /// (httpdown_request_defer), or it ends when the handler returns. `destroy` (may be NULL) is called exactly once with
-/// `user_data`, on any thread: after `tell` has returned, when the event is not wanted any more, or before this function
-/// returns an error. With the queue, `user_data` lives until the next call of this function, or as long as the request.
+/// `user_data`, on any thread: after `tell` has returned, when the event is not wanted any more, or before this
+/// function returns an error. With the queue, `user_data` lives until the next call of this function, or as long as the
+/// request.
 ///
 /// Returns OK, INVALID_ARGUMENT (also: there is no queue), ALREADY_REPLIED, FORKED.
 #[must_use]
@@ -69,8 +70,8 @@ pub unsafe extern "C" fn httpdown_request_notify(
 }
 
 /// Takes up to `capacity` items: requests from the queue, as httpdown_next does, and events of requests that were taken
-/// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd is
-/// readable while there are items. So one thread, or one event loop, serves any number of slow clients.
+/// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd
+/// is readable while there are items. So one thread, or one event loop, serves any number of slow clients.
 ///
 /// Any thread may make this call, several at once. An event of a request may come out on any of them; from then on, the
 /// request belongs to this thread, and not to the one that had it before.

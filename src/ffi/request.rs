@@ -477,10 +477,10 @@ pub unsafe extern "C" fn httpdown_request_headers(
 }
 
 /// Returns the address from which the connection comes. An IPv4 address has the form "127.0.0.1:50000", even if the
-/// socket accepts IPv4 and IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client has
-/// bound its own socket. If a header of the PROXY protocol says whose connection it is (proxy_protocol_from), this is the
-/// address in the header. What is to be believed of the fields that other proxies set: httpdown_request_client_addr.
-/// Borrowed as long as the request lives. Never blocks.
+/// socket accepts IPv4 and IPv6. For a Unix socket the address is "unix:", followed by a path or a name if the client
+/// has bound its own socket. If a header of the PROXY protocol says whose connection it is (proxy_protocol_from), this
+/// is the address in the header. What is to be believed of the fields that other proxies set:
+/// httpdown_request_client_addr. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_peer_addr(
     request: *const httpdown_request,
@@ -528,8 +528,8 @@ pub unsafe extern "C" fn httpdown_request_proxy_addr(
 }
 
 /// Returns the address of the client that has sent the request, as far as that is to be believed: without the option
-/// `trusted_proxies`, httpdown_request_peer_addr. If the request comes from a trusted proxy, the address is the one that
-/// it says, or, if that is a trusted proxy too, the one that this says, and so on. The text is "192.0.2.1" or
+/// `trusted_proxies`, httpdown_request_peer_addr. If the request comes from a trusted proxy, the address is the one
+/// that it says, or, if that is a trusted proxy too, the one that this says, and so on. The text is "192.0.2.1" or
 /// "2001:db8::1" if no port is known, otherwise as in httpdown_request_peer_addr; "unknown", or a name that begins with
 /// an underscore, if a trusted proxy does not say the address. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
@@ -544,8 +544,8 @@ pub unsafe extern "C" fn httpdown_request_client_addr(
     }
 }
 
-/// Returns how the client has asked, "http" or "https": as a trusted proxy says, otherwise like httpdown_request_scheme.
-/// Borrowed as long as the request lives. Never blocks.
+/// Returns how the client has asked, "http" or "https": as a trusted proxy says, otherwise like
+/// httpdown_request_scheme. Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_client_scheme(
     request: *const httpdown_request,
@@ -558,8 +558,8 @@ pub unsafe extern "C" fn httpdown_request_client_scheme(
     }
 }
 
-/// Returns the host that the client has asked for, perhaps with a port: as a trusted proxy says, otherwise the field Host.
-/// Empty without one (HTTP/1.0). Borrowed as long as the request lives. Never blocks.
+/// Returns the host that the client has asked for, perhaps with a port: as a trusted proxy says, otherwise the field
+/// Host. Empty without one (HTTP/1.0). Borrowed as long as the request lives. Never blocks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_request_client_host(
     request: *const httpdown_request,
@@ -631,9 +631,9 @@ pub unsafe extern "C" fn httpdown_request_server(
 
 /// Reads the next bytes of the request's body into `buffer`, and writes their number into `*count`; 0 is the end of the
 /// body. Waits at most `timeout_ms` until there are some bytes. With HTTPDOWN_NOW, any thread may make this call. A
-/// client may wait with its body until it is asked (Expect: 100-continue). The first read, or httpdown_reply_start, asks
-/// it. If the client has its whole answer already, a stop lets the connection end when no bytes have come, or been read,
-/// for idle_grace_ms.
+/// client may wait with its body until it is asked (Expect: 100-continue). The first read, or httpdown_reply_start,
+/// asks it. If the client has its whole answer already, a stop lets the connection end when no bytes have come, or been
+/// read, for idle_grace_ms.
 ///
 /// Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
 /// wait), GONE (the client has left), BAD_BODY (the client has broken the protocol; if the request is then ended
@@ -971,15 +971,15 @@ pub unsafe extern "C" fn httpdown_reply_start(
 }
 
 /// Sends more of the answer's body, as soon as the client takes it, and writes into `*taken` how many bytes those are.
-/// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a slow
-/// client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
+/// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a
+/// slow client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
 /// HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 ///
-/// Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not wait),
-/// GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED, ALREADY_REPLIED
-/// (the answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has begun, or the
-/// body exceeds its Content-Length), FORKED. On a thread that drives connections, HTTPDOWN_FOREVER takes all of `data` or
-/// nothing; when nothing waits, there is room for any length.
+/// Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not
+/// wait), GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED,
+/// ALREADY_REPLIED (the answer has no body: it is to HEAD, or a 204, 205 or 304), INVALID_ARGUMENT (also: no answer has
+/// begun, or the body exceeds its Content-Length), FORKED. On a thread that drives connections, HTTPDOWN_FOREVER takes
+/// all of `data` or nothing; when nothing waits, there is room for any length.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_reply_write(

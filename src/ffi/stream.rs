@@ -11,8 +11,8 @@ use super::callbacks::ForeignData;
 use super::request::{end, fields, httpdown_request, timeout};
 use super::types::{httpdown_destroy_fn, httpdown_header, httpdown_stream_fn};
 
-/// A connection that a handler has taken over: httpdown_upgrade. Any thread may use it, several at once; so one thread can
-/// read while another one writes. The time limits for requests do not apply to it. A kill resets it.
+/// A connection that a handler has taken over: httpdown_upgrade. Any thread may use it, several at once; so one thread
+/// can read while another one writes. The time limits for requests do not apply to it. A kill resets it.
 pub struct httpdown_stream(Stream);
 
 /// Whether the client asks for another protocol on this connection (Upgrade), or for a tunnel (CONNECT). Never blocks.
@@ -60,8 +60,8 @@ pub unsafe extern "C" fn httpdown_upgrade(
     }
 }
 
-/// Reads the next bytes into `buffer`, and writes their number into `*count`; 0 is the end. Waits at most `timeout_ms` for
-/// them. With HTTPDOWN_NOW, any thread may make this call.
+/// Reads the next bytes into `buffer`, and writes their number into `*count`; 0 is the end. Waits at most `timeout_ms`
+/// for them. With HTTPDOWN_NOW, any thread may make this call.
 ///
 /// Returns OK, WOULD_BLOCK (no bytes are there: the time has passed, or the thread drives connections and must not
 /// wait), GONE (the connection has failed), KILLED, INVALID_ARGUMENT, FORKED.
@@ -94,8 +94,8 @@ pub unsafe extern "C" fn httpdown_stream_read(
 }
 
 /// Sends bytes, and writes into `*taken` how many those are. `data` is copied. If the kernel has no room, waits at most
-/// `timeout_ms` for it. On OK at least one byte was taken, if there are any: write the rest again. With HTTPDOWN_FOREVER
-/// all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
+/// `timeout_ms` for it. On OK at least one byte was taken, if there are any: write the rest again. With
+/// HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 ///
 /// Returns OK, WOULD_BLOCK (nothing was taken), GONE (the connection has failed), KILLED, INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -126,8 +126,8 @@ pub unsafe extern "C" fn httpdown_stream_write(
     })
 }
 
-/// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits at most
-/// `timeout_ms`. With HTTPDOWN_NOW, any thread may make this call.
+/// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits at
+/// most `timeout_ms`. With HTTPDOWN_NOW, any thread may make this call.
 ///
 /// Returns OK, WOULD_BLOCK (not all of it is sent: call again), GONE (the connection has failed), KILLED,
 /// INVALID_ARGUMENT, FORKED.
@@ -144,10 +144,10 @@ pub unsafe extern "C" fn httpdown_stream_shutdown(
     })
 }
 
-/// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only of a
-/// kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was freed:
-/// httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the stream itself.
-/// Never blocks.
+/// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only
+/// of a kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was
+/// freed: httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the
+/// stream itself. Never blocks.
 ///
 /// Returns OK, INVALID_ARGUMENT, FORKED.
 #[must_use]
@@ -179,12 +179,12 @@ pub unsafe extern "C" fn httpdown_stream_notify(
     })
 }
 
-/// Writes the descriptor of the connection's socket into `*fd`, for an event loop or a library that reads and writes it by
-/// itself. The descriptor is non-blocking, and belongs to the stream: do not close it, and use nothing else of the stream
-/// as long as you use it. Waits at most `timeout_ms` until the answer has left.
+/// Writes the descriptor of the connection's socket into `*fd`, for an event loop or a library that reads and writes it
+/// by itself. The descriptor is non-blocking, and belongs to the stream: do not close it, and use nothing else of the
+/// stream as long as you use it. Waits at most `timeout_ms` until the answer has left.
 ///
-/// Returns OK, UNSUPPORTED (the connection has TLS, or bytes that have come before were not read yet), WOULD_BLOCK, GONE,
-/// KILLED, INVALID_ARGUMENT, FORKED.
+/// Returns OK, UNSUPPORTED (the connection has TLS, or bytes that have come before were not read yet), WOULD_BLOCK,
+/// GONE, KILLED, INVALID_ARGUMENT, FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_stream_fd(

@@ -331,8 +331,8 @@ pub enum httpdown_ready_kind {
     HTTPDOWN_NEW = 16,
 }
 
-/// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread that
-/// drives the connection, so it must not block.
+/// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread
+/// that drives the connection, so it must not block.
 pub type httpdown_ready_fn = Option<
     unsafe extern "C" fn(request: *mut httpdown_request, ready: u32, user_data: *mut c_void),
 >;
@@ -390,14 +390,15 @@ pub type httpdown_log_fn =
 /// slow callback delays only later events. (listen.error comes on the thread that calls httpdown_serve.)
 ///
 /// The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, pool.stalled (a thread
-/// was started in place of one whose handler waits for its client), proxy.error, stop, drain.race, idle.race, kill, kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram
-/// stop.conn.count; and once a minute the averages http-state.new, http-state.active, http-state.idle,
-/// http-state.total. With TLS: sums tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no
-/// common one), tls.error.parameters (no common cipher suite, key exchange, signature or protocol),
-/// tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
-/// tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
-/// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads. For limits that bite:
-/// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
+/// was started in place of one whose handler waits for its client), proxy.error, stop, drain.race, idle.race, kill,
+/// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
+/// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
+/// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
+/// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
+/// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
+/// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
+/// certificates ends), tls.reloads. For limits that bite: sums limit.head, limit.target, limit.body,
+/// limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(clippy::struct_field_names, reason = "the names of the original")]
@@ -702,8 +703,8 @@ pub struct httpdown_stop_report {
     /// Connections that the stop or the idle timeout closed while they were new or idle.
     pub closed_idle: u64,
     /// Connections that the stop, the idle timeout or max_conn_requests closed, and on which a request came after that.
-    /// The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent this; a larger
-    /// idle_grace_ms or idle_timeout_ms makes it rarer.
+    /// The request had crossed our FIN, or the response that announced the close, on the wire. HTTP/1.1 cannot prevent
+    /// this; a larger idle_grace_ms or idle_timeout_ms makes it rarer.
     pub raced: u64,
     /// Connections whose client left in the middle of a request.
     pub conns_gone: u64,

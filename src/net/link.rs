@@ -102,7 +102,8 @@ impl Link {
         either!(self, link => link.poll_readable(cx))
     }
 
-    /// How many bytes have been read from the kernel, and not from here. With TLS, a part of a record may be among them.
+    /// How many bytes have been read from the kernel, and not from here. With TLS, a part of a record may be among
+    /// them.
     #[inline]
     pub(crate) fn held(&self) -> usize {
         match self {
@@ -143,8 +144,8 @@ impl Link {
         }
     }
 
-    /// Whether the link has TLS. Then our end is told in bytes, before the FIN, and a client that closes without reading
-    /// them resets the connection.
+    /// Whether the link has TLS. Then our end is told in bytes, before the FIN, and a client that closes without
+    /// reading them resets the connection.
     #[inline]
     pub(crate) fn is_secure(&self) -> bool {
         match self {

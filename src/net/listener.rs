@@ -170,8 +170,8 @@ impl Listener {
     /// Declares that the socket outlives this server (systemd, or workers restarted one by one). The process that keeps
     /// the socket must go on accepting, or waiting clients are reset. A stop then closes only our copy, and leaves the
     /// connections that wait in the socket to the others. If all of them may stop together, let each have its own
-    /// socket: [`Listener::bind_reuse_port`]. The file of a Unix socket stays, too: the process that closes the last copy
-    /// removes it.
+    /// socket: [`Listener::bind_reuse_port`]. The file of a Unix socket stays, too: the process that closes the last
+    /// copy removes it.
     #[must_use]
     pub fn shared(mut self) -> Self {
         self.shared = true;

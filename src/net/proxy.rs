@@ -1,5 +1,6 @@
-//! The header of the PROXY protocol, by which a proxy says whose connection it passes on: version 1, a line of text, and
-//! version 2, which is binary. See the specification, <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>.
+//! The header of the PROXY protocol, by which a proxy says whose connection it passes on: version 1, a line of text,
+//! and version 2, which is binary. See the specification,
+//! <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -164,8 +164,8 @@ impl Listener {
     }
 
     /// The socket is about to be closed, with others of its group. When the first of them is closed, the kernel numbers
-    /// the members anew, and the group's program must go: then new clients may come to any socket that is still open. To
-    /// clients that come to this one, that looks like a lost segment. After a second they come to another.
+    /// the members anew, and the group's program must go: then new clients may come to any socket that is still open.
+    /// To clients that come to this one, that looks like a lost segment. After a second they come to another.
     ///
     /// The group still chooses a socket that is bound to an interface that does not exist. But its answer to the SYN
     /// finds no way out, so that looks the same. If neither method is possible, such a client may be lost.

@@ -222,8 +222,8 @@ enum Say<'a> {
     End,
 }
 
-/// Wakes both. After an upgrade, the one who reads and the one who writes may be two tasks, and tokio knows one waker for
-/// each direction: so the one who reads, and flushes on the way, must not take the other's place.
+/// Wakes both. After an upgrade, the one who reads and the one who writes may be two tasks, and tokio knows one waker
+/// for each direction: so the one who reads, and flushes on the way, must not take the other's place.
 struct Both(Waker, Waker);
 
 impl Wake for Both {

@@ -211,8 +211,8 @@ impl Exchange {
         &self.head().headers
     }
 
-    /// The trailer fields of the request's body. They are there when the end of the body has been read; before, and without
-    /// any, this is empty.
+    /// The trailer fields of the request's body. They are there when the end of the body has been read; before, and
+    /// without any, this is empty.
     #[must_use]
     pub fn trailers(&self) -> &HeaderMap {
         static NONE: Lazy<HeaderMap> = Lazy::new(HeaderMap::new);
@@ -221,7 +221,8 @@ impl Exchange {
 
     /// Sets the trailer fields of an answer that was begun, instead of those that were set before; [`Exchange::finish`]
     /// sends them. They reach only a client that has asked for them (`TE: trailers`), and only those fields that the
-    /// answer's header field `Trailer` has named, in an answer without a Content-Length (RFC 9110, 6.5.1). Never blocks.
+    /// answer's header field `Trailer` has named, in an answer without a Content-Length (RFC 9110, 6.5.1). Never
+    /// blocks.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if no answer has begun.
@@ -331,8 +332,8 @@ impl Exchange {
     }
 
     /// Like [`Exchange::read_bytes`], but waits for bytes until `deadline` at most (`None`: without limit). With a
-    /// deadline that has passed, it never waits, on any thread. [`Exchange::ready`] and [`Exchange::notify`] tell when it
-    /// is worth while to try again.
+    /// deadline that has passed, it never waits, on any thread. [`Exchange::ready`] and [`Exchange::notify`] tell when
+    /// it is worth while to try again.
     ///
     /// # Errors
     /// [`Error::WouldBlock`] if no bytes are there; otherwise the errors of [`Exchange::read`].
@@ -693,9 +694,9 @@ impl Exchange {
     }
 
     /// Takes the connection over, and ends the exchange. The response says so: its status is 101 and it has the field
-    /// `Upgrade`, or, for `CONNECT`, its status is 2xx. `Connection: upgrade` is added. What the client has sent behind its
-    /// request is not lost: the stream begins with it. The rest of the request's body, if it has one, must have been read
-    /// before. Never blocks.
+    /// `Upgrade`, or, for `CONNECT`, its status is 2xx. `Connection: upgrade` is added. What the client has sent behind
+    /// its request is not lost: the stream begins with it. The rest of the request's body, if it has one, must have
+    /// been read before. Never blocks.
     ///
     /// The connection counts as under way until the stream is dropped, so a stop waits for it:
     /// [`Ready::DRAINING`] tells that it should end.
@@ -720,8 +721,8 @@ impl Exchange {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if the request asks for no upgrade, the response does not fit it, or the request's body
-    /// was not read; [`Error::Gone`] or [`Error::Killed`] if the client cannot get the answer any more;
+    /// [`Error::InvalidArgument`] if the request asks for no upgrade, the response does not fit it, or the request's
+    /// body was not read; [`Error::Gone`] or [`Error::Killed`] if the client cannot get the answer any more;
     /// [`Error::AlreadyReplied`].
     pub fn upgrade(mut self, response: Response<()>) -> Result<Stream> {
         let mut stream = None;
@@ -805,8 +806,8 @@ impl Exchange {
 
     /// Sends as much of `data` as there is room for, and returns how much that is: at least one byte, if there are any.
     /// If there is no room, waits for it until `deadline` at most; `None`: without limit, and until there was room for
-    /// all. With a deadline that has passed, it never waits, on any thread. [`Exchange::ready`] and [`Exchange::notify`]
-    /// tell when it is worth while to try again.
+    /// all. With a deadline that has passed, it never waits, on any thread. [`Exchange::ready`] and
+    /// [`Exchange::notify`] tell when it is worth while to try again.
     ///
     /// # Errors
     /// [`Error::WouldBlock`] if nothing was taken; otherwise the errors of [`Exchange::write`].

@@ -23,8 +23,8 @@ use super::ready::{Notice, Ready, Subject, Tell};
 /// A connection that a handler has taken over: [`Exchange::upgrade`](crate::Exchange::upgrade).
 ///
 /// Any thread may use it, several at once; so one thread can read while another one writes. Dropping it closes the
-/// connection. What was written is sent, as far as the kernel takes it at once: [`Stream::shutdown`] waits for that. The
-/// time limits for requests do not apply to it. A kill resets it.
+/// connection. What was written is sent, as far as the kernel takes it at once: [`Stream::shutdown`] waits for that.
+/// The time limits for requests do not apply to it. A kill resets it.
 pub struct Stream(Arc<Inner>);
 
 struct Inner {
@@ -58,12 +58,12 @@ impl Stream {
         self.0.conn.info()
     }
 
-    /// Reads the next bytes into `buf`; 0 is the end. Waits for them until `deadline` at most (`None`: without limit). With
-    /// a deadline that has passed, it never waits, on any thread.
+    /// Reads the next bytes into `buf`; 0 is the end. Waits for them until `deadline` at most (`None`: without limit).
+    /// With a deadline that has passed, it never waits, on any thread.
     ///
     /// # Errors
-    /// [`Error::WouldBlock`] if no bytes are there, [`Error::Gone`] if the connection has failed, [`Error::Killed`] after a
-    /// kill.
+    /// [`Error::WouldBlock`] if no bytes are there, [`Error::Gone`] if the connection has failed, [`Error::Killed`]
+    /// after a kill.
     pub fn read(&self, buf: &mut [u8], deadline: Option<Instant>) -> Result<usize> {
         let mut buf = ReadBuf::new(buf);
         if buf.remaining() == 0 {
@@ -76,8 +76,8 @@ impl Stream {
     }
 
     /// Sends as much of `data` as there is room for, and returns how much that is: at least one byte, if there are any.
-    /// Waits for room until `deadline` at most; `None`: without limit, and until all of it is taken. With a deadline that
-    /// has passed, it never waits, on any thread.
+    /// Waits for room until `deadline` at most; `None`: without limit, and until all of it is taken. With a deadline
+    /// that has passed, it never waits, on any thread.
     ///
     /// # Errors
     /// [`Error::WouldBlock`] if nothing was taken; otherwise the errors of [`Stream::read`].
@@ -94,8 +94,8 @@ impl Stream {
         Ok(taken)
     }
 
-    /// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits until
-    /// `deadline` at most, as [`Stream::write`].
+    /// Says that no more bytes follow, when all that was written is sent. The client's bytes can still be read. Waits
+    /// until `deadline` at most, as [`Stream::write`].
     ///
     /// # Errors
     /// [`Error::WouldBlock`] if not all of it is sent; otherwise the errors of [`Stream::read`].
@@ -118,8 +118,8 @@ impl Stream {
     }
 
     /// Waits until at least one of these things has happened, and returns all that have; see
-    /// [`Exchange::ready`](crate::Exchange::ready). [`Ready::GONE`] tells only of a kill: that the client has left shows
-    /// when the stream is read.
+    /// [`Exchange::ready`](crate::Exchange::ready). [`Ready::GONE`] tells only of a kill: that the client has left
+    /// shows when the stream is read.
     pub async fn ready(&self, wanted: Ready) -> Ready {
         poll_fn(|cx| self.poll_ready(wanted, cx)).await
     }
@@ -160,9 +160,9 @@ impl Stream {
         }
     }
 
-    /// The socket, for an event loop or a library that wants to read and write it by itself. It is non-blocking, and belongs
-    /// to the stream: do not close it, and use nothing else of the stream as long as you use it. Waits until `deadline` at
-    /// most (`None`: without limit) until the answer has left.
+    /// The socket, for an event loop or a library that wants to read and write it by itself. It is non-blocking, and
+    /// belongs to the stream: do not close it, and use nothing else of the stream as long as you use it. Waits until
+    /// `deadline` at most (`None`: without limit) until the answer has left.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if the connection has TLS, or bytes that have come before were not read yet.

@@ -428,8 +428,8 @@ impl Builder {
 
     // options: end setters
 
-    /// Speaks TLS on every connection. By default, no connection does. A client that speaks HTTP without TLS gets a 400,
-    /// in plain text.
+    /// Speaks TLS on every connection. By default, no connection does. A client that speaks HTTP without TLS gets a
+    /// 400, in plain text.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
@@ -568,8 +568,8 @@ impl Builder {
         }
     }
 
-    /// Like [`Listener::bind`], but with the options for sockets that were set so far, and also counts a failure: the [`Stats`] set so far are told `listen.error`, on this
-    /// thread, because there is no events thread yet.
+    /// Like [`Listener::bind`], but with the options for sockets that were set so far, and also counts a failure: the
+    /// [`Stats`] set so far are told `listen.error`, on this thread, because there is no events thread yet.
     ///
     /// # Errors
     /// The errors of [`Listener::bind`]; [`Error::InvalidArgument`] if an option for sockets makes no sense.

@@ -146,7 +146,8 @@ fn generation(tls: &Tls, keys: &Arc<KeyRing>) -> Result<Generation> {
     tls.generation(Arc::new(tickets))
 }
 
-/// What a record adds to its content, at least (TLS 1.2 with RFC 7905): five bytes of header, sixteen that authenticate.
+/// What a record adds to its content, at least (TLS 1.2 with RFC 7905): five bytes of header, sixteen that
+/// authenticate.
 const OVERHEAD: u64 = 5 + 16;
 /// The longest record (RFC 5246, 6.2.3).
 const LONGEST: u64 = 5 + (1 << 14) + 2048;

@@ -20,7 +20,8 @@ use super::x509::{self, AltName};
 
 /// A certificate chain and its private key: who the server is. Cheap to clone.
 ///
-/// The keys can be ECDSA keys (P-256 or P-384, with aws-lc-rs also P-521), Ed25519 keys, or RSA keys of at least 2,048 bits.
+/// The keys can be ECDSA keys (P-256 or P-384, with aws-lc-rs also P-521), Ed25519 keys, or RSA keys of at least 2,048
+/// bits.
 ///
 /// An identity is checked when it is read: the key must fit the first certificate, and each certificate must have been
 /// issued by the next. Dates are not checked, because a server must be able to start while a renewal is late: see
@@ -69,8 +70,8 @@ impl Identity {
     /// files are read.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::OutOfResources`] if a file cannot be read; [`Error::InvalidArgument`] if a path is PEM;
-    /// else the errors of [`Identity::from_pem`]. The texts name the file.
+    /// [`Error::Io`] or [`Error::OutOfResources`] if a file cannot be read; [`Error::InvalidArgument`] if a path is
+    /// PEM; else the errors of [`Identity::from_pem`]. The texts name the file.
     pub fn from_pem_files(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Self> {
         let chain = PemFile::new(CHAIN, chain.as_ref())?;
         Self::read([chain, PemFile::new(KEY, key.as_ref())?])

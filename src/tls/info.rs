@@ -85,8 +85,8 @@ impl TlsInfo {
     }
 }
 
-/// Whether the session goes on from one whose client has had a certificate, and that certificate has ended since. rustls
-/// does not look at it again.
+/// Whether the session goes on from one whose client has had a certificate, and that certificate has ended since.
+/// rustls does not look at it again.
 pub(crate) fn has_outlived_its_client(session: &CommonState) -> bool {
     session.handshake_kind() == Some(HandshakeKind::Resumed)
         && ClientCertificate::first(session.peer_certificates())

@@ -38,8 +38,8 @@ use names::Resolver;
 use provider::provider;
 use tickets::{KeyRing, Tickets};
 
-/// The protocols that the server speaks, the preferred one first. Some clients offer only the old one if they are told to
-/// use it.
+/// The protocols that the server speaks, the preferred one first. Some clients offer only the old one if they are told
+/// to use it.
 const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"http/1.0"];
 
 /// A version of TLS. Older versions than these are not supported.
@@ -205,8 +205,8 @@ struct Generation {
     settings: Tls,
 }
 
-/// How long before a certificate ends that is worth a warning. A renewal that comes in time comes earlier: Let's Encrypt
-/// recommends 30 days before the end.
+/// How long before a certificate ends that is worth a warning. A renewal that comes in time comes earlier: Let's
+/// Encrypt recommends 30 days before the end.
 const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 impl Generation {

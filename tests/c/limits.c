@@ -339,12 +339,13 @@ static void reads(httpdown_request *request, void *user_data) {
     char piece[64];
     size_t count;
     for (;;) {
-        int status = httpdown_request_read(request, piece, sizeof piece, &count);
+        int status = httpdown_request_read(request, piece, sizeof piece, HTTPDOWN_FOREVER, &count);
         if (status != 0) {
             EQUAL(status, HTTPDOWN_STATUS_TOO_LARGE);
-            EQUAL(httpdown_request_read(request, piece, sizeof piece, &count), HTTPDOWN_STATUS_TOO_LARGE);
+            status = httpdown_request_read(request, piece, sizeof piece, HTTPDOWN_FOREVER, &count);
+            EQUAL(status, HTTPDOWN_STATUS_TOO_LARGE);
             httpdown_bytes body;
-            EQUAL(httpdown_request_body(request, 1 << 20, &body), HTTPDOWN_STATUS_TOO_LARGE);
+            EQUAL(httpdown_request_body(request, 1 << 20, HTTPDOWN_FOREVER, &body), HTTPDOWN_STATUS_TOO_LARGE);
             gate_add(&f->entered);
             return;
         }

@@ -64,7 +64,7 @@ static void a_record_tells_what_was_asked_and_answered(void) {
 static void dies(httpdown_request *request, void *user_data) {
     (void)user_data;
     CHECK(httpdown_reply_start(request, 200, NULL, 0) == 0);
-    CHECK(httpdown_reply_write(request, "half", 4) == 0);
+    CHECK(httpdown_reply_write(request, "half", 4, HTTPDOWN_FOREVER, NULL) == 0);
     httpdown_reply_abort(request);
 }
 

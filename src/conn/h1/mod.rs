@@ -1,8 +1,8 @@
 //! HTTP/1, by hyper.
 //!
 //! hyper speaks over a [`Transport`], which notices every byte and gives it one request at a time, and calls a service
-//! that notices every request. Both tell the [`Progress`]. hyper's own graceful shutdown is never called: it closes a new
-//! or an idle connection even when a request is on its way.
+//! that notices every request. Both tell the [`Progress`]. hyper's own graceful shutdown is never called: it closes a
+//! new or an idle connection even when a request is on its way.
 
 mod framing;
 mod persistence;
@@ -54,8 +54,8 @@ pub(super) enum End {
         /// Everything that there was to write is written, or waits in the wire.
         is_complete: bool,
     },
-    /// The connection is to be reset: by a kill, or because an error has ended it during a response whose end is the end
-    /// of the connection. Earlier answers may wait in the wire.
+    /// The connection is to be reset: by a kill, or because an error has ended it during a response whose end is the
+    /// end of the connection. Earlier answers may wait in the wire.
     Cut(Wire),
     /// The connection was upgraded, and belongs to somebody else now.
     HandedOver,

@@ -14,8 +14,8 @@ use super::validate::{has_option, options};
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 impl<O: Outcome> Answering<O> {
-    /// Whether the connection ends after this answer. `remaining`: how many bytes hyper will take of its body, if that is
-    /// known.
+    /// Whether the connection ends after this answer. `remaining`: how many bytes hyper will take of its body, if that
+    /// is known.
     pub(super) fn is_last(&self, headers: &HeaderMap, remaining: Option<u64>) -> bool {
         let conn = self.conn();
         let has_own_end = remaining.is_some() || !self.is_http10;

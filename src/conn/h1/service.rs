@@ -39,7 +39,8 @@ impl<R> Tracked<R> {
         Self { respond, conn }
     }
 
-    /// Checks the limits that hyper does not check; if one of them bites, returns the status to refuse the request with.
+    /// Checks the limits that hyper does not check; if one of them bites, returns the status to refuse the request
+    /// with.
     #[inline]
     fn within_limits(&self, target: &Uri, body: BodyLength) -> Result<(), StatusCode> {
         let options = &self.conn.shared().options;

@@ -507,7 +507,8 @@ impl Wire {
         }
     }
 
-    /// Whether the client has closed its side, behind the requests that we have read. If not, the task is woken when it does.
+    /// Whether the client has closed its side, behind the requests that we have read. If not, the task is woken when it
+    /// does.
     fn has_closed(&mut self, cx: &mut Context<'_>) -> bool {
         let is_behind = self.ahead.is_empty() && !self.framing.is_in_body();
         is_behind

@@ -1,6 +1,6 @@
 //! Connections in virtual time: real sockets on loopback, whose bytes and FINs are waited for, and a clock that moves
-//! only when nothing is left to do. So a random script of a client and of a stop has one outcome, and what must hold for
-//! it can be worked out from the script.
+//! only when nothing is left to do. So a random script of a client and of a stop has one outcome, and what must hold
+//! for it can be worked out from the script.
 
 mod books;
 mod idle;
