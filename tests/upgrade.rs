@@ -171,19 +171,27 @@ fn any_number_of_streams_needs_no_thread() {
     assert_balanced(&stop(&server).unwrap());
 }
 
+/// Even one that waits for its client meanwhile.
 #[test]
 fn a_stop_tells_the_streams_and_waits_for_them() {
-    let server = serve(Dispatch::Inline, |stream| {
+    fn wait(stream: Stream) {
         let slot = Arc::new(Mutex::new(None));
         let owner = Arc::clone(&slot);
         let mut held = slot.lock().unwrap();
-        stream.notify(Ready::DRAINING, move |ready| {
-            assert_eq!(ready, Ready::DRAINING);
+        stream.notify(Ready::DRAINING | Ready::READABLE, move |ready| {
             let stream: Stream = owner.lock().unwrap().take().unwrap();
-            stream.write(b"bye", Some(now())).unwrap();
+            if ready.contains(Ready::DRAINING) {
+                stream.write(b"bye", Some(now())).unwrap();
+                return;
+            }
+            // That was told in vain.
+            let nothing = stream.read(&mut [0], Some(now()));
+            assert!(matches!(nothing, Err(Error::WouldBlock)));
+            wait(stream);
         });
         *held = Some(stream);
-    });
+    }
+    let server = serve(Dispatch::Inline, wait);
     let clients: Vec<_> = (0..10).map(|_| upgraded(&server, "")).collect();
     let report = stop(&server).unwrap();
     for mut client in clients {

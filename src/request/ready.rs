@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Wake;
 use std::thread::{self, ThreadId};
 
@@ -123,7 +123,8 @@ pub(crate) trait Subject: Send + Sync {
 
 /// The order of a request's owner to be told once. It is the waker that the sources of what can happen know.
 pub(crate) struct Notice {
-    subject: Arc<dyn Subject>,
+    /// Not an `Arc`: a socket may know this as a waker, and belong to what the notice is about.
+    subject: Weak<dyn Subject>,
     state: Mutex<State>,
     /// A call has returned.
     returned: Condvar,
@@ -142,7 +143,7 @@ struct State {
 }
 
 impl Notice {
-    pub(super) fn new(subject: Arc<dyn Subject>) -> Arc<Self> {
+    pub(super) fn new(subject: Weak<dyn Subject>) -> Arc<Self> {
         Arc::new(Self {
             subject,
             state: Mutex::default(),
@@ -196,7 +197,9 @@ impl Notice {
         state.telling = Some(thread::current().id());
         drop(state);
         if contain(|| call(ready)).is_none() {
-            self.subject.complain("a callback of a request panicked");
+            if let Some(subject) = self.subject.upgrade() {
+                subject.complain("a callback of a request panicked");
+            }
         }
         self.lock().telling = None;
         self.returned.notify_all();
@@ -216,7 +219,8 @@ impl Notice {
     /// What is to be told; nothing if an order has come too late for what it was called for.
     fn what_happened(&self, state: &mut State) -> Ready {
         state.is_due = false;
-        let happened = state.there | self.subject.happened();
+        let subject = self.subject.upgrade();
+        let happened = state.there | subject.map_or(Ready::NONE, |subject| subject.happened());
         let happened = happened.and(state.wanted | Ready::GONE);
         if happened.is_empty() {
             // It was a piece of the body, or room in the answer. That may be in vain.
@@ -249,7 +253,11 @@ impl Wake for Notice {
         drop(state);
         match queue {
             Some(queue) => queue.tell(Arc::clone(self)),
-            None => self.subject.conn().call_soon(),
+            None => {
+                if let Some(subject) = self.subject.upgrade() {
+                    subject.conn().call_soon();
+                }
+            }
         }
     }
 }

@@ -158,7 +158,7 @@ impl ReplySlot {
         let mut meeting = self.lock();
         let notice = meeting
             .notice
-            .get_or_insert_with(|| Notice::new(Arc::clone(self) as _));
+            .get_or_insert_with(|| Notice::new(Arc::downgrade(self) as _));
         Arc::clone(notice)
     }
 

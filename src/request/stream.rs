@@ -150,7 +150,7 @@ impl Stream {
             let mut watch = self.0.watch();
             let notice = watch
                 .notice
-                .get_or_insert_with(|| Notice::new(Arc::clone(&self.0) as _));
+                .get_or_insert_with(|| Notice::new(Arc::downgrade(&self.0) as _));
             Arc::clone(notice)
         };
         notice.order(wanted, Tell::Call(Box::new(tell)));

@@ -134,6 +134,29 @@ class Request:
         return self._inner.peer
 
     @property
+    def proxy(self) -> Address | None:
+        """The address of the proxy that has connected: like `httpdown.Request.proxy`."""
+        return self._inner.proxy
+
+    @property
+    def client_addr(self) -> str:
+        """The address of the client, as far as that is to be believed.
+
+        Like `httpdown.Request.client_addr`.
+        """
+        return self._inner.client_addr
+
+    @property
+    def client_scheme(self) -> str:
+        """How the client has asked, "http" or "https": as a trusted proxy says, or `scheme`."""
+        return self._inner.client_scheme
+
+    @property
+    def client_host(self) -> str:
+        """The host that the client has asked for: as a trusted proxy says, or the field Host."""
+        return self._inner.client_host
+
+    @property
     def local(self) -> Address:
         """The server's address that the client connected to."""
         return self._inner.local
@@ -228,6 +251,36 @@ class Request:
         """Answers, and ends the request: like `httpdown.Request.reply`. Never blocks."""
         try:
             self._inner.reply(status, body, headers)
+        finally:
+            self._settle()
+
+    def reply_file(
+        self,
+        file: _arguments.Path | _arguments.Descriptor,
+        headers: _arguments.Headers | None = None,
+    ) -> None:
+        """Answers with a file, or with what the client asks for of it.
+
+        Like `httpdown.Request.reply_file`. Waits neither for the client nor to read the file; only
+        to open it may take a while where the disk is slow.
+        """
+        try:
+            self._inner.reply_file(file, headers)
+        finally:
+            self._settle()
+
+    def reply_fd(
+        self,
+        file: _arguments.Descriptor,
+        status: int = 200,
+        headers: _arguments.Headers | None = None,
+        *,
+        offset: int = 0,
+        length: int | None = None,
+    ) -> None:
+        """Answers with bytes of an open file: like `httpdown.Request.reply_fd`. Never blocks."""
+        try:
+            self._inner.reply_fd(file, status, headers, offset=offset, length=length)
         finally:
             self._settle()
 

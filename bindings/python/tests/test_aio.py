@@ -421,6 +421,7 @@ def test_wrong_uses_are_told() -> None:
 
 def test_the_head_of_a_request_is_that_of_the_other_server() -> None:
     of_threads = {"body", "wait_cancelled", "defer", "on_cancel", "on_drain"}
+    of_threads |= {"asks_for_upgrade", "upgrade"}
     ours = {name for name in vars(aio.Request) if not name.startswith("_")}
     theirs = {name for name in vars(httpdown.Request) if not name.startswith("_")}
     assert theirs - ours <= of_threads

@@ -96,6 +96,7 @@ SET_OTHERWISE = {
     "pull_events": "which observers there are",
     "dispatch": "always the queue",
     "pool_threads": "threads",
+    "on_done": "records are pulled",
 }
 
 
