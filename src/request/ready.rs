@@ -4,7 +4,6 @@ use std::fmt;
 use std::ops::{BitOr, BitOrAssign};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Wake;
-use std::thread::{self, ThreadId};
 
 use crate::conn::Conn;
 use crate::contain::contain;
@@ -139,7 +138,7 @@ struct State {
     /// The connection's task, or the queue, knows that it is to tell.
     is_due: bool,
     /// On this thread, the owner is being told.
-    telling: Option<ThreadId>,
+    telling: Option<usize>,
 }
 
 impl Notice {
@@ -175,7 +174,7 @@ impl Notice {
     pub(super) fn end(&self) {
         let mut state = self.lock();
         let before = state.tell.take();
-        while state.telling.is_some_and(|on| on != thread::current().id()) {
+        while state.telling.is_some_and(|on| on != here()) {
             let waited = self.returned.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
         }
@@ -194,7 +193,7 @@ impl Notice {
         let Some(Tell::Call(call)) = state.tell.take_if(is_to_tell) else {
             return;
         };
-        state.telling = Some(thread::current().id());
+        state.telling = Some(here());
         drop(state);
         if contain(|| call(ready)).is_none() {
             if let Some(subject) = self.subject.upgrade() {
@@ -233,6 +232,13 @@ impl Notice {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What tells the calling thread from all others that live. (`thread::current` would allocate in a thread of the
+/// host's.)
+fn here() -> usize {
+    thread_local!(static HERE: u8 = const { 0 });
+    HERE.with(|here| std::ptr::from_ref(here).addr())
 }
 
 impl Wake for Notice {
