@@ -195,10 +195,10 @@ impl Notice {
         };
         state.telling = Some(here());
         drop(state);
-        if contain(|| call(ready)).is_none() {
-            if let Some(subject) = self.subject.upgrade() {
-                subject.complain("a callback of a request panicked");
-            }
+        if contain(|| call(ready)).is_none()
+            && let Some(subject) = self.subject.upgrade()
+        {
+            subject.complain("a callback of a request panicked");
         }
         self.lock().telling = None;
         self.returned.notify_all();
