@@ -51,12 +51,12 @@ for _name, _function in list(vars(_ffi).items()):
         setattr(_ffi, _name, Counted(_name, _function))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What looks at all other tests comes last, and only if they are all there."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What looks at all other tests comes last, and only if all were asked for."""
     last = [item for item in items if item.get_closest_marker("last")]
     items[:] = [item for item in items if item not in last] + last
-    names = {item.path.name for item in items}
-    if not names >= {path.name for path in Path(__file__).parent.glob("test_*.py")}:
+    folders = [Path(argument).resolve() for argument in config.args]
+    if folders != [Path(__file__).resolve().parent] or config.option.keyword:
         for item in last:
             item.add_marker(pytest.mark.skip(reason="not all tests were asked for"))
 
