@@ -144,6 +144,10 @@ fn a_client_that_leaves_is_told_of_once_and_not_after_the_end() {
             client.reset();
             told.wait_for_count(1);
             assert!(matches!(exchange.cancelled(), Some(Error::Gone)));
+            // Who asks when the connection has ended is told, too.
+            let (tell, again) = mpsc::channel();
+            exchange.notify(Ready::READABLE, move |ready| tell.send(ready).unwrap());
+            assert!(again.recv().unwrap().contains(Ready::GONE));
         }
     }
     assert_balanced(&stop(&server).unwrap());
@@ -396,6 +400,62 @@ fn the_queue_does_not_end_while_something_can_still_happen() {
     assert!(matches!(queue.take_all(8, None), Err(Error::Stopped)));
     drop(exchange);
     let _ = server.wait_blocking(None);
+}
+
+/// Who waits for the whole body is not told of the part that is there again and again.
+#[test]
+fn whoever_waits_for_the_whole_body_is_told_when_more_of_it_comes() {
+    let (server, queue) = builder().queue(listener()).unwrap();
+    let mut client = Client::connect(addr(&server));
+    client.send(POST.to_owned() + "1\r\na\r\n");
+    let mut exchange = queue.take(1, None).unwrap().remove(0);
+    let mut told = 0;
+    for more in ["1\r\nb\r\n", "0\r\n\r\n"] {
+        loop {
+            let body = exchange.read_to_end_by(100, Some(Instant::now()));
+            assert!(matches!(body, Err(Error::WouldBlock)), "{body:?}");
+            queue.notify(&mut exchange, Ready::READABLE, 0);
+            let soon = Instant::now() + Duration::from_millis(20);
+            match queue.take_all(1, Some(soon)) {
+                Ok(_) => told += 1,
+                Err(Error::WouldBlock) => break,
+                Err(why) => panic!("{why}"),
+            }
+        }
+        client.send(more);
+        assert_eq!(queue.take_all(1, None).unwrap().len(), 1);
+    }
+    // The first bytes may have come after the first look.
+    assert!(told <= 3, "{told}");
+    while exchange.read_to_end_by(100, Some(Instant::now())).is_err() {
+        queue.notify(&mut exchange, Ready::READABLE, 0);
+        queue.take_all(1, None).unwrap();
+    }
+    reply(exchange, "hello").unwrap();
+    assert_eq!(client.answer().text(), "hello");
+    assert_balanced(&stop(&server).unwrap());
+}
+
+/// Even one at a time, requests that come get their turn beside those that something happens to.
+#[test]
+fn requests_get_their_turn_beside_what_happens() {
+    let (server, queue) = builder().queue(listener()).unwrap();
+    let mut first = Client::connect(addr(&server));
+    first.send(POST.to_owned() + "1\r\na\r\n");
+    let mut exchange = queue.take(1, None).unwrap().remove(0);
+    let mut second = Client::connect(addr(&server));
+    second.send(GET);
+    let other = loop {
+        queue.notify(&mut exchange, Ready::WRITABLE, 0);
+        if let Some(QueueItem::Request(other)) = queue.take_all(1, None).unwrap().pop() {
+            break other;
+        }
+    };
+    reply(other, "second").unwrap();
+    assert_eq!(second.answer().text(), "second");
+    reply(exchange, "first").unwrap();
+    assert_eq!(first.answer().text(), "first");
+    assert_balanced(&stop(&server).unwrap());
 }
 
 #[test]

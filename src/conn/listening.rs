@@ -17,6 +17,8 @@ pub(crate) trait Listener: Send + Sync {
 const DRAIN: u8 = 1;
 /// The listener has asked to be called.
 const CALL: u8 = 2;
+/// No task looks any more.
+const CLOSED: u8 = 4;
 
 /// The listener of a connection: that of its last request, if that has one.
 #[derive(Default)]
@@ -30,7 +32,7 @@ pub(super) struct Listening {
 impl Listening {
     pub(super) fn set(&self, listener: Arc<dyn Listener>) {
         let before = self.lock().replace(Box::new(listener));
-        self.asks_for.store(DRAIN, Ordering::Release);
+        self.asks_for.fetch_or(DRAIN, Ordering::AcqRel);
         drop(before);
     }
 
@@ -41,13 +43,20 @@ impl Listening {
         let mut set = self.lock();
         let before = set.take_if(is_it);
         if before.is_some() {
-            self.asks_for.store(0, Ordering::Release);
+            self.asks_for.fetch_and(CLOSED, Ordering::AcqRel);
         }
         drop(set);
     }
 
-    pub(super) fn ask_for_call(&self) {
-        self.asks_for.fetch_or(CALL, Ordering::AcqRel);
+    /// False if the connection has ended, and will not call.
+    pub(super) fn ask_for_call(&self) -> bool {
+        self.asks_for.fetch_or(CALL, Ordering::AcqRel) & CLOSED == 0
+    }
+
+    /// The connection has ended. Calls for the last time.
+    pub(super) fn close(&self) {
+        self.asks_for.fetch_or(CLOSED, Ordering::AcqRel);
+        self.call();
     }
 
     pub(super) fn is_set(&self) -> bool {
@@ -55,7 +64,7 @@ impl Listening {
     }
 
     pub(super) fn is_asking(&self) -> bool {
-        self.asks_for.load(Ordering::Acquire) != 0
+        self.asks_for.load(Ordering::Acquire) & !CLOSED != 0
     }
 
     pub(super) fn waits_for_drain(&self) -> bool {

@@ -201,10 +201,12 @@ where
                 }
             }
             h1::End::Close { wire, is_complete } => {
+                conn.listening().close();
                 parked.wire = wire;
                 break is_complete;
             }
             h1::End::Cut(mut wire) => {
+                conn.listening().close();
                 // Earlier answers go out before the reset, as far as the kernel takes them now.
                 let _ = poll_fn(|cx| Poll::Ready(wire.poll_rescue(cx))).await;
                 return;

@@ -266,10 +266,14 @@ impl Conn {
         }
     }
 
-    /// Lets the connection's task call its listener.
-    pub(crate) fn call_soon(&self) {
-        self.listening.ask_for_call();
-        self.driver().wake();
+    /// Lets the connection's task call its listener. False if the connection has ended, and has no task any more.
+    #[must_use]
+    pub(crate) fn call_soon(&self) -> bool {
+        let will_call = self.listening.ask_for_call();
+        if will_call {
+            self.driver().wake();
+        }
+        will_call
     }
 
     fn state(&self) -> ConnState {

@@ -34,6 +34,8 @@ struct State {
     notices: VecDeque<Arc<Notice>>,
     /// How many such notices are still to come, or wait here.
     expected: usize,
+    /// A request is the next to come out, though notices wait.
+    is_requests_turn: bool,
     ended: bool,
     coming: Coming,
     /// The threads that wait here. The last to come is the first to be called: its caches are warm, and the others may
@@ -80,6 +82,7 @@ impl WorkQueue {
                 requests: VecDeque::new(),
                 notices: VecDeque::new(),
                 expected: 0,
+                is_requests_turn: false,
                 ended: false,
                 coming: Coming::Nobody,
                 asleep: Vec::new(),
@@ -174,7 +177,12 @@ impl WorkQueue {
             }
             state = sleep(state, deadline)?;
         }
-        let count = limit.min(state.notices.len());
+        let mut count = limit.min(state.notices.len());
+        if count == limit && !state.requests.is_empty() {
+            // Now and then there is room for a request, too.
+            state.is_requests_turn = !state.is_requests_turn;
+            count -= usize::from(state.is_requests_turn);
+        }
         let notices: Vec<_> = state.notices.drain(..count).collect();
         let taken = pick(&mut state.requests, limit - count);
         self.clear_if_empty(&state);

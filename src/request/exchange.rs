@@ -118,6 +118,8 @@ struct RequestBody {
     /// The reason why no more bytes will come.
     failed: Option<Error>,
     trailers: Option<Box<HeaderMap>>,
+    /// Somebody waits for the whole body, and not for a part of it.
+    is_wanted_whole: bool,
 }
 
 enum Answer {
@@ -141,6 +143,7 @@ impl Exchange {
                 rest: Bytes::new(),
                 failed: None,
                 trailers: None,
+                is_wanted_whole: false,
             },
             bodyless: head.method == Method::HEAD,
             answer: Answer::Owed,
@@ -338,6 +341,7 @@ impl Exchange {
     /// # Errors
     /// [`Error::WouldBlock`] if no bytes are there; otherwise the errors of [`Exchange::read`].
     pub fn read_by(&mut self, limit: usize, deadline: Option<Instant>) -> Result<Bytes> {
+        self.0.body.is_wanted_whole = false;
         if self.0.body.rest.is_empty() && limit > 0 {
             self.0.body.rest = self.next_data(deadline)?.unwrap_or_default();
         }
@@ -372,6 +376,7 @@ impl Exchange {
                 return Err(Error::TooLarge);
             }
             // If the body is too long, or reading would block, the received bytes can still be read.
+            self.0.body.is_wanted_whole = true;
             let Some(data) = self.next_data(deadline)? else {
                 return Ok(std::mem::take(&mut self.0.body.rest));
             };
@@ -1010,13 +1015,15 @@ impl RequestBody {
         }
     }
 
-    /// Waits until reading would not wait.
+    /// Waits until reading would not wait, or gets on.
     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.rest.is_empty() || self.failed.is_some() {
+        let is_enough = !self.rest.is_empty() && !self.is_wanted_whole;
+        if is_enough || self.failed.is_some() {
             return Poll::Ready(());
         }
         match ready!(self.poll_data(cx)) {
-            Ok(data) => self.rest = data.unwrap_or_default(),
+            Ok(Some(data)) => self.append(data),
+            Ok(None) => {}
             Err(why) => self.failed = Some(why),
         }
         Poll::Ready(())

@@ -260,8 +260,12 @@ impl Wake for Notice {
         match queue {
             Some(queue) => queue.tell(Arc::clone(self)),
             None => {
-                if let Some(subject) = self.subject.upgrade() {
-                    subject.conn().call_soon();
+                if let Some(subject) = self.subject.upgrade()
+                    && !subject.conn().call_soon()
+                {
+                    let notice = Arc::clone(self);
+                    let runtime = &subject.conn().shared().runtime;
+                    runtime.spawn(async move { notice.call() });
                 }
             }
         }

@@ -72,11 +72,11 @@ pub(super) async fn run<R: Respond>(
     let service = Tracked::new(respond, Arc::clone(conn));
     let slot = wire::slot(wire);
     let why = drive(service, &slot, deadlines, conn, is_busy).await;
-    // A request that is lost is not driven any more; its listener may want to know.
-    conn.listening().call();
     let Some(mut wire) = wire::take(&slot) else {
         return End::HandedOver;
     };
+    // A request that is lost is not driven any more; its listener may want to know.
+    conn.listening().call();
     match why {
         Why::Idle(since) => End::Idle(wire, since),
         // hyper does not read a body to its end if nobody else reads it.
