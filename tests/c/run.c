@@ -603,6 +603,14 @@ static void name_of(const char *thread, char *name, size_t size) {
     if (comm != NULL) fclose(comm);
 }
 
+/* Whether a thread runs the host's code. One that has just started has the name of the thread that has started it. */
+static bool is_open(const char *thread, bool in_place) {
+    char name[32];
+    name_of(thread, name, sizeof name);
+    bool is_io = starts_with(name, "httpdown-") && name[9] >= '0' && name[9] <= '9';
+    return !starts_with(name, "httpdown-ctl") && (!is_io || in_place);
+}
+
 /* Those that run none of the host's code block all signals but faults; the others what the host does, and SIGPIPE. */
 static void our_threads_block_signals(void) {
     static const int open_ones[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGKILL, SIGSTOP};
@@ -623,15 +631,13 @@ static void our_threads_block_signals(void) {
         DIR *tasks = opendir("/proc/self/task");
         int checked = 0, open_threads = 0;
         for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
-            char name[32];
             if (task->d_name[0] == '.' || atoi(task->d_name) == getpid()) continue;
-            name_of(task->d_name, name, sizeof name);
-            bool is_io = starts_with(name, "httpdown-") && name[9] >= '0' && name[9] <= '9';
-            bool is_open = !starts_with(name, "httpdown-ctl") && (!is_io || inline_);
-            unsigned long long expected = is_open ? hosts : all;
-            UNTIL(blocked_by(task->d_name, expected) == expected); /* one that has just started blocks all for an instant */
+            /* One that has just started blocks all for an instant. */
+            unsigned long long expected = 0;
+            UNTIL((expected = is_open(task->d_name, inline_) ? hosts : all,
+                   blocked_by(task->d_name, expected) == expected));
             checked++;
-            open_threads += is_open;
+            open_threads += expected == hosts;
         }
         closedir(tasks);
         CHECK(checked >= 4 && open_threads >= 3);
