@@ -73,6 +73,8 @@ NOT_CALLED = {
     "httpdown_request_defer": "requests of the queue are owned",
     "httpdown_request_header": "headers has all of them",
     "httpdown_request_header_count": "the same",
+    "httpdown_request_data": "an attribute of the Request has it",
+    "httpdown_request_set_data": "the same",
     "httpdown_request_server": "a Request knows its Server",
     "httpdown_reply_text": "reply sets the Content-Type itself",
     "httpdown_stream_notify": "its callback would run Python code on a thread of the library's",
