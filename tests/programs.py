@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -424,8 +425,8 @@ class Events(unittest.TestCase):
         return response
 
     def event(self, stream):
-        lines = iter(stream.readline, b"\n")
-        return b"".join(lines)
+        lines = iter(stream.readline, b"")
+        return b"".join(itertools.takewhile(lambda line: line != b"\n", lines))
 
     def test_all_get_their_events_and_end_at_a_stop(self):
         with Program([os.path.join(BUILD, "events")], "-interval", "5ms") as server, contextlib.ExitStack() as stack:
