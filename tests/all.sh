@@ -63,7 +63,7 @@ gate() {
 
 # Some take a processor for minutes, and others mostly wait: the first of each pair begins with the second, and runs
 # beside it, and beside those between them. (c and unix have their programs in the same place.)
-BESIDE="c:rust python:unix programs:secure valgrind:python cpp:python loss:abi tsan:options"
+BESIDE="c:rust python:c programs:secure valgrind:python cpp:python loss:abi tsan:options"
 begin_beside() {
     mkdir -p build
     "$1" >"build/suite-$1.log" 2>&1 &
