@@ -581,8 +581,14 @@ pub(crate) fn runtime_gone() -> Error {
 
 /// The task: accepts until something fails for good.
 async fn accept(entrance: Arc<Entrance>) -> Error {
-    match Acceptor::new(&entrance) {
-        Ok(mut acceptor) => poll_fn(|cx| acceptor.poll_accept(cx)).await,
-        Err(error) => error,
+    loop {
+        match Acceptor::new(&entrance) {
+            Ok(mut acceptor) => return poll_fn(|cx| acceptor.poll_accept(cx)).await,
+            // A task that was given up on this thread still watches the sockets, and is about to end.
+            Err(Error::Io(_, why)) if why.kind() == io::ErrorKind::AlreadyExists => {
+                sleep(Duration::from_millis(1)).await;
+            }
+            Err(error) => return error,
+        }
     }
 }
