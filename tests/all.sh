@@ -36,8 +36,15 @@ options() {
     "${PYTHON:-python3}" tests/options.py
 }
 install() { tests/install/check.sh; }
+# A shell has what it runs beside others ignore SIGINT and SIGQUIT, and only a program can undo that. Tests of Ctrl-C need it.
+interruptible() {
+    "${PYTHON:-python3}" -c 'import os, signal, sys
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])' "$@"
+}
 python_tests() {
-    PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider "$@"
+    interruptible env PYTHONPATH=bindings/python build/venv/bin/python -X dev -m pytest -q -p no:cacheprovider "$@"
 }
 python() {
     build/venv/bin/python -c 'import pytest, mypy' 2>/dev/null || {
@@ -47,7 +54,7 @@ python() {
     python_tests bindings/python/tests &&
         build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
 }
-programs() { "${PYTHON:-python3}" tests/programs.py; }
+programs() { interruptible "${PYTHON:-python3}" tests/programs.py; }
 interop() {
     for program in curl openssl; do
         command -v $program >/dev/null || { echo "skipped: no $program (make tools)"; return 77; }
