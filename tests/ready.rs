@@ -341,17 +341,18 @@ fn a_queue_tells_what_happens() {
             for item in looks.take_all(8, None)? {
                 match item {
                     QueueItem::Request(mut exchange) => {
-                        looks.notify(&mut exchange, Ready::READABLE, open.len());
+                        looks.notify(&mut exchange, Ready::READABLE, open.len() as u128);
                         open.push(Some(exchange));
                     }
                     QueueItem::Ready { token, ready } => {
                         told.push((token, ready));
-                        let mut exchange = open[token].take().unwrap();
+                        let at = usize::try_from(token).unwrap();
+                        let mut exchange = open[at].take().unwrap();
                         match exchange.read_by(100, Some(Instant::now())) {
                             Ok(piece) => reply(exchange, piece)?,
                             Err(Error::WouldBlock) => {
                                 looks.notify(&mut exchange, Ready::READABLE, token);
-                                open[token] = Some(exchange);
+                                open[at] = Some(exchange);
                             }
                             // It has left.
                             Err(_) => {}
@@ -456,6 +457,30 @@ fn requests_get_their_turn_beside_what_happens() {
     reply(exchange, "first").unwrap();
     assert_eq!(first.answer().text(), "first");
     assert_balanced(&stop(&server).unwrap());
+}
+
+/// What happens to a request does not go to a thread that takes only requests.
+#[test]
+fn who_takes_only_requests_keeps_nothing_from_others() {
+    for _ in 0..20 {
+        let (server, queue) = builder().queue(listener()).unwrap();
+        let mut client = Client::connect(addr(&server));
+        client.send(POST);
+        let mut exchange = queue.take(1, None).unwrap().remove(0);
+        queue.notify(&mut exchange, Ready::READABLE, 7);
+        let (all, requests) = (queue.clone(), queue.clone());
+        let told = thread::spawn(move || all.take_all(1, None).unwrap());
+        let taken = thread::spawn(move || requests.take(1, None));
+        // Mostly both are asleep by then, in either order.
+        thread::yield_now();
+        client.send("1\r\na\r\n");
+        let told = told.join().unwrap();
+        assert!(matches!(told[..], [QueueItem::Ready { token: 7, .. }]));
+        reply(exchange, "hello").unwrap();
+        assert_eq!(client.answer().text(), "hello");
+        assert_balanced(&stop(&server).unwrap());
+        assert!(matches!(taken.join().unwrap(), Err(Error::Stopped)));
+    }
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub enum QueueItem {
     /// Something has happened to a request that was taken before: [`RequestQueue::notify`].
     Ready {
         /// What stands for the request.
-        token: usize,
+        token: u128,
         /// What has happened.
         ready: Ready,
     },
@@ -113,7 +113,7 @@ impl RequestQueue {
     /// Lets an item with this token come out of the queue once, as soon as one of these things has happened to the
     /// request; see [`Exchange::ready`]. This replaces what was asked for before and has not been taken. No item comes
     /// after the request has ended. Never blocks.
-    pub fn notify(&self, exchange: &mut Exchange, wanted: Ready, token: usize) {
+    pub fn notify(&self, exchange: &mut Exchange, wanted: Ready, token: u128) {
         exchange.tell(wanted, Tell::Queue(Arc::clone(&self.waiting) as _, token));
     }
 

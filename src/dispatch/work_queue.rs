@@ -58,9 +58,13 @@ enum Coming {
     Started,
 }
 
-/// A thread that waits for a request.
-#[derive(Debug, Default)]
-pub(super) struct Sleeper(Condvar);
+/// A thread that waits.
+#[derive(Debug)]
+pub(super) struct Sleeper {
+    woken: Condvar,
+    /// It waits for notices, too, and not only for a request.
+    takes_all: bool,
+}
 
 /// How to call a thread. The caller does this after it has released the lock.
 #[must_use]
@@ -155,7 +159,11 @@ impl WorkQueue {
             if state.ended {
                 return Err(Error::Stopped);
             }
-            state = sleep(state, deadline)?;
+            // Notices are for others. This thread may have been called in vain, instead of one of them.
+            if let Call::Wake(other) = state.call() {
+                other.wake();
+            }
+            state = sleep(state, deadline, false)?;
         }
         let taken = pick(&mut state.requests);
         self.clear_if_empty(&state);
@@ -175,7 +183,7 @@ impl WorkQueue {
             if state.ended && state.expected == 0 {
                 return Err(Error::Stopped);
             }
-            state = sleep(state, deadline)?;
+            state = sleep(state, deadline, true)?;
         }
         let mut count = limit.min(state.notices.len());
         if count == limit && !state.requests.is_empty() {
@@ -304,7 +312,7 @@ impl WorkQueue {
 
 impl Sleeper {
     pub(super) fn wake(&self) {
-        self.0.notify_one();
+        self.woken.notify_one();
     }
 }
 
@@ -335,7 +343,10 @@ impl State {
         if is_empty || !self.is_nobody_coming() {
             return Call::Nobody;
         }
-        if let Some(thread) = self.asleep.pop() {
+        let is_for_all = !self.requests.is_empty();
+        let can_take = |thread: &Arc<Sleeper>| is_for_all || thread.takes_all;
+        if let Some(at) = self.asleep.iter().rposition(can_take) {
+            let thread = self.asleep.remove(at);
             self.coming = Coming::Woken(Arc::clone(&thread));
             return Call::Wake(thread);
         }
@@ -353,17 +364,21 @@ impl State {
 fn sleep(
     mut state: MutexGuard<'_, State>,
     deadline: Option<Instant>,
+    takes_all: bool,
 ) -> Result<MutexGuard<'_, State>> {
     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     if left.is_some_and(|left| left.is_zero()) {
         return Err(Error::WouldBlock);
     }
-    let me = Arc::new(Sleeper::default());
+    let me = Arc::new(Sleeper {
+        woken: Condvar::new(),
+        takes_all,
+    });
     state.asleep.push(Arc::clone(&me));
     state = match left {
-        None => me.0.wait(state).unwrap_or_else(PoisonError::into_inner),
+        None => me.woken.wait(state).unwrap_or_else(PoisonError::into_inner),
         Some(left) => {
-            let woken = me.0.wait_timeout(state, left);
+            let woken = me.woken.wait_timeout(state, left);
             woken.unwrap_or_else(PoisonError::into_inner).0
         }
     };

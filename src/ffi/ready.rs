@@ -2,11 +2,11 @@
 
 use std::ffi::{c_int, c_void};
 
-use crate::{Error, Exchange, QueueItem, Ready, Result};
+use crate::{Error, Exchange, QueueItem, Ready};
 
 use super::boundary::{deadline, output, room, status};
 use super::callbacks::ForeignData;
-use super::request::{httpdown_request, own, see, with};
+use super::request::{httpdown_request, own, with};
 use super::server::{httpdown_server, queue_of};
 use super::types::httpdown_ready_kind::*;
 use super::types::{httpdown_destroy_fn, httpdown_item, httpdown_ready_fn};
@@ -51,9 +51,10 @@ pub unsafe extern "C" fn httpdown_request_notify(
                 // SAFETY: the request is in use by this thread only.
                 let server = unsafe { &*request.server() };
                 let queue = queue_of(server)?;
+                let token = to_token(pointer, data.pointer as usize);
                 // SAFETY: the same.
                 let before = unsafe { &mut *request.told.get() }.replace(data);
-                queue.notify(exchange, wanted, pointer);
+                queue.notify(exchange, wanted, token);
                 drop(before);
                 return Ok(());
             };
@@ -104,11 +105,10 @@ pub unsafe extern "C" fn httpdown_next_item(
                 ready: HTTPDOWN_NEW as u32,
             }),
             QueueItem::Ready { token, ready } => {
-                let request = token as *mut httpdown_request;
+                let (request, user_data) = from_token(token);
                 Some(httpdown_item {
-                    request,
-                    // SAFETY: nothing comes out after the request has ended, and the owner takes it here.
-                    user_data: unsafe { told(request) }.ok()?,
+                    request: request as *mut _,
+                    user_data: user_data as *mut _,
                     ready: ready.bits().into(),
                 })
             }
@@ -123,18 +123,15 @@ pub unsafe extern "C" fn httpdown_next_item(
     })
 }
 
-/// What comes with the event of a request.
-///
-/// # Safety
-/// The caller owns the request.
-unsafe fn told(request: *const httpdown_request) -> Result<*mut c_void> {
-    // SAFETY: the same promise.
-    let (_, request) = unsafe { see(request)? };
-    // SAFETY: the same promise.
-    let told = unsafe { &*request.told.get() };
-    Ok(told
-        .as_ref()
-        .map_or(std::ptr::null_mut(), |data| data.pointer))
+/// A request and its `user_data`. They go along with the event, because another thread may use the request when it
+/// comes out.
+fn to_token(request: usize, user_data: usize) -> u128 {
+    (request as u128) << 64 | user_data as u128
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the two halves")]
+fn from_token(token: u128) -> (usize, usize) {
+    ((token >> 64) as usize, token as usize)
 }
 
 const _: () = {
