@@ -1002,6 +1002,7 @@ fn an_endless_answer_that_has_no_body_ends() {
         } else {
             std::iter::repeat_with(|| exchange.write(b"more").err()).find_map(|why| why)
         };
+        exchange.write(b"").unwrap();
         told.write(format!("{why:?}, {:?}", exchange.cancelled()));
     });
     for (path, says) in [
