@@ -1283,9 +1283,10 @@ int httpdown_reply_start(httpdown_request *request,
                          size_t header_count);
 
 // Sends more of the answer's body, as soon as the client takes it, and writes into `*taken` how many bytes those are.
-// `data` is copied. If too many bytes (256 KiB) wait to be sent, waits at most `timeout_ms` until there is room: a
-// slow client slows the writer down. On OK at least one byte was taken, if there are any: write the rest again. With
-// HTTPDOWN_FOREVER all of `data` is taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
+// `data` is copied. If too many bytes wait to be sent (256 KiB; 48 KiB if the server's clients together leave more
+// than 8 MiB waiting), waits at most `timeout_ms` until there is room: a slow client slows the writer down. On
+// OK at least one byte was taken, if there are any: write the rest again. With HTTPDOWN_FOREVER all of `data` is
+// taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 //
 // Returns OK, WOULD_BLOCK (nothing was taken: the time has passed, or the thread drives connections and must not
 // wait), GONE (the client has left), TOO_SLOW (it has taken nothing for too long: write_timeout_ms), KILLED,

@@ -258,6 +258,7 @@ impl Events {
         self.stat(StatKind::Sum, key, value);
     }
 
+    #[inline]
     pub(crate) fn conn(&self, conn: &ConnInfo, state: ConnState) {
         if self.interest.conns {
             self.push(Event::Conn(ConnEvent {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -64,6 +65,7 @@ pub(crate) struct Limits {
     /// Counts only if there is a limit.
     pub(crate) conns: Gate,
     pub(crate) clients: Clients,
+    pub(crate) reserve: Reserve,
 }
 
 impl Limits {
@@ -125,6 +127,45 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, Open> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// So many bytes of an answer may always wait for their connection …
+const ROOM: usize = 48 << 10;
+
+/// … and so many as long as the reserve lasts.
+const MOST_ROOM: usize = 256 << 10;
+
+/// How many bytes of answers the connections of a server may keep together, beyond the room that each has. With more
+/// room, a writer and the connection wait for each other less often. But many clients that take nothing must not cost
+/// much.
+#[derive(Debug)]
+pub(crate) struct Reserve(AtomicIsize);
+
+impl Default for Reserve {
+    fn default() -> Self {
+        Self(AtomicIsize::new(8 << 20))
+    }
+}
+
+impl Reserve {
+    /// How many bytes may wait for one connection now. Several connections may be told at once that there is something
+    /// left.
+    pub(crate) fn room(&self) -> usize {
+        if self.0.load(Ordering::Relaxed) > 0 {
+            MOST_ROOM
+        } else {
+            ROOM
+        }
+    }
+
+    /// Where `before` bytes waited, `after` bytes wait now.
+    pub(crate) fn changes(&self, before: usize, after: usize) {
+        let [before, after] =
+            [before, after].map(|bytes| bytes.clamp(ROOM, MOST_ROOM).cast_signed());
+        if before != after {
+            self.0.fetch_add(before - after, Ordering::Relaxed);
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use common::{Client, addr, assert_balanced, builder, hello, stop};
-use httpdown::{Addr, Builder, Error, Listener};
+use common::{Client, Journal, addr, assert_balanced, builder, hello, stop, unconnected};
+use http::Response;
+use httpdown::{Addr, Builder, Dispatch, Error, Exchange, Listener};
 use socket2::{SockRef, Socket};
 
 fn count(count: usize) -> NonZeroUsize {
@@ -52,6 +53,42 @@ fn connections_have_the_options_of_their_listener() {
     let server = hello(builder, listener);
     let mut client = Client::get(addr(&server), "/");
     assert_eq!(client.answer().text(), "hello");
+    assert_balanced(&stop(&server).unwrap());
+}
+
+/// Beyond 8 MiB for all, an answer in pieces keeps 48 KiB, and hyper has 32 KiB of it. The rest is the kernel's.
+#[test]
+fn clients_that_take_nothing_fill_no_memory() {
+    const CLIENTS: usize = 60;
+    const PIECE: usize = 16 << 10;
+    let mut builder = builder()
+        .send_buffer(count(4096))
+        .write_timeout(Duration::from_millis(300));
+    let listener = builder.listen("127.0.0.1:0").unwrap();
+    let taken = Journal::new();
+    let journal = taken.clone();
+    let handler = move |mut exchange: Exchange| {
+        exchange.start(Response::new(())).unwrap();
+        let pieces = std::iter::repeat_with(|| exchange.write(&[0; PIECE]));
+        journal.write(pieces.take_while(Result::is_ok).count() * PIECE);
+    };
+    let server = builder
+        .handle(listener, Dispatch::Pool(count(CLIENTS)), handler)
+        .unwrap();
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (to, socket) = unconnected(addr(&server)).unwrap();
+            socket.set_recv_buffer_size(2048).unwrap();
+            socket.connect(&to).unwrap();
+            let request = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n";
+            assert_eq!(socket.send(request).unwrap(), request.len());
+            socket
+        })
+        .collect();
+    taken.wait_for_count(CLIENTS);
+    drop(clients);
+    let all: usize = taken.all().iter().sum();
+    assert!(all <= (8 << 20) + CLIENTS * (128 << 10), "{all} bytes");
     assert_balanced(&stop(&server).unwrap());
 }
 

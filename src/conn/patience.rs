@@ -43,6 +43,7 @@ impl Patience {
     /// To be called whenever the task runs. `is_client_next`: something is to come from the client, or to be taken by
     /// it, whether anybody waits for that, as `waits` tells, or not. `position` says how many bytes have come from it,
     /// or have gone to it. Ready when the time is over.
+    #[inline]
     pub(super) fn poll_end(
         &mut self,
         is_client_next: bool,
@@ -51,13 +52,24 @@ impl Patience {
         deadlines: &mut Deadlines,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        if !is_client_next {
-            // What nobody polls would never be set again.
-            if waits.is_timed() && deadlines.poll(self.deadline, cx).is_ready() {
-                waits.set_timed(false);
-            }
-            return Poll::Pending;
+        if is_client_next {
+            return self.poll_waiting(waits, position, deadlines, cx);
         }
+        // What nobody polls would never be set again.
+        if waits.is_timed() && deadlines.poll(self.deadline, cx).is_ready() {
+            waits.set_timed(false);
+        }
+        Poll::Pending
+    }
+
+    #[inline(never)]
+    fn poll_waiting(
+        &mut self,
+        waits: &Waits,
+        position: impl Fn() -> u64,
+        deadlines: &mut Deadlines,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
             if self.left == self.limit {
                 self.position = position();

@@ -285,6 +285,7 @@ impl Conn {
         self.tell(state);
     }
 
+    #[inline]
     fn tell(&self, state: ConnState) {
         self.shared.events.conn(self.info(), state);
     }
@@ -323,8 +324,33 @@ impl Conn {
         recordings.map(|recordings| recordings.open(&self.shared))
     }
 
+    /// Moves counts, and notes that in the records if there are any. For what happens to each request: without records,
+    /// nothing of them is in its way.
+    #[inline]
+    fn count<T>(&self, count: impl FnOnce() -> T, note: impl FnOnce(&mut Opened<'_>, &T)) -> T {
+        #[cold]
+        #[inline(never)]
+        fn noted<T>(
+            conn: &Conn,
+            count: impl FnOnce() -> T,
+            note: impl FnOnce(&mut Opened<'_>, &T),
+        ) -> T {
+            let mut recordings = conn.recordings();
+            let counted = count();
+            if let Some(recordings) = &mut recordings {
+                note(recordings, &counted);
+            }
+            counted
+        }
+        if self.recordings.is_none() {
+            return count();
+        }
+        noted(self, count, note)
+    }
+
     /// hyper has read a request's head and gives it to the service. `is_upgrade`: the request asks for an upgrade.
     /// `waits`: the client waits for a 100 before it sends the body.
+    #[inline]
     pub(super) fn request_begins(
         self: &Arc<Self>,
         head: &Parts,
@@ -333,13 +359,17 @@ impl Conn {
         waits: bool,
     ) -> Inflight {
         self.h1.request_begins(body, is_upgrade, waits);
-        let mut recordings = self.recordings();
-        self.ledger.requests.raise(1);
-        self.in_service.raise(1);
-        let recording = recordings.as_mut().and_then(|recordings| {
-            recordings.request_begins(&self.info, self.ledger.requests.get(), head, body)
-        });
-        drop(recordings);
+        let mut recording = None;
+        self.count(
+            || {
+                self.ledger.requests.raise(1);
+                self.in_service.raise(1);
+            },
+            |recordings, ()| {
+                let number = self.ledger.requests.get();
+                recording = recordings.request_begins(&self.info, number, head, body);
+            },
+        );
         Inflight {
             conn: Arc::clone(self),
             recording,
@@ -366,16 +396,20 @@ impl Conn {
     }
 
     /// There is the whole response to a request, which will count in this column.
+    #[inline]
     pub(super) fn response_written(&self, column: Column) {
-        let recordings = self.recordings();
-        self.in_service.move_to(&self.unflushed);
-        if let Some(unserved) = self.unserved.of(column) {
-            unserved.raise(1);
-        }
-        if let Some(mut recordings) = recordings {
-            recordings.body_left(self.h1.body_length());
-            recordings.response_written(column.end());
-        }
+        self.count(
+            || {
+                self.in_service.move_to(&self.unflushed);
+                if let Some(unserved) = self.unserved.of(column) {
+                    unserved.raise(1);
+                }
+            },
+            |recordings, ()| {
+                recordings.body_left(self.h1.body_length());
+                recordings.response_written(column.end());
+            },
+        );
     }
 
     /// The service has failed after the response had begun: hyper will cut the response. After a kill, the service was
@@ -447,14 +481,15 @@ impl Conn {
         if flushed == 0 {
             return 0;
         }
-        let recordings = self.recordings();
-        self.unflushed.lower(flushed);
-        let unserved = self.unserved_flushed(flushed);
-        let served = flushed - unserved;
-        self.ledger.served.raise(served);
-        if let Some(mut recordings) = recordings {
-            recordings.responses_flushed(flushed, self.is_stopping());
-        }
+        let served = self.count(
+            || {
+                self.unflushed.lower(flushed);
+                let served = flushed - self.unserved_flushed(flushed);
+                self.ledger.served.raise(served);
+                served
+            },
+            |recordings, _| recordings.responses_flushed(flushed, self.is_stopping()),
+        );
         let is_idle = self.unflushed.get() == 0 && !self.is_waiting_for_handler();
         if is_idle && !self.h1.is_reading_head() && self.state() == ConnState::Active {
             self.set_state(ConnState::Idle);

@@ -125,7 +125,8 @@ impl Plain {
         either!(Driven, &mut self.socket, stream => Pin::new(stream).poll_read(cx, buf))
     }
 
-    #[inline]
+    #[allow(clippy::inline_always, reason = "else every response pays for a call")]
+    #[inline(always)]
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,

@@ -29,10 +29,13 @@ use crate::threads::{LentRuntime, stalled};
 
 use super::file_body::FileBody;
 use super::held::Taken;
-use super::pipe::{NotTaken, PIECE, Writing, Written, pipe};
+use super::pipe::{NotTaken, Writing, Written, pipe};
 use super::ready::{Ready, Subject as _, Tell};
 use super::reply_slot::{Cancellation, ReplySlot};
 use super::stream::Stream;
+
+/// So much of a body is received before a handler in place is called for it. More may come with the last piece.
+const TAKEN_AHEAD: usize = 64 << 10;
 
 /// One request, and the means to answer it once.
 ///
@@ -512,7 +515,7 @@ impl Exchange {
     /// wait.
     pub(crate) fn poll_come(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let body = &mut self.0.body;
-        if body.rest.len() >= PIECE {
+        if body.rest.len() >= TAKEN_AHEAD {
             return Poll::Ready(());
         }
         match body.poll_data(cx) {
@@ -658,7 +661,7 @@ impl Exchange {
     fn try_start(&mut self, response: Response<()>) -> Result<()> {
         let declared = declared_length(&response)?;
         self.ask_for_body();
-        let (pieces, body) = pipe();
+        let (pieces, body) = pipe(self.0.slot.inflight().conn().shared());
         let status = response.status();
         self.0.bodyless |= matches!(
             status,
@@ -772,7 +775,8 @@ impl Exchange {
         matches!(self.0.answer, Answer::Begun(_))
     }
 
-    /// Sends more of the answer's body, as soon as the client takes it. Blocks while more than 256 KiB wait to be sent.
+    /// Sends more of the answer's body, as soon as the client takes it. Blocks while more than 256 KiB wait to be sent
+    /// (48 KiB, if the server's clients together leave more than 8 MiB waiting).
     ///
     /// # Errors
     /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get the data any more, [`Error::AlreadyReplied`] if
@@ -780,7 +784,12 @@ impl Exchange {
     /// before [`Exchange::start`] or if the body exceeds the Content-Length, [`Error::WouldBlock`] on an I/O thread if
     /// there is no room for all of `data` (then nothing is taken; when nothing waits, there is room for any length).
     pub fn write(&mut self, data: &[u8]) -> Result<()> {
-        self.write_bytes(Bytes::copy_from_slice(data))
+        let mut rest = data;
+        self.write_all(data.len(), |count| {
+            let (piece, behind) = rest.split_at(count);
+            rest = behind;
+            Bytes::copy_from_slice(piece)
+        })
     }
 
     /// Like [`Exchange::write`], but without a copy.
@@ -788,24 +797,34 @@ impl Exchange {
     /// # Errors
     /// The errors of [`Exchange::write`].
     pub fn write_bytes(&mut self, mut data: Bytes) -> Result<()> {
-        let len = data.len();
+        self.write_all(data.len(), |count| data.split_to(count))
+    }
+
+    /// Writes `len` bytes. `next` gives the next so many of them. What there is no room for is not asked for, so it
+    /// takes no memory here.
+    fn write_all(&mut self, len: usize, mut next: impl FnMut(usize) -> Bytes) -> Result<()> {
         let (slot, pieces) = self.may_write(len)?;
         let lent = slot.inflight().conn().shared().lent.as_ref();
-        let add = |data| pieces.add(data).map_err(|NotTaken| not_taken(slot));
+        let mut add = |count| pieces.add(next(count)).map_err(|NotTaken| not_taken(slot));
         // Nothing can always be written, also when an answer without a body is complete already.
-        if data.is_empty() {
+        if len == 0 {
             return Ok(());
         }
         if pieces.room_for(len) == len {
-            add(data)?;
+            add(len)?;
         } else if may_wait(lent) {
-            while !data.is_empty() {
-                let piece = data.split_to(data.len().min(PIECE));
-                stalled(poll_fn(|cx| pieces.poll_room(piece.len(), cx)), None);
-                add(piece)?;
+            let mut rest = len;
+            while rest > 0 {
+                let count = pieces.room_for(rest);
+                if count > 0 {
+                    add(count)?;
+                    rest -= count;
+                } else {
+                    stalled(poll_fn(|cx| pieces.poll_writable(cx)), None);
+                }
             }
         } else if pieces.has_room(len) {
-            add(data)?;
+            add(len)?;
         } else {
             return Err(Error::WouldBlock);
         }

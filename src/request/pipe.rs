@@ -10,25 +10,29 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::{Error, Result};
+use crate::shared::Shared;
 
-/// The body is passed to the connection in pieces of at most this many bytes.
-pub(super) const PIECE: usize = 64 << 10;
-
-/// At most this many bytes may wait for the connection. So a slow client makes the writer wait, and does not fill the
-/// memory.
-const ROOM: usize = 4 * PIECE;
-
-/// A writer who waits for any room is told when there is room for a piece, not for each byte.
-const ENOUGH: usize = PIECE;
+/// The body is passed to the connection in pieces of at most this many bytes: as many as hyper is given at once.
+const PIECE: usize = 16 << 10;
 
 /// Makes both ends.
-pub(super) fn pipe() -> (Writing, Written) {
-    let state = Arc::new(Mutex::new(State::default()));
+pub(super) fn pipe(shared: &Arc<Shared>) -> (Writing, Written) {
+    let state = Arc::new(Mutex::new(State {
+        shared: Arc::clone(shared),
+        pieces: VecDeque::new(),
+        waiting: 0,
+        end: End::NotYet,
+        trailers: None,
+        is_closed: false,
+        reader: None,
+        writer: None,
+    }));
     (Writing(Arc::clone(&state)), Written(state))
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    shared: Arc<Shared>,
     pieces: VecDeque<Bytes>,
     /// How many bytes the pieces have.
     waiting: usize,
@@ -37,8 +41,8 @@ struct State {
     /// The connection takes no more.
     is_closed: bool,
     reader: Option<Waker>,
-    /// Waits until there is so much room.
-    writer: Option<(usize, Waker)>,
+    /// Waits until there is room again.
+    writer: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,21 +57,22 @@ enum End {
 
 impl State {
     fn free(&self) -> usize {
-        ROOM.saturating_sub(self.waiting)
+        self.shared
+            .limits
+            .reserve
+            .room()
+            .saturating_sub(self.waiting)
     }
 
-    /// Whether `len` bytes may be added. When nothing waits, there is room for any length.
-    fn has_room(&self, len: usize) -> bool {
-        self.is_closed || self.waiting == 0 || self.free() >= len
+    /// Whether it is worth while to write: a writer who has had to wait is told when half of the room is free, not for
+    /// each byte.
+    fn has_room_again(&self) -> bool {
+        self.is_closed || self.waiting <= self.shared.limits.reserve.room() / 2
     }
 
-    fn take_writer(&mut self) -> Option<Waker> {
-        let has_room = self
-            .writer
-            .as_ref()
-            .is_some_and(|(len, _)| self.has_room(*len));
-        let (_, waker) = self.writer.take_if(|_| has_room)?;
-        Some(waker)
+    fn set_waiting(&mut self, bytes: usize) {
+        self.shared.limits.reserve.changes(self.waiting, bytes);
+        self.waiting = bytes;
     }
 }
 
@@ -85,7 +90,8 @@ pub(super) struct Writing(Arc<Mutex<State>>);
 impl Writing {
     /// Whether `len` bytes may be added now. When nothing waits, there is room for any length.
     pub(super) fn has_room(&self, len: usize) -> bool {
-        lock(&self.0).has_room(len)
+        let state = lock(&self.0);
+        state.is_closed || state.waiting == 0 || state.free() >= len
     }
 
     /// How many of `len` bytes may be added now.
@@ -93,19 +99,14 @@ impl Writing {
         lock(&self.0).free().min(len)
     }
 
-    /// Waits until `len` bytes may be added, or the connection takes no more.
-    pub(super) fn poll_room(&self, len: usize, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = lock(&self.0);
-        if state.has_room(len) {
-            return Poll::Ready(());
-        }
-        state.writer = Some((len, cx.waker().clone()));
-        Poll::Pending
-    }
-
     /// Waits until a write is worth while.
     pub(super) fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_room(ENOUGH, cx)
+        let mut state = lock(&self.0);
+        if state.has_room_again() {
+            return Poll::Ready(());
+        }
+        state.writer = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// Adds bytes, whether there is room for them or not.
@@ -114,7 +115,8 @@ impl Writing {
         if state.is_closed {
             return Err(NotTaken);
         }
-        state.waiting += data.len();
+        let waiting = state.waiting + data.len();
+        state.set_waiting(waiting);
         while !data.is_empty() {
             let piece = data.split_to(data.len().min(PIECE));
             state.pieces.push_back(piece);
@@ -173,8 +175,13 @@ impl Body for Written {
     ) -> Poll<Option<Result<Frame<Bytes>>>> {
         let mut state = lock(&self.0);
         if let Some(piece) = state.pieces.pop_front() {
-            state.waiting -= piece.len();
-            let writer = state.take_writer();
+            let waiting = state.waiting - piece.len();
+            state.set_waiting(waiting);
+            let writer = if state.has_room_again() {
+                state.writer.take()
+            } else {
+                None
+            };
             drop(state);
             if let Some(writer) = writer {
                 writer.wake();
@@ -211,11 +218,11 @@ impl Drop for Written {
         state.is_closed = true;
         // Dropped without the lock, because a piece may be the host's memory.
         let pieces = std::mem::take(&mut state.pieces);
-        state.waiting = 0;
+        state.set_waiting(0);
         let writer = state.writer.take();
         drop(state);
         drop(pieces);
-        if let Some((_, writer)) = writer {
+        if let Some(writer) = writer {
             writer.wake();
         }
     }

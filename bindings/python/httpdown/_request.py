@@ -740,7 +740,8 @@ class Reply:
     def write(self, data: _arguments.Data, timeout: float | None = None) -> int:
         """Sends more of the body, as soon as the client takes it; a str as UTF-8. `data` is copied.
 
-        Blocks while too many bytes (256 KiB) wait to be sent: a slow client slows the writer down.
+        Blocks while too many bytes wait to be sent (256 KiB, less if many clients are slow at once):
+        a slow client slows the writer down.
         Returns how many bytes were taken: all of them, unless there is a `timeout` (in seconds, 0
         never blocks); then it may be fewer, and you write the rest again.
 

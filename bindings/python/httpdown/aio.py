@@ -369,8 +369,8 @@ class Reply:
     async def write(self, data: _arguments.Data) -> None:
         """Sends more of the body, as soon as the client takes it; a str as UTF-8.
 
-        Waits while too many bytes (256 KiB) wait to be sent. Two tasks must not write at once, or
-        their pieces mix. Raises Gone, TooSlow, Killed, AlreadyReplied (also if the answer has no
+        Waits while too many bytes wait to be sent (256 KiB, less if many clients are slow at once).
+        Two tasks must not write at once, or their pieces mix. Raises Gone, TooSlow, Killed, AlreadyReplied (also if the answer has no
         body: it is to HEAD, or a 204, 205 or 304), and InvalidArgument if the body exceeds the
         Content-Length.
         """

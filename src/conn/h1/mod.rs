@@ -40,7 +40,7 @@ pub(super) use wire::Wire;
 use service::Tracked;
 use wire::{Slot, Transport};
 
-/// What hyper has by default: the maximum number of bytes that it keeps, and of fields in a head.
+/// What hyper has by default: the maximum number of bytes that it reads at once, and of fields in a head.
 const HYPER_BUFFER: usize = 8192 + 4096 * 100;
 const HYPER_HEADERS: usize = 100;
 

@@ -57,6 +57,10 @@ pub(in crate::conn) struct Progress {
     /// The kernel takes no more bytes for the client now.
     write_waits: Waits,
     write_blocked: AtomicBool,
+    /// How many bytes of a body hyper has been given, since it had written all it had.
+    given: AtomicU32,
+    /// The body waits until hyper has written them.
+    gives_later: AtomicBool,
     /// The last response has agreed to an upgrade: the bytes that come now are not HTTP for us.
     upgraded: AtomicBool,
     /// How many bytes of the last request's body have not been given to hyper; [`UNKNOWN`] if only the end of the body
@@ -248,13 +252,47 @@ impl Progress {
     }
 
     /// A write has taken bytes, or has to wait.
+    #[inline]
     pub(in crate::conn) fn has_written(&self, waits: bool) {
+        if waits || self.is_write_blocked() {
+            self.is_stalled_by_client(waits);
+        }
+    }
+
+    #[cold]
+    fn is_stalled_by_client(&self, waits: bool) {
         if waits {
             self.write_waits.begin();
-        } else if self.is_write_blocked() {
+        } else {
             self.write_waits.end();
         }
         self.write_blocked.store(waits, Ordering::Relaxed);
+    }
+
+    /// hyper has been given bytes of a body.
+    pub(in crate::conn) fn gives(&self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let given = self.given.load(Ordering::Relaxed);
+        self.given
+            .store(given.saturating_add(bytes), Ordering::Relaxed);
+    }
+
+    /// Whether hyper may be given more. If not, [`Progress::has_given_all`] will tell.
+    pub(in crate::conn) fn may_give(&self, most: u32) -> bool {
+        let may = self.given.load(Ordering::Relaxed) < most;
+        if !may {
+            self.gives_later.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// hyper has written everything. Returns whether a body waits for that.
+    pub(in crate::conn) fn has_given_all(&self) -> bool {
+        if self.given.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.given.store(0, Ordering::Relaxed);
+        self.gives_later.swap(false, Ordering::Relaxed)
     }
 
     pub(in crate::conn) fn write_waits(&self) -> &Waits {

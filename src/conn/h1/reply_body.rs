@@ -14,7 +14,11 @@ use crate::contain::contain;
 use super::service::Answering;
 
 /// hyper is given a body in pieces of at most this many bytes, because it copies each piece.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 16 << 10;
+
+/// When hyper has been given so many bytes of a body, it gets the next ones after it has written these. By itself it
+/// would keep 400 KB for a client that takes nothing.
+const UNWRITTEN: u32 = 32 << 10;
 
 pin_project! {
     // The body of an answer: the host's body, or our own.
@@ -128,6 +132,11 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.project();
         let mut body = this.body;
+        if let Some(answering) = this.answering
+            && !answering.conn().h1.may_give(UNWRITTEN)
+        {
+            return Poll::Pending;
+        }
         let poll = || {
             let poll = body.as_mut().poll_frame(cx);
             let is_last = matches!(poll, Poll::Ready(Some(Ok(_)))) && body.is_end_stream();
@@ -148,6 +157,9 @@ where
                     }
                     if is_last {
                         *this.remaining = Some(0);
+                    } else if let (Some(answering), Some(data)) = (this.answering, frame.data_ref())
+                    {
+                        answering.conn().h1.gives(data.len());
                     }
                     return Poll::Ready(Some(Ok(frame)));
                 }

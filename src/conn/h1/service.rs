@@ -62,9 +62,11 @@ fn target_size(target: &Uri) -> usize {
     let path = target
         .path_and_query()
         .map_or(0, |path| path.as_str().len());
-    let authority = target.authority().map_or(0, |it| it.as_str().len());
+    let Some(authority) = target.authority() else {
+        return path;
+    };
     let scheme = target.scheme_str().map_or(0, |it| it.len() + "://".len());
-    scheme + authority + path
+    scheme + authority.as_str().len() + path
 }
 
 impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
@@ -184,6 +186,7 @@ impl<O: Outcome> Answering<O> {
         self.outcome.inflight().recording()
     }
 
+    #[inline]
     pub(super) fn complete(mut self) {
         self.is_complete = true;
         self.outcome.complete();

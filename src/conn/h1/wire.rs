@@ -680,7 +680,13 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.with(|wire| wire.poll_flush(cx))
+        self.with(|wire| {
+            // hyper has written all it had. The wire has little of it.
+            if wire.conn().h1.has_given_all() {
+                cx.waker().wake_by_ref();
+            }
+            wire.poll_flush(cx)
+        })
     }
 
     /// The task that drives the connection closes it, once hyper is done. But after an upgrade this is the only way to
