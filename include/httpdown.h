@@ -233,6 +233,9 @@ typedef enum {
     HTTPDOWN_DRAINING = 8,
     // A request that has come. Only httpdown_next_item tells this.
     HTTPDOWN_NEW = 16,
+    // The program has had the request for longer than `handler_timeout_ms`. An answer is as useful as before. Not for
+    // a stream (httpdown_upgrade): there, it is never told.
+    HTTPDOWN_OVERDUE = 32,
 } httpdown_ready_kind;
 
 // How a request has ended: its column in the report.
@@ -275,7 +278,8 @@ typedef struct httpdown_clock httpdown_clock;
 //
 // The pointer stands for this request alone. If you use the pointer after the request's life, the call finds nothing
 // (ALREADY_REPLIED), and never another request; but borrowed bytes are gone. The pointer points to no memory. One
-// thread at a time may use a request, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
+// thread at a time may use a request, except for httpdown_request_cancelled, httpdown_request_wait_cancelled and
+// httpdown_request_overdue.
 typedef struct httpdown_request httpdown_request;
 
 // A server. All functions except httpdown_free take a const pointer to it, so any thread may call them, several at
@@ -458,6 +462,10 @@ typedef struct {
     httpdown_bytes user_agent;
     // What httpdown_request_set_data has set last; NULL if nothing.
     void *data;
+    // Not 0: the program had the request for longer than handler_timeout_ms.
+    int overdue;
+    // For a field to come: 0.
+    int reserved;
 } httpdown_request_record;
 
 // A request has ended: for an access log. `record` is borrowed until the callback returns. Called on the events
@@ -713,6 +721,17 @@ typedef struct {
     // only have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never
     // do. The option of this name in `haproxy` does the same, and nginx does it always. Default: 0.
     int abort_on_close;
+    // How long a request may be with the program before it counts as overdue. Its time begins when it is handed over
+    // (to the pool, the queue, the handler or the service), so it has its wait for a thread in it, but not that for a
+    // short body (`body_buffer`). The time ends when the program has given the whole answer: an answer without an end
+    // is overdue, too. This is advice: nothing is cut, and the answer is as good as before. An overdue request is
+    // counted (`overdue` in the report, the statistic `handler.overdue`), now and then logged with its method and
+    // target, and told to those who have asked. By default there is no limit, because none fits both a page and a long
+    // poll, and because it costs each request a clock and an allocation. Not HTTPDOWN_NOW. Default: never. In real
+    // time.
+    uint32_t handler_timeout_ms;
+    // For an option to come: 0.
+    uint32_t reserved;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
@@ -793,6 +812,9 @@ typedef struct {
     // Requests that ended because the client was too slow with the body (body_timeout_ms), or in taking the answer
     // (write_timeout_ms).
     uint64_t timed_out;
+    // Requests that the program has had for longer than handler_timeout_ms. These requests are also in one of the
+    // columns above, when they have ended.
+    uint64_t overdue;
 } httpdown_stop_report;
 
 // An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -1197,6 +1219,13 @@ int httpdown_request_trailers(httpdown_request *request,
 // (an answer without a body is complete soon after httpdown_reply_start). True if `request` is NULL. Never blocks. Any
 // thread may make this call, even while another thread uses the request, until the request is ended.
 bool httpdown_request_cancelled(const httpdown_request *request);
+
+// Returns whether the program has had the request for longer than `handler_timeout_ms`; false without that option, or
+// if `request` is NULL. This is advice, and an answer is as useful as before (httpdown_request_cancelled): for a
+// handler that computes, and would rather send a part of its result, or say that it is busy. It is also true while the
+// handler blocks the thread that drives the connection, and before HTTPDOWN_OVERDUE is told. Never blocks. Any thread
+// may make this call, even while another thread uses the request, until the request is ended.
+bool httpdown_request_overdue(const httpdown_request *request);
 
 // Sleeps for `timeout_ms`, or until an answer is useless (see httpdown_request_cancelled). Any thread may make this
 // call, even while another thread uses the request, until the request is ended. With HTTPDOWN_DISPATCH_INLINE, a

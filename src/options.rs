@@ -60,6 +60,7 @@ pub(crate) struct Options {
     pub(crate) send_buffer: Option<NonZeroUsize>,
     pub(crate) abort_on_close: bool,
     pub(crate) conn_info: bool,
+    pub(crate) handler_timeout: Duration,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
     /// long. This is not an option for hosts. The value is long compared with the pauses of a busy client, and short
@@ -117,6 +118,7 @@ impl Default for Options {
             send_buffer: None,
             abort_on_close: false,
             conn_info: false,
+            handler_timeout: Duration::MAX,
             // options: end defaults
             park_after: Duration::from_secs(1),
         }
@@ -124,6 +126,11 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Whether a request that is with the program for too long is overdue.
+    pub(crate) fn limits_handlers(&self) -> bool {
+        self.handler_timeout != Duration::MAX
+    }
+
     /// How many requests a second learn of the drain.
     pub(crate) fn drain_rate(&self) -> f64 {
         self.drain_rate.map_or(DRAIN_RATE, |rate| rate.get() as f64)
@@ -145,6 +152,9 @@ impl Options {
             if timeout.is_zero() {
                 return wrong(format!("{name} is 0: every client would be too slow"));
             }
+        }
+        if self.handler_timeout.is_zero() {
+            return wrong("handler_timeout is 0: every request would be overdue".into());
         }
         if self.body_buffer() > MOST_BUFFERED {
             let most = MOST_BUFFERED;

@@ -87,6 +87,9 @@ pub struct Report {
     /// Requests, answered or not, whose handler still held them when the kill timeout had passed. These requests are
     /// also in one of the columns above.
     pub abandoned: u64,
+    /// Requests that the program has had for longer than `handler_timeout`. These requests are also in one of the
+    /// columns above, when they have ended.
+    pub overdue: u64,
     /// Connections that a handler had taken over, and that a kill cut. They are also in `conns_killed`.
     pub hijacked_killed: u64,
     /// Connections that still waited to be accepted when their listening socket had to be closed. The process had no

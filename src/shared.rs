@@ -69,6 +69,9 @@ pub(crate) struct Shared {
     /// How connections ended.
     pub(crate) ends: Ends,
     pub(crate) abandoned: Count,
+    /// Requests that the program has had for longer than it should, and when that was logged.
+    pub(crate) overdue: Count,
+    pub(crate) overdue_requests: Throttle,
     pub(crate) unaccepted: Count,
     /// How many requests have had their turn to learn of the drain.
     drain_turns: AtomicU64,
@@ -124,6 +127,8 @@ impl Shared {
             ledger: Ledger::default(),
             ends: Ends::default(),
             abandoned: Count::default(),
+            overdue: Count::default(),
+            overdue_requests: Throttle::default(),
             unaccepted: Count::default(),
             drain_turns: AtomicU64::new(0),
             stop: Mutex::default(),
@@ -269,6 +274,14 @@ impl Shared {
             .log_rarely(throttle, now, level, limit.text(), why);
     }
 
+    /// An I/O thread does not get on: it may be a handler in place that blocks it, and no timer of its connections
+    /// fires.
+    pub(crate) fn look_at_handlers(&self) {
+        if self.options.limits_handlers() {
+            self.registry.look_at_handlers();
+        }
+    }
+
     /// A request has come. Requests that only ask whether the server is ready are not reported here.
     pub(crate) fn request_came(&self) {
         if self.phases.get() == Phase::LameDuck {
@@ -299,6 +312,7 @@ impl Shared {
             phase: self.phases.get(),
             stop_duration,
             abandoned: self.abandoned.get(),
+            overdue: self.overdue.get(),
             unaccepted: self.unaccepted.get(),
             events_dropped: self.events.dropped(),
             ..Report::default()

@@ -16,6 +16,7 @@
 /// | `conn.closed` | sum | a connection was closed, or taken over by a handler (hijacked) |
 /// | `pool.stalled` | sum | a thread was started in place of one whose handler waits for its client |
 /// | `handler.error` | sum | a handler failed, or ended without an answer: the client got a 500 or a cut response |
+/// | `handler.overdue` | sum | a handler has had a request for longer than `handler_timeout`; nothing was cut |
 /// | `file.error` | sum | the file of an answer became shorter, or could not be read: the client saw it cut (`handler.error` counts it, too) |
 /// | `http-state.new`, `.active`, `.idle`, `.total` | avg | connections in that state, once a minute |
 /// | `stop` | sum | the first stop began |

@@ -15,7 +15,10 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use httpdown::{Dispatch, Error, Exchange, QueueItem, Ready, Result, Server};
 
-use common::{Client, Journal, addr, assert_balanced, builder, listener, reply, stop};
+use common::{
+    Bump, Client, Gate, Journal, Recorder, addr, assert_balanced, builder, each_way, listener,
+    reply, stop, wait_for_report,
+};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 const POST: &str = "POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -586,4 +589,122 @@ async fn a_task_waits_for_whatever_comes_first() {
     assert_eq!(client.answer().text(), "draining");
     drop(client);
     assert_balanced(&stopped.await.unwrap());
+}
+
+/// A handler timeout that passes in each of these tests.
+const SHORT: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_request_that_is_overdue_is_told_counted_logged_and_still_served() {
+    let (recorder, bumps) = Recorder::new();
+    let (lines, records) = (Journal::new(), Journal::new());
+    let (logs, tells) = (lines.clone(), records.clone());
+    let (give, given) = mpsc::channel();
+    let handler = move |exchange: Exchange| give.send(exchange).unwrap();
+    let server = builder()
+        .handler_timeout(SHORT)
+        .stats(recorder)
+        .on_log(move |level, line: &str| logs.write(format!("{level:?} {line}")))
+        .on_done(move |record| tells.write((record.target().to_owned(), record.overdue)))
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap();
+    let mut client = Client::connect(addr(&server));
+    for target in ["/slow?a", "/slow?b"] {
+        client.ask(target);
+        let mut exchange = given.recv().unwrap();
+        let (tell, told) = mpsc::channel();
+        exchange.notify(Ready::OVERDUE, move |ready| tell.send(ready).unwrap());
+        assert_eq!(told.recv().unwrap(), Ready::OVERDUE);
+        assert!(exchange.is_overdue() && exchange.cancelled().is_none());
+        reply(exchange, target).unwrap();
+        assert_eq!(client.answer().text(), target);
+    }
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.overdue), (2, 2));
+    let told = ["/slow?a", "/slow?b"].map(|target| (target.into(), true));
+    assert_eq!(records.all(), told);
+    let is_overdue = |bump: &&Bump| bump.0 == "sum handler.overdue";
+    assert_eq!(bumps.all().iter().filter(is_overdue).count(), 2);
+    // The log says it once a minute.
+    let line = "Warning a request is overdue (handler_timeout): GET /slow?a";
+    assert_eq!(lines.all(), [line]);
+}
+
+#[test]
+fn a_handler_that_blocks_sees_that_it_is_overdue_and_is_counted() {
+    let handler = |exchange: Exchange| {
+        while !exchange.is_overdue() {
+            assert!(exchange.cancelled().is_none());
+            thread::yield_now();
+        }
+        reply(exchange, "a part").unwrap();
+    };
+    for server in each_way(|| builder().handler_timeout(SHORT), handler) {
+        let mut client = Client::get(addr(&server), "/");
+        assert_eq!(client.answer().text(), "a part");
+        // It was counted before it was answered.
+        assert_eq!(server.report().overdue, 1);
+        let report = stop(&server).unwrap();
+        assert_balanced(&report);
+        assert_eq!((report.served, report.overdue), (1, 1));
+    }
+}
+
+#[test]
+fn a_handler_that_blocks_its_io_thread_is_counted_meanwhile_if_there_is_another() {
+    let gate = Gate::new();
+    let _open_at_end = gate.open_at_end();
+    let passes = gate.clone();
+    let handler = move |exchange: Exchange| {
+        passes.pass();
+        reply(exchange, "hello").unwrap();
+    };
+    let server = builder()
+        .io_threads(2.try_into().unwrap())
+        .handler_timeout(SHORT)
+        .handle(listener(), Dispatch::Inline, handler)
+        .unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    wait_for_report(&server, |report| report.overdue == 1);
+    gate.open();
+    assert_eq!(client.answer().text(), "hello");
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.overdue), (1, 1));
+}
+
+#[tokio::test]
+async fn a_task_is_told_that_its_request_is_overdue() {
+    let (give, given) = mpsc::channel();
+    let server = builder()
+        .handler_timeout(SHORT)
+        .handle(listener(), Dispatch::Inline, move |exchange: Exchange| {
+            give.send(exchange).unwrap();
+        })
+        .unwrap();
+    let mut client = Client::get(addr(&server), "/");
+    let mut exchange = given.recv().unwrap();
+    assert_eq!(exchange.ready(Ready::OVERDUE).await, Ready::OVERDUE);
+    // It stays so, like all that has happened.
+    let ready = exchange.ready(Ready::OVERDUE | Ready::DRAINING).await;
+    assert_eq!(ready, Ready::OVERDUE);
+    reply(exchange, "late").unwrap();
+    assert_eq!(client.answer().text(), "late");
+    drop(client);
+    let stopped = tokio::task::spawn_blocking(move || stop(&server).unwrap());
+    assert_balanced(&stopped.await.unwrap());
+}
+
+#[test]
+fn a_request_that_is_overdue_at_once_makes_no_sense() {
+    let refused = builder().handler_timeout(Duration::ZERO).handle(
+        listener(),
+        Dispatch::default(),
+        |exchange: Exchange| {
+            drop(exchange);
+        },
+    );
+    let why = refused.unwrap_err().to_string();
+    assert!(why.contains("handler_timeout is 0"), "{why}");
 }

@@ -250,6 +250,9 @@ public:
     /// Until the end of the request was known.
     microseconds ended() const noexcept { return microseconds(of_->ended_us); }
 
+    /// Whether the program had the request for longer than `handler_timeout`.
+    bool overdue() const noexcept { return of_->overdue != 0; }
+
     /// The client's address.
     std::string_view peer() const noexcept { return view(of_->peer); }
 
@@ -296,7 +299,7 @@ class stream;
 /// A request is false when it has been ended or moved from. Then answering it, and reading its body, throws an error
 /// with the status ALREADY_REPLIED. The head of an ended request can still be read (`method`, `path`, headers,
 /// addresses): you may reply, and then log the path. A request that was moved from has nothing to read. One thread at a
-/// time may use a request, except for `cancelled` and `wait_cancelled`.
+/// time may use a request, except for `cancelled`, `overdue` and `wait_cancelled`.
 class request {
 public:
     request() noexcept = default;
@@ -409,9 +412,9 @@ public:
     std::vector<httpdown::header> trailers() const;
 
     /// Calls `tell` once, as soon as at least one of these things (httpdown_ready_kind, or-ed) has happened to the
-    /// request, with all that have: HTTPDOWN_READABLE, HTTPDOWN_WRITABLE, HTTPDOWN_DRAINING, and HTTPDOWN_GONE, which
-    /// is always told. What has happened before is told at once, so nothing is lost between two calls. This replaces an
-    /// earlier call whose `tell` was not called. Never blocks.
+    /// request, with all that have: HTTPDOWN_READABLE, HTTPDOWN_WRITABLE, HTTPDOWN_DRAINING, HTTPDOWN_OVERDUE, and
+    /// HTTPDOWN_GONE, which is always told. What has happened before is told at once, so nothing is lost between two
+    /// calls. This replaces an earlier call whose `tell` was not called. Never blocks.
     ///
     ///     void go_on() { // of a struct that has the request, and that the callback keeps alive
     ///         char bytes[8192];
@@ -423,9 +426,9 @@ public:
     ///
     /// `tell` runs on the thread that drives the connection, perhaps before `notify` has returned. It must not block:
     /// it may read and write with a timeout of 0, call `notify` again, or end the request. Meanwhile no other thread
-    /// may use the request, but for `cancelled` and `wait_cancelled`. Nothing is told after the request has ended:
-    /// whoever ends it waits until a `tell` that runs on another thread has returned. So do not hold a lock there that
-    /// `tell` takes.
+    /// may use the request, but for `cancelled`, `overdue` and `wait_cancelled`. Nothing is told after the request has
+    /// ended: whoever ends it waits until a `tell` that runs on another thread has returned. So do not hold a lock
+    /// there that `tell` takes.
     ///
     /// `tell` is destroyed exactly once, on any thread: after its call, when it is not wanted any more, or when
     /// `notify` has failed. If it throws, this becomes a line for `on_log` (if the request came to a handler), and the
@@ -447,6 +450,12 @@ public:
     /// answer without a body is complete soon after `start`). Never blocks. Any thread may make this call, even while
     /// another thread uses the request, as long as nobody ends or moves the request.
     bool cancelled() const noexcept { return httpdown_request_cancelled(get()); }
+
+    /// Whether the program has had the request for longer than `handler_timeout`. This is advice, and an answer is as
+    /// useful as before: for a handler that computes, and would rather send a part of its result. It is also true while
+    /// the handler blocks the thread that drives the connection. Never blocks. The thread rules are those of
+    /// `cancelled`.
+    bool overdue() const noexcept { return httpdown_request_overdue(get()); }
 
     /// Sleeps until an answer is useless (true), or until the timeout (false). The thread rules are those of
     /// `cancelled`.
@@ -1040,6 +1049,14 @@ struct options {
     /// have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
     /// The option of this name in `haproxy` does the same, and nginx does it always. Default: false.
     bool abort_on_close = false;
+    /// How long a request may be with the program before it counts as overdue. Its time begins when it is handed over
+    /// (to the pool, the queue, the handler or the service), so it has its wait for a thread in it, but not that for a
+    /// short body (`body_buffer`). The time ends when the program has given the whole answer: an answer without an end
+    /// is overdue, too. This is advice: nothing is cut, and the answer is as good as before. An overdue request is
+    /// counted (`overdue` in the report, the statistic `handler.overdue`), now and then logged with its method and
+    /// target, and told to those who have asked. By default there is no limit, because none fits both a page and a long
+    /// poll, and because it costs each request a clock and an allocation. Not 0. Default: never.
+    std::optional<milliseconds> handler_timeout{};
     // options: end fields
 };
 
@@ -1329,6 +1346,7 @@ public:
         raw_.receive_buffer = from.receive_buffer;
         raw_.send_buffer = from.send_buffer;
         raw_.abort_on_close = from.abort_on_close;
+        raw_.handler_timeout_ms = to_ms(from.handler_timeout);
         // options: end give
 
         if (from.handler) raw_.handler = on_request;

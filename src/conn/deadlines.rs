@@ -42,9 +42,11 @@ pub(super) enum Deadline {
     Write,
     /// It is the request's turn to learn of the drain.
     Drain,
+    /// The program should have answered.
+    Handler,
 }
 
-const COUNT: usize = Deadline::Drain as usize + 1;
+const COUNT: usize = Deadline::Handler as usize + 1;
 const _: () = assert!(COUNT <= u16::BITS as usize, "each has a bit");
 
 /// The deadlines that are set. Without any, this takes one word.

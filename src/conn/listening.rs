@@ -9,6 +9,9 @@ pub(crate) trait Listener: Send + Sync {
     /// The server drains, and it is this request's turn to end.
     fn drains(&self);
 
+    /// The program has had the request for longer than it should.
+    fn overdue(&self);
+
     /// The listener has asked to be called.
     fn call(&self);
 }
@@ -75,6 +78,12 @@ impl Listening {
         self.asks_for.fetch_and(!DRAIN, Ordering::AcqRel);
         if let Some(listener) = self.get() {
             listener.drains();
+        }
+    }
+
+    pub(super) fn overdue(&self) {
+        if let Some(listener) = self.get() {
+            listener.overdue();
         }
     }
 

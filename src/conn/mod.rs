@@ -15,6 +15,7 @@ mod close;
 mod deadlines;
 mod driver;
 mod h1;
+mod handling;
 #[cfg(feature = "tls")]
 mod handshake;
 mod listening;

@@ -58,6 +58,7 @@ where
         if let Some(recording) = inflight.recording() {
             recording.is_called();
         }
+        inflight.is_handed_over(&head);
         let conn = inflight.conn();
         if conn.shared().options.conn_info {
             head.extensions.insert(ConnInfo::clone(conn.info()));

@@ -29,6 +29,7 @@ use crate::tls::TlsInfo;
 
 use super::driver::Driver;
 use super::h1::{BodyFault, BodyLength, Progress, is_request};
+use super::handling::{Handled, Handling};
 use super::listening::{Listener, Listening};
 use super::number::Number;
 use super::recordings::{Opened, Recordings};
@@ -88,6 +89,8 @@ pub(crate) struct Conn {
     ledger: Ledger,
     /// `None` if nobody wants to be told of each request.
     recordings: Option<Box<Recordings>>,
+    /// `None` if no request is ever overdue.
+    handled: Option<Box<Handled>>,
     /// The counts that the ledger had when the connection was closed have been added to the server's counts. A handler
     /// may have blocked a thread, which then comes to the connection later; what that thread adds is ignored. See
     /// [`Register::settle`].
@@ -154,6 +157,7 @@ impl Conn {
             listening: Listening::default(),
             ledger: Ledger::default(),
             recordings: shared.events.wants_done().then(Box::default),
+            handled: shared.options.limits_handlers().then(Box::default),
             in_service: Count::default(),
             unflushed: Count::default(),
             unserved: Unserved::default(),
@@ -319,6 +323,11 @@ impl Conn {
         }
     }
 
+    /// Where the request is that the program has, if it may be overdue.
+    pub(super) fn handled(&self) -> Option<&Handled> {
+        self.handled.as_deref()
+    }
+
     fn recordings(&self) -> Option<Opened<'_>> {
         let recordings = self.recordings.as_deref();
         recordings.map(|recordings| recordings.open(&self.shared))
@@ -373,6 +382,7 @@ impl Conn {
         Inflight {
             conn: Arc::clone(self),
             recording,
+            handling: OnceCell::new(),
             column: AtomicU8::new(Column::Served as u8),
         }
     }
@@ -813,6 +823,12 @@ impl Member for Conn {
         self.closed();
     }
 
+    fn look_at_handler(&self) {
+        if let Some(handling) = self.handled().and_then(Handled::get) {
+            handling.look(&self.shared);
+        }
+    }
+
     fn held(&self) -> u64 {
         let let_go = self.let_go.get();
         self.ledger.requests.get() - let_go
@@ -958,6 +974,8 @@ pub(crate) struct Inflight {
     conn: Arc<Conn>,
     /// `None` if nobody wants to be told of the request.
     recording: Option<Arc<Recording>>,
+    /// Set when the program gets the request, if the request may be overdue.
+    handling: OnceCell<Arc<Handling>>,
     /// A [`Column`]. Any thread may set it.
     column: AtomicU8,
 }
@@ -970,6 +988,46 @@ impl Inflight {
     /// Where everything is noted that the host is told of the request. `None` if nobody wants to be told.
     pub(crate) fn recording(&self) -> Option<&Arc<Recording>> {
         self.recording.as_ref()
+    }
+
+    /// The program gets the request.
+    #[inline]
+    pub(crate) fn is_handed_over(&self, head: &Parts) {
+        if let Some(handled) = self.conn.handled() {
+            self.handling_begins(head, handled);
+        }
+    }
+
+    #[cold]
+    fn handling_begins(&self, head: &Parts, handled: &Handled) {
+        let limit = self.conn.shared.options.handler_timeout;
+        let new = || Arc::new(Handling::new(head, self.recording(), limit));
+        let handling = self.handling.get_or_init(new);
+        handled.set(Some(Arc::clone(handling)));
+    }
+
+    /// The program has given the whole answer, or nobody can get one any more. Only the first call counts.
+    #[inline]
+    pub(crate) fn is_handled(&self) {
+        if let Some(handling) = self.handling.get() {
+            handling.end(&self.conn.shared);
+        }
+    }
+
+    /// Like [`Inflight::is_handled`], in the connection's task.
+    #[inline]
+    pub(super) fn is_over(&self) {
+        if let Some(handled) = self.conn.handled() {
+            self.is_handled();
+            // What it keeps may be the buffer that its head came in.
+            handled.set(None);
+        }
+    }
+
+    /// Whether the program has had the request for longer than it should.
+    pub(crate) fn is_overdue(&self) -> bool {
+        let handling = self.handling.get();
+        handling.is_some_and(|handling| handling.is_overdue())
     }
 
     /// The answer is the 503 of a kill. The request counts as killed, not as served.

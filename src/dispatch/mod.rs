@@ -166,6 +166,7 @@ impl Dispatcher {
     }
 
     fn hand_over(&self, exchange: Exchange, slot: &ReplySlot) {
+        slot.inflight().is_handed_over(exchange.head());
         match self {
             Self::Inline(handler) => call(&**handler, exchange, slot),
             Self::Pool(pool) => pool.push(exchange),

@@ -139,4 +139,6 @@ const _: () = {
     assert!(HTTPDOWN_WRITABLE as u8 == Ready::WRITABLE.bits());
     assert!(HTTPDOWN_GONE as u8 == Ready::GONE.bits());
     assert!(HTTPDOWN_DRAINING as u8 == Ready::DRAINING.bits());
+    assert!(HTTPDOWN_OVERDUE as u8 == Ready::OVERDUE.bits());
+    assert!(HTTPDOWN_NEW as u8 & Ready::OVERDUE.bits() == 0);
 };

@@ -101,6 +101,10 @@ pub struct httpdown_request_record {
     pub user_agent: httpdown_bytes,
     /// What httpdown_request_set_data has set last; NULL if nothing.
     pub data: *mut c_void,
+    /// Not 0: the program had the request for longer than handler_timeout_ms.
+    pub overdue: c_int,
+    /// For a field to come: 0.
+    pub reserved: c_int,
 }
 
 /// A request has ended: for an access log. `record` is borrowed until the callback returns. Called on the events
@@ -111,7 +115,7 @@ pub type httpdown_done_fn =
 // Field-by-field assignment leaves padding unwritten.
 const _: () = {
     let words = size_of::<usize>() * 12;
-    let ints = size_of::<c_int>() * 4;
+    let ints = size_of::<c_int>() * 6;
     assert!(size_of::<httpdown_request_record>() == words + ints + size_of::<u64>() * 11);
 };
 
@@ -217,6 +221,7 @@ unsafe fn line<'a>(record: &httpdown_request_record) -> Result<Line<'a>> {
         flushed_us: record.flushed_us,
         acknowledged_us: record.acknowledged_us,
         ended_us: record.ended_us,
+        is_overdue: record.overdue != 0,
         peer: bytes(record.peer, "record.peer")?,
         method: bytes(record.method, "record.method")?,
         target: bytes(record.target, "record.target")?,
@@ -318,6 +323,8 @@ impl Told {
             referer: maybe(record.referer()),
             user_agent: maybe(record.user_agent()),
             data: data.map_or(std::ptr::null_mut(), |data: &RequestData| data.own.pointer),
+            overdue: record.overdue.into(),
+            reserved: 0,
         };
         Self {
             raw,

@@ -40,7 +40,8 @@ use super::types::{
 ///
 /// The pointer stands for this request alone. If you use the pointer after the request's life, the call finds nothing
 /// (ALREADY_REPLIED), and never another request; but borrowed bytes are gone. The pointer points to no memory. One
-/// thread at a time may use a request, except for httpdown_request_cancelled and httpdown_request_wait_cancelled.
+/// thread at a time may use a request, except for httpdown_request_cancelled, httpdown_request_wait_cancelled and
+/// httpdown_request_overdue.
 pub struct httpdown_request {
     head: Parts,
     conn: Arc<ConnInfo>,
@@ -763,6 +764,20 @@ pub unsafe extern "C" fn httpdown_request_cancelled(request: *const httpdown_req
         // SAFETY: the header's preface.
         let slot = unsafe { slot(request)? };
         Ok(slot.over().is_some())
+    })
+}
+
+/// Returns whether the program has had the request for longer than `handler_timeout_ms`; false without that option, or
+/// if `request` is NULL. This is advice, and an answer is as useful as before (httpdown_request_cancelled): for a
+/// handler that computes, and would rather send a part of its result, or say that it is busy. It is also true while the
+/// handler blocks the thread that drives the connection, and before HTTPDOWN_OVERDUE is told. Never blocks. Any thread
+/// may make this call, even while another thread uses the request, until the request is ended.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_request_overdue(request: *const httpdown_request) -> bool {
+    value(false, || {
+        // SAFETY: the header's preface.
+        let slot = unsafe { slot(request)? };
+        Ok(slot.inflight().is_overdue())
     })
 }
 

@@ -518,6 +518,7 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         conns_tls_failed: of.conns_tls_failed,
         conns_tls_timed_out: of.conns_tls_timed_out,
         timed_out: of.timed_out,
+        overdue: of.overdue,
     };
     // SAFETY: not NULL, so a report.
     unsafe { write_sized(report, value, "report") }

@@ -329,6 +329,9 @@ pub enum httpdown_ready_kind {
     HTTPDOWN_DRAINING = 8,
     /// A request that has come. Only httpdown_next_item tells this.
     HTTPDOWN_NEW = 16,
+    /// The program has had the request for longer than `handler_timeout_ms`. An answer is as useful as before. Not for
+    /// a stream (httpdown_upgrade): there, it is never told.
+    HTTPDOWN_OVERDUE = 32,
 }
 
 /// Tells what has happened to a request (httpdown_ready_kind, or-ed): httpdown_request_notify. Called on the thread
@@ -665,6 +668,17 @@ pub struct httpdown_options {
     /// only have closed its half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never
     /// do. The option of this name in `haproxy` does the same, and nginx does it always. Default: 0.
     pub abort_on_close: c_int,
+    /// How long a request may be with the program before it counts as overdue. Its time begins when it is handed over
+    /// (to the pool, the queue, the handler or the service), so it has its wait for a thread in it, but not that for a
+    /// short body (`body_buffer`). The time ends when the program has given the whole answer: an answer without an end
+    /// is overdue, too. This is advice: nothing is cut, and the answer is as good as before. An overdue request is
+    /// counted (`overdue` in the report, the statistic `handler.overdue`), now and then logged with its method and
+    /// target, and told to those who have asked. By default there is no limit, because none fits both a page and a long
+    /// poll, and because it costs each request a clock and an allocation. Not HTTPDOWN_NOW. Default: never. In real
+    /// time.
+    pub handler_timeout_ms: u32,
+    /// For an option to come: 0.
+    pub reserved: u32,
     // options: end fields
 }
 
@@ -748,6 +762,9 @@ pub struct httpdown_stop_report {
     /// Requests that ended because the client was too slow with the body (body_timeout_ms), or in taking the answer
     /// (write_timeout_ms).
     pub timed_out: u64,
+    /// Requests that the program has had for longer than handler_timeout_ms. These requests are also in one of the
+    /// columns above, when they have ended.
+    pub overdue: u64,
 }
 
 /// An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -786,10 +803,10 @@ const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
     let pointers = size_of::<usize>() * 21;
     let longs = size_of::<[u64; 1]>();
-    let ints = size_of::<u32>() * 38;
+    let ints = size_of::<u32>() * 40;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + longs + ints);
-    let counts = size_of::<u64>() * 27;
+    let counts = size_of::<u64>() * 28;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
     let (words, ints) = (size_of::<usize>() * 17, size_of::<u32>() * 4);
     assert!(size_of::<httpdown_tls>() == words + ints);

@@ -33,6 +33,7 @@ pub(crate) struct Line<'a> {
     pub(crate) flushed_us: i64,
     pub(crate) acknowledged_us: i64,
     pub(crate) ended_us: i64,
+    pub(crate) is_overdue: bool,
     pub(crate) peer: &'a [u8],
     pub(crate) method: &'a [u8],
     pub(crate) target: &'a [u8],
@@ -142,6 +143,7 @@ impl Line<'_> {
                 _ => write!(to, ",\"{name}\":null")?,
             }
         }
+        write!(to, ",\"overdue\":{}", self.is_overdue)?;
         write_field(to, "referer", self.referer)?;
         write_field(to, "user_agent", self.user_agent)?;
         to.write_char('}')
@@ -286,6 +288,7 @@ mod tests {
             flushed_us: i64::MAX,
             acknowledged_us: -1,
             ended_us: 9,
+            is_overdue: true,
             peer: b"[::1]:80",
             method: b"GET",
             target,
@@ -380,7 +383,7 @@ mod tests {
             "time": "1994-11-06T08:49:37.000005Z", "peer": "[::1]:80", "method": "GET", "target": "/",
             "version": "1.1", "status": 0, "end": "timed_out", "conn_id": u64::MAX, "number": 2, "tls": true,
             "received": 3, "sent": 4, "head_us": 0, "called_us": null, "answered_us": 8, "flushed_us": i64::MAX,
-            "acknowledged_us": null, "ended_us": 9, "referer": null, "user_agent": null,
+            "acknowledged_us": null, "ended_us": 9, "overdue": true, "referer": null, "user_agent": null,
         });
         assert_eq!(value, expected);
     }

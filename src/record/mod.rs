@@ -4,7 +4,7 @@ mod line;
 
 use std::any::Any;
 use std::fmt;
-use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -90,6 +90,8 @@ pub struct RequestRecord {
     pub acknowledged: Option<Duration>,
     /// Until the end of the request was known.
     pub ended: Duration,
+    /// The program had the request for longer than [`handler_timeout`](crate::Builder::handler_timeout).
+    pub overdue: bool,
     data: Option<Arc<dyn Any + Send + Sync>>,
     of: Arc<Recording>,
 }
@@ -222,6 +224,7 @@ impl fmt::Display for Written<'_> {
             flushed_us: us(record.flushed),
             acknowledged_us: us(record.acknowledged),
             ended_us: micros(record.ended),
+            is_overdue: record.overdue,
             peer: peer.as_bytes(),
             method: record.of.texts.method(),
             target: record.of.texts.target(),
@@ -288,6 +291,7 @@ pub(crate) struct Recording {
     called: Moment,
     answered: Moment,
     flushed: Moment,
+    overdue: AtomicBool,
     data: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
 }
 
@@ -316,6 +320,7 @@ impl Recording {
             called: Moment::default(),
             answered: Moment::default(),
             flushed: Moment::default(),
+            overdue: AtomicBool::new(false),
             data: Mutex::default(),
         };
         if head.is_some() {
@@ -338,6 +343,11 @@ impl Recording {
     /// The kernel has all of the answer.
     pub(crate) fn is_flushed(&self) {
         self.flushed.is_now(self.start);
+    }
+
+    /// The program has had the request for longer than it should.
+    pub(crate) fn is_overdue(&self) {
+        self.overdue.store(true, Ordering::Relaxed);
     }
 
     /// Bytes of the request's body were read.
@@ -383,6 +393,7 @@ impl Recording {
             flushed: self.flushed.get(),
             acknowledged: is_acknowledged.then_some(ended),
             ended,
+            overdue: self.overdue.load(Ordering::Relaxed),
             data,
             of: self,
         }

@@ -26,6 +26,9 @@ pub(crate) trait Member: fmt::Debug + Send + Sync + 'static {
     /// handler blocks its thread.
     fn abandon(&self);
 
+    /// Counts the request that the program has, if it is overdue.
+    fn look_at_handler(&self);
+
     /// How many requests are held by handlers, or wait in a queue.
     fn held(&self) -> u64;
 
@@ -94,6 +97,13 @@ impl Registry {
     pub(crate) fn abandon_all(&self) {
         for member in self.members.all() {
             member.abandon();
+        }
+    }
+
+    /// Counts the requests that are overdue, also those whose threads do not get on.
+    pub(crate) fn look_at_handlers(&self) {
+        for member in self.members.all() {
+            member.look_at_handler();
         }
     }
 

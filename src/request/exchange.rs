@@ -162,7 +162,7 @@ impl Exchange {
         }))
     }
 
-    pub(super) fn head(&self) -> &Parts {
+    pub(crate) fn head(&self) -> &Parts {
         self.0.head.as_ref().unwrap_or(&NO_HEAD)
     }
 
@@ -298,6 +298,30 @@ impl Exchange {
     #[must_use]
     pub fn cancelled(&self) -> Option<Error> {
         self.0.slot.over()
+    }
+
+    /// Whether the program has had the request for longer than
+    /// [`handler_timeout`](crate::Builder::handler_timeout); without that, false. This is advice, and an answer is as
+    /// useful as before: for a handler that computes, and would rather send a part of its result, or say that it is
+    /// busy. Reads a clock, so it is also true while the handler blocks the thread that drives the connection, and
+    /// before [`Ready::OVERDUE`] is told. Never blocks.
+    ///
+    /// ```
+    /// use httpdown::{Exchange, Result};
+    ///
+    /// /// Finds as much as it can in its time.
+    /// fn search(exchange: Exchange) -> Result<()> {
+    ///     let mut found = 0;
+    ///     while found < 1_000 && !exchange.is_overdue() {
+    ///         found += 1;
+    ///     }
+    ///     exchange.reply(http::Response::new(format!("{found}\n").into()))
+    /// }
+    /// # let _ = search;
+    /// ```
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        self.0.slot.inflight().is_overdue()
     }
 
     /// Returns a value that can wait, on any thread, until an answer is useless.
@@ -923,6 +947,7 @@ impl Exchange {
             return Ok(());
         };
         self.leave_body();
+        self.0.slot.inflight().is_handled();
         match pieces.end() {
             Err(NotTaken) if !self.0.slot.is_complete() => Err(not_taken(&self.0.slot)),
             // Or the connection knew the end before.
@@ -942,6 +967,9 @@ impl Exchange {
         }
         // After a kill no answer may get through. Otherwise the client could not tell it from an answer that was
         // finished in time.
+        if !matches!(response.body(), ReplyBody::Pieces(_)) {
+            self.0.slot.inflight().is_handled();
+        }
         self.0.slot.answer(response)?;
         self.0.answer = Answer::Given;
         Ok(())
@@ -949,6 +977,7 @@ impl Exchange {
 
     /// Answers with the 503 of a kill, because nobody has taken the request in time.
     pub(crate) fn refuse(mut self) {
+        self.0.slot.inflight().is_handled();
         self.0.slot.inflight().refused();
         if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
             self.leave_body();
@@ -958,6 +987,7 @@ impl Exchange {
 
     /// Answers with a 503, because too many requests wait before this one.
     pub(crate) fn turn_away(mut self) {
+        self.0.slot.inflight().is_handled();
         if let Answer::Owed = std::mem::replace(&mut self.0.answer, Answer::Given) {
             self.leave_body();
             self.0.slot.give(ReplyBody::whole(answers::busy()));
@@ -1065,6 +1095,7 @@ impl RequestBody {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
+        self.0.slot.inflight().is_handled();
         match std::mem::replace(&mut self.0.answer, Answer::Given) {
             Answer::Given => {}
             // The client has everything, or cannot get it any more. The handler may know this.

@@ -31,12 +31,17 @@ impl Ready {
     pub const GONE: Self = Self(1 << 2);
     /// The server drains: an answer without an end should end now.
     pub const DRAINING: Self = Self(1 << 3);
+    /// The program has had the request for longer than it should
+    /// ([`Builder::handler_timeout`](crate::Builder::handler_timeout)). An answer is as useful as before.
+    // For C, the bit in between says that a request is new.
+    pub const OVERDUE: Self = Self(1 << 5);
 
-    const ALL: [(Self, &'static str); 4] = [
+    const ALL: [(Self, &'static str); 5] = [
         (Self::READABLE, "READABLE"),
         (Self::WRITABLE, "WRITABLE"),
         (Self::GONE, "GONE"),
         (Self::DRAINING, "DRAINING"),
+        (Self::OVERDUE, "OVERDUE"),
     ];
 
     /// The bits, as C has them.

@@ -177,6 +177,14 @@ impl ReplySlot {
         }
     }
 
+    /// Something has happened that may not be what is waited for. So the waiter stays, and may be woken in vain.
+    fn wake_waiter(&self) {
+        let waiter = self.lock().waiter.clone();
+        if let Some(waiter) = waiter {
+            contain(|| waiter.wake());
+        }
+    }
+
     fn set(&self, state: u8) {
         let mut meeting = self.lock();
         // Stored under the lock, so that a watch either sees the state when it is made, or is told.
@@ -224,7 +232,7 @@ impl Subject for ReplySlot {
         self.inflight.conn()
     }
 
-    /// That it was lost, and the drain.
+    /// That it was lost, the drain, and that it is overdue.
     fn happened(&self) -> Ready {
         let mut ready = Ready::NONE;
         if self.lost().is_some() {
@@ -232,6 +240,9 @@ impl Subject for ReplySlot {
         }
         if self.lock().is_draining {
             ready |= Ready::DRAINING;
+        }
+        if self.inflight.is_overdue() {
+            ready |= Ready::OVERDUE;
         }
         ready
     }
@@ -243,14 +254,12 @@ impl Subject for ReplySlot {
 
 impl Listener for ReplySlot {
     fn drains(&self) {
-        let mut meeting = self.lock();
-        meeting.is_draining = true;
-        // It stays: who waits for something else is woken in vain.
-        let waiter = meeting.waiter.clone();
-        drop(meeting);
-        if let Some(waiter) = waiter {
-            contain(|| waiter.wake());
-        }
+        self.lock().is_draining = true;
+        self.wake_waiter();
+    }
+
+    fn overdue(&self) {
+        self.wake_waiter();
     }
 
     fn call(&self) {

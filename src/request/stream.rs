@@ -239,6 +239,9 @@ impl Listener for Inner {
         }
     }
 
+    /// A connection that was taken over has its answer.
+    fn overdue(&self) {}
+
     fn call(&self) {
         let notice = self.watch().notice.clone();
         if let Some(notice) = notice {

@@ -493,7 +493,13 @@ impl Accepting {
         });
         let changed = Arc::new(Notify::new());
         for worker in executor.workers() {
-            tokio::spawn(Arc::clone(worker).watch(Arc::clone(&changed)));
+            let shared = Arc::downgrade(shared);
+            let look = move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.look_at_handlers();
+                }
+            };
+            tokio::spawn(Arc::clone(worker).watch(Arc::clone(&changed), look));
         }
         let (at, worker) = executor.for_accepting();
         let mut tasks = JoinSet::new();

@@ -426,6 +426,19 @@ impl Builder {
         self
     }
 
+    /// How long a request may be with the program before it counts as overdue. Its time begins when it is handed over
+    /// (to the pool, the queue, the handler or the service), so it has its wait for a thread in it, but not that for a
+    /// short body ([`body_buffer`](Builder::body_buffer)). The time ends when the program has given the whole answer:
+    /// an answer without an end is overdue, too. This is advice: nothing is cut, and the answer is as good as before.
+    /// An overdue request is counted (`overdue` in the [`Report`](crate::Report), the statistic `handler.overdue`), now
+    /// and then logged with its method and target, and told to those who have asked. By default there is no limit,
+    /// because none fits both a page and a long poll, and because it costs each request a clock and an allocation. Not
+    /// 0. Default: never. In real time.
+    pub fn handler_timeout(mut self, timeout: Duration) -> Self {
+        self.options.handler_timeout = timeout;
+        self
+    }
+
     // options: end setters
 
     /// Speaks TLS on every connection. By default, no connection does. A client that speaks HTTP without TLS gets a

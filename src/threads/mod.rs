@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinSet, yield_now};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::contain::contain;
 use crate::error::{Error, Result};
@@ -39,6 +39,9 @@ const STACK_SIZE: usize = 8 << 20;
 
 /// How long a runtime may take to show that it has been shut down.
 const GONE_GRACE: Duration = Duration::from_millis(100);
+
+/// How often there is a look at all connections while a thread does not get on. It costs something for each of them.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// How long our threads, and the host's code on them, may take to end, however short the kill timeout is. They mostly
 /// need some milliseconds; on a busy machine, they need more.
@@ -326,8 +329,9 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// Notes when the worker's thread does not get on, and when it gets on again, and notifies `changed` each time.
-    /// Ends only if there is nothing to watch.
-    pub(crate) async fn watch(self: Arc<Self>, changed: Arc<Notify>) {
+    /// Meanwhile `looks` is called now and then: what waits for time on that thread waits in vain. Ends only if there is
+    /// nothing to watch.
+    pub(crate) async fn watch(self: Arc<Self>, changed: Arc<Notify>, looks: impl Fn()) {
         let Some(watchdog) = &self.watchdog else {
             return;
         };
@@ -339,7 +343,16 @@ impl Worker {
                 })
                 .await;
             changed.notify_one();
-            watchdog.gets_on(beat).await;
+            let look = async {
+                loop {
+                    sleep(LOOK).await;
+                    looks();
+                }
+            };
+            tokio::select! {
+                () = watchdog.gets_on(beat) => {}
+                () = look => {}
+            }
             changed.notify_one();
         }
     }

@@ -78,10 +78,11 @@ AT(httpdown_options, tcp_user_timeout_ms, 312);
 AT(httpdown_options, receive_buffer, 316);
 AT(httpdown_options, send_buffer, 320);
 AT(httpdown_options, abort_on_close, 324);
-SIZE(httpdown_options, 328);
+AT(httpdown_options, handler_timeout_ms, 328);
+SIZE(httpdown_options, 336);
 // options: end offsets
 
-SIZE(httpdown_stop_report, 232);
+SIZE(httpdown_stop_report, 240);
 AT(httpdown_stop_report, struct_size, 0);
 AT(httpdown_stop_report, phase, 8);
 AT(httpdown_stop_report, status, 12);
@@ -112,6 +113,7 @@ AT(httpdown_stop_report, conns_handshaking, 200);
 AT(httpdown_stop_report, conns_tls_failed, 208);
 AT(httpdown_stop_report, conns_tls_timed_out, 216);
 AT(httpdown_stop_report, timed_out, 224);
+AT(httpdown_stop_report, overdue, 232);
 
 SIZE(httpdown_event, 616);
 AT(httpdown_event, struct_size, 0);
@@ -123,7 +125,7 @@ AT(httpdown_event, name, 32);
 AT(httpdown_event, text, 96);
 AT(httpdown_event, record, 608);
 
-SIZE(httpdown_request_record, 200);
+SIZE(httpdown_request_record, 208);
 AT(httpdown_request_record, struct_size, 0);
 AT(httpdown_request_record, end, 8);
 AT(httpdown_request_record, status_code, 12);
@@ -146,6 +148,8 @@ AT(httpdown_request_record, target, 144);
 AT(httpdown_request_record, referer, 160);
 AT(httpdown_request_record, user_agent, 176);
 AT(httpdown_request_record, data, 192);
+AT(httpdown_request_record, overdue, 200);
+AT(httpdown_request_record, reserved, 204);
 
 SIZE(httpdown_bytes, 16);
 AT(httpdown_bytes, data, 0);
@@ -291,6 +295,7 @@ VALUE(HTTPDOWN_WRITABLE, 2);
 VALUE(HTTPDOWN_GONE, 4);
 VALUE(HTTPDOWN_DRAINING, 8);
 VALUE(HTTPDOWN_NEW, 16);
+VALUE(HTTPDOWN_OVERDUE, 32);
 
 VALUE(HTTPDOWN_NOW, 4294967294);
 VALUE(HTTPDOWN_FOREVER, 4294967295);

@@ -153,6 +153,7 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_request_header_count(NULL), 0);
     EQUAL(httpdown_request_conn_id(NULL), 0);
     CHECK(httpdown_request_cancelled(NULL));
+    CHECK(!httpdown_request_overdue(NULL));
     EQUAL(httpdown_request_headers(NULL, 0, NULL, 0, &count), INVALID);
     EQUAL(httpdown_request_read(NULL, text, 1, HTTPDOWN_FOREVER, &count), INVALID);
     EQUAL(httpdown_request_body(NULL, 1, HTTPDOWN_FOREVER, &(httpdown_bytes){0}), INVALID);

@@ -233,6 +233,96 @@ static void a_stream_ends_at_a_stop(void) {
     free_fixture(f);
 }
 
+/* ---- a request that is with the program for too long ---- */
+
+enum { SHORT_MS = 50 };
+
+static gate recorded = GATE;
+
+static void on_done(const httpdown_request_record *record, void *user_data) {
+    (void)user_data;
+    char line[512];
+    size_t len;
+    EQUAL(record->end, HTTPDOWN_END_SERVED);
+    EQUAL(record->overdue, 1);
+    EQUAL(record->reserved, 0);
+    EQUAL(httpdown_log_line(record, HTTPDOWN_LOG_JSON, line, sizeof line, &len), 0);
+    CHECK(strstr(line, ",\"overdue\":true,") != NULL);
+    gate_add(&recorded);
+}
+
+static void a_request_that_is_overdue_is_told_of_and_not_cut(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, keep);
+    options.handler_timeout_ms = SHORT_MS;
+    options.on_done = on_done;
+    start(&options);
+    int fd = dial(f->server);
+    put(fd, GET("/"));
+    httpdown_request *request = kept_one();
+    EQUAL(httpdown_request_notify(request, HTTPDOWN_NEW, note, NULL, NULL), HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    EQUAL(httpdown_request_notify(request, HTTPDOWN_OVERDUE, note, NULL, free_echo), 0);
+    UNTIL(__atomic_load_n(&destroyed, __ATOMIC_SEQ_CST) == 1);
+    EQUAL(happened, HTTPDOWN_OVERDUE);
+    CHECK(httpdown_request_overdue(request) && !httpdown_request_cancelled(request));
+    EQUAL(report_of(f->server).overdue, 1);
+    EQUAL(httpdown_reply_text(request, 200, "late"), 0);
+    CHECK(!httpdown_request_overdue(request));
+    expect(fd, 200, "late");
+    close(fd);
+    gate_wait(&recorded, 1);
+    httpdown_stop_report report = end_server(f, 0);
+    EQUAL(report.served, 1);
+    EQUAL(report.overdue, 1);
+    free_fixture(f);
+}
+
+static void by_the_queue_too(void) {
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, NULL);
+    options.handler_timeout_ms = SHORT_MS;
+    start(&options);
+    int fd = dial(f->server);
+    put(fd, GET("/"));
+    httpdown_item item;
+    size_t count = 0;
+    EQUAL(httpdown_next_item(f->server, PATIENCE_MS, &item, 1, &count), 0);
+    EQUAL(item.ready, HTTPDOWN_NEW);
+    httpdown_request *request = item.request;
+    EQUAL(httpdown_request_notify(request, HTTPDOWN_OVERDUE | HTTPDOWN_DRAINING, NULL, &fd, NULL), 0);
+    EQUAL(httpdown_next_item(f->server, PATIENCE_MS, &item, 1, &count), 0);
+    EQUAL(item.ready, HTTPDOWN_OVERDUE);
+    CHECK(item.request == request && item.user_data == &fd);
+    EQUAL(httpdown_reply_text(request, 200, "late"), 0);
+    expect(fd, 200, "late");
+    close(fd);
+    EQUAL(end_server(f, 0).overdue, 1);
+    free_fixture(f);
+}
+
+static void compute(httpdown_request *request, void *user_data) {
+    (void)user_data;
+    while (!httpdown_request_overdue(request)) CHECK(!httpdown_request_cancelled(request));
+    EQUAL(httpdown_reply_text(request, 200, "a part"), 0);
+}
+
+static void a_handler_that_computes_sees_it_too(void) {
+    static const int dispatches[] = {HTTPDOWN_DISPATCH_INLINE, HTTPDOWN_DISPATCH_POOL};
+    for (int i = 0; i < 2; i++) {
+        fixture *f = new_fixture();
+        httpdown_options options = options_for(f, compute);
+        options.handler_timeout_ms = SHORT_MS;
+        options.dispatch = dispatches[i];
+        start(&options);
+        int fd = dial(f->server);
+        put(fd, GET("/"));
+        expect(fd, 200, "a part");
+        close(fd);
+        EQUAL(end_server(f, 0).overdue, 1);
+        free_fixture(f);
+    }
+}
+
 /* ---- trailers ---- */
 
 static void on_trailers(httpdown_request *request, void *user_data) {
@@ -314,6 +404,9 @@ int main(int argc, char **argv) {
     RUN(one_thread_serves_all_by_the_queue);
     RUN(a_client_that_leaves_is_told_of);
     RUN(a_stream_ends_at_a_stop);
+    RUN(a_request_that_is_overdue_is_told_of_and_not_cut);
+    RUN(by_the_queue_too);
+    RUN(a_handler_that_computes_sees_it_too);
     RUN(trailers_go_both_ways);
     RUN(wrong_arguments_are_refused);
     return test_end(argv[0]);

@@ -6,6 +6,7 @@ header=include/httpdown.h wrapper=bindings/cpp/httpdown.hpp
 
 # Why not: value initialization makes structs of zeros; `stop` begins the stop and waits; the header has the type of
 # texts, and compares them; `reply_text` is `reply` with a header field; a constant of the C header tells the version.
+# `reserved` is for an option to come.
 unused="httpdown_options_init httpdown_tls_init httpdown_stop httpdown_reply_text httpdown_str httpdown_bytes_equal
     httpdown_version"
 
@@ -21,7 +22,7 @@ for name in $functions; do
 done
 options=$(sed -n '/^typedef struct {/,/^} /p' $header | awk '/^typedef/ { text = "" } { text = text "\n" $0 }
     /^} httpdown_options;/ { print text }' | sed 's|//.*||' | grep -o '[a-z0-9_]*;$' | tr -d ';' |
-    grep -v '^httpdown_options$')
+    grep -v -e '^httpdown_options$' -e '^reserved$')
 for name in $options; do
     grep -q "raw_\.$name\b" $wrapper || missing="$missing options.$name"
 done

@@ -139,6 +139,28 @@ void a_stream_ends_when_the_server_drains() {
     for (auto *each : {&one, &two}) CHECK(ends_with(each->read_all(), "3\r\nbye\r\n0\r\n\r\n"));
 }
 
+void a_request_that_is_overdue_is_as_good_as_before() {
+    std::promise<std::uint32_t> told;
+    std::promise<bool> recorded;
+    auto options = serving([&](request asked) {
+        const auto kept = std::make_shared<request>(std::move(asked));
+        CHECK(kept->notify(HTTPDOWN_OVERDUE, [&, kept](std::uint32_t ready) {
+            CHECK(kept->overdue() && !kept->cancelled());
+            CHECK(kept->reply(200, "late") && !kept->overdue());
+            told.set_value(ready);
+        }));
+    });
+    options.handler_timeout = milliseconds(50);
+    options.on_done = [&](const httpdown::request_record &record) { recorded.set_value(record.overdue()); };
+    httpdown::server server(std::move(options));
+    client one(server.local_addr());
+    one.send("GET / HTTP/1.1\r\nHost: test\r\n\r\n");
+    one.read_until("late");
+    CHECK(told.get_future().get() == HTTPDOWN_OVERDUE && recorded.get_future().get());
+    const auto report = server.stop();
+    CHECK(report.served == 1 && report.overdue == 1);
+}
+
 // One thread, and no callback: the program finds its requests by what it has given along.
 void one_thread_serves_all_by_the_queue() {
     constexpr std::size_t count = 10;

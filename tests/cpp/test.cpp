@@ -851,6 +851,7 @@ int main() {
         TEST(an_echo_needs_no_thread),
         TEST(what_happens_is_told_once),
         TEST(a_stream_ends_when_the_server_drains),
+        TEST(a_request_that_is_overdue_is_as_good_as_before),
         TEST(one_thread_serves_all_by_the_queue),
         TEST(waiting_has_a_limit),
         TEST(trailers_go_both_ways),

@@ -206,6 +206,7 @@ void bad_tls_settings_are_errors_with_a_reason();
 void an_echo_needs_no_thread();
 void what_happens_is_told_once();
 void a_stream_ends_when_the_server_drains();
+void a_request_that_is_overdue_is_as_good_as_before();
 void one_thread_serves_all_by_the_queue();
 void waiting_has_a_limit();
 void trailers_go_both_ways();

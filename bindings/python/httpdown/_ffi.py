@@ -173,6 +173,7 @@ class Ready(IntFlag):
     GONE = 4
     DRAINING = 8
     NEW = 16
+    OVERDUE = 32
 
 
 # Callbacks are plain addresses here, because they are always NULL. So are pointers from one struct
@@ -248,6 +249,8 @@ class Options(ctypes.Structure):
         ("receive_buffer", c_uint32),
         ("send_buffer", c_uint32),
         ("abort_on_close", c_int),
+        ("handler_timeout_ms", c_uint32),
+        ("reserved", c_uint32),
         # options: end fields
     ]
 
@@ -284,6 +287,7 @@ class StopReport(ctypes.Structure):
         ("conns_tls_failed", c_uint64),
         ("conns_tls_timed_out", c_uint64),
         ("timed_out", c_uint64),
+        ("overdue", c_uint64),
     ]
 
 
@@ -329,6 +333,8 @@ class RequestRecord(ctypes.Structure):
         ("referer", Bytes),
         ("user_agent", Bytes),
         ("data", c_void_p),
+        ("overdue", c_int),
+        ("reserved", c_int),
     ]
 
 
@@ -604,6 +610,9 @@ httpdown_request_trailers = _status(
 
 # bool httpdown_request_cancelled(const httpdown_request *request);
 httpdown_request_cancelled = _plain("httpdown_request_cancelled", c_bool, c_void_p)
+
+# bool httpdown_request_overdue(const httpdown_request *request);
+httpdown_request_overdue = _plain("httpdown_request_overdue", c_bool, c_void_p)
 
 # int httpdown_request_wait_cancelled(const httpdown_request *request, uint32_t timeout_ms);
 httpdown_request_wait_cancelled = _status("httpdown_request_wait_cancelled", c_void_p, c_uint32)

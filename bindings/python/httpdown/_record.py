@@ -64,6 +64,8 @@ class RequestRecord:
     """The first Referer header, decoded as Latin-1."""
     user_agent: str | None
     """The first User-Agent header, decoded as Latin-1."""
+    overdue: bool
+    """Whether the program had the request for longer than `handler_timeout`."""
 
     def common_log(self) -> str:
         """The record as a line in the Common Log Format, without a line end.
@@ -109,6 +111,7 @@ class RequestRecord:
             flushed_us=_micros(self.flushed),
             acknowledged_us=_micros(self.acknowledged),
             ended_us=_micros(self.ended),
+            overdue=self.overdue,
             **{name: _ffi.lend(text) for name, text in owned.items() if text is not None},
         )
         length = ctypes.c_size_t()
@@ -147,6 +150,7 @@ class RequestRecord:
             target=_ffi.copy(raw.target).decode("latin-1"),
             referer=_text(raw.referer),
             user_agent=_text(raw.user_agent),
+            overdue=bool(raw.overdue),
         )
 
 

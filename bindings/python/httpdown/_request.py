@@ -182,8 +182,8 @@ class Request:
     Answer either with `reply`, or in pieces with `start`. If a handler returns without an answer,
     and has not called `defer`, the client gets a 500, or a cut answer if an answer has begun; this
     failure is logged, or passed to `on_error`. Any thread may use a request. While another thread
-    uses the request, only `cancelled` and `wait_cancelled` run at once; other calls wait for their
-    turn.
+    uses the request, only `cancelled`, `overdue` and `wait_cancelled` run at once; other calls wait
+    for their turn.
 
     After the request has been answered or aborted, its methods raise AlreadyReplied, but its head
     and its connection's data can still be read. In a forked child: Forked.
@@ -210,13 +210,13 @@ class Request:
         # The fields of the request's head that have been asked for.
         self._fields: dict[str, Any] = {}
         self._buffer: ctypes.Array[ctypes.c_char] | None = None
-        # Held during each call of C, except calls about cancellation, which hold `_cancel_lock`.
+        # Held during each call of C, except those that any thread may make: `_cancel_lock`.
         # The thread that ends the request holds both, so that no other thread is in C with a
         # pointer that becomes invalid.
         self._lock = _Lock()
         self._cancel_lock = threading.Lock()
         self._ending = False
-        # What `on_cancel` and `on_drain` have set, until it is called. The server's lock guards it.
+        # What `on_cancel` and the like have set, until it is called. The server's lock guards it.
         self._calls: list[tuple[_ffi.Ready, Callable[[], object]]] = []
 
     @property
@@ -389,6 +389,16 @@ class Request:
         with self._cancel_lock:
             return bool(_ffi.httpdown_request_cancelled(self._alive()))
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the program has had the request for longer than `handler_timeout`.
+
+        This is advice, and an answer is as useful as before: for a handler that computes, and would
+        rather send a part of its result, or say that it is busy. False without that option.
+        """
+        with self._cancel_lock:
+            return bool(_ffi.httpdown_request_overdue(self._alive()))
+
     def wait_cancelled(self, timeout: float | None = None) -> bool:
         """Sleeps for `timeout` seconds, or until an answer is useless (see `cancelled`).
 
@@ -437,6 +447,13 @@ class Request:
         """
         self._on(_ffi.Ready.DRAINING, "on_drain", call)
 
+    def on_overdue(self, call: Callable[[], object]) -> None:
+        """Has `call()` called once, when the request is overdue (see `overdue`).
+
+        Otherwise like `on_cancel`.
+        """
+        self._on(_ffi.Ready.OVERDUE, "on_overdue", call)
+
     def _on(self, what: _ffi.Ready, name: str, call: Callable[[], object]) -> None:
         _reports.plain(name, call)
         with self._lock:
@@ -451,7 +468,7 @@ class Request:
             wanted |= what
         if pointer is not None and wanted:
             # That the request is gone is always told.
-            wanted &= _ffi.Ready.DRAINING
+            wanted &= _ffi.Ready.DRAINING | _ffi.Ready.OVERDUE
             with contextlib.suppress(HttpdownError):
                 _ffi.httpdown_request_notify(pointer, int(wanted), None, None, None)
 

@@ -122,6 +122,8 @@ class Report:
     """Connections whose TLS handshake did not come to its end in time."""
     timed_out: int
     """Requests that ended because the client was too slow with the body, or in taking the answer."""
+    overdue: int
+    """Requests that the program has had for longer than `handler_timeout`; also counted above."""
 
     @classmethod
     def _of(cls, raw: _ffi.StopReport) -> Report:
@@ -350,6 +352,15 @@ class Server:
       answers. By default such a client still gets its answer, because it may only have closed its
       half: `nc -N`, `socat` and some libraries do so after the request, browsers and curl never do.
       The option of this name in `haproxy` does the same, and nginx does it always. Default: False.
+    - `handler_timeout`: How long a request may be with the program before it counts as overdue. Its
+      time begins when it is handed over (to the pool, the queue, the handler or the service), so it
+      has its wait for a thread in it, but not that for a short body (`body_buffer`). The time ends
+      when the program has given the whole answer: an answer without an end is overdue, too. This is
+      advice: nothing is cut, and the answer is as good as before. An overdue request is counted
+      (`overdue` in the Report, the statistic `handler.overdue`), now and then logged with its
+      method and target, and told to those who have asked. By default there is no limit, because
+      none fits both a page and a long poll, and because it costs each request a clock and an
+      allocation. Not 0. Default: never.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
@@ -425,6 +436,7 @@ class Server:
         receive_buffer: int | None = None,
         send_buffer: int | None = None,
         abort_on_close: bool = False,
+        handler_timeout: float | None = None,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -527,6 +539,7 @@ class Server:
             receive_buffer=_arguments.count("receive_buffer", receive_buffer),
             send_buffer=_arguments.count("send_buffer", send_buffer),
             abort_on_close=bool(abort_on_close),
+            handler_timeout_ms=_arguments.milliseconds("handler_timeout", handler_timeout),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,

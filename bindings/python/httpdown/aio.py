@@ -52,7 +52,7 @@ from ._tls import Tls, TlsInfo
 
 __all__ = ["Reply", "Request", "Server"]
 
-_GONE, _DRAINING = _ffi.Ready.GONE, _ffi.Ready.DRAINING
+_GONE, _DRAINING, _OVERDUE = _ffi.Ready.GONE, _ffi.Ready.DRAINING, _ffi.Ready.OVERDUE
 # The most bytes that one write gives C. It takes no more at a time.
 _PIECE = 256 << 10
 _ITEMS_AT_ONCE = 16
@@ -181,6 +181,14 @@ class Request:
         """Whether an answer is useless by now: like `httpdown.Request.cancelled`."""
         return self._inner.cancelled
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the program has had the request for longer than `handler_timeout`.
+
+        Like `httpdown.Request.overdue`.
+        """
+        return self._inner.overdue
+
     async def read(self, n: int = 64 << 10) -> bytes:
         """The next bytes of the body, at most `n`; b"" at its end. Waits until some are there.
 
@@ -241,6 +249,14 @@ class Request:
         a stop, `drain_rate` requests a second are told. Raises like `wait_cancelled`.
         """
         return bool(await self._wait(_DRAINING) & _DRAINING)
+
+    async def wait_overdue(self) -> bool:
+        """Waits until the request is overdue (True), or an answer is useless (False).
+
+        An overdue request (see `overdue`) is not cut, and its answer is as useful as before. Raises
+        like `wait_cancelled`.
+        """
+        return bool(await self._wait(_OVERDUE) & _OVERDUE)
 
     def reply(
         self,

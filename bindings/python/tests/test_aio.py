@@ -187,6 +187,25 @@ def test_a_task_learns_that_its_client_has_left() -> None:
     run(main)
 
 
+def test_a_task_is_told_that_its_request_is_overdue() -> None:
+    async def handler(request: aio.Request) -> None:
+        assert await request.wait_overdue()
+        assert request.overdue and not request.cancelled
+        request.reply(200, "late")
+        with pytest.raises(httpdown.AlreadyReplied):
+            await request.wait_overdue()
+
+    async def main() -> None:
+        async with serving(handler, handler_timeout=0.05) as server:
+            with Client(server) as client:
+                await client.send(GET)
+                assert (await client.until(b"late")).endswith(b"\r\n\r\nlate")
+        report = server.report()
+        assert (report.served, report.overdue) == (1, 1)
+
+    run(main)
+
+
 def test_streams_end_when_the_server_drains() -> None:
     async def handler(request: aio.Request) -> None:
         async with request.start(200) as reply:
@@ -420,12 +439,12 @@ def test_wrong_uses_are_told() -> None:
 
 
 def test_the_head_of_a_request_is_that_of_the_other_server() -> None:
-    of_threads = {"body", "wait_cancelled", "defer", "on_cancel", "on_drain"}
+    of_threads = {"body", "wait_cancelled", "defer", "on_cancel", "on_drain", "on_overdue"}
     of_threads |= {"asks_for_upgrade", "upgrade"}
     ours = {name for name in vars(aio.Request) if not name.startswith("_")}
     theirs = {name for name in vars(httpdown.Request) if not name.startswith("_")}
     assert theirs - ours <= of_threads
-    assert ours - theirs == {"wait_draining"}
+    assert ours - theirs == {"wait_draining", "wait_overdue"}
 
 
 def test_the_program_of_the_readme(program: Any) -> None:

@@ -84,6 +84,46 @@ def test_handlers_are_told_to_end_when_the_server_drains() -> None:
             connection.close()
 
 
+def test_a_handler_is_told_that_its_request_is_overdue() -> None:
+    told: list[bool] = []
+    records: list[httpdown.RequestRecord] = []
+
+    def handler(request: httpdown.Request) -> None:
+        late, drains = threading.Event(), threading.Event()
+        request.on_drain(drains.set)
+        request.on_overdue(late.set)
+        assert late.wait(LONG)
+        told.append(request.overdue and not request.cancelled and not drains.is_set())
+        request.reply(200, "late")
+        with pytest.raises(httpdown.AlreadyReplied):
+            request.on_overdue(late.set)
+
+    with httpdown.Server(
+        handler, any_address(), threads=1, handler_timeout=0.05, on_done=records.append
+    ) as server:
+        assert [fetch(server).body for _ in range(2)] == [b"late"] * 2
+        report = server.stop()
+    assert (report.served, report.overdue) == (2, 2)
+    assert told == [True, True]
+    assert [record.overdue for record in records] == [True, True]
+    assert '"overdue":true' in records[0].json()
+
+
+def test_no_request_is_overdue_by_default() -> None:
+    seen: list[bool] = []
+
+    def handler(request: httpdown.Request) -> None:
+        request.on_overdue(lambda: seen.append(True))
+        time.sleep(0.01)
+        seen.append(request.overdue)
+        request.reply(200)
+
+    with httpdown.Server(handler, any_address()) as server:
+        assert fetch(server).status == 200
+        assert server.stop().overdue == 0
+    assert seen == [False]
+
+
 def test_no_more_handlers_run_than_there_are_threads() -> None:
     running, most = 0, 0
     lock, begun, left = threading.Lock(), Gate(), Gate()

@@ -88,6 +88,7 @@ NOT_CALLED = {
 # Fields of the options that no option of the same name sets, and what does.
 SET_OTHERWISE = {
     "struct_size": "always",
+    "reserved": "for an option to come",
     "addr": "bind",
     "fd_count": "fds",
     "handler": "the queue is used, and no callback",

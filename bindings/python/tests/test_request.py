@@ -332,6 +332,7 @@ def test_use_after_the_end() -> None:
             request.defer,
             request.wait_cancelled,
             lambda: request.cancelled,
+            lambda: request.overdue,
             lambda: next(iter(request)),
         ]
         if out:

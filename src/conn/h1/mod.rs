@@ -179,6 +179,13 @@ async fn drive<R: Respond>(
             conn.cut();
             return Poll::Ready(Why::Cut);
         }
+        if let Some(handled) = conn.handled()
+            && handled
+                .poll_overdue(conn.shared(), deadlines, cx)
+                .is_ready()
+        {
+            conn.listening().overdue();
+        }
         if conn.listening().is_asking() {
             tell_listener(&mut drain_is_near, phase, deadlines, conn, cx);
         }

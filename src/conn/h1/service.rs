@@ -189,6 +189,7 @@ impl<O: Outcome> Answering<O> {
     #[inline]
     pub(super) fn complete(mut self) {
         self.is_complete = true;
+        self.outcome.inflight().is_over();
         self.outcome.complete();
         self.conn()
             .response_written(self.outcome.inflight().column());
@@ -314,6 +315,7 @@ impl<O: Outcome> Answering<O> {
 impl<O: Outcome> Drop for Answering<O> {
     fn drop(&mut self) {
         if !self.is_complete {
+            self.outcome.inflight().is_over();
             self.outcome.lose();
         }
         if let Some(rest) = &self.rest {

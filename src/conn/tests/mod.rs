@@ -5,6 +5,7 @@
 mod books;
 mod idle;
 mod life;
+mod overdue;
 mod proxied;
 mod requests;
 mod slow;
