@@ -284,6 +284,7 @@ impl Conn {
         ConnState::from_u8(self.state.load(Ordering::Relaxed))
     }
 
+    #[inline]
     fn set_state(&self, state: ConnState) {
         self.state.store(state as u8, Ordering::Relaxed);
         self.tell(state);
@@ -381,10 +382,20 @@ impl Conn {
         );
         Inflight {
             conn: Arc::clone(self),
-            recording,
-            handling: OnceCell::new(),
+            followed: self.followed(recording),
             column: AtomicU8::new(Column::Served as u8),
         }
+    }
+
+    #[inline]
+    fn followed(&self, recording: Option<Arc<Recording>>) -> Option<Box<Followed>> {
+        let is_followed = recording.is_some() || self.handled.is_some();
+        is_followed.then(|| {
+            Box::new(Followed {
+                recording,
+                handling: OnceCell::new(),
+            })
+        })
     }
 
     /// hyper has refused a request's head, and has answered it. The head does not count as a request.
@@ -972,12 +983,18 @@ impl Unserved {
 #[derive(Debug)]
 pub(crate) struct Inflight {
     conn: Arc<Conn>,
+    /// `None` if nobody wants to know more of the request. In a box, because requests are moved often.
+    followed: Option<Box<Followed>>,
+    /// A [`Column`]. Any thread may set it.
+    column: AtomicU8,
+}
+
+#[derive(Debug)]
+struct Followed {
     /// `None` if nobody wants to be told of the request.
     recording: Option<Arc<Recording>>,
     /// Set when the program gets the request, if the request may be overdue.
     handling: OnceCell<Arc<Handling>>,
-    /// A [`Column`]. Any thread may set it.
-    column: AtomicU8,
 }
 
 impl Inflight {
@@ -987,7 +1004,11 @@ impl Inflight {
 
     /// Where everything is noted that the host is told of the request. `None` if nobody wants to be told.
     pub(crate) fn recording(&self) -> Option<&Arc<Recording>> {
-        self.recording.as_ref()
+        self.followed.as_ref()?.recording.as_ref()
+    }
+
+    fn handling(&self) -> Option<&Arc<Handling>> {
+        self.followed.as_ref()?.handling.get()
     }
 
     /// The program gets the request.
@@ -1002,14 +1023,15 @@ impl Inflight {
     fn handling_begins(&self, head: &Parts, handled: &Handled) {
         let limit = self.conn.shared.options.handler_timeout;
         let new = || Arc::new(Handling::new(head, self.recording(), limit));
-        let handling = self.handling.get_or_init(new);
-        handled.set(Some(Arc::clone(handling)));
+        let handling = self.followed.as_ref();
+        let handling = handling.map(|followed| followed.handling.get_or_init(new));
+        handled.set(handling.cloned());
     }
 
     /// The program has given the whole answer, or nobody can get one any more. Only the first call counts.
     #[inline]
     pub(crate) fn is_handled(&self) {
-        if let Some(handling) = self.handling.get() {
+        if let Some(handling) = self.handling() {
             handling.end(&self.conn.shared);
         }
     }
@@ -1026,8 +1048,8 @@ impl Inflight {
 
     /// Whether the program has had the request for longer than it should.
     pub(crate) fn is_overdue(&self) -> bool {
-        let handling = self.handling.get();
-        handling.is_some_and(|handling| handling.is_overdue())
+        self.handling()
+            .is_some_and(|handling| handling.is_overdue())
     }
 
     /// The answer is the 503 of a kill. The request counts as killed, not as served.
