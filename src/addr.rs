@@ -87,6 +87,10 @@ impl Addr {
         Self::Unix(UnixAddr(Name::Path(path.into())))
     }
 
+    pub(crate) fn of_abstract(name: &[u8]) -> Self {
+        Self::Unix(UnixAddr(Name::Abstract(name.into())))
+    }
+
     /// The address and port, if this is an IP address.
     #[must_use]
     pub fn as_ip(&self) -> Option<SocketAddr> {

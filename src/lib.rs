@@ -34,6 +34,7 @@ mod events;
 #[cfg(feature = "capi")]
 mod ffi;
 mod forwarded;
+mod inherited;
 mod ledger;
 mod limits;
 mod net;

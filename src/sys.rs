@@ -472,6 +472,33 @@ pub(crate) fn with_fd<T>(fd: RawFd, f: impl FnOnce(BorrowedFd<'_>) -> T) -> T {
     f(unsafe { BorrowedFd::borrow_raw(fd) })
 }
 
+/// A copy of a descriptor that is known by its number, and may not be open. The copy is close-on-exec.
+pub(crate) fn copy_of(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the kernel checks the number.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Makes a descriptor close-on-exec that is known by its number, and may not be open.
+pub(crate) fn close_on_exec(fd: RawFd) {
+    // SAFETY: no pointers; the kernel checks the number.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
+/// Removes variables from the environment of this process. Other threads of the host should not use the environment
+/// meanwhile, unless they do so by std.
+pub(crate) fn remove_variables(names: &[&str]) {
+    for name in names {
+        // SAFETY: callers of the library are told that the variables go at the first call that may listen, and what
+        // that means for other threads (`Listener::bind`).
+        unsafe { std::env::remove_var(name) };
+    }
+}
+
 /// Takes the exclusive lock of `flock(2)`, if nobody has one on this file. Says whether it was free.
 pub(crate) fn try_lock(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: no pointers.

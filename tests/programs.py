@@ -495,6 +495,123 @@ Server((host, int(port)), Handler).serve_forever()
 """
 
 
+class Activation(unittest.TestCase):
+    """Programs that are started with a socket, as systemd does it."""
+
+    HELLO = os.path.join(BUILD, "hello")
+    UNITS = os.path.join(ROOT, "examples", "systemd")
+    # Gives a socket the number 3, and says for which process it is.
+    LAUNCHER = """if True:
+        import os, sys
+        os.dup2(int(sys.argv[1]), 3)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="web")
+        os.execv(sys.argv[2], sys.argv[2:])
+    """
+
+    def ask(self, place, family=socket.AF_INET):
+        """A client that has asked."""
+        client = self.stack.enter_context(socket.socket(family))
+        client.settimeout(PATIENCE)
+        client.connect(place)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+        return client
+
+    def assert_answered(self, client):
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+        self.assertTrue(answer.endswith(b"Hello, World!"), answer)
+
+    def setUp(self):
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+        self.scratch = self.stack.enter_context(tempfile.TemporaryDirectory())
+
+    def start(self, *command, **options):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        self.stack.callback(process.communicate)
+        self.stack.callback(process.kill)
+        return process
+
+    def stop(self, process):
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=PATIENCE)
+        self.assertEqual(process.returncode, 0, errors)
+        return json.loads(output[output.index("{") :])
+
+    def needs(self, tool):
+        if shutil.which(tool) is None:
+            self.skipTest(f"no {tool} (make tools)")
+
+    def test_a_socket_outlives_the_programs_and_no_client_is_refused(self):
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as inherited:
+            place = inherited.getsockname()
+            for addr in ("fd:web", "127.0.0.1:{}".format(place[1])):
+                with self.subTest(addr):
+                    # Nobody listens to them yet.
+                    clients = [self.ask(place) for _ in range(20)]
+                    fd = inherited.fileno()
+                    process = self.start(
+                        sys.executable, "-c", self.LAUNCHER, str(fd), self.HELLO, "-addr", addr, pass_fds=[fd]
+                    )
+                    for client in clients:
+                        self.assert_answered(client)
+                    report = self.stop(process)
+                    self.assertEqual((report["served"], report["unaccepted"]), (20, 0))
+
+    def test_without_a_socket_a_name_is_an_error(self):
+        done = subprocess.run([self.HELLO, "-addr", "fd:web"], capture_output=True, text=True, timeout=PATIENCE)
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("no socket was inherited", done.stderr)
+
+    def test_systemd_starts_the_program_for_its_first_client(self):
+        self.needs("systemd-socket-activate")
+        path = os.path.join(self.scratch, "app.sock")
+        for addr, flags in ((f"unix:{path}", []), ("fd:web", ["--fdname=web"]), ("fd:unknown", [])):
+            with self.subTest(addr):
+                # It replaces the file.
+                process = self.start("systemd-socket-activate", "-l", path, *flags, self.HELLO, "-addr", addr)
+                self.assertIn("Listening on", process.stderr.readline())
+                client = self.ask(path, socket.AF_UNIX)
+                self.assert_answered(client)
+                self.assertEqual(process.stdout.readline(), f"serving on unix:{path} with pid {process.pid}\n")
+                self.assertEqual(self.stop(process)["served"], 1)
+                self.assertTrue(os.path.exists(path), "the file is not the server's")
+
+    def test_a_name_that_the_unit_does_not_have_is_an_error(self):
+        self.needs("systemd-socket-activate")
+        path = os.path.join(self.scratch, "app.sock")
+        process = self.start("systemd-socket-activate", "-l", path, "--fdname=api", self.HELLO, "-addr", "fd:web")
+        self.assertIn("Listening on", process.stderr.readline())
+        self.stack.enter_context(contextlib.closing(socket.socket(socket.AF_UNIX))).connect(path)
+        _, errors = process.communicate(timeout=PATIENCE)
+        self.assertNotEqual(process.returncode, 0)
+        self.assertIn('no inherited socket has this name; there are "api"', errors)
+
+    def test_the_units_are_right(self):
+        """What systemd says of them, and that they fit together."""
+        self.needs("systemd-analyze")
+        texts = {}
+        for name in ("hello.socket", "hello.service"):
+            with open(os.path.join(self.UNITS, name), encoding="ascii") as file:
+                texts[name] = file.read()
+            installed = texts[name].replace("/usr/local/bin/hello", self.HELLO)
+            with open(os.path.join(self.scratch, name), "w", encoding="ascii") as file:
+                file.write(installed)
+        self.assertIn("ExecStart=/usr/local/bin/hello -addr fd:web\n", texts["hello.service"])
+        self.assertIn("FileDescriptorName=web\n", texts["hello.socket"])
+        units = [os.path.join(self.scratch, name) for name in texts]
+        command = ["systemd-analyze", "verify", "--recursive-errors=no", *units]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        # The page shows the same.
+        with open(os.path.join(ROOT, "docs", "restart.md"), encoding="utf-8") as file:
+            page = file.read()
+        for text in texts.values():
+            for line in text.splitlines():
+                if line and not line.startswith(("#", "Description=")):
+                    self.assertIn(f"{line}\n", page)
+
+
 class Bench(unittest.TestCase):
     PROGRAM = os.path.join(BUILD, "rust", "bench")
 

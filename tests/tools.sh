@@ -4,7 +4,7 @@
 cd "$(dirname "$0")/.." || exit 1
 missing=
 for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake openssl:openssl \
-    curl:curl wget:wget gnutls-cli:gnutls-bin; do
+    curl:curl wget:wget gnutls-cli:gnutls-bin systemd-socket-activate:systemd; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"

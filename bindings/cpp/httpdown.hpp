@@ -834,8 +834,9 @@ struct options {
     using stat = callback<std::string_view, double>;
 
     /// The addresses to listen on, separated by commas: HOST:PORT (":8080" is every address; with port 0 the kernel
-    /// chooses the port), or a Unix socket ("unix:/run/app.sock?mode=0660&group=www-data", "unix:@name"; httpdown.h has
-    /// the details). Empty: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
+    /// chooses the port), or a Unix socket ("unix:/run/app.sock?mode=0660&group=www-data", "unix:@name"), or a socket
+    /// that systemd has passed to the program, by its address or by its name ("fd:web"). httpdown.h has the details.
+    /// Empty: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
     std::string addr{};
     /// Descriptors of sockets that already listen: TCP or Unix stream sockets. The server owns them after it has
     /// started; if it does not start, you still own them.
@@ -941,7 +942,8 @@ struct options {
     /// with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new
     /// clients to the other sockets before it closes its own. So workers can be restarted one by one, and no client is
     /// lost. All processes that listen there must set this option, and none of them is told any more that the address
-    /// is in use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: false.
+    /// is in use. It does not apply to `fds`, nor to inherited sockets: their creator sets SO_REUSEPORT. Default:
+    /// false.
     bool reuse_port = false;
     /// True: for `run`: SIGHUP reads the files of `tls` again (certificates, keys, CAs, revocation lists), and new
     /// connections get what was read. If anything cannot be used, all stays as it was, and the log says why. By
@@ -1022,7 +1024,7 @@ struct options {
     std::uint32_t max_queued = 0;
     /// How many connections may wait to be accepted, on each TCP socket of `addr`. The kernel caps the number at
     /// `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most 65,535. This and the options below do not apply to
-    /// `fds`: their creator sets them up. Default: 4,096.
+    /// `fds`, nor to inherited sockets: their creator sets them up. Default: 4,096.
     std::uint32_t tcp_backlog = 0;
     /// True: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6 only. By default it takes IPv4,
     /// too. Set this if another socket is to take IPv4 on the same port. Default: false.

@@ -438,7 +438,20 @@ pub struct httpdown_options {
     /// mode, the umask decides. When the server closes the socket, it removes the file, unless another file has
     /// replaced it. "unix:@name" is an abstract socket: it has no file, and everybody in the same network namespace may
     /// connect to it. A path with a comma or a '?' cannot be written here: bind the socket yourself, and give it as one
-    /// of the `fds`. Default: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
+    /// of the `fds`.
+    ///
+    /// If the program was started with listening sockets by systemd's protocol (LISTEN_FDS, LISTEN_PID, LISTEN_FDNAMES;
+    /// see sd_listen_fds(3)), an inherited socket that listens at the address is taken, and nothing is bound. Without a
+    /// host, both [::] and 0.0.0.0 match. "fd:NAME" takes the inherited socket of that name (FileDescriptorName= in a
+    /// .socket unit), whatever its address, and never binds; of several sockets with the name, each "fd:NAME" takes the
+    /// next. Options and parameters for sockets do not apply to them. A stop leaves the clients that wait in an
+    /// inherited socket to whoever has passed it on, as with `fds_shared`, and the file of a Unix socket stays. When
+    /// the server has stopped, another server can take the socket. The first server that has an `addr` removes the
+    /// variables from the environment, on the thread that starts it, and makes the descriptors close-on-exec; other
+    /// threads must not use the environment meanwhile. 10 seconds after the first server has started, on_log is told
+    /// (ERROR) of each inherited socket on which nobody listens. What no server can use (a UDP socket) is left to you.
+    ///
+    /// Default: ":80" (with `tls`: ":443"), or nothing if there are `fds`.
     pub addr: *const c_char,
     /// Descriptors of sockets that already listen: TCP, or Unix stream sockets. You remove the files of Unix sockets
     /// yourself. On OK the library owns the descriptors; on an error you still own them. Other sockets may listen on
@@ -548,7 +561,7 @@ pub struct httpdown_options {
     /// with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new
     /// clients to the other sockets before it closes its own. So workers can be restarted one by one, and no client is
     /// lost. All processes that listen there must set this option, and none of them is told any more that the address
-    /// is in use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: 0.
+    /// is in use. It does not apply to `fds`, nor to inherited sockets: their creator sets SO_REUSEPORT. Default: 0.
     pub reuse_port: c_int,
     /// TLS on every connection. NULL: none. A client that speaks HTTP without TLS then gets a 400, in plain text. If
     /// the library was built without TLS (HTTPDOWN_HAS_TLS), a value that is not NULL is UNSUPPORTED.
@@ -640,7 +653,7 @@ pub struct httpdown_options {
     pub max_queued: u32,
     /// How many connections may wait to be accepted, on each TCP socket of `addr`. The kernel caps the number at
     /// `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most 65,535. This and the options below do not apply to
-    /// `fds`: their creator sets them up. Default: 4,096.
+    /// `fds`, nor to inherited sockets: their creator sets them up. Default: 4,096.
     pub tcp_backlog: u32,
     /// Not 0: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6 only. By default it takes IPv4,
     /// too. Set this if another socket is to take IPv4 on the same port. Default: 0.

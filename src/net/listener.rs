@@ -12,6 +12,7 @@ use socket2::{SockAddr, Socket, Type};
 
 use crate::addr::{Addr, UNIX};
 use crate::error::{Error, Result};
+use crate::inherited::{self, BY_NAME, Claim, Kept, Sockets};
 use crate::sys;
 
 use super::plain::Stream;
@@ -52,6 +53,10 @@ pub struct Listener {
     local: Addr,
     shared: bool,
     kind: Kind,
+    /// If the socket was inherited: nobody else gets it meanwhile.
+    kept: Option<Kept>,
+    /// What the host has asked for, and an inherited socket is not.
+    amiss: Option<String>,
 }
 
 #[derive(Debug)]
@@ -100,6 +105,22 @@ impl Listener {
     /// bound elsewhere, and the socket given by
     /// [`TryFrom<UnixListener>`](Listener#impl-TryFrom<UnixListener>-for-Listener).
     ///
+    /// # Inherited sockets
+    ///
+    /// If the program was started with listening sockets by systemd's protocol (`LISTEN_FDS`, `LISTEN_PID`,
+    /// `LISTEN_FDNAMES`; see `sd_listen_fds(3)`), this function looks there first. An inherited socket that listens at
+    /// the address is taken, and nothing is bound. Without a host, both `[::]` and `0.0.0.0` match. `fd:NAME` takes the
+    /// inherited socket of that name (`FileDescriptorName=` in a `.socket` unit), whatever its address, and never
+    /// binds; of several sockets with the name, each call takes the next. The mode and the owner of a Unix socket stay
+    /// as they are. An inherited socket is [shared](Listener::shared): whoever has passed it on keeps it for the next
+    /// process. When the listener is dropped, the socket can be taken again.
+    ///
+    /// The first call removes the variables from the environment, and makes the descriptors close-on-exec, so that no
+    /// child takes the sockets for its own. Other threads should not use the environment at that moment, except by
+    /// `std::env`. A server whose program has inherited a socket on which nobody listens says so in its
+    /// [log](crate::Builder::on_log), 10 seconds after the first server has started. Sockets that no server can use,
+    /// such as those of UDP, are left to others, and so are variables that are meant for another process.
+    ///
     /// ```
     /// # fn main() -> httpdown::Result<()> {
     /// let listener = httpdown::Listener::bind("127.0.0.1:0")?;
@@ -109,8 +130,10 @@ impl Listener {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Address`] if the address cannot be parsed or resolved; [`Error::Io`] if the system refuses (in use, no
-    /// permission, not an address of this machine).
+    /// [`Error::Address`] if the address cannot be parsed or resolved, or if no inherited socket has the name;
+    /// [`Error::Io`] if the system refuses (in use, no permission, not an address of this machine), or if the inherited
+    /// socket is in use already; [`Error::InvalidArgument`] if a named socket does not listen, or if `LISTEN_FDS` or
+    /// `LISTEN_PID` makes no sense.
     pub fn bind(addr: &str) -> Result<Self> {
         Self::bind_tuned(addr, &Tuning::default())
     }
@@ -132,16 +155,43 @@ impl Listener {
     }
 
     pub(crate) fn bind_tuned(addr: &str, tuning: &Tuning) -> Result<Self> {
-        let Some(place) = addr.strip_prefix(UNIX) else {
-            let socket = tcp::Listener::bind(addr, tuning)?;
-            let number = socket.as_raw_fd();
-            return Self::new(socket, number);
+        let inherited = inherited::take()?;
+        if addr.starts_with(BY_NAME) {
+            return Self::inherit(inherited.claim_name(addr)?, tuning);
+        }
+        let bound = match addr.strip_prefix(UNIX) {
+            Some(place) => Self::bind_unix(addr, place, tuning, inherited),
+            None => Self::bind_tcp(addr, tuning, inherited),
         };
+        bound.map_err(|error| inherited.explain(error))
+    }
+
+    fn bind_tcp(addr: &str, tuning: &Tuning, inherited: &'static Sockets) -> Result<Self> {
+        let candidates = tcp::resolve(addr)?;
+        let addrs = candidates.iter().copied().map(Addr::from);
+        if let Some(claim) = inherited.claim_addr(addrs)? {
+            return Self::inherit(claim, tuning);
+        }
+        let socket = tcp::Listener::bind(addr, &candidates, tuning)?;
+        let number = socket.as_raw_fd();
+        Self::new(socket, number)
+    }
+
+    fn bind_unix(
+        addr: &str,
+        place: &str,
+        tuning: &Tuning,
+        inherited: &'static Sockets,
+    ) -> Result<Self> {
         if tuning.reuse_port {
             let why = format!("{addr:?}: Unix sockets cannot share an address by SO_REUSEPORT");
             return Err(Error::InvalidArgument(why));
         }
-        let unix::Bound { socket, file } = unix::bind(addr, place)?;
+        let place = unix::Place::parse(addr, place)?;
+        if let Some(claim) = inherited.claim_addr(place.addr())? {
+            return Self::inherit(claim, tuning);
+        }
+        let unix::Bound { socket, file } = unix::bind(addr, &place)?;
         let number = socket.as_raw_fd();
         let mut listener = Self::new(socket, number)?;
         if let (Kind::Unix(unix), Some(file)) = (&mut listener.kind, file) {
@@ -151,9 +201,19 @@ impl Listener {
         Ok(listener)
     }
 
+    /// Whoever has passed the socket on keeps it for the next process, so it is shared.
+    fn inherit(claim: Claim, tuning: &Tuning) -> Result<Self> {
+        let Claim { copy, fd, kept } = claim;
+        let mut listener = Self::new(Socket::from(copy), fd)?;
+        listener.kept = Some(kept);
+        listener.amiss = listener.as_tcp().and_then(|tcp| tuning.amiss(tcp));
+        Ok(listener.shared())
+    }
+
     /// Takes a descriptor that listens already. A server that accepts from it sets `O_NONBLOCK` on the open file
     /// description, so also for everybody else who has a copy. The file of a Unix socket remains the caller's: the
-    /// caller may remove or keep it.
+    /// caller may remove or keep it. If the program has inherited the same socket (see [`Listener::bind`]), nobody else
+    /// gets it.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if the descriptor is not a listening TCP or Unix stream socket; it is closed then.
@@ -164,7 +224,10 @@ impl Listener {
 
     /// Like [`Listener::from_fd`], for a copy: errors name the descriptor that the host knows.
     pub(crate) fn from_copy(copy: OwnedFd, given: RawFd) -> Result<Self> {
-        Self::new(Socket::from(copy), given)
+        let mut listener = Self::new(Socket::from(copy), given)?;
+        let inherited = inherited::look();
+        listener.kept = inherited.and_then(|inherited| inherited.claim_inode(listener.inode()));
+        Ok(listener)
     }
 
     /// Declares that the socket outlives this server (systemd, or workers restarted one by one). The process that keeps
@@ -215,6 +278,8 @@ impl Listener {
             local,
             shared: false,
             kind,
+            kept: None,
+            amiss: None,
         })
     }
 
@@ -223,6 +288,22 @@ impl Listener {
             Kind::Tcp(tcp) => tcp.socket(),
             Kind::Unix(unix) => unix.socket(),
         }
+    }
+
+    /// The number of this socket in the kernel's lists of sockets.
+    fn inode(&self) -> u64 {
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.inode(),
+            Kind::Unix(unix) => unix.inode().into(),
+        }
+    }
+
+    /// A server accepts from this socket. Returns what the host must be told of it.
+    pub(crate) fn serves(&self) -> Option<&str> {
+        if let Some(kept) = &self.kept {
+            kept.serves();
+        }
+        self.amiss.as_deref()
     }
 
     /// The TCP socket, if this is one.

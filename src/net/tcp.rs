@@ -39,11 +39,11 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on `HOST:PORT`.
-    pub(super) fn bind(addr: &str, tuning: &Tuning) -> Result<Socket> {
+    /// Listens on the first of these addresses, which `addr` may stand for, that this machine has.
+    pub(super) fn bind(addr: &str, candidates: &[SocketAddr], tuning: &Tuning) -> Result<Socket> {
         let mut refused = None;
-        for candidate in resolve(addr)? {
-            let error = match listen(candidate, tuning) {
+        for candidate in candidates {
+            let error = match listen(*candidate, tuning) {
                 Ok(socket) => return Ok(socket),
                 Err(error) => error,
             };
@@ -260,7 +260,7 @@ fn listen(addr: SocketAddr, tuning: &Tuning) -> io::Result<Socket> {
 }
 
 /// The IP addresses that `HOST:PORT` may stand for, in the order in which to try them.
-fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
+pub(super) fn resolve(addr: &str) -> Result<Vec<SocketAddr>> {
     let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
     let (host, port) = addr
         .rsplit_once(':')

@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::{Socket, TcpKeepalive};
 
 use super::listener::BACKLOG;
+use super::tcp;
 
 /// How often the kernel asks a silent client whether it is there, before it gives the connection up.
 const PROBES: u32 = 4;
@@ -54,6 +55,21 @@ impl Tuning {
             socket.set_send_buffer_size(bytes)?;
         }
         Ok(())
+    }
+
+    /// What the host has set, and an inherited socket is not.
+    pub(super) fn amiss(&self, inherited: &tcp::Listener) -> Option<String> {
+        let mut amiss = Vec::new();
+        let is_everywhere = inherited.is_ipv6() && inherited.addr().ip().is_unspecified();
+        if self.v6_only && is_everywhere && !inherited.is_only_ipv6() {
+            amiss.push("takes IPv4, though v6_only is set");
+        }
+        if self.reuse_port && !inherited.socket().reuse_port().unwrap_or(false) {
+            amiss.push("has no SO_REUSEPORT, though reuse_port is set");
+        }
+        let addr = inherited.addr();
+        let amiss = amiss.join(", and ");
+        (!amiss.is_empty()).then(|| format!("{addr} was inherited, and {amiss}"))
     }
 
     pub(super) fn backlog(&self) -> i32 {

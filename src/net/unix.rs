@@ -77,6 +77,10 @@ impl Listener {
         &self.socket
     }
 
+    pub(super) fn inode(&self) -> u32 {
+        self.inode
+    }
+
     /// Leaves the file where it is, for others who have the socket.
     pub(super) fn keep_file(&mut self) {
         if let Some(file) = self.file.take() {
@@ -192,9 +196,9 @@ pub(super) struct Bound {
     pub(super) file: Option<SocketFile>,
 }
 
-/// Listens at `place`, which is the part of `addr` behind `unix:`.
-pub(super) fn bind(addr: &str, place: &str) -> Result<Bound> {
-    let Place { name, access } = Place::parse(addr, place)?;
+/// Listens there. `addr` is the text that the host has given.
+pub(super) fn bind(addr: &str, place: &Place<'_>) -> Result<Bound> {
+    let Place { name, access } = place;
     let failed = |error| Error::io(format!("listening on {addr}"), error);
     if let Some(name) = name.strip_prefix('@') {
         let socket = socket().map_err(failed)?;
@@ -232,7 +236,7 @@ fn socket() -> io::Result<Socket> {
 
 /// Where to bind a Unix socket, and who may connect to it.
 #[derive(Debug, PartialEq, Eq)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     /// A path, or `@` and a name.
     name: &'a str,
     access: Access,
@@ -247,7 +251,8 @@ struct Access {
 }
 
 impl<'a> Place<'a> {
-    fn parse(addr: &str, place: &'a str) -> Result<Self> {
+    /// `place` is the part of `addr` behind `unix:`.
+    pub(super) fn parse(addr: &str, place: &'a str) -> Result<Self> {
         let wrong = |why: &str| Error::Address(format!("address {addr:?}: {why}"));
         let (name, parameters) = match place.split_once('?') {
             Some((name, parameters)) => (name, Some(parameters)),
@@ -284,6 +289,16 @@ impl<'a> Place<'a> {
             }
         }
         Ok(Self { name, access })
+    }
+
+    /// The address of a socket that listens there.
+    pub(super) fn addr(&self) -> Option<Addr> {
+        match self.name.strip_prefix('@') {
+            Some(name) => Some(Addr::of_abstract(name.as_bytes())),
+            None => path::absolute(self.name)
+                .ok()
+                .map(|path| Addr::of_path(&path)),
+        }
     }
 }
 

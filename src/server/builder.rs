@@ -203,8 +203,8 @@ impl Builder {
     /// each listen there with their own socket. The kernel spreads new clients over these sockets. A stop makes the
     /// kernel send new clients to the other sockets before it closes its own. So workers can be restarted one by one,
     /// and no client is lost. All processes that listen there must set this option, and none of them is told any more
-    /// that the address is in use. It does not apply to listeners that were made elsewhere: their creator sets
-    /// `SO_REUSEPORT`. Default: false.
+    /// that the address is in use. It does not apply to listeners that were made elsewhere, nor to inherited sockets:
+    /// their creator sets `SO_REUSEPORT`. Default: false.
     pub fn reuse_port(mut self, reuse: bool) -> Self {
         self.options.reuse_port = reuse;
         self
@@ -362,7 +362,8 @@ impl Builder {
 
     /// How many connections may wait to be accepted, on each TCP socket of [`Builder::listen`]. The kernel caps the
     /// number at `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most 65,535. This and the options below do
-    /// not apply to listeners that were made elsewhere: their creator sets them up. Default: 4,096.
+    /// not apply to listeners that were made elsewhere, nor to inherited sockets: their creator sets them up. Default:
+    /// 4,096.
     pub fn tcp_backlog(mut self, count: NonZeroUsize) -> Self {
         self.options.tcp_backlog = Some(count);
         self

@@ -14,6 +14,7 @@ use crate::contain::contain;
 use crate::dispatch::Backend;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
+use crate::inherited::{self, Sockets};
 use crate::net::Listener;
 use crate::net::census::Census;
 use crate::orders::{Inbox, Order};
@@ -30,6 +31,9 @@ use super::accept::{self, Accepting, Serve};
 const KILL_GRACE: Duration = Duration::from_millis(100);
 /// How often connections are counted for the statistics.
 const STATE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a program may take from the start of its first server to that of its last.
+const STARTED: Duration = Duration::from_secs(10);
 
 /// Everything that the control thread owns.
 pub(crate) struct Control {
@@ -155,6 +159,12 @@ async fn live(
     }
     events.sum("serve", 1.0);
     events.phase(Phase::Serving);
+    for amiss in listeners.iter().filter_map(Listener::serves) {
+        events.log(LogLevel::Warning, amiss.to_owned());
+    }
+    if let Some(inherited) = inherited::known() {
+        tokio::spawn(complain(inherited, Arc::clone(shared)));
+    }
     let mut accepting = Accepting::start(listeners, shared, executor, serve);
 
     let mut serve_error = tokio::select! {
@@ -317,6 +327,14 @@ async fn kill(shared: &Arc<Shared>, backend: &Backend) -> Cut {
     Cut {
         began: killing,
         ended,
+    }
+}
+
+/// Tells the host of inherited sockets on which nobody listens, when the program has had time to start all its servers.
+async fn complain(inherited: &'static Sockets, shared: Arc<Shared>) {
+    shared.clock.sleep(STARTED).await;
+    for complaint in inherited.complaints() {
+        shared.events.log(LogLevel::Error, complaint);
     }
 }
 

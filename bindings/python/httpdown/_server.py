@@ -31,6 +31,8 @@ from ._tls import Tls
 # The default of `stop_timeout` and `kill_timeout`, in seconds.
 _DEFAULT_TIMEOUT = 60.0
 _DEFAULT_SECOND_SIGNAL = 0.5
+# How systemd tells a program of the sockets that it passes on.
+_LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
 # The most requests that wait in Python, and not in C, which could refuse them. (While there are so
 # many, no request is told of events.)
 _MOST_WAITING = 1000
@@ -181,6 +183,13 @@ class Server:
     or numbers). "unix:@name" is an abstract socket. Default: 127.0.0.1:8080, or nothing if there
     are `fds`.
 
+    If the program was started with listening sockets by systemd's protocol (LISTEN_FDS, LISTEN_PID,
+    LISTEN_FDNAMES), a socket that listens at the address of `bind` is taken, and nothing is bound.
+    "fd:NAME" takes the socket of that name (FileDescriptorName= in a .socket unit), and never
+    binds. A stop treats it as with `fds_shared`. The first server with a `bind` removes the
+    variables from `os.environ`, so that no child takes the sockets for its own. A socket on which
+    nobody listens is logged as an error, 10 seconds after the first server has started.
+
     `fds` are descriptors or sockets that already listen. The server owns them from now on, unless
     the constructor raises. `fds_shared`: these sockets outlive this server (systemd, or workers
     that are restarted one by one). The process that keeps a socket must go on accepting, or waiting
@@ -251,7 +260,8 @@ class Server:
       these sockets. A stop makes the kernel send new clients to the other sockets before it closes
       its own. So workers can be restarted one by one, and no client is lost. All processes that
       listen there must set this option, and none of them is told any more that the address is in
-      use. It does not apply to `fds`: their creator sets SO_REUSEPORT. Default: False.
+      use. It does not apply to `fds`, nor to inherited sockets: their creator sets SO_REUSEPORT.
+      Default: False.
     - `reload_on_hup`: True: for `run`: SIGHUP reads the files of `tls` again (certificates, keys,
       CAs, revocation lists), and new connections get what was read. If anything cannot be used, all
       stays as it was, and the log says why. By default, SIGHUP does what it did before, so it
@@ -328,8 +338,8 @@ class Server:
       ever longer. Default: no limit.
     - `tcp_backlog`: How many connections may wait to be accepted, on each TCP socket of `bind`. The
       kernel caps the number at `net.core.somaxconn`, which is 4,096 since Linux 5.4. At most
-      65,535. This and the options below do not apply to `fds`: their creator sets them up. Default:
-      4,096.
+      65,535. This and the options below do not apply to `fds`, nor to inherited sockets: their
+      creator sets them up. Default: 4,096.
     - `v6_only`: True: a socket that listens on all addresses (`:8080`, `[::]:8080`) takes IPv6
       only. By default it takes IPv4, too. Set this if another socket is to take IPv4 on the same
       port. Default: False.
@@ -1163,9 +1173,14 @@ def _nobody(*_: object) -> None:
 def _start(options: _ffi.Options) -> _Handle:
     pointer = ctypes.c_void_p()
     why = ctypes.create_string_buffer(512)
+    inherits = options.addr and os.environ.get("LISTEN_PID") == str(os.getpid())
     status = _ffi.httpdown_serve(
         ctypes.byref(options), ctypes.byref(pointer), why, ctypes.sizeof(why)
     )
+    if inherits:
+        # C has taken them from its own environment. Python has a copy.
+        for name in _LISTEN:
+            os.environ.pop(name, None)
     if status != Status.OK:
         raise _ffi.failure(status, why.value.decode("utf-8", "replace"))
     return _Handle(pointer.value)
