@@ -266,6 +266,56 @@ fn a_client_that_leaves_shows_when_the_stream_is_read() {
     assert_balanced(&stop(&server).unwrap());
 }
 
+/// If the socket were just closed, the kernel would reset it, and throw away what has not been sent yet.
+#[test]
+fn a_stream_that_is_let_go_ends_with_what_was_written_though_the_client_still_sends() {
+    let (server, given) = giving();
+    let mut client = upgraded(&server, "");
+    let stream = given.recv().unwrap();
+    client.send("nobody reads this");
+    let (tell, told) = mpsc::channel();
+    stream.notify(Ready::READABLE, move |_| tell.send(()).unwrap());
+    told.recv().unwrap();
+    let bytes = vec![b'x'; 100_000];
+    let mut written = 0;
+    loop {
+        match stream.write(&bytes, Some(now())) {
+            Ok(count) => written += count,
+            Err(Error::WouldBlock) => break,
+            Err(why) => panic!("{why}"),
+        }
+    }
+    drop(stream);
+    assert_eq!(client.until_end().unwrap().len(), written);
+    drop(client);
+    let report = stop(&server).unwrap();
+    assert_balanced(&report);
+    assert_eq!((report.served, report.conns_closed), (1, 1), "{report:?}");
+}
+
+/// A client that does not close its side holds up nothing for long.
+#[test]
+fn a_kill_does_not_count_a_stream_that_was_let_go() {
+    let (give, given) = mpsc::channel();
+    let handler =
+        move |exchange: Exchange| give.send(exchange.upgrade(switching()).unwrap()).unwrap();
+    let server = builder()
+        .linger_timeout(Duration::from_secs(600))
+        .handle(listener(), Dispatch::default(), handler)
+        .unwrap();
+    let mut client = upgraded(&server, "");
+    drop(given.recv().unwrap());
+    assert!(client.until_end().unwrap().is_empty());
+    server.kill_begin();
+    let report = server.wait_blocking(None).unwrap();
+    assert_eq!(
+        (report.hijacked_killed, report.conns_killed),
+        (0, 0),
+        "{report:?}"
+    );
+    assert_balanced(&report);
+}
+
 #[test]
 fn a_stream_may_outlive_its_server() {
     let (give, given) = mpsc::channel();

@@ -1,10 +1,11 @@
 //! The end of a connection.
 
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
 use super::deadlines::{Deadline, Deadlines, Looks};
 use super::h1::Wire;
+use super::state::Conn;
 use super::until_kill;
 
 /// Closes our side, and then reads and discards until the client closes its side. If the socket were closed while the
@@ -16,7 +17,15 @@ use super::until_kill;
 pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete: bool) {
     let conn = Arc::clone(wire.conn());
     deadlines.clear_all();
-    let _ = until_kill(&conn, |cx| wire.poll_rescue(cx)).await;
+    let _ = until_kill(&conn, |cx| {
+        let poll = wire.poll_rescue(cx).map(drop);
+        // How long an answer may wait for its client was decided before. Of a stream that was let go, nobody has.
+        if poll.is_ready() || !conn.h1.is_upgraded() || conn.is_stopping() {
+            return poll;
+        }
+        poll_linger(&mut deadlines, &conn, cx)
+    })
+    .await;
     if is_complete {
         wire.flushed();
     }
@@ -38,10 +47,7 @@ pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete:
             return poll.map(|result| result.is_ok());
         }
         // A client that reads nothing leaves no room for what TLS says at the end. Without that there is no FIN.
-        if !deadlines.is_set(Deadline::Linger) {
-            deadlines.set(Deadline::Linger, conn.shared().options.linger_timeout);
-        }
-        deadlines.poll(Deadline::Linger, cx).map(|()| false)
+        poll_linger(&mut deadlines, &conn, cx).map(|()| false)
     })
     .await;
     if shut != Some(true) {
@@ -78,4 +84,12 @@ pub(super) async fn close(mut wire: Wire, mut deadlines: Deadlines, is_complete:
         arrival
     })
     .await;
+}
+
+/// Waits for as long as a client may take.
+fn poll_linger(deadlines: &mut Deadlines, conn: &Conn, cx: &mut Context<'_>) -> Poll<()> {
+    if !deadlines.is_set(Deadline::Linger) {
+        deadlines.set(Deadline::Linger, conn.shared().options.linger_timeout);
+    }
+    deadlines.poll(Deadline::Linger, cx)
 }

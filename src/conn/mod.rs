@@ -212,12 +212,18 @@ where
                 let _ = poll_fn(|cx| Poll::Ready(wire.poll_rescue(cx))).await;
                 return;
             }
-            h1::End::HandedOver => {
+            h1::End::HandedOver(lent) => {
                 conn.hijacked_if_open();
                 listen(&conn, &mut parked.deadlines).await;
-                // The new owner of the connection may keep it for long, and does not need the task's waker.
-                conn.driver().look();
-                return;
+                let Some(wire) = lent.take_back() else {
+                    // The new owner may keep the connection for long, and does not need the task's waker.
+                    conn.driver().look();
+                    return;
+                };
+                // What the owner has written last must not be lost, like the end of an answer.
+                conn.let_go();
+                parked.wire = wire;
+                break true;
             }
         }
     };

@@ -54,6 +54,8 @@ enum Ending {
     Unshaken = 6,
     /// The handshake of TLS did not come to its end in time.
     HandshakeTimedOut = 7,
+    /// A handler had taken the connection over, and has let go of it.
+    LetGo = 8,
 }
 
 impl Ending {
@@ -66,7 +68,8 @@ impl Ending {
             4 => Self::TimedOut,
             5 => Self::Refused,
             6 => Self::Unshaken,
-            _ => Self::HandshakeTimedOut,
+            7 => Self::HandshakeTimedOut,
+            _ => Self::LetGo,
         }
     }
 }
@@ -635,7 +638,8 @@ impl Conn {
             | Ending::TimedOut
             | Ending::Refused
             | Ending::Unshaken
-            | Ending::HandshakeTimedOut => false,
+            | Ending::HandshakeTimedOut
+            | Ending::LetGo => false,
         };
         if is_ours {
             self.set_ending(Ending::Raced);
@@ -693,6 +697,13 @@ impl Conn {
             self.set_state(ConnState::Hijacked);
             self.shared.events.sum("conn.closed", 1.0);
         });
+    }
+
+    /// Whoever had taken the connection over has let go of it. What a kill cuts from now on is only the end.
+    pub(super) fn let_go(&self) {
+        if !self.is_killed() {
+            self.set_ending(Ending::LetGo);
+        }
     }
 
     /// A kill: a connection in a request is closed by a reset, so that a cut response cannot look complete.
@@ -755,13 +766,14 @@ impl Conn {
             Ending::TimedOut => &ends.timed_out,
             Ending::Unshaken => &ends.tls_failed,
             Ending::HandshakeTimedOut => &ends.tls_timed_out,
+            Ending::LetGo if !is_cut => &ends.closed,
             _ if killed && was_hijacked => {
                 ends.hijacked_killed.add(1);
                 &ends.killed
             }
             _ if killed && is_cut => &ends.killed,
             _ if is_cut => &ends.gone,
-            Ending::Closed | Ending::Announced | Ending::Refused => &ends.closed,
+            Ending::Closed | Ending::Announced | Ending::Refused | Ending::LetGo => &ends.closed,
             Ending::Idle => &ends.idle,
             Ending::Raced => &ends.raced,
         };

@@ -23,8 +23,9 @@ use super::ready::{Notice, Ready, Subject, Tell};
 /// A connection that a handler has taken over: [`Exchange::upgrade`](crate::Exchange::upgrade).
 ///
 /// Any thread may use it, several at once; so one thread can read while another one writes. Dropping it closes the
-/// connection. What was written is sent, as far as the kernel takes it at once: [`Stream::shutdown`] waits for that.
-/// The time limits for requests do not apply to it. A kill resets it.
+/// connection, and does not wait. What was written is sent, and reaches a client that still sends: the connection ends
+/// like after a last answer ([`linger_timeout`](crate::Builder::linger_timeout)), and a stop waits for that. The time
+/// limits for requests do not apply to a stream. A kill resets it.
 pub struct Stream(Arc<Inner>);
 
 struct Inner {
@@ -176,6 +177,8 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        // The connection's task takes the connection back when nobody listens any more. So this comes first.
+        self.0.upgraded().let_go();
         self.0.conn.ignore(&*self.0);
         let (waiter, notice) = {
             let mut watch = self.0.watch();

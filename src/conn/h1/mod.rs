@@ -58,7 +58,17 @@ pub(super) enum End {
     /// end of the connection. Earlier answers may wait in the wire.
     Cut(Wire),
     /// The connection was upgraded, and belongs to somebody else now.
-    HandedOver,
+    HandedOver(Lent),
+}
+
+/// The wire of a connection that belongs to somebody else.
+pub(super) struct Lent(Slot);
+
+impl Lent {
+    /// The wire, if nobody else has it any more. Otherwise the connection ends when the other owner does.
+    pub(super) fn take_back(self) -> Option<Wire> {
+        wire::take_back(self.0)
+    }
 }
 
 /// Lets hyper drive the connection until it has been idle for a while or, if it is not busy, for a moment.
@@ -73,7 +83,7 @@ pub(super) async fn run<R: Respond>(
     let slot = wire::slot(wire);
     let why = drive(service, &slot, deadlines, conn, is_busy).await;
     let Some(mut wire) = wire::take(&slot) else {
-        return End::HandedOver;
+        return End::HandedOver(Lent(slot));
     };
     // A request that is lost is not driven any more; its listener may want to know.
     conn.listening().call();

@@ -23,13 +23,18 @@ enum State {
         /// What has come behind the request.
         early: Bytes,
     },
-    /// The answer has never left.
+    /// The answer has never left, or the owner has let go.
     Failed,
 }
 
 impl Upgraded {
     pub(crate) fn new(upgrade: OnUpgrade) -> Self {
         Self(State::Waiting(upgrade))
+    }
+
+    /// Lets go of the connection. Its task then closes it.
+    pub(crate) fn let_go(&mut self) {
+        self.0 = State::Failed;
     }
 
     fn poll_open(

@@ -600,6 +600,14 @@ pub(super) fn take(slot: &Slot) -> Option<Wire> {
     lock(slot).take_if(|wire| !wire.conn().h1.is_upgraded())
 }
 
+/// Takes the wire of an upgraded connection back, if nobody else has it any more.
+pub(super) fn take_back(slot: Slot) -> Option<Wire> {
+    let slot = Arc::into_inner(slot)?;
+    let mut wire = slot.into_inner().unwrap_or_else(PoisonError::into_inner)?;
+    wire.framing = Framing::Opaque;
+    Some(wire)
+}
+
 fn lock(slot: &Slot) -> MutexGuard<'_, Option<Wire>> {
     slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
