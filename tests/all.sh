@@ -12,8 +12,8 @@ unix() {
     (
         export HTTPDOWN_TEST_SOCKETS=unix
         ${CARGO:-cargo} test --quiet --no-fail-fast --lib \
-            --test stop --test lossless --test extremes --test ledger &&
-            tests/c/run.sh lifecycle cycles kill &&
+            --test stop --test lossless --test extremes --test ledger --test upgrade &&
+            tests/c/run.sh lifecycle cycles kill upgrade &&
             { ! build/venv/bin/python -c 'import pytest' 2>/dev/null || python_tests bindings/python/tests/test_server.py; }
     )
 }

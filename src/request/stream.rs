@@ -73,6 +73,10 @@ impl Stream {
         self.wait(deadline, |inner, cx| {
             inner.upgraded().poll_read(cx, &mut buf)
         })?;
+        // On a Unix socket, a kill looks like the end.
+        if buf.filled().is_empty() && self.0.conn.is_killed() {
+            return Err(Error::Killed(None));
+        }
         Ok(buf.filled().len())
     }
 
