@@ -872,14 +872,19 @@ typedef struct {
 // that drives the connection, so it must not block.
 typedef void (*httpdown_ready_fn)(httpdown_request *request, uint32_t ready, void *user_data);
 
-// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before.
+// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before, or of a
+// stream.
 typedef struct {
-    // The request. You own it.
+    // The request. You own it. NULL for an event of a stream.
     httpdown_request *request;
-    // The `user_data` of httpdown_request_notify; NULL for a request that has come.
+    // The `user_data` of httpdown_request_notify or httpdown_stream_notify; NULL for a request that has come.
     void *user_data;
     // What has happened: httpdown_ready_kind, or-ed. HTTPDOWN_NEW for a request that has come.
     uint32_t ready;
+    // Zero.
+    uint32_t reserved_0;
+    // The stream, if this is an event of one: httpdown_stream_notify. Otherwise NULL.
+    httpdown_stream *stream;
 } httpdown_item;
 
 // Tells what has happened to a stream (httpdown_ready_kind, or-ed): httpdown_stream_notify. Called on the thread that
@@ -1397,8 +1402,9 @@ int httpdown_request_notify(httpdown_request *request,
                             httpdown_destroy_fn destroy);
 
 // Takes up to `capacity` items: requests from the queue, as httpdown_next does, and events of requests that were taken
-// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd
-// is readable while there are items. So one thread, or one event loop, serves any number of slow clients.
+// before (httpdown_request_notify), and of streams (httpdown_stream_notify). Waits at most `timeout_ms` for the first
+// one. The descriptor of httpdown_queue_fd is readable while there are items. So one thread, or one event loop, serves
+// any number of slow clients.
 //
 // Any thread may make this call, several at once. An event of a request may come out on any of them; from then on, the
 // request belongs to this thread, and not to the one that had it before.
@@ -1464,12 +1470,13 @@ HTTPDOWN_MUST_USE
 int httpdown_stream_shutdown(const httpdown_stream *stream,
                              uint32_t timeout_ms);
 
-// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only
-// of a kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was
-// freed: httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the
-// stream itself. Never blocks.
+// Asks to be told once what happens, like httpdown_request_notify. HTTPDOWN_GONE tells only of a kill: that the client
+// has left shows when the stream is read. `tell` is not called any more when the stream was freed:
+// httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the stream
+// itself. If `tell` is NULL, the event is an item of httpdown_next_item; only with HTTPDOWN_DISPATCH_QUEUE. Then
+// `user_data` lives until the next call of this function, or as long as the stream. Never blocks.
 //
-// Returns OK, INVALID_ARGUMENT, FORKED.
+// Returns OK, INVALID_ARGUMENT (also: there is no queue), FORKED.
 HTTPDOWN_MUST_USE
 int httpdown_stream_notify(const httpdown_stream *stream,
                            uint32_t wanted,
@@ -1488,8 +1495,9 @@ int httpdown_stream_fd(const httpdown_stream *stream,
                        uint32_t timeout_ms,
                        int *fd);
 
-// Closes the connection, and frees the stream. What was written is sent, as far as the kernel takes it at once:
-// httpdown_stream_shutdown waits for that. NULL is fine. In a forked child, does nothing.
+// Closes the connection, and frees the stream; does not wait for the client. What was written is sent, and reaches a
+// client that still sends: the connection ends like after a last answer (`linger_timeout_ms`), and a stop waits for
+// that. NULL is fine. In a forked child, does nothing.
 void httpdown_stream_free(httpdown_stream *stream);
 
 // Answers with bytes of an open file, and ends the request, whatever this function returns: `length` bytes from

@@ -347,6 +347,7 @@ fn a_queue_tells_what_happens() {
                         looks.notify(&mut exchange, Ready::READABLE, open.len() as u128);
                         open.push(Some(exchange));
                     }
+                    QueueItem::StreamReady { .. } => unreachable!("nobody has upgraded"),
                     QueueItem::Ready { token, ready } => {
                         told.push((token, ready));
                         let at = usize::try_from(token).unwrap();

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use http::Response;
-use httpdown::{Dispatch, Error, Exchange, Phase, Ready, Server, Stream};
+use httpdown::{Addr, Dispatch, Error, Exchange, Phase, QueueItem, Ready, Server, Stream};
 
 use common::{
     Client, Journal, addr, assert_balanced, builder, listener, reply, stop, wait_for_phase,
@@ -37,7 +37,11 @@ fn now() -> Instant {
 
 /// A client whose connection was upgraded, and which has sent this behind its request.
 fn upgraded(server: &Server, early: &str) -> Client {
-    let mut client = Client::connect(addr(server));
+    upgraded_at(addr(server).clone(), early)
+}
+
+fn upgraded_at(address: Addr, early: &str) -> Client {
+    let mut client = Client::connect(address);
     client.send(UPGRADE.to_owned() + early);
     let head = client.try_head().unwrap();
     assert_eq!(head.status, 101);
@@ -199,6 +203,68 @@ fn a_stop_tells_the_streams_and_waits_for_them() {
     }
     assert_balanced(&report);
     assert_eq!((report.served, report.conns_closed), (10, 10), "{report:?}");
+}
+
+#[test]
+fn a_queue_serves_streams_until_the_drain() {
+    let (server, queue) = builder().queue(listener()).unwrap();
+    let address = addr(&server).clone();
+    let service = thread::spawn(move || {
+        let mut streams = Vec::new();
+        let ask = |stream: &Stream, token| {
+            queue.notify_stream(stream, Ready::READABLE | Ready::DRAINING, token);
+        };
+        let mut bytes = [0; 100];
+        while let Ok(items) = queue.take_all(8, None) {
+            for item in items {
+                let (token, ready) = match item {
+                    QueueItem::Request(exchange) => {
+                        let stream = exchange.upgrade(switching()).unwrap();
+                        ask(&stream, streams.len() as u128);
+                        streams.push(Some(stream));
+                        continue;
+                    }
+                    QueueItem::Ready { .. } => unreachable!("nobody has asked for that"),
+                    QueueItem::StreamReady { token, ready } => (token, ready),
+                };
+                let slot = &mut streams[usize::try_from(token).unwrap()];
+                let stream = slot.as_ref().unwrap();
+                if ready.contains(Ready::DRAINING) {
+                    stream.write(b"bye", Some(now())).unwrap();
+                    *slot = None;
+                    continue;
+                }
+                match stream.read(&mut bytes, Some(now())) {
+                    Ok(0) => *slot = None,
+                    Ok(count) => {
+                        stream.write(&bytes[..count], Some(now())).unwrap();
+                        ask(stream, token);
+                    }
+                    Err(Error::WouldBlock) => ask(stream, token),
+                    Err(why) => panic!("{why}"),
+                }
+            }
+        }
+        assert!(streams.iter().all(Option::is_none));
+    });
+    let mut clients: Vec<_> = (0..20)
+        .map(|_| upgraded_at(address.clone(), "early"))
+        .collect();
+    for client in clients.iter_mut().rev() {
+        assert_eq!(client.exactly(5).unwrap(), b"early");
+        client.send("later");
+        assert_eq!(client.exactly(5).unwrap(), b"later");
+    }
+    drop(clients.pop());
+    wait_for_report(&server, |report| report.conns_hijacked == 19);
+    let report = stop(&server).unwrap();
+    for mut client in clients {
+        assert_eq!(client.until_end().unwrap(), b"bye");
+    }
+    assert_balanced(&report);
+    assert_eq!((report.served, report.conns_closed), (20, 20), "{report:?}");
+    // The queue ends when nothing more can happen.
+    service.join().unwrap();
 }
 
 #[tokio::test]

@@ -608,12 +608,16 @@ public:
     /// stream is read. `tell` may close the stream. What it throws is told to nobody.
     void notify(std::uint32_t wanted, callback<std::uint32_t> tell) const;
 
+    /// Like `notify`, but what happens is told by the server's queue (QUEUE dispatch): `server_ref::next_item` gives it
+    /// with this `user_data`. Throws error: INVALID_ARGUMENT if there is no queue.
+    void notify_queue(std::uint32_t wanted, void *user_data = nullptr) const;
+
     /// The socket, for those who read and write it by themselves: it belongs to the stream. Waits until the answer has
     /// left. Throws error: UNSUPPORTED with TLS, or if bytes that have come before were not read yet.
     int fd(milliseconds timeout = forever) const;
 
-    /// Closes the connection. What was written is sent, as far as the kernel takes it at once: `shutdown` waits for
-    /// that.
+    /// Closes the connection; does not wait for the client. What was written is sent, and reaches a client that still
+    /// sends: the connection ends like after a last answer (`linger_timeout`), and a stop waits for that.
     void close() noexcept { handle_.reset(); }
 
 private:
@@ -627,9 +631,10 @@ private:
 
 /// What `server_ref::next_item` takes from the queue.
 struct item {
-    /// A request that has come; empty if something has happened to a request that was taken before.
+    /// A request that has come; empty if something has happened to a request that was taken before, or to a stream.
     httpdown::request request{};
-    /// The `user_data` of `request::notify_queue`, by which the program finds that request.
+    /// The `user_data` of `request::notify_queue` or `stream::notify_queue`, by which the program finds that request or
+    /// stream.
     void *user_data = nullptr;
     /// What has happened (httpdown_ready_kind, or-ed); HTTPDOWN_NEW if a request has come, 0 at the timeout.
     std::uint32_t ready = 0;
@@ -710,8 +715,8 @@ public:
     /// INVALID_ARGUMENT if there is no queue.
     std::optional<request> next(milliseconds timeout = forever) const;
 
-    /// Like `next`, and also takes what has happened to requests that were taken before (`request::notify_queue`). So
-    /// one thread, or one event loop, serves any number of slow clients:
+    /// Like `next`, and also takes what has happened to requests that were taken before (`request::notify_queue`), and
+    /// to streams (`stream::notify_queue`). So one thread, or one event loop, serves any number of slow clients:
     ///
     ///     while (auto item = server.next_item())
     ///         if (item->ready == HTTPDOWN_NEW) begin(std::move(item->request)); // keeps it
@@ -1677,6 +1682,10 @@ inline void stream::notify(std::uint32_t wanted, callback<std::uint32_t> tell) c
     // If this succeeds, the callback may have destroyed this object by now.
     detail::check(httpdown_stream_notify(get(), wanted, detail::told::tell<httpdown_stream>, kept,
                                          [](void *data) noexcept { delete static_cast<detail::told *>(data); }));
+}
+
+inline void stream::notify_queue(std::uint32_t wanted, void *user_data) const {
+    detail::check(httpdown_stream_notify(get(), wanted, nullptr, user_data, nullptr));
 }
 
 inline int stream::fd(milliseconds timeout) const {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::request::{Exchange, Inbox, Notice, Ready, Taken, Tell};
+use crate::request::{Exchange, Inbox, Notice, Ready, Stream, Taken, Tell, Token};
 use crate::threads::LentRuntime;
 use crate::threads::turns::{TurnEnd, at_turn_end};
 
@@ -54,6 +54,13 @@ pub enum QueueItem {
         /// What has happened.
         ready: Ready,
     },
+    /// Something has happened to a stream: [`RequestQueue::notify_stream`].
+    StreamReady {
+        /// What stands for the stream.
+        token: u128,
+        /// What has happened.
+        ready: Ready,
+    },
 }
 
 impl RequestQueue {
@@ -93,7 +100,7 @@ impl RequestQueue {
     }
 
     /// Like [`RequestQueue::take`], and also takes what has happened to requests that were taken before, as was asked
-    /// for by [`RequestQueue::notify`]. So one thread, or one event loop, serves any number of slow clients.
+    /// for by [`RequestQueue::notify`] and [`RequestQueue::notify_stream`]. So one thread, or one event loop, serves any number of slow clients.
     ///
     /// # Errors
     /// Those of [`RequestQueue::take`]. [`Error::Stopped`] comes only when also nothing that was asked for can happen
@@ -114,7 +121,15 @@ impl RequestQueue {
     /// request; see [`Exchange::ready`]. This replaces what was asked for before and has not been taken. No item comes
     /// after the request has ended. Never blocks.
     pub fn notify(&self, exchange: &mut Exchange, wanted: Ready, token: u128) {
-        exchange.tell(wanted, Tell::Queue(Arc::clone(&self.waiting) as _, token));
+        let inbox = Arc::clone(&self.waiting);
+        exchange.tell(wanted, Tell::Queue(inbox, Token::Request(token)));
+    }
+
+    /// Like [`RequestQueue::notify`], for a connection that was taken over; see [`Stream::ready`]. No item comes after
+    /// the stream was dropped.
+    pub fn notify_stream(&self, stream: &Stream, wanted: Ready, token: u128) {
+        let inbox = Arc::clone(&self.waiting);
+        stream.tell(wanted, Tell::Queue(inbox, Token::Stream(token)));
     }
 
     /// On the host's runtime that brings the requests, the first step only looks whether there are any.
@@ -145,7 +160,10 @@ impl RequestQueue {
             let told = notices.iter().filter_map(|notice| {
                 let (token, ready) = notice.take()?;
                 self.waiting.expects_notices(-1);
-                Some(QueueItem::Ready { token, ready })
+                Some(match token {
+                    Token::Request(token) => QueueItem::Ready { token, ready },
+                    Token::Stream(token) => QueueItem::StreamReady { token, ready },
+                })
             });
             let mut items: Vec<_> = told.collect();
             items.extend(exchanges.into_iter().map(QueueItem::Request));

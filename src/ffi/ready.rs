@@ -71,8 +71,9 @@ pub unsafe extern "C" fn httpdown_request_notify(
 }
 
 /// Takes up to `capacity` items: requests from the queue, as httpdown_next does, and events of requests that were taken
-/// before (httpdown_request_notify). Waits at most `timeout_ms` for the first one. The descriptor of httpdown_queue_fd
-/// is readable while there are items. So one thread, or one event loop, serves any number of slow clients.
+/// before (httpdown_request_notify), and of streams (httpdown_stream_notify). Waits at most `timeout_ms` for the first
+/// one. The descriptor of httpdown_queue_fd is readable while there are items. So one thread, or one event loop, serves
+/// any number of slow clients.
 ///
 /// Any thread may make this call, several at once. An event of a request may come out on any of them; from then on, the
 /// request belongs to this thread, and not to the one that had it before.
@@ -101,8 +102,8 @@ pub unsafe extern "C" fn httpdown_next_item(
         let known = taken.into_iter().filter_map(|item| match item {
             QueueItem::Request(exchange) => Some(httpdown_item {
                 request: own(exchange, &handle)?,
-                user_data: std::ptr::null_mut(),
                 ready: HTTPDOWN_NEW as u32,
+                ..NOTHING
             }),
             QueueItem::Ready { token, ready } => {
                 let (request, user_data) = from_token(token);
@@ -110,6 +111,16 @@ pub unsafe extern "C" fn httpdown_next_item(
                     request: request as *mut _,
                     user_data: user_data as *mut _,
                     ready: ready.bits().into(),
+                    ..NOTHING
+                })
+            }
+            QueueItem::StreamReady { token, ready } => {
+                let (stream, user_data) = from_token(token);
+                Some(httpdown_item {
+                    stream: stream as *mut _,
+                    user_data: user_data as *mut _,
+                    ready: ready.bits().into(),
+                    ..NOTHING
                 })
             }
         });
@@ -123,9 +134,18 @@ pub unsafe extern "C" fn httpdown_next_item(
     })
 }
 
-/// A request and its `user_data`. They go along with the event, because another thread may use the request when it
+/// An item that is about nothing.
+const NOTHING: httpdown_item = httpdown_item {
+    request: std::ptr::null_mut(),
+    user_data: std::ptr::null_mut(),
+    ready: 0,
+    reserved_0: 0,
+    stream: std::ptr::null_mut(),
+};
+
+/// A request, or a stream, and its `user_data`. They go along with the event, because another thread may use the request when it
 /// comes out.
-fn to_token(request: usize, user_data: usize) -> u128 {
+pub(super) fn to_token(request: usize, user_data: usize) -> u128 {
     (request as u128) << 64 | user_data as u128
 }
 

@@ -1,19 +1,28 @@
 //! `httpdown_stream`: a connection that a handler has taken over.
 
 use std::ffi::{c_int, c_void};
+use std::sync::{Mutex, PoisonError};
 
 use http::StatusCode;
 
-use crate::{Error, Ready, Stream};
+use crate::{Error, Ready, RequestQueue, Stream};
 
 use super::boundary::{borrow, output, room, slice, status, status_in_child_too};
 use super::callbacks::ForeignData;
+use super::ready::to_token;
 use super::request::{end, fields, httpdown_request, timeout};
+use super::server::queue_of;
 use super::types::{httpdown_destroy_fn, httpdown_header, httpdown_stream_fn};
 
 /// A connection that a handler has taken over: httpdown_upgrade. Any thread may use it, several at once; so one thread
 /// can read while another one writes. The time limits for requests do not apply to it. A kill resets it.
-pub struct httpdown_stream(Stream);
+pub struct httpdown_stream {
+    stream: Stream,
+    /// Of a server with QUEUE dispatch.
+    queue: Option<RequestQueue>,
+    /// What comes with an item of the queue: httpdown_stream_notify.
+    told: Mutex<Option<ForeignData>>,
+}
 
 /// Whether the client asks for another protocol on this connection (Upgrade), or for a tunnel (CONNECT). Never blocks.
 #[unsafe(no_mangle)]
@@ -44,7 +53,7 @@ pub unsafe extern "C" fn httpdown_upgrade(
 ) -> c_int {
     // SAFETY: the same promise.
     unsafe {
-        end(request, |_, exchange| {
+        end(request, |entry, exchange| {
             let output = output(stream, "stream")?;
             let mut response = http::Response::new(());
             *response.headers_mut() = fields(headers, header_count, "headers")?;
@@ -54,7 +63,13 @@ pub unsafe extern "C" fn httpdown_upgrade(
                 StatusCode::SWITCHING_PROTOCOLS
             };
             let stream = exchange.try_upgrade(response)?;
-            output.write(Box::into_raw(Box::new(httpdown_stream(stream))));
+            let request = entry.request().ok_or(Error::AlreadyReplied)?;
+            let queue = queue_of(&*request.server()).ok().cloned();
+            output.write(Box::into_raw(Box::new(httpdown_stream {
+                stream,
+                queue,
+                told: Mutex::default(),
+            })));
             Ok(())
         })
     }
@@ -88,7 +103,7 @@ pub unsafe extern "C" fn httpdown_stream_read(
         // SAFETY: all of it was just written.
         let buffer =
             unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast(), capacity) };
-        count.write(stream.0.read(buffer, timeout(timeout_ms))?);
+        count.write(stream.stream.read(buffer, timeout(timeout_ms))?);
         Ok(())
     })
 }
@@ -118,7 +133,7 @@ pub unsafe extern "C" fn httpdown_stream_write(
         if deadline.is_some() && output.is_err() {
             return output.map(drop);
         }
-        let taken = stream.0.write(data, deadline)?;
+        let taken = stream.stream.write(data, deadline)?;
         if let Ok(output) = output {
             output.write(taken);
         }
@@ -140,16 +155,17 @@ pub unsafe extern "C" fn httpdown_stream_shutdown(
     status(|| {
         // SAFETY: the header's preface: NULL or a stream.
         let stream = unsafe { borrow(stream, "stream")? };
-        stream.0.shutdown(timeout(timeout_ms))
+        stream.stream.shutdown(timeout(timeout_ms))
     })
 }
 
-/// Asks to be told once what happens, like httpdown_request_notify; `tell` must not be NULL. HTTPDOWN_GONE tells only
-/// of a kill: that the client has left shows when the stream is read. `tell` is not called any more when the stream was
-/// freed: httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the
-/// stream itself. Never blocks.
+/// Asks to be told once what happens, like httpdown_request_notify. HTTPDOWN_GONE tells only of a kill: that the client
+/// has left shows when the stream is read. `tell` is not called any more when the stream was freed:
+/// httpdown_stream_free waits until a `tell` that runs on another thread has returned. `tell` may free the stream
+/// itself. If `tell` is NULL, the event is an item of httpdown_next_item; only with HTTPDOWN_DISPATCH_QUEUE. Then
+/// `user_data` lives until the next call of this function, or as long as the stream. Never blocks.
 ///
-/// Returns OK, INVALID_ARGUMENT, FORKED.
+/// Returns OK, INVALID_ARGUMENT (also: there is no queue), FORKED.
 #[must_use]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_stream_notify(
@@ -168,9 +184,19 @@ pub unsafe extern "C" fn httpdown_stream_notify(
         let known = unsafe { borrow(stream, "stream")? };
         let wanted = u8::try_from(wanted).ok().and_then(Ready::from_bits);
         let wanted = wanted.ok_or_else(|| Error::InvalidArgument("wanted: unknown bits".into()))?;
-        let tell = tell.ok_or_else(|| Error::InvalidArgument("tell is NULL".into()))?;
         let pointer = stream as usize;
-        known.0.notify(wanted, move |ready| {
+        let Some(tell) = tell else {
+            let none = || Error::InvalidArgument("the server has no queue".into());
+            let queue = known.queue.as_ref().ok_or_else(none)?;
+            let token = to_token(pointer, data.pointer as usize);
+            let mut told = known.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = told.replace(data);
+            queue.notify_stream(&known.stream, wanted, token);
+            drop(told);
+            drop(before);
+            return Ok(());
+        };
+        known.stream.notify(wanted, move |ready| {
             let data = data;
             // SAFETY: the host's own callback, with the host's own data; the stream was not freed.
             unsafe { tell(pointer as *mut _, ready.bits().into(), data.pointer) };
@@ -197,13 +223,14 @@ pub unsafe extern "C" fn httpdown_stream_fd(
         let stream = unsafe { borrow(stream, "stream")? };
         // SAFETY: the header's preface: NULL or writable.
         let fd = unsafe { output(fd, "fd")? };
-        fd.write(stream.0.descriptor(timeout(timeout_ms))?);
+        fd.write(stream.stream.descriptor(timeout(timeout_ms))?);
         Ok(())
     })
 }
 
-/// Closes the connection, and frees the stream. What was written is sent, as far as the kernel takes it at once:
-/// httpdown_stream_shutdown waits for that. NULL is fine. In a forked child, does nothing.
+/// Closes the connection, and frees the stream; does not wait for the client. What was written is sent, and reaches a
+/// client that still sends: the connection ends like after a last answer (`linger_timeout_ms`), and a stop waits for
+/// that. NULL is fine. In a forked child, does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn httpdown_stream_free(stream: *mut httpdown_stream) {
     let _ = status_in_child_too(|| {

@@ -345,16 +345,21 @@ pub type httpdown_ready_fn = Option<
 pub type httpdown_stream_fn =
     Option<unsafe extern "C" fn(stream: *mut httpdown_stream, ready: u32, user_data: *mut c_void)>;
 
-/// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before.
+/// What httpdown_next_item takes: a request that has come, or an event of a request that was taken before, or of a
+/// stream.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct httpdown_item {
-    /// The request. You own it.
+    /// The request. You own it. NULL for an event of a stream.
     pub request: *mut httpdown_request,
-    /// The `user_data` of httpdown_request_notify; NULL for a request that has come.
+    /// The `user_data` of httpdown_request_notify or httpdown_stream_notify; NULL for a request that has come.
     pub user_data: *mut c_void,
     /// What has happened: httpdown_ready_kind, or-ed. HTTPDOWN_NEW for a request that has come.
     pub ready: u32,
+    /// Zero.
+    pub reserved_0: u32,
+    /// The stream, if this is an event of one: httpdown_stream_notify. Otherwise NULL.
+    pub stream: *mut httpdown_stream,
 }
 
 /// Frees the program's data when the library no longer needs it. Called exactly once, on any thread.

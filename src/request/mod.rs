@@ -16,7 +16,7 @@ pub(crate) use exchange::ReplyBody;
 pub(crate) use file::FileAnswer;
 pub(crate) use held::{Taken, is_held_here};
 pub use ready::Ready;
-pub(crate) use ready::{Inbox, Notice, Tell};
+pub(crate) use ready::{Inbox, Notice, Tell, Token};
 pub use reply_slot::Cancellation;
 pub(crate) use reply_slot::ReplySlot;
 pub use stream::Stream;

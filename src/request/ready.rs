@@ -102,7 +102,14 @@ pub(crate) enum Tell {
     /// This is called in the connection's task.
     Call(Box<dyn FnOnce(Ready) + Send>),
     /// An item with this token comes out of the queue.
-    Queue(Arc<dyn Inbox>, u128),
+    Queue(Arc<dyn Inbox>, Token),
+}
+
+/// What an item of the queue stands for, in the host's own terms.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Token {
+    Request(u128),
+    Stream(u128),
 }
 
 /// A queue, as those see it who tell something by it.
@@ -210,7 +217,7 @@ impl Notice {
     }
 
     /// What an item of the queue is to tell, and its token. `None` if the request has ended, or another order stands.
-    pub(crate) fn take(&self) -> Option<(u128, Ready)> {
+    pub(crate) fn take(&self) -> Option<(Token, Ready)> {
         let mut state = self.lock();
         let ready = self.what_happened(&mut state);
         let is_to_tell = |tell: &mut Tell| matches!(tell, Tell::Queue(..)) && !ready.is_empty();

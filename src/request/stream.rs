@@ -151,6 +151,10 @@ impl Stream {
     /// [`Exchange::notify`](crate::Exchange::notify). It is not called any more when the stream was dropped: that waits
     /// until a `tell` that runs on another thread has returned.
     pub fn notify(&self, wanted: Ready, tell: impl FnOnce(Ready) + Send + 'static) {
+        self.tell(wanted, Tell::Call(Box::new(tell)));
+    }
+
+    pub(crate) fn tell(&self, wanted: Ready, tell: Tell) {
         let notice = {
             let mut watch = self.0.watch();
             let notice = watch
@@ -158,7 +162,7 @@ impl Stream {
                 .get_or_insert_with(|| Notice::new(Arc::downgrade(&self.0) as _));
             Arc::clone(notice)
         };
-        notice.order(wanted, Tell::Call(Box::new(tell)));
+        notice.order(wanted, tell);
         let waker = Waker::from(Arc::clone(&notice));
         if let Poll::Ready(there) = self.poll_ready(wanted, &mut Context::from_waker(&waker)) {
             notice.is_there(there);

@@ -164,10 +164,12 @@ SIZE(httpdown_header, 32);
 AT(httpdown_header, name, 0);
 AT(httpdown_header, value, 16);
 
-SIZE(httpdown_item, 24);
+SIZE(httpdown_item, 32);
 AT(httpdown_item, request, 0);
 AT(httpdown_item, user_data, 8);
 AT(httpdown_item, ready, 16);
+AT(httpdown_item, reserved_0, 20);
+AT(httpdown_item, stream, 24);
 
 SIZE(httpdown_certificate, 48);
 AT(httpdown_certificate, cert_file, 0);

@@ -118,6 +118,70 @@ static void callbacks_serve_streams_until_the_drain(void) {
     free_fixture(f);
 }
 
+/* Serves whatever comes by the queue, until nothing can come any more. */
+static void *serve_queue(void *server) {
+    httpdown_item items[7];
+    size_t item_count;
+    int status;
+    while ((status = httpdown_next_item(server, HTTPDOWN_FOREVER, items, 7, &item_count)) == 0) {
+        for (size_t i = 0; i < item_count; i++) {
+            httpdown_stream *stream = items[i].stream;
+            char bytes[100];
+            size_t count = 0, taken = 0;
+            if (items[i].ready == HTTPDOWN_NEW) {
+                CHECK(stream == NULL && items[i].user_data == NULL);
+                stream = take_over(items[i].request);
+            } else {
+                CHECK(items[i].request == NULL && items[i].user_data == &destroyed);
+                if (items[i].ready & HTTPDOWN_DRAINING) {
+                    EQUAL(httpdown_stream_write(stream, "bye", 3, HTTPDOWN_NOW, &taken), 0);
+                    httpdown_stream_free(stream);
+                    continue;
+                }
+                CHECK(items[i].ready & HTTPDOWN_READABLE);
+            }
+            int read = httpdown_stream_read(stream, bytes, sizeof bytes, HTTPDOWN_NOW, &count);
+            if (read == 0 && count > 0) EQUAL(httpdown_stream_write(stream, bytes, count, HTTPDOWN_NOW, &taken), 0);
+            else if (read != HTTPDOWN_STATUS_WOULD_BLOCK) {
+                httpdown_stream_free(stream);
+                continue;
+            }
+            uint32_t wanted = HTTPDOWN_READABLE | HTTPDOWN_DRAINING;
+            EQUAL(httpdown_stream_notify(stream, wanted, NULL, &destroyed, destroy), 0);
+        }
+    }
+    EQUAL(status, HTTPDOWN_STATUS_STOPPED);
+    return NULL;
+}
+
+static void a_queue_serves_streams_until_the_drain(void) {
+    enum { CLIENTS = 20 };
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, NULL);
+    options.dispatch = HTTPDOWN_DISPATCH_QUEUE;
+    start(&options);
+    __atomic_store_n(&destroyed, 0, __ATOMIC_SEQ_CST);
+    pthread_t thread;
+    EQUAL(pthread_create(&thread, NULL, serve_queue, f->server), 0);
+    int fds[CLIENTS];
+    for (int i = 0; i < CLIENTS; i++) fds[i] = upgraded(f, "early");
+    for (int i = CLIENTS; i-- > 0;) expect_bytes(fds[i], "early");
+    for (int i = CLIENTS; i-- > 0;) put(fds[i], "later");
+    for (int i = CLIENTS; i-- > 0;) expect_bytes(fds[i], "later");
+    close(fds[0]);
+    UNTIL(report_of(f->server).conns_hijacked == CLIENTS - 1);
+    EQUAL(httpdown_stop_begin(f->server), 0);
+    for (int i = 1; i < CLIENTS; i++) {
+        expect_bytes(fds[i], "bye");
+        CHECK(is_at_end(fds[i]));
+        close(fds[i]);
+    }
+    pthread_join(thread, NULL);
+    CHECK(__atomic_load_n(&destroyed, __ATOMIC_SEQ_CST) >= CLIENTS);
+    EQUAL(end_server(f, 0).served, CLIENTS);
+    free_fixture(f);
+}
+
 static httpdown_stream *kept;
 
 static void keep(httpdown_request *request, void *user_data) {
@@ -176,6 +240,7 @@ int main(int argc, char **argv) {
     tests_chosen = argv + 1;
     RUN(a_handler_may_block);
     RUN(callbacks_serve_streams_until_the_drain);
+    RUN(a_queue_serves_streams_until_the_drain);
     RUN(wrong_arguments_are_refused);
     return test_end(argv[0]);
 }

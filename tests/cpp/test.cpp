@@ -847,6 +847,7 @@ int main() {
         TEST(inline_dispatch_serves_in_place),
         TEST(a_stream_goes_both_ways),
         TEST(a_stream_ends_with_the_drain),
+        TEST(a_queue_tells_of_streams),
         TEST(what_asks_for_no_upgrade_gets_none),
         TEST(an_echo_needs_no_thread),
         TEST(what_happens_is_told_once),

@@ -214,6 +214,7 @@ void trailers_go_both_ways();
 // In the file about connections that are taken over.
 void a_stream_goes_both_ways();
 void a_stream_ends_with_the_drain();
+void a_queue_tells_of_streams();
 void what_asks_for_no_upgrade_gets_none();
 
 // In a file without exceptions.

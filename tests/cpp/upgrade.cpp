@@ -68,6 +68,45 @@ void a_stream_ends_with_the_drain() {
     CHECK(server.wait().served == 1);
 }
 
+void a_queue_tells_of_streams() {
+    httpdown::options options;
+    options.addr = any_addr();
+    options.dispatch = HTTPDOWN_DISPATCH_QUEUE;
+    httpdown::server server(std::move(options));
+    std::thread serves([&] {
+        stream taken;
+        const auto wanted = HTTPDOWN_READABLE | HTTPDOWN_DRAINING;
+        while (auto item = server.next_item()) {
+            if (item->ready == 0) continue;
+            if (item->ready == HTTPDOWN_NEW) {
+                taken = take_over(item->request);
+            } else {
+                CHECK(!item->request && item->user_data == &taken);
+                std::size_t last = 0;
+                if ((item->ready & HTTPDOWN_DRAINING) != 0) {
+                    CHECK(taken.write("bye", last, now) == HTTPDOWN_STATUS_OK);
+                    taken.close();
+                    continue;
+                }
+            }
+            char bytes[100];
+            std::size_t count = 0, sent = 0;
+            if (taken.read(bytes, sizeof bytes, count, now) == HTTPDOWN_STATUS_OK)
+                CHECK(taken.write({bytes, count}, sent, now) == HTTPDOWN_STATUS_OK && sent == count);
+            taken.notify_queue(wanted, &taken);
+        }
+    });
+    client one(server.local_addr());
+    one.send(upgrade + "early");
+    CHECK_CONTAINS(one.read_until("early"), " 101 ");
+    one.send("later");
+    CHECK_CONTAINS(one.read_until("later"), "later");
+    server.stop_begin();
+    CHECK_CONTAINS(one.read_until("bye"), "bye");
+    serves.join();
+    CHECK(server.wait().served == 1);
+}
+
 void what_asks_for_no_upgrade_gets_none() {
     httpdown::server server(serving([](request asked) {
         CHECK(!asked.asks_for_upgrade());
