@@ -347,7 +347,13 @@ class Header(ctypes.Structure):
 
 
 class Item(ctypes.Structure):
-    _fields_ = [("request", c_void_p), ("user_data", c_void_p), ("ready", c_uint32)]
+    _fields_ = [
+        ("request", c_void_p),
+        ("user_data", c_void_p),
+        ("ready", c_uint32),
+        ("reserved_0", c_uint32),
+        ("stream", c_void_p),
+    ]
 
 
 class Certificate(ctypes.Structure):

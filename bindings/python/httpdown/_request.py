@@ -218,6 +218,8 @@ class Request:
         self._ending = False
         # What `on_cancel` and the like have set, until it is called. The server's lock guards it.
         self._calls: list[tuple[_ffi.Ready, Callable[[], object]]] = []
+        # The connection was taken over.
+        self._upgraded = False
 
     @property
     def method(self) -> str:
@@ -508,7 +510,8 @@ class Request:
         stream = ctypes.c_void_p()
         self._end(_ffi.httpdown_upgrade, array, len(pairs), ctypes.byref(stream), begun=False)
         assert stream.value is not None
-        return Stream(stream.value)
+        self._upgraded = True
+        return Stream(stream.value, self.server)
 
     def reply(
         self,
@@ -695,7 +698,7 @@ class Request:
         if isinstance(error, AlreadyReplied):
             return self._body_refused
         lost = (Gone, BadBody, TooLarge, TooSlow, Killed)
-        return isinstance(error, lost) and self._is_lost()
+        return isinstance(error, lost) and (self._upgraded or self._is_lost())
 
     def _is_lost(self) -> bool:
         """Whether the client cannot get an answer, or has got all of it."""

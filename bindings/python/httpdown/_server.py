@@ -26,6 +26,7 @@ from ._errors import HttpdownError, InvalidArgument, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._record import RequestRecord
 from ._request import Address, Request
+from ._stream import Stream
 from ._tls import Tls
 
 # The default of `stop_timeout` and `kill_timeout`, in seconds.
@@ -566,8 +567,10 @@ class Server:
         self._running = 0
         self._waiting: collections.deque[Request] = collections.deque()
         self._changed = threading.Condition(threading.RLock())
-        # The requests that are to be told of events, by their pointers.
-        self._watched: dict[int, weakref.ref[Request]] = {}
+        # The requests and streams that are to be told of events, by their pointers.
+        self._watched: dict[
+            tuple[type[Request | Stream], int | None], weakref.ref[Request | Stream]
+        ] = {}
         self._is_spare_started = False
         self._numbers = itertools.count()
         self._handle: _Handle | None = _start(options)
@@ -620,7 +623,10 @@ class Server:
             if count.value == 0:
                 continue
             if item.ready != _ffi.Ready.NEW:
-                self._happened(item.request, _ffi.Ready(item.ready))
+                if item.stream:
+                    self._happened(Stream, item.stream, _ffi.Ready(item.ready))
+                else:
+                    self._happened(Request, item.request, _ffi.Ready(item.ready))
                 continue
             request: Request | None = self._may_answer(Request(item.request, self))
             # When nobody has it any more, it ends. So this thread keeps none while it waits.
@@ -634,12 +640,12 @@ class Server:
     # thread puts it aside for the next handler that returns.
 
     def _watch(
-        self, pointer: int, request: Request, what: _ffi.Ready, call: Callable[[], object]
+        self, pointer: int, subject: Request | Stream, what: _ffi.Ready, call: Callable[[], object]
     ) -> None:
-        """Arranges that `call` is called when it happens; the request has still to ask C."""
+        """Arranges that `call` is called when it happens; the subject has still to ask C."""
         with self._changed:
-            request._calls.append((what, call))
-            self._watched[pointer] = weakref.ref(request)
+            subject._calls.append((what, call))
+            self._watched[type(subject), pointer] = weakref.ref(subject)
             handle = self._handle
             if not self._is_spare_started and handle is not None:
                 spare = self._thread(self._serve, handle)
@@ -648,10 +654,10 @@ class Server:
                 self._is_spare_started = True
             self._changed.notify_all()
 
-    def _unwatch(self, pointer: int, request: Request) -> None:
+    def _unwatch(self, pointer: int | None, subject: Request | Stream) -> None:
         with self._changed:
-            request._calls.clear()
-            self._watched.pop(pointer, None)
+            subject._calls.clear()
+            self._watched.pop((type(subject), pointer), None)
 
     def _wait_for_use(self) -> None:
         """Waits while all handlers are busy, unless requests are to be told something."""
@@ -690,19 +696,22 @@ class Server:
             with contextlib.suppress(HttpdownError):
                 request.abort()
 
-    def _happened(self, pointer: int, ready: _ffi.Ready) -> None:
-        """Tells a request, unless it has ended, what has happened to it."""
+    def _happened(
+        self, kind: type[Request | Stream], pointer: int | None, ready: _ffi.Ready
+    ) -> None:
+        """Tells a request or a stream, unless it has ended, what has happened to it."""
         with self._changed:
-            known = self._watched.get(pointer)
-            request = None if known is None else known()
-            if request is None:
+            known = self._watched.get((kind, pointer))
+            subject = None if known is None else known()
+            if subject is None:
                 return
-            due = [call for what, call in request._calls if what & ready]
-            request._calls[:] = [(what, call) for what, call in request._calls if not what & ready]
-            if request._calls and not ready & _ffi.Ready.GONE:
-                request._order_again()
+            due = [call for what, call in subject._calls if what & ready]
+            subject._calls[:] = [(what, call) for what, call in subject._calls if not what & ready]
+            if subject._calls and not ready & _ffi.Ready.GONE:
+                subject._order_again()
             else:
-                self._unwatch(pointer, request)
+                self._unwatch(pointer, subject)
+        request = subject if isinstance(subject, Request) else None
         for call in due:
             try:
                 _reports.returned("on_cancel or on_drain", call(), request)

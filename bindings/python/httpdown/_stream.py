@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from . import _arguments, _ffi
-from ._errors import Status, Stopped
+from . import _arguments, _ffi, _reports
+from ._errors import HttpdownError, Status, Stopped
+
+if TYPE_CHECKING:
+    from ._server import Server
 
 # The most bytes that one read gives.
 _PIECE = 64 << 10
@@ -19,11 +24,14 @@ class Stream:
 
     Any thread may use it, several at once; so one thread can read while another one writes. It is a
     context manager, which closes the connection; so does the garbage collector. A stop waits until
-    it is closed: look now and then whether `request.server.phase` says that the server drains. The
-    time limits for requests do not apply to it. A kill resets it.
+    it is closed: `on_drain` tells that it should be. The time limits for requests do not apply to
+    it. A kill resets it.
     """
 
-    def __init__(self, pointer: int) -> None:
+    def __init__(self, pointer: int, server: Server) -> None:
+        self.server = server
+        # What `on_drain` has set, until it is called. The server's lock guards it.
+        self._calls: list[tuple[_ffi.Ready, Callable[[], object]]] = []
         self._lock = threading.Lock()
         self._pointer: int | None = pointer
         # How many calls use the pointer. The last of them frees it, if it is to be freed.
@@ -82,6 +90,25 @@ class Stream:
                 lambda ms: _ffi.httpdown_stream_shutdown(pointer, ms), timeout
             )
 
+    def on_drain(self, call: Callable[[], object]) -> None:
+        """Has `call()` called once, when the server drains: the stream should end now.
+
+        `call` is called in another thread, while other threads may read and write: like
+        `httpdown.Request.on_drain`. It is not called after `close`, nor at a kill. Raises Stopped,
+        TypeError.
+        """
+        _reports.plain("on_drain", call)
+        with _Use(self) as pointer:
+            self.server._watch(pointer, self, _ffi.Ready.DRAINING, call)
+            self._order()
+
+    def _order(self) -> None:
+        """Asks C to tell when the server drains."""
+        with contextlib.suppress(HttpdownError), _Use(self) as pointer:
+            _ffi.httpdown_stream_notify(pointer, int(_ffi.Ready.DRAINING), None, None, None)
+
+    _order_again = _order
+
     def fileno(self) -> int:
         """The socket's descriptor, for those who read and write it by themselves.
 
@@ -99,7 +126,8 @@ class Stream:
     def close(self) -> None:
         """Closes the connection. Calls of other threads end first. Does not fail, nor block.
 
-        What was written is sent, as far as the kernel takes it at once: `shutdown` waits for that.
+        What was written is sent, and reaches a client that still sends: the connection ends like
+        after a last answer (`linger_timeout`), and a stop waits for that.
         """
         with self._lock:
             self._is_closed = True
@@ -112,7 +140,12 @@ class Stream:
         if pointer is None or self._users > 0 or not self._is_closed:
             return lambda: None
         self._pointer = None
-        return lambda: _ffi.httpdown_stream_free(pointer)
+        return lambda: self._free(pointer)
+
+    def _free(self, pointer: int) -> None:
+        if self._calls:
+            self.server._unwatch(pointer, self)
+        _ffi.httpdown_stream_free(pointer)
 
     def __enter__(self) -> Stream:
         return self
@@ -129,7 +162,7 @@ class Stream:
         # Nobody can use it any more. Without the lock, which this thread may hold.
         pointer, self._pointer = getattr(self, "_pointer", None), None
         if pointer is not None:
-            _ffi.httpdown_stream_free(pointer)
+            self._free(pointer)
 
 
 class _Use:

@@ -32,7 +32,7 @@ from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Any, Callable
 
-from . import _arguments, _ffi, _reports, _request, _server
+from . import _arguments, _ffi, _reports, _request, _server, _stream
 from ._errors import (
     AlreadyReplied,
     BadBody,
@@ -50,7 +50,7 @@ from ._request import Address, Credentials, Headers, Query
 from ._server import Report
 from ._tls import Tls, TlsInfo
 
-__all__ = ["Reply", "Request", "Server"]
+__all__ = ["Reply", "Request", "Server", "Stream"]
 
 _GONE, _DRAINING, _OVERDUE = _ffi.Ready.GONE, _ffi.Ready.DRAINING, _ffi.Ready.OVERDUE
 # The most bytes that one write gives C. It takes no more at a time.
@@ -61,7 +61,69 @@ _EVENTS_AT_ONCE = 64
 _MOST_WAITING = 100
 
 
-class Request:
+class _Subject:
+    """What tasks wait for events of: a request or a stream."""
+
+    server: Server
+    """The server that the request came to."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        # What tasks wait for, and what C was asked to tell (None: nothing).
+        self._waiters: list[tuple[_ffi.Ready, asyncio.Future[_ffi.Ready]]] = []
+        self._asked: _ffi.Ready | None = None
+
+    def _alive(self) -> int:
+        """C's pointer. Raises if there is nothing left to happen."""
+        raise NotImplementedError
+
+    def _notify(self, wanted: _ffi.Ready) -> None:
+        """Has C tell when one of these things happens."""
+        raise NotImplementedError
+
+    async def _wait(self, wanted: _ffi.Ready) -> _ffi.Ready:
+        """Waits until one of these things has happened, or that the subject is gone."""
+        self._alive()
+        waiter: asyncio.Future[_ffi.Ready] = asyncio.get_running_loop().create_future()
+        entry = (wanted, waiter)
+        self._waiters.append(entry)
+        try:
+            self._ask()
+            return await waiter
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(entry)
+
+    def _ask(self) -> None:
+        """Has C tell what tasks wait for. An order that was given before may stand for more."""
+        wanted = _ffi.Ready(0)
+        for each, waiter in self._waiters:
+            if not waiter.done():
+                wanted |= each
+        if self._asked is not None and not wanted & ~self._asked:
+            return
+        # That the subject is gone is always told.
+        self._notify(wanted & ~_GONE)
+        self._asked = wanted | _GONE
+        self.server._watch(self)
+
+    def _happened(self, ready: _ffi.Ready) -> None:
+        """C has told this."""
+        self._asked = None
+        for wanted, waiter in self._waiters:
+            if ready & (wanted | _GONE) and not waiter.done():
+                waiter.set_result(ready)
+        if any(not waiter.done() for _, waiter in self._waiters):
+            self._ask()
+
+    def _end(self, status: Status) -> None:
+        """Nobody may go on waiting."""
+        for _, waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(_ffi.failure(status))
+
+
+class Request(_Subject):
     """A request, and the means to answer it exactly once: like httpdown.Request, for asyncio.
 
     What waits for the client is a coroutine: `read`, `body`, `Reply.write`, `wait_cancelled`,
@@ -75,15 +137,9 @@ class Request:
     and its connection's data can still be read.
     """
 
-    server: Server
-    """The server that the request came to."""
-
     def __init__(self, inner: _request.Request, server: Server) -> None:
-        self.server = server
+        super().__init__(server)
         self._inner = inner
-        # What tasks wait for, and what C was asked to tell (None: nothing).
-        self._waiters: list[tuple[_ffi.Ready, asyncio.Future[_ffi.Ready]]] = []
-        self._asked: _ffi.Ready | None = None
         # What `body` has read, and whether that is the whole body.
         self._came = bytearray()
         self._is_whole = False
@@ -304,6 +360,18 @@ class Request:
         """Begins an answer whose body follows in pieces: like `httpdown.Request.start`."""
         return Reply(self, self._inner.start(status, headers))
 
+    @property
+    def asks_for_upgrade(self) -> bool:
+        """Whether the client asks for another protocol (Upgrade), or for a tunnel (CONNECT)."""
+        return self._inner.asks_for_upgrade
+
+    def upgrade(self, headers: _arguments.Headers | None = None) -> Stream:
+        """Takes the connection over, and ends the request: like `httpdown.Request.upgrade`."""
+        try:
+            return Stream(self._inner.upgrade(headers), self.server)
+        finally:
+            self._settle()
+
     def abort(self) -> None:
         """Ends the request without an answer: with a 500, or a cut answer. Never blocks."""
         try:
@@ -311,49 +379,16 @@ class Request:
         finally:
             self._settle()
 
-    async def _wait(self, wanted: _ffi.Ready) -> _ffi.Ready:
-        """Waits until one of these things has happened, or that the request is gone."""
-        self._inner._alive()
-        waiter: asyncio.Future[_ffi.Ready] = asyncio.get_running_loop().create_future()
-        entry = (wanted, waiter)
-        self._waiters.append(entry)
-        try:
-            self._ask()
-            return await waiter
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiters.remove(entry)
+    def _alive(self) -> int:
+        return self._inner._alive()
 
-    def _ask(self) -> None:
-        """Has C tell what tasks wait for. An order that was given before may stand for more."""
-        wanted = _ffi.Ready(0)
-        for each, waiter in self._waiters:
-            if not waiter.done():
-                wanted |= each
-        if self._asked is not None and not wanted & ~self._asked:
-            return
-        pointer = self._inner._alive()
-        # That the request is gone is always told.
-        _ffi.httpdown_request_notify(pointer, int(wanted & ~_GONE), None, None, None)
-        self._asked = wanted | _GONE
-        self.server._watch(pointer, self)
-
-    def _happened(self, ready: _ffi.Ready) -> None:
-        """C has told this."""
-        self._asked = None
-        for wanted, waiter in self._waiters:
-            if ready & (wanted | _GONE) and not waiter.done():
-                waiter.set_result(ready)
-        if any(not waiter.done() for _, waiter in self._waiters):
-            self._ask()
+    def _notify(self, wanted: _ffi.Ready) -> None:
+        _ffi.httpdown_request_notify(self._alive(), int(wanted), None, None, None)
 
     def _settle(self) -> None:
         """If the request has ended, nobody may go on waiting."""
-        if self._inner._pointer is not None:
-            return
-        for _, waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(_ffi.failure(Status.ALREADY_REPLIED))
+        if self._inner._pointer is None:
+            self._end(Status.ALREADY_REPLIED)
 
     async def __aenter__(self) -> Request:
         return self
@@ -433,6 +468,102 @@ class Reply:
             self.abort()
 
 
+class Stream(_Subject):
+    """A connection that a handler has taken over: like `httpdown.Stream`, for asyncio.
+
+    One task may read while another one writes, on the loop of the server. As an async context
+    manager, it closes the connection at the end of the block. A stop waits until it is closed:
+    `wait_draining` tells that it should be.
+    """
+
+    def __init__(self, inner: _stream.Stream, server: Server) -> None:
+        super().__init__(server)
+        self._inner = inner
+
+    async def read(self, n: int = 64 << 10) -> bytes:
+        """The next bytes, at most `n`; b"" at the end. Waits until some are there.
+
+        Raises Gone if the connection has failed, Killed, and Stopped if the stream is closed.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return self._inner.read(n, timeout=0)
+            await self._wait_anew(_ffi.Ready.READABLE)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """The bytes, piece by piece, like `read`."""
+        while piece := await self.read():
+            yield piece
+
+    async def write(self, data: _arguments.Data) -> None:
+        """Sends all of the bytes; a str as UTF-8. Waits while the kernel has no room for them.
+
+        Two tasks must not write at once, or their pieces mix. Raises like `read`.
+        """
+        rest = memoryview(_arguments.data(data))
+        while True:
+            try:
+                rest = rest[self._inner.write(rest[:_PIECE], timeout=0) :]
+            except TimeoutError:
+                await self._wait_anew(_ffi.Ready.WRITABLE)
+            else:
+                if not rest:
+                    return
+
+    async def shutdown(self) -> None:
+        """Says that no more bytes follow, when all that was written is sent.
+
+        The client's bytes can still be read. Raises like `read`.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return self._inner.shutdown(timeout=0)
+            await self._wait_anew(_ffi.Ready.WRITABLE)
+
+    async def wait_draining(self) -> bool:
+        """Waits until the server drains (True), or a kill has cut the connection (False).
+
+        When the server drains, the stream should end. That is after the lame duck; at a stop,
+        `drain_rate` streams and requests a second are told. Raises Stopped, also when another task
+        closes the stream.
+        """
+        return not await self._wait(_DRAINING) & _GONE
+
+    def fileno(self) -> int:
+        """The socket's descriptor: like `httpdown.Stream.fileno`."""
+        return self._inner.fileno()
+
+    def close(self) -> None:
+        """Closes the connection: like `httpdown.Stream.close`. Does not fail, nor block."""
+        self._inner.close()
+        self._end(Status.STOPPED)
+
+    async def _wait_anew(self, wanted: _ffi.Ready) -> None:
+        """Waits after a call that would block. Such a call makes C forget what it was asked for."""
+        self._asked = None
+        await self._wait(wanted)
+
+    def _alive(self) -> int:
+        pointer = self._inner._pointer
+        if pointer is None:
+            raise _ffi.failure(Status.STOPPED)
+        return pointer
+
+    def _notify(self, wanted: _ffi.Ready) -> None:
+        _ffi.httpdown_stream_notify(self._alive(), int(wanted), None, None, None)
+
+    async def __aenter__(self) -> Stream:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
 class _WithoutThreads(_server.Server):
     """A server whose requests and events are taken on a loop."""
 
@@ -471,8 +602,10 @@ class Server:
         self._is_left = self._is_over = False
         self._waiting: collections.deque[Request] = collections.deque()
         self._takers: collections.deque[asyncio.Future[None]] = collections.deque()
-        # The requests that C is to tell something.
-        self._watched: weakref.WeakValueDictionary[int, Request] = weakref.WeakValueDictionary()
+        # The requests and streams that C is to tell something, by their pointers.
+        self._watched: weakref.WeakValueDictionary[
+            tuple[type[_Subject], int | None], _Subject
+        ] = weakref.WeakValueDictionary()
         self._items = (_ffi.Item * _ITEMS_AT_ONCE)()
         self._event = _ffi.Event(struct_size=ctypes.sizeof(_ffi.Event))
         self._is_listening = False
@@ -532,9 +665,10 @@ class Server:
             if item.ready == _ffi.Ready.NEW:
                 self._waiting.append(Request(_request.Request(item.request, self._inner), self))
             else:
-                request = self._watched.pop(item.request, None)
-                if request is not None:
-                    request._happened(_ffi.Ready(item.ready))
+                key = (Stream, item.stream) if item.stream else (Request, item.request)
+                subject = self._watched.pop(key, None)
+                if subject is not None:
+                    subject._happened(_ffi.Ready(item.ready))
         if self._is_left:
             self._refuse()
         self._wake(len(self._waiting))
@@ -549,8 +683,11 @@ class Server:
                 taker.set_result(None)
                 count -= 1
 
-    def _watch(self, pointer: int, request: Request) -> None:
-        self._watched[pointer] = request
+    def _watch(self, subject: _Subject) -> None:
+        self._pointer()  # Raises if the server has ended: nobody would be told.
+        self._watched[type(subject), subject._alive()] = subject
+        # If the queue has come to its end, it goes on for this.
+        self._is_over = False
         self._listen()
 
     def _refuse(self) -> None:

@@ -440,11 +440,98 @@ def test_wrong_uses_are_told() -> None:
 
 def test_the_head_of_a_request_is_that_of_the_other_server() -> None:
     of_threads = {"body", "wait_cancelled", "defer", "on_cancel", "on_drain", "on_overdue"}
-    of_threads |= {"asks_for_upgrade", "upgrade"}
     ours = {name for name in vars(aio.Request) if not name.startswith("_")}
     theirs = {name for name in vars(httpdown.Request) if not name.startswith("_")}
     assert theirs - ours <= of_threads
     assert ours - theirs == {"wait_draining", "wait_overdue"}
+
+
+UPGRADE = b"GET / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+def take_over(request: aio.Request) -> aio.Stream:
+    assert request.asks_for_upgrade
+    return request.upgrade({"upgrade": "echo"})
+
+
+def test_streams_are_served_until_the_drain() -> None:
+    async def echo(request: aio.Request) -> None:
+        async with take_over(request) as stream:
+
+            async def say_goodbye() -> None:
+                assert await stream.wait_draining()
+                await stream.write("bye")
+
+            goodbye = asyncio.create_task(say_goodbye())
+            async for piece in stream:
+                await stream.write(piece)
+            await stream.shutdown()
+            if stream.server.phase == httpdown.Phase.SERVING:
+                goodbye.cancel()
+            else:
+                await goodbye
+
+    async def main() -> None:
+        async with serving(echo) as server, contextlib.AsyncExitStack() as stack:
+            clients = [stack.enter_context(Client(server)) for _ in range(20)]
+            for client in clients:
+                await client.send(UPGRADE + b"early")
+            for client in reversed(clients):
+                await client.until(b"early")
+                await client.send(b"later")
+                assert (await client.until(b"later")).startswith(b"HTTP/1.1 101 ")
+            leaver = clients.pop()
+            leaver.socket.shutdown(socket.SHUT_WR)
+            await leaver.until(b"")
+            big = bytes(5_000_000) + b"end"
+            sender = asyncio.create_task(clients[0].send(big))
+            assert big in await clients[0].until(b"end")
+            await sender
+            server.stop_begin()
+            for client in clients:
+                await client.until(b"bye")
+                await client.send(b"answer")
+                client.socket.shutdown(socket.SHUT_WR)
+                assert (await client.until(b"")).endswith(b"byeanswer")
+            report = await server.wait()
+        assert (report.served, report.conns_closed, report.killed) == (20, 20, 0)
+
+    run(main)
+
+
+def test_a_stream_that_is_closed_or_killed_ends_all_waits() -> None:
+    async def main() -> None:
+        server = aio.Server(any_address())
+        async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(pytest.raises(httpdown.Killed))
+            await stack.enter_async_context(server)
+            for kill in (False, True):
+                client = stack.enter_context(Client(server))
+                await client.send(UPGRADE)
+                stream = take_over(await server.__anext__())
+                waits = [
+                    asyncio.create_task(wait) for wait in (stream.read(), stream.wait_draining())
+                ]
+                await asyncio.sleep(0)
+                if kill:
+                    server.kill_begin()
+                    with pytest.raises(httpdown.Killed):
+                        await waits[0]
+                    await waits[1]  # True if the drain, which the kill passes, was told first
+                    with pytest.raises(StopAsyncIteration):
+                        await server.__anext__()
+                    # Though no request can come any more.
+                    assert await stream.wait_draining() is False
+                    stream.close()
+                else:
+                    stream.close()
+                    for wait in waits:
+                        with pytest.raises(httpdown.Stopped):
+                            await wait
+                    with pytest.raises(httpdown.Stopped):
+                        await stream.write(b"x")
+
+    run(main)
 
 
 def test_the_program_of_the_readme(program: Any) -> None:

@@ -77,7 +77,6 @@ NOT_CALLED = {
     "httpdown_request_set_data": "the same",
     "httpdown_request_server": "a Request knows its Server",
     "httpdown_reply_text": "reply sets the Content-Type itself",
-    "httpdown_stream_notify": "its callback would run Python code on a thread of the library's",
     "httpdown_reply_borrowed": "its callback would run Python code on a thread of the library's",
     "httpdown_str": "Python knows how long a bytes is",
     "httpdown_bytes_equal": "Python compares",

@@ -119,6 +119,66 @@ def test_the_socket_can_be_used(streams: queue.Queue[httpdown.Stream]) -> None:
             ours.detach()
 
 
+def test_a_stop_tells_streams_that_are_read_meanwhile() -> None:
+    def serve(request: httpdown.Request) -> None:
+        with take_over(request) as stream:
+            stream.on_drain(lambda: stream.write(b"bye"))
+            while data := stream.read():
+                stream.write(data)
+
+    with httpdown.Server(serve, any_address(), threads=5) as server:
+        clients = [upgraded(server, b"early") for _ in range(5)]
+        for client in clients:
+            assert exactly(client, 5) == b"early"
+        server.stop_begin()
+        for client in clients:
+            assert exactly(client, 3) == b"bye"
+            client.sendall(b"answer")
+            assert exactly(client, 6) == b"answer"
+            client.close()
+        report = server.wait()
+    assert (report.served, report.conns_closed, report.killed) == (5, 5, 0)
+
+
+def test_a_closed_stream_is_told_nothing(streams: queue.Queue[httpdown.Stream]) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    with httpdown.Server(lambda request: streams.put(take_over(request)), any_address()) as server:
+        clients = [upgraded(server) for _ in range(3)]
+        closed, dropped, kept = (streams.get(timeout=LONG) for _ in clients)
+        for name, stream in (("closed", closed), ("dropped", dropped), ("kept", kept)):
+            stream.on_drain(lambda name=name: told.put(name))  # type: ignore[misc]
+        with pytest.raises(TypeError):
+            kept.on_drain(None)  # type: ignore[arg-type]
+        closed.close()
+        with pytest.raises(httpdown.Stopped):
+            closed.on_drain(print)
+        del dropped, stream
+        server.stop_begin()
+        assert told.get(timeout=LONG) == "kept"
+        # The server drains already.
+        kept.on_drain(lambda: told.put("again"))
+        assert told.get(timeout=LONG) == "again"
+        kept.close()
+        server.wait()
+        for client in clients:
+            client.close()
+    assert told.empty()
+
+
+def test_it_is_no_failure_if_the_client_of_a_stream_leaves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def serve(request: httpdown.Request) -> None:
+        with take_over(request) as stream:
+            while True:
+                stream.write(bytes(1 << 16))
+
+    with httpdown.Server(serve, any_address()) as server:
+        upgraded(server).close()
+        server.stop()
+    assert not caplog.records, caplog.text
+
+
 def test_a_kill_ends_a_stream(streams: queue.Queue[httpdown.Stream]) -> None:
     server = httpdown.Server(lambda request: streams.put(take_over(request)), any_address())
     with upgraded(server):
