@@ -71,6 +71,13 @@ header: ## include/httpdown.h anew, from src/ffi
 build/%: examples/%.c examples/cli.h include/httpdown.h build/$(SONAME)
 	$(CC) -std=c99 $(CFLAGS) $(WARNINGS) -Iinclude $< -o $@ $(LINK)
 
+# Not among those that `build` and `test` need: it needs two libraries more.
+build/websocket: examples/websocket.c examples/cli.h include/httpdown.h build/$(SONAME)
+	@for header in wslay/wslay.h nettle/sha1.h; do \
+	    echo "#include <$$header>" | $(CC) -E -x c - >/dev/null 2>&1 || \
+	        { echo "$@ needs wslay and nettle (Debian: libwslay-dev, nettle-dev): there is no $$header"; exit 1; }; done
+	$(CC) -std=c99 $(CFLAGS) $(WARNINGS) -Iinclude $< -o $@ $(LINK) -lwslay -lnettle
+
 build/demo-cpp: examples/demo.cpp examples/cli.h bindings/cpp/httpdown.hpp include/httpdown.h build/$(SONAME)
 	$(CXX) -std=c++17 $(CXXFLAGS) $(WARNINGS) -Iinclude -Ibindings/cpp $< -o $@ $(LINK)
 

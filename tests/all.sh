@@ -61,6 +61,18 @@ interop() {
     done
     "${PYTHON:-python3}" tests/interop.py
 }
+websocket() {
+    build/venv/bin/python -c 'import kosoku, websockets, wsproto' 2>/dev/null || {
+        echo "skipped: no build/venv with kosoku, websockets and wsproto (make tools)"
+        return 77
+    }
+    printf '#include <wslay/wslay.h>\n#include <nettle/sha1.h>\n' | ${CC:-cc} -E -x c - >/dev/null 2>&1 || {
+        echo "skipped: no wslay and nettle (make tools)"
+        return 77
+    }
+    # The library is there.
+    ${MAKE:-make} --no-print-directory -o "build/$(readlink build/libhttpdown.so)" build/websocket && interruptible build/venv/bin/python tests/websocket.py
+}
 loss() { "${PYTHON:-python3}" tests/loss.py; }
 # Not among those that run without being asked for: it needs programs that take minutes to build.
 gate() {
@@ -84,7 +96,7 @@ end_beside() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-suites=${*:-rust c unix secure python programs interop abi options install valgrind cpp loss tsan}
+suites=${*:-rust c unix secure python programs interop websocket abi options install valgrind cpp loss tsan}
 for suite in $suites; do
     for pair in $BESIDE; do
         case " $suites " in

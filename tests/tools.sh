@@ -8,6 +8,9 @@ for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux n
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
 done
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
+for pair in wslay/wslay.h:libwslay-dev nettle/sha1.h:nettle-dev; do
+    echo "#include <${pair%%:*}>" | ${CC:-cc} -E -x c - >/dev/null 2>&1 || missing="$missing ${pair##*:}"
+done
 # The distribution's own Python, for a libcurl that has GnuTLS.
 ! /usr/bin/python3 -c '' 2>/dev/null || /usr/bin/python3 -c 'import pycurl' 2>/dev/null || missing="$missing python3-pycurl"
 if [ -n "$missing" ]; then
@@ -24,4 +27,7 @@ pip() { build/venv/bin/pip install --quiet --disable-pip-version-check --timeout
     echo "no virtualenv with pytest, mypy and hatchling in build/venv"
 # Not everywhere can these be had; few tests need them.
 pip gevent eventlet || echo "no gevent and eventlet in build/venv"
+# WebSocket: a client, the protocol for our example, and the cases of the Autobahn test suite.
+pip 'websockets>=13,<18' 'wsproto>=1.2,<2' 'kosoku>=0.1,<0.2' ||
+    echo "no websockets, wsproto and kosoku in build/venv"
 exit 0
