@@ -26,7 +26,8 @@ LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 # The programs in Rust are in a folder of their own: some have the names of those in C.
 BENCH := build/rust/bench build/rust/hello
 PROGRAMS := release
-EXAMPLES := build/demo build/hello build/files build/access_log build/events build/demo-cpp build/rust/demo build/rust/lossmeter \
+EXAMPLES := build/demo build/hello build/files build/access_log build/events build/limits \
+    build/long_poll build/demo-cpp build/rust/demo build/rust/lossmeter \
     $(BENCH)
 
 # Where cargo builds, as its environment (CARGO_TARGET_DIR) and configuration say: asked once, by what needs it. What

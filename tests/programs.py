@@ -452,6 +452,119 @@ class Events(unittest.TestCase):
             self.assertEqual(server.process.returncode, 0)
 
 
+class LongPoll(unittest.TestCase):
+    def poll(self, stack, server, after):
+        client = stack.enter_context(contextlib.closing(server.connect()))
+        client.request("GET", f"/?after={after}")
+        return client
+
+    def assert_answer(self, client, version, text):
+        response = client.getresponse()
+        self.assertEqual((response.status, response.getheader("version"), response.read()), (200, version, text))
+
+    def report(self, server):
+        output, _ = server.process.communicate(timeout=PATIENCE)
+        self.assertEqual(server.process.returncode, 0)
+        return json.loads(output)
+
+    def test_who_waits_is_told_of_the_next_value(self):
+        with Program([os.path.join(BUILD, "long_poll")]) as server, contextlib.ExitStack() as stack:
+            polls = [self.poll(stack, server, 0) for _ in range(20)]
+            self.assertEqual(server.get("/", "POST", b"first"), (200, b"first"))
+            for poll in polls:
+                self.assert_answer(poll, "1", b"first")
+            # The next change may come before the next poll.
+            self.assertEqual(server.get("/", "POST", b"second"), (200, b"second"))
+            self.assertEqual(server.get("/", "POST", b""), (200, b""))
+            self.assert_answer(self.poll(stack, server, 1), "3", b"")
+            self.assertEqual(server.get("/", "POST", bytes(1001))[0], 413)
+            server.signal(signal.SIGTERM)
+            report = self.report(server)
+            self.assertEqual((report["served"], report["requests"]), (25, 25))
+
+    def test_a_stop_answers_those_who_wait_and_those_who_leave_are_dropped(self):
+        with Program([os.path.join(BUILD, "long_poll")]) as server, contextlib.ExitStack() as stack:
+            self.assertEqual(server.get("/", "POST", b"x")[0], 200)
+            polls = [self.poll(stack, server, 1) for _ in range(10)]
+            for leaver in polls[:3]:
+                leaver.close()
+            for poll in polls[3:]:
+                # Each waits by now: its connection has been served in this order.
+                poll.sock.settimeout(0.05)
+                with self.assertRaises(TimeoutError):
+                    poll.sock.recv(1)
+                poll.sock.settimeout(PATIENCE)
+            server.signal(signal.SIGTERM)
+            for poll in polls[3:]:
+                response = poll.getresponse()
+                self.assertEqual((response.status, response.read()), (204, b""))
+            report = self.report(server)
+            self.assertEqual((report["served"], report["gone"], report["killed"]), (8, 3, 0))
+
+
+class Limits(unittest.TestCase):
+    def test_each_limit_is_told_to_the_client_and_to_the_monitoring(self):
+        with Program([os.path.join(BUILD, "limits")]) as server:
+            for status, request in (
+                (200, b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10000\r\n\r\n" + bytes(10000)),
+                (414, b"GET /" + b"x" * 1000 + b" HTTP/1.1\r\nHost: test\r\n\r\n"),
+                (431, b"GET / HTTP/1.1\r\nHost: test\r\nX: " + b"x" * 4000 + b"\r\n\r\n"),
+                (431, b"GET / HTTP/1.1\r\nHost: test\r\n" + b"X: y\r\n" * 20 + b"\r\n"),
+                (413, b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10001\r\n\r\n"),
+                (
+                    413,
+                    b"POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    + b"1000\r\n%s\r\n" % bytes(0x1000) * 3,
+                ),
+            ):
+                with self.subTest(request[:60]):
+                    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+                        client.sendall(request)
+                        response = http.client.HTTPResponse(client)
+                        response.begin()
+                        self.assertEqual(response.status, status)
+                        self.assertEqual(response.getheader("connection"), None if status == 200 else "close")
+            with contextlib.closing(server.connect()) as client:
+                for left in reversed(range(50)):
+                    client.request("GET", "/")
+                    response = client.getresponse()
+                    self.assertEqual(response.read(), b"0 bytes\n")
+                    self.assertEqual(response.getheader("connection"), None if left else "close")
+            server.signal(signal.SIGTERM)
+            _, lines = server.process.communicate(timeout=PATIENCE)
+            told = sorted(set(lines.splitlines()))
+            self.assertEqual(told, [f"limit.{name} 1" for name in ("body", "conn_requests", "head", "target")])
+
+    def test_who_comes_when_all_are_busy_is_told_so_at_once(self):
+        with Program([os.path.join(BUILD, "limits")], "-slow", "1s") as server, contextlib.ExitStack() as stack:
+
+            def ask():
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE))
+                client.sendall(b"GET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+                return client
+
+            def status(client):
+                response = http.client.HTTPResponse(client)
+                response.begin()
+                return response.status, response.read(), response.getheader("retry-after")
+
+            first = ask()
+            self.assertEqual(first.recv(12), b"HTTP/1.1 200")  # The only thread has it.
+            answers = sorted(map(status, [ask() for _ in range(5)]), key=lambda answer: answer[0])
+            self.assertEqual([code for code, _, _ in answers], [200] * 2 + [503] * 3)
+            self.assertEqual([bool(after) for _, _, after in answers], [False] * 2 + [True] * 3)
+
+    def test_an_address_has_only_so_many_connections(self):
+        with Program([os.path.join(BUILD, "limits")]) as server, contextlib.ExitStack() as stack:
+            for _ in range(10):
+                client = stack.enter_context(contextlib.closing(server.connect()))
+                client.request("GET", "/")
+                self.assertEqual(client.getresponse().read(), b"0 bytes\n")
+            with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
+                # Without being asked.
+                self.assertTrue(client.recv(1000).startswith(b"HTTP/1.1 503 "))
+
+
 class AccessLog(unittest.TestCase):
     command = [os.path.join(BUILD, "access_log")]
 
