@@ -515,10 +515,10 @@ fn a_write_takes_a_part() {
             "what is not taken must not wait in memory"
         );
     }
-    assert!(matches!(
-        exchange.write_by(&bytes, Some(Instant::now())),
-        Err(Error::WouldBlock)
-    ));
+    // There may be a little room, for which nobody is woken.
+    while let Ok(taken) = exchange.write_by(&bytes, Some(Instant::now())) {
+        written += taken;
+    }
     let reader = thread::spawn(move || {
         assert_eq!(client.try_head().unwrap().status, 200);
         let mut length = 0;

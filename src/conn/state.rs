@@ -363,7 +363,8 @@ impl Conn {
 
     /// hyper has read a request's head and gives it to the service. `is_upgrade`: the request asks for an upgrade.
     /// `waits`: the client waits for a 100 before it sends the body.
-    #[inline]
+    #[allow(clippy::inline_always, reason = "else every request pays for a call")]
+    #[inline(always)]
     pub(super) fn request_begins(
         self: &Arc<Self>,
         head: &Parts,

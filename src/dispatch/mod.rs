@@ -71,9 +71,10 @@ pub enum Dispatch {
     /// On a pool of at most this many threads, which are started when they are needed. The handler may block.
     Pool(NonZeroUsize),
     /// On the thread that drives the connection. This is the fastest way. But the handler must not block, because the
-    /// other connections of that thread wait for it. The handler can read the part of the request's body that was
-    /// received before the call: at least 64 KiB, if that much has come. To read the rest, move the [`Exchange`] to
-    /// another thread.
+    /// other connections of that thread wait for it. A short body ([`body_buffer`](crate::Builder::body_buffer)) is
+    /// there when the handler is called. Of another one, the handler can read the part that was received before the call:
+    /// at least 64 KiB, if that much has come. To read the rest, move the [`Exchange`] to another thread, or ask to be
+    /// told ([`Exchange::notify`]).
     Inline,
 }
 
@@ -154,17 +155,20 @@ impl Dispatcher {
 }
 
 impl Dispatcher {
-    /// Whether the handler gets the request only when bytes of its body are there.
-    fn waits_for_body(&self, exchange: &Exchange) -> bool {
-        match self {
-            // A handler in place cannot wait for a body. So it is called with the received part of the body, which
-            // hyper reads next.
-            Self::Inline(_) => exchange.may_have_come(),
-            // Other handlers may wait. But then a slow client keeps a thread from others.
-            Self::Pool(_) | Self::Queue(_) => exchange.is_to_come_whole(),
+    /// What of its body must be there before the handler gets the request.
+    fn waits_for(&self, exchange: &Exchange) -> Option<Part> {
+        if exchange.is_to_come_whole() {
+            // A handler that waits for a body keeps a thread from others, and one in place cannot wait.
+            Some(Part::Whole)
+        } else if matches!(self, Self::Inline(_)) && exchange.may_have_come() {
+            // hyper reads next what was received.
+            Some(Part::Received)
+        } else {
+            None
         }
     }
 
+    #[inline]
     fn hand_over(&self, exchange: Exchange, slot: &ReplySlot) {
         slot.inflight().is_handed_over(exchange.head());
         match self {
@@ -188,9 +192,10 @@ impl Respond for Dispatcher {
     fn respond(&self, head: Parts, body: Body, slot: &Arc<ReplySlot>) -> Reply {
         let exchange = Exchange::new(head, body, Arc::clone(slot));
         let mut later = None;
-        if self.waits_for_body(&exchange) {
+        if let Some(part) = self.waits_for(&exchange) {
             later = Some(Call {
                 to: self.clone(),
+                part,
                 exchange: Some(exchange),
             });
         } else {
@@ -229,19 +234,25 @@ impl Future for Reply {
     }
 }
 
-/// A request that waits for its body, before it is handed over: in place for the part that has come, otherwise for the
-/// whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Whole,
+    Received,
+}
+
+/// A request that waits for its body, or for a part of it, before it is handed over.
 pub(crate) struct Call {
     to: Dispatcher,
+    part: Part,
     /// `None` after it is handed over.
     exchange: Option<Exchange>,
 }
 
 impl Call {
     pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match (&mut self.exchange, &self.to) {
-            (Some(exchange), Dispatcher::Inline(_)) => exchange.poll_come(cx),
-            (Some(exchange), _) => exchange.poll_whole(cx),
+        match (&mut self.exchange, self.part) {
+            (Some(exchange), Part::Whole) => exchange.poll_whole(cx),
+            (Some(exchange), Part::Received) => exchange.poll_come(cx),
             (None, _) => Poll::Ready(()),
         }
     }
@@ -250,10 +261,11 @@ impl Call {
         let Some(exchange) = self.exchange.take() else {
             return;
         };
-        match &self.to {
+        if self.part == Part::Whole && exchange.has_no_body() {
             // No handler has asked for it yet. Dropped, it is answered like one whose handler could not read its body.
-            Dispatcher::Pool(_) | Dispatcher::Queue(_) if exchange.has_no_body() => drop(exchange),
-            to => to.hand_over(exchange, slot),
+            drop(exchange);
+        } else {
+            self.to.hand_over(exchange, slot);
         }
     }
 }

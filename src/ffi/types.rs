@@ -109,8 +109,9 @@ pub enum httpdown_dispatch {
     HTTPDOWN_DISPATCH_POOL = 0,
     /// The handler is called on the thread that drives the connection. This is the fastest way. But the handler must
     /// not block, because other connections wait for this thread. On this thread, reading and writing fail with
-    /// WOULD_BLOCK instead of waiting. The handler can read the part of the request's body that was received before the
-    /// call (at least 64 KiB, if that much has come). To read the rest, keep the request, and read on another thread.
+    /// WOULD_BLOCK instead of waiting. A short body (`body_buffer`) is there when the handler is called. Of another one,
+    /// the handler can read the part that was received before the call (at least 64 KiB, if that much has come). To
+    /// read the rest, keep the request, and read on another thread, or ask to be told (httpdown_request_notify).
     HTTPDOWN_DISPATCH_INLINE = 1,
     /// There is no handler: the program takes requests with httpdown_next.
     HTTPDOWN_DISPATCH_QUEUE = 2,

@@ -1192,17 +1192,11 @@ impl ReplyBody {
     pub(super) fn whole(response: Response<Bytes>) -> Response<Self> {
         response.map(|body| Self::Whole(Some(body)))
     }
-}
 
-impl http_body::Body for ReplyBody {
-    type Data = Bytes;
-    type Error = Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>>>> {
-        match &mut *self {
+    // Out of line, so that what most answers are is in line.
+    #[inline(never)]
+    fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match self {
             Self::Whole(body) => Poll::Ready(body.take().map(|data| Ok(Frame::data(data)))),
             Self::Pieces(pieces) => Pin::new(pieces).poll_frame(cx),
             Self::File(file) => file
@@ -1211,14 +1205,40 @@ impl http_body::Body for ReplyBody {
         }
     }
 
-    fn is_end_stream(&self) -> bool {
+    #[inline(never)]
+    fn is_at_end(&self) -> bool {
         match self {
-            Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
+            Self::Whole(body) => body.is_none(),
             Self::Pieces(pieces) => pieces.is_end_stream(),
             Self::File(file) => file.left() == 0,
         }
     }
+}
 
+impl http_body::Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    #[inline]
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match &mut *self {
+            Self::Whole(body) => Poll::Ready(body.take().map(|data| Ok(Frame::data(data)))),
+            others => others.poll_part(cx),
+        }
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.as_ref().is_none_or(Bytes::is_empty),
+            others => others.is_at_end(),
+        }
+    }
+
+    #[inline]
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Whole(body) => SizeHint::with_exact(body.as_ref().map_or(0, Bytes::len) as u64),

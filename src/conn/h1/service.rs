@@ -186,7 +186,8 @@ impl<O: Outcome> Answering<O> {
         self.outcome.inflight().recording()
     }
 
-    #[inline]
+    #[allow(clippy::inline_always, reason = "else every request pays for a call")]
+    #[inline(always)]
     pub(super) fn complete(mut self) {
         self.is_complete = true;
         self.outcome.inflight().is_over();
