@@ -148,12 +148,14 @@ int main(int argc, char **argv) {
         const char *value;
         if ((value = cli_flag(argv, &i, "addr"))) options.addr = value;
         else if ((value = cli_flag(argv, &i, "threads"))) options.io_threads = (uint32_t)strtoul(value, NULL, 10);
+        else if (strcmp(argv[i], "-trim-memory") == 0) options.trim_memory = 1;
         else if ((value = cli_flag(argv, &i, "dispatch"))) {
             if (strcmp(value, "inline") == 0) dispatch = HTTPDOWN_DISPATCH_INLINE;
             else if (strcmp(value, "queue") == 0) dispatch = HTTPDOWN_DISPATCH_QUEUE;
             else if (strcmp(value, "pool") != 0) return fprintf(stderr, "%s: no dispatch '%s'\n", argv[0], value), 2;
         } else if (!cli_tls_flag(argv, &i)) {
-            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-tls-cert F -tls-key F]";
+            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-trim-memory] "
+                                "[-tls-cert F -tls-key F]";
             return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
         }
     }

@@ -306,14 +306,14 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 //
 // The keys are: sums serve, listen.error, accept.error, conn.closed, handler.error, file.error, pool.stalled (a thread
 // was started in place of one whose handler waits for its client), proxy.error, stop, drain.race, idle.race, kill,
-// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time; histogram stop.conn.count; and once
-// a minute the averages http-state.new, http-state.active, http-state.idle, http-state.total. With TLS: sums
-// tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no common one), tls.error.parameters (no
-// common cipher suite, key exchange, signature or protocol), tls.error.client_certificate (missing, or not accepted),
-// tls.error.alert (the client refuses), tls.error.protocol, tls.error.not_tls, tls.error.plain_http, tls.error.left,
-// tls.error.timeout, tls.error.other; averages, once a minute: tls.expires (seconds until the first of the server's
-// certificates ends), tls.reloads. For limits that bite: sums limit.head, limit.target, limit.body,
-// limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
+// kill.conn.count, kill.timeout, listener.close.error; times stop.time, kill.time, memory.trim; histogram
+// stop.conn.count; and once a minute the averages http-state.new, http-state.active, http-state.idle,
+// http-state.total. With TLS: sums tls.handshake, tls.resumed, and for handshakes that fail tls.error.version (no
+// common one), tls.error.parameters (no common cipher suite, key exchange, signature or protocol),
+// tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
+// tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
+// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads. For limits that bite:
+// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
 typedef struct {
     // The monitoring system should take the mean of the values over a period.
     httpdown_stat_fn bump_avg;
@@ -744,8 +744,13 @@ typedef struct {
     // poll, and because it costs each request a clock and an allocation. Not HTTPDOWN_NOW. Default: never. In real
     // time.
     uint32_t handler_timeout_ms;
-    // For an option to come: 0.
-    uint32_t reserved;
+    // Not 0: when most of many busy connections have come to rest or gone, the memory that they used goes back to the
+    // system: some seconds later, and at most once a minute, a thread of the server calls `malloc_trim`. By default
+    // this memory stays with the allocator of the process, which uses it for what comes next. The call looks through
+    // the whole heap of the process, and other threads that allocate may wait meanwhile: some 40 ms for 240 MB to give
+    // back, and up to a second in a heap of gigabytes that has many small holes. So set this in a program that mostly
+    // serves HTTP. Only with glibc. Default: 0.
+    int trim_memory;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.

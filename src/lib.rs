@@ -28,6 +28,7 @@ mod conn;
 mod conn_info;
 mod contain;
 mod content_type;
+mod crowd;
 mod dispatch;
 mod error;
 mod events;

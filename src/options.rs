@@ -61,6 +61,7 @@ pub(crate) struct Options {
     pub(crate) abort_on_close: bool,
     pub(crate) conn_info: bool,
     pub(crate) handler_timeout: Duration,
+    pub(crate) trim_memory: bool,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
     /// long. This is not an option for hosts. The value is long compared with the pauses of a busy client, and short
@@ -119,6 +120,7 @@ impl Default for Options {
             abort_on_close: false,
             conn_info: false,
             handler_timeout: Duration::MAX,
+            trim_memory: false,
             // options: end defaults
             park_after: Duration::from_secs(1),
         }

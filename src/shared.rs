@@ -11,6 +11,7 @@ use once_cell::sync::OnceCell;
 use crate::addr::Addr;
 use crate::clock::{Clock, Latest};
 use crate::contain::contain;
+use crate::crowd::Crowd;
 use crate::error::{Error, Result};
 use crate::events::{Events, LogLevel};
 use crate::forwarded::Forwarding;
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     /// When the last request came that shows that somebody still sends work. Noted only in the lame duck.
     pub(crate) last_request: Latest,
     pub(crate) registry: Registry,
+    /// The connections that are busy; counted if [`Options::trim_memory`] is set.
+    pub(crate) crowd: Crowd,
     /// The counts of connections that are no longer in the registry.
     pub(crate) ledger: Ledger,
     /// How connections ended.
@@ -124,6 +127,7 @@ impl Shared {
             phases: Phases::default(),
             last_request: Latest::default(),
             registry: Registry::default(),
+            crowd: Crowd::default(),
             ledger: Ledger::default(),
             ends: Ends::default(),
             abandoned: Count::default(),

@@ -46,6 +46,7 @@
 /// | `tls.expires` | avg | seconds until the first of the server's certificates ends, once a minute |
 /// | `tls.reloads` | avg | how often the settings were replaced, once a minute |
 /// | `tls.reload_failed` | sum | the files could not be read again ([`Server::reread_tls`](crate::Server::reread_tls), SIGHUP) |
+/// | `memory.trim` | time | memory was given back to the system (`trim_memory`); how long it took |
 /// | `listener.close.error` | sum | a listening socket could not be closed |
 ///
 /// # Example

@@ -99,6 +99,15 @@ impl Bell {
     }
 }
 
+/// Gives the free memory of the process's heap back to the system. Other threads that allocate may wait meanwhile.
+pub(crate) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes no pointers, and may be called at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Watches a descriptor for reading, on the runtime of the calling thread.
 pub(crate) fn watch<T: AsFd + AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
     watch_for(fd, Interest::READABLE)

@@ -163,6 +163,9 @@ where
     S: Spawn,
 {
     let conn = Arc::clone(parked.wire.conn());
+    let shared = conn.shared();
+    // Dropped last, when the buffers of the connection are free.
+    let _busy = shared.options.trim_memory.then(|| shared.crowd.join());
     let is_complete = loop {
         let Poll::Ready(wakeup) = parked.look() else {
             conn.driver().park(parked);

@@ -134,9 +134,6 @@ fn plain(raw: &httpdown_options) -> Result<Builder> {
     let mut builder = Server::builder();
     let defaults = crate::options::Options::default();
     // options: begin read (made from src/options.toml by `make options`)
-    if raw.reserved != 0 {
-        return Err(Error::Unsupported("options.reserved is not 0".into()));
-    }
     builder = builder.stop_timeout(duration_or(raw.stop_timeout_ms, defaults.stop_timeout));
     builder = builder.kill_timeout(duration_or(raw.kill_timeout_ms, defaults.kill_timeout));
     builder = builder.lame_duck(duration_or(raw.lame_duck_ms, defaults.lame_duck));
@@ -233,6 +230,7 @@ fn plain(raw: &httpdown_options) -> Result<Builder> {
         raw.handler_timeout_ms,
         defaults.handler_timeout,
     ));
+    builder = builder.trim_memory(raw.trim_memory != 0);
     // options: end read
     Ok(builder)
 }

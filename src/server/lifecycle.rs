@@ -21,6 +21,7 @@ use crate::orders::{Inbox, Order};
 use crate::phase::Phase;
 use crate::shared::Shared;
 use crate::stats::StatKind;
+use crate::sys;
 use crate::threads::{self, END_GRACE, Executor, IoThreads, Thread};
 
 use super::accept::{self, Accepting, Serve};
@@ -34,6 +35,11 @@ const STATE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long a program may take from the start of its first server to that of its last.
 const STARTED: Duration = Duration::from_secs(10);
+/// How long many connections must have been gone before their memory is given back to the system: longer than clients
+/// take that all connect again.
+const TRIM_AFTER: Duration = Duration::from_secs(2);
+/// The pause between two times that memory is given back, because it may hold others up.
+const TRIM_PAUSE: Duration = Duration::from_secs(60);
 
 /// Everything that the control thread owns.
 pub(crate) struct Control {
@@ -156,6 +162,9 @@ async fn live(
     // With TLS, it also looks at the certificates.
     if events.interest().stats || (events.interest().logs && shared.has_tls()) {
         tokio::spawn(count_connections(Arc::clone(shared)));
+    }
+    if options.trim_memory {
+        tokio::spawn(give_memory_back(Arc::clone(shared)));
     }
     events.sum("serve", 1.0);
     events.phase(Phase::Serving);
@@ -358,6 +367,29 @@ async fn count_connections(shared: Arc<Shared>) {
         ] {
             shared.events.stat(StatKind::Avg, key, count as f64);
         }
+    }
+}
+
+/// Gives memory back to the system when a crowd of connections has gone. The helper does it, because the allocator may
+/// take its time.
+async fn give_memory_back(shared: Arc<Shared>) {
+    loop {
+        shared.crowd.gone().await;
+        shared.clock.sleep(TRIM_AFTER).await;
+        if !shared.crowd.has_gone() {
+            continue;
+        }
+        shared.crowd.disperse();
+        let trimmed = shared.helper.run(|| {
+            let began = Instant::now();
+            sys::trim_memory();
+            began.elapsed()
+        });
+        if let Ok(took) = trimmed.await {
+            let (time, seconds) = (StatKind::Time, took.as_secs_f64());
+            shared.events.stat(time, "memory.trim", seconds);
+        }
+        shared.clock.sleep(TRIM_PAUSE).await;
     }
 }
 

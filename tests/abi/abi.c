@@ -79,6 +79,7 @@ AT(httpdown_options, receive_buffer, 316);
 AT(httpdown_options, send_buffer, 320);
 AT(httpdown_options, abort_on_close, 324);
 AT(httpdown_options, handler_timeout_ms, 328);
+AT(httpdown_options, trim_memory, 332);
 SIZE(httpdown_options, 336);
 // options: end offsets
 

@@ -250,7 +250,7 @@ class Options(ctypes.Structure):
         ("send_buffer", c_uint32),
         ("abort_on_close", c_int),
         ("handler_timeout_ms", c_uint32),
-        ("reserved", c_uint32),
+        ("trim_memory", c_int),
         # options: end fields
     ]
 

@@ -372,6 +372,13 @@ class Server:
       method and target, and told to those who have asked. By default there is no limit, because
       none fits both a page and a long poll, and because it costs each request a clock and an
       allocation. Not 0. Default: never.
+    - `trim_memory`: True: when most of many busy connections have come to rest or gone, the memory
+      that they used goes back to the system: some seconds later, and at most once a minute, a
+      thread of the server calls `malloc_trim`. By default this memory stays with the allocator of
+      the process, which uses it for what comes next. The call looks through the whole heap of the
+      process, and other threads that allocate may wait meanwhile: some 40 ms for 240 MB to give
+      back, and up to a second in a heap of gigabytes that has many small holes. So set this in a
+      program that mostly serves HTTP. Only with glibc. Default: False.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
@@ -448,6 +455,7 @@ class Server:
         send_buffer: int | None = None,
         abort_on_close: bool = False,
         handler_timeout: float | None = None,
+        trim_memory: bool = False,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -551,6 +559,7 @@ class Server:
             send_buffer=_arguments.count("send_buffer", send_buffer),
             abort_on_close=bool(abort_on_close),
             handler_timeout_ms=_arguments.milliseconds("handler_timeout", handler_timeout),
+            trim_memory=bool(trim_memory),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,
