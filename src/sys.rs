@@ -4,6 +4,15 @@
     reason = "system calls without a safe wrapper in our dependencies"
 )]
 
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "the restart, which uses it, is being built (ADR 0029)"
+    )
+)]
+mod spawn;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
