@@ -50,6 +50,14 @@ mod record;
 mod registry;
 mod report;
 mod request;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "the restart, which uses it, is being built (ADR 0029)"
+    )
+)]
+mod restart;
 mod server;
 mod shared;
 mod stats;

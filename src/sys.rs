@@ -11,7 +11,7 @@
         reason = "the restart, which uses it, is being built (ADR 0029)"
     )
 )]
-mod spawn;
+pub(crate) mod spawn;
 
 use std::fmt;
 use std::fs::File;

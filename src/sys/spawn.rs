@@ -68,6 +68,22 @@ impl Env {
     }
 }
 
+#[cfg(test)]
+impl Env {
+    /// What the program would see if this were its process ID.
+    pub(crate) fn texts(mut self, pid: u64) -> Vec<String> {
+        for (entry, at) in &mut self.with_pid {
+            write_digits(pid, entry[*at..].as_mut_ptr());
+        }
+        let with_pid = self.with_pid.iter();
+        let with_pid =
+            with_pid.map(|(entry, _)| CStr::from_bytes_until_nul(entry).unwrap_or_default());
+        let all = self.plain.iter().map(CString::as_c_str).chain(with_pid);
+        all.map(|entry| entry.to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
 /// Why a program was not started.
 #[derive(Debug)]
 pub(crate) struct NotSpawned {
