@@ -157,14 +157,14 @@ impl Dispatcher {
 impl Dispatcher {
     /// What of its body must be there before the handler gets the request.
     fn waits_for(&self, exchange: &Exchange) -> Option<Part> {
-        if exchange.is_to_come_whole() {
+        if !exchange.may_have_come() {
+            None
+        } else if exchange.is_short() {
             // A handler that waits for a body keeps a thread from others, and one in place cannot wait.
             Some(Part::Whole)
-        } else if matches!(self, Self::Inline(_)) && exchange.may_have_come() {
-            // hyper reads next what was received.
-            Some(Part::Received)
         } else {
-            None
+            // hyper reads next what was received.
+            matches!(self, Self::Inline(_)).then_some(Part::Received)
         }
     }
 

@@ -557,15 +557,12 @@ impl Exchange {
         }
     }
 
-    /// Whether the body is short, and its client sends it without being asked: then the handler gets the request with
-    /// its whole body.
-    pub(crate) fn is_to_come_whole(&self) -> bool {
+    /// Whether the body is known to be short.
+    pub(crate) fn is_short(&self) -> bool {
         let limit = self.shared().options.body_buffer() as u64;
-        self.may_have_come()
-            && self.0.body.incoming.as_ref().is_some_and(|incoming| {
-                let length = incoming.size_hint().exact();
-                length.is_some_and(|length| length < limit)
-            })
+        let length = self.0.body.incoming.as_ref();
+        let length = length.and_then(|incoming| incoming.size_hint().exact());
+        length.is_some_and(|length| length < limit)
     }
 
     /// Takes the body, until it is there, or will never be.

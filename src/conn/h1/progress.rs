@@ -194,6 +194,11 @@ impl Progress {
         self.body_fault.store(fault as u8, Ordering::Relaxed);
     }
 
+    /// Whether the client was waited for too long.
+    pub(in crate::conn) fn is_too_slow(&self) -> bool {
+        self.body_fault.load(Ordering::Relaxed) == BodyFault::TooSlow as u8
+    }
+
     pub(in crate::conn) fn body_fault(&self) -> Option<BodyFault> {
         match self.body_fault.load(Ordering::Relaxed) {
             0 => None,

@@ -71,6 +71,10 @@ impl<B: Body> Body for Source<B> {
                 return Poll::Ready(None);
             };
             match frame.into_data() {
+                Ok(mut data) if data.remaining() <= PIECE => {
+                    let all = data.copy_to_bytes(data.remaining());
+                    return Poll::Ready(Some(Ok(Frame::data(all))));
+                }
                 Ok(data) => *rest = Some(data),
                 Err(frame) => {
                     let trailers = frame.into_trailers().ok();

@@ -114,8 +114,13 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
             early = Some(Box::new(Early::Answer(answer.map(Source::own))));
         } else {
             shared.request_came();
-            let call = || self.respond.respond(head, body, &answering.outcome);
-            future = contain(call);
+            // By reference, and taken out only within: a closure that owns the head is copied from call to call.
+            let mut given = Some((head, body));
+            future = contain(|| {
+                let (head, body) = given.take()?;
+                Some(self.respond.respond(head, body, &answering.outcome))
+            })
+            .flatten();
             early = future
                 .is_none()
                 .then(|| Box::new(Early::Failure(PANICKED.to_owned())));

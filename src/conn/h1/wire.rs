@@ -163,7 +163,7 @@ impl Wire {
 
     /// Reads bytes into `buf`: those that belong to the present request, or begin the next request.
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.conn().h1.body_fault() == Some(BodyFault::TooSlow) {
+        if self.conn().h1.is_too_slow() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         if self.conn().h1.is_upgraded() {
