@@ -21,7 +21,9 @@ use http_body_util::{BodyExt as _, Collected, Full};
 use httpdown::{Body, Dispatch, Error, Exchange, Server};
 use hyper::service::service_fn;
 
-use common::{Client, Journal, addr, assert_balanced, builder, listener, reply, stop};
+use common::{
+    Client, Journal, addr, assert_balanced, builder, listener, reply, stop, wait_for_report,
+};
 
 fn in_place(handler: impl Fn(Exchange) + Send + Sync + 'static) -> Server {
     let dispatch = Dispatch::Inline;
@@ -50,6 +52,23 @@ fn echo_what_is_there(mut exchange: Exchange) {
     };
     let body = String::from_utf8(body).unwrap();
     reply(exchange, format!("{end}: {body}")).unwrap();
+}
+
+#[test]
+fn in_place_a_short_body_is_there() {
+    let server = builder()
+        .body_buffer((64 << 10).try_into().unwrap())
+        .handle(listener(), Dispatch::Inline, echo_what_is_there)
+        .unwrap();
+    let mut client = Client::connect(addr(&server));
+    client.send(head("Content-Length: 11") + "half");
+    wait_for_report(&server, |report| report.requests == 1);
+    client.send(" a body");
+    assert_eq!(client.answer().text(), "all: half a body");
+    // A body that is not known to be short is there as far as it has come.
+    client.send(head("Transfer-Encoding: chunked") + "4\r\nhalf\r\n");
+    assert_eq!(client.answer().text(), "more: half");
+    assert_balanced(&stop(&server).unwrap());
 }
 
 #[test]

@@ -172,18 +172,29 @@ struct Sender {
     host: String,
 }
 
+/// The error when C's pointer is none that we gave out.
+#[cold]
+fn no_request(pointer: *const httpdown_request) -> Error {
+    if pointer.is_null() {
+        null("request")
+    } else {
+        Error::InvalidArgument("request is not a request".into())
+    }
+}
+
 /// Finds a request that lives.
 ///
 /// # Safety
 /// While the result is used, nobody else may end the request.
+#[allow(
+    clippy::inline_always,
+    reason = "a handler makes several calls that begin with this"
+)]
+#[inline(always)]
 pub(super) unsafe fn see(
     pointer: *const httpdown_request,
 ) -> Result<(Entry, &'static httpdown_request)> {
-    if pointer.is_null() {
-        return Err(null("request"));
-    }
-    let wrong = || Error::InvalidArgument("request is not a request".into());
-    let entry = find(pointer).ok_or_else(wrong)?;
+    let entry = find(pointer).ok_or_else(|| no_request(pointer))?;
     if entry.holders() == 0 {
         return Err(Error::AlreadyReplied);
     }

@@ -520,6 +520,7 @@ typedef struct {
     char head[8192]; /* NUL-terminated, with its last empty line */
     char *body;      /* NUL-terminated; to be freed by `done` */
     size_t len;
+    size_t room; /* the bytes that `body` has */
     bool whole;      /* the body came to its end */
     bool was_reset;
 } response;
@@ -542,8 +543,12 @@ T bool take_byte(int fd, char *byte, response *r) {
 }
 
 T bool take_bytes(int fd, size_t count, response *r) {
-    r->body = realloc(r->body, r->len + count + 1);
-    CHECK(r->body != NULL);
+    size_t needed = r->len + count + 1;
+    if (needed > r->room) {
+        r->room = needed > 2 * r->room ? needed : 2 * r->room; /* valgrind copies with each realloc */
+        r->body = realloc(r->body, r->room);
+        CHECK(r->body != NULL);
+    }
     while (count > 0) {
         ssize_t got = receive(fd, r->body + r->len, count);
         if (got <= 0) {

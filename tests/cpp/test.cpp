@@ -678,7 +678,7 @@ static void inline_dispatch_serves_in_place() {
     httpdown::server server(std::move(options));
     CHECK(ends_with(ask(server.local_addr(), "/"), "Hello, World!"));
     client one(server.local_addr());
-    one.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 1\r\n\r\n");
+    one.send("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n");
     CHECK(status.get_future().get() == HTTPDOWN_STATUS_WOULD_BLOCK);
     one.read_until("World!");
 }
