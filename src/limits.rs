@@ -144,7 +144,7 @@ pub(crate) struct Reserve(AtomicIsize);
 
 impl Default for Reserve {
     fn default() -> Self {
-        Self(AtomicIsize::new(4 << 20))
+        Self(AtomicIsize::new(2 << 20))
     }
 }
 

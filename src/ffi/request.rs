@@ -998,7 +998,7 @@ pub unsafe extern "C" fn httpdown_reply_start(
 
 /// Sends more of the answer's body, as soon as the client takes it, and writes into `*taken` how many bytes those are.
 /// `data` is copied. If too many bytes wait to be sent (256 KiB; 48 KiB if the server's clients together leave more
-/// than 4 MiB waiting), waits at most `timeout_ms` until there is room: a slow client slows the writer down. On
+/// than 2 MiB waiting), waits at most `timeout_ms` until there is room: a slow client slows the writer down. On
 /// OK at least one byte was taken, if there are any: write the rest again. With HTTPDOWN_FOREVER all of `data` is
 /// taken, and `taken` may be NULL. With HTTPDOWN_NOW, any thread may make this call.
 ///

@@ -797,7 +797,7 @@ impl Exchange {
     }
 
     /// Sends more of the answer's body, as soon as the client takes it. Blocks while more than 256 KiB wait to be sent
-    /// (48 KiB, if the server's clients together leave more than 4 MiB waiting).
+    /// (48 KiB, if the server's clients together leave more than 2 MiB waiting).
     ///
     /// # Errors
     /// [`Error::Gone`] or [`Error::Killed`] if the client cannot get the data any more, [`Error::AlreadyReplied`] if
