@@ -41,17 +41,12 @@ static void on_done(const httpdown_request_record *record, void *user_data) {
     if (line != small) free(line);
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 int main(int argc, char **argv) {
     httpdown_options options = {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .on_done = on_done,
     };
     for (int i = 1; i < argc; i++) {

@@ -57,6 +57,12 @@ static inline void cli_tell_address(const httpdown_server *server) {
     fflush(stdout);
 }
 
+/* The callback for phases, for a program that only has to tell its address. */
+static inline void cli_on_phase(const httpdown_server *server, int phase, void *user_data) {
+    (void)user_data;
+    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
+}
+
 /* The value of flag NAME ("addr" for -addr or --addr, VALUE behind a space or a '='), if argv[*i] is that flag. */
 static inline const char *cli_flag(char **argv, int *i, const char *name) {
     const char *flag = argv[*i];

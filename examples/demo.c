@@ -32,17 +32,12 @@ static void on_request(httpdown_request *request, void *user_data) {
     httpdown_reply_finish(request);
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 int main(int argc, char **argv) {
     httpdown_options options = {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .stop_timeout_ms = 10000,
         .kill_timeout_ms = 1000,
     };

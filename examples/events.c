@@ -137,11 +137,6 @@ static void *sender(void *argument) {
     return NULL;
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 int main(int argc, char **argv) {
     uint32_t interval_ms = 1000;
     httpdown_options options = {
@@ -149,7 +144,7 @@ int main(int argc, char **argv) {
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .dispatch = HTTPDOWN_DISPATCH_INLINE,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .stop_timeout_ms = 10000,
     };
     for (int i = 1; i < argc; i++) {

@@ -83,11 +83,6 @@ static void on_request(httpdown_request *request, void *user_data) {
     }
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 static void on_log(int level, const char *text, void *user_data) {
     (void)level, (void)user_data;
     fprintf(stderr, "%s\n", text);
@@ -98,7 +93,7 @@ int main(int argc, char **argv) {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .on_log = on_log,
     };
     const char *folder = ".";

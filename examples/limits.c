@@ -55,17 +55,12 @@ static void bump_sum(const char *key, double value, void *user_data) {
     if (strncmp(key, "limit.", 6) == 0) fprintf(stderr, "%s %g\n", key, value);
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 int main(int argc, char **argv) {
     httpdown_options options = {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .stats = {.bump_sum = bump_sum},
         .pool_threads = 1,
         .max_target_size = 1000,

@@ -108,17 +108,12 @@ static void on_request(httpdown_request *request, void *user_data) {
     else change(request);
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 int main(int argc, char **argv) {
     httpdown_options options = {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .abort_on_close = 1,       /* Who closes while it waits has left. */
         .tcp_keepalive_ms = 60000, /* Who has vanished without a word, too. */
     };

@@ -178,18 +178,13 @@ static void on_request(httpdown_request *request, void *user_data) {
     }
 }
 
-static void on_phase(const httpdown_server *server, int phase, void *user_data) {
-    (void)user_data;
-    if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
-}
-
 int main(int argc, char **argv) {
     httpdown_options options = {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .dispatch = HTTPDOWN_DISPATCH_INLINE,
-        .on_phase = on_phase,
+        .on_phase = cli_on_phase,
         .stop_timeout_ms = 10000, /* So long a client may take for its Close. */
         .tcp_keepalive_ms = 60000, /* Sessions are silent for long. So the kernel asks whether their clients live. */
     };
