@@ -121,8 +121,12 @@ fn accepted(bench: &Bench) -> (Arc<Shared>, Accepted, Socket) {
 
 #[test]
 fn the_books_of_a_connection_are_closed_before_its_socket_is() {
-    struct Stream(Arc<Shared>);
-    impl Drop for Stream {
+    // It keeps the socket: another test's would have its number otherwise, and be shut down for it.
+    struct Probe<S>(
+        Arc<Shared>,
+        #[allow(dead_code, reason = "it is dropped last")] S,
+    );
+    impl<S> Drop for Probe<S> {
         fn drop(&mut self) {
             let report = self.0.report();
             assert_eq!((report.conns_open, report.conns_closed), (0, 1));
@@ -131,7 +135,7 @@ fn the_books_of_a_connection_are_closed_before_its_socket_is() {
     let bench = Bench::new();
     let _runtime = bench.runtime.enter();
     let (shared, accepted, _client) = accepted(&bench);
-    let socket = accepted.convert(|_| Ok(Stream(Arc::clone(&shared))));
+    let socket = accepted.convert(|stream| Ok(Probe(Arc::clone(&shared), stream)));
     assert_eq!(shared.report().conns_open, 1);
     drop(socket);
 }
