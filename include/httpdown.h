@@ -116,6 +116,10 @@ typedef enum {
     HTTPDOWN_STATUS_TLS = 19,
     // The client was too slow with its request's body, or in taking its answer: `body_timeout_ms`, `write_timeout_ms`.
     HTTPDOWN_STATUS_TOO_SLOW = 20,
+    // The program could not be restarted; the process goes on as before.
+    HTTPDOWN_STATUS_RESTART_FAILED = 21,
+    // Not now: something of the kind is under way.
+    HTTPDOWN_STATUS_BUSY = 22,
     // A bug in httpdown. Please report it.
     HTTPDOWN_STATUS_PANIC = 99,
 } httpdown_status;

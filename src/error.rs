@@ -70,6 +70,11 @@ pub enum Error {
     /// A body is longer than the limit that the caller, or the option
     /// [`max_body_size`](crate::Builder::max_body_size), has set.
     TooLarge,
+    /// The program could not be restarted. The text says why, with what the new process has said. This process goes on
+    /// as before.
+    RestartFailed(String),
+    /// Not now: the text says what is under way.
+    Busy(String),
     /// The process was forked, and this is the child; the server's threads live in the parent. Calls fail with this
     /// error in a child that was forked while a server had not been [closed](crate::Server::close), while
     /// [`Signals`](crate::Signals) were caught, or while a thread lived that was left behind. They also fail in that
@@ -131,7 +136,9 @@ impl fmt::Display for Error {
             Self::InvalidArgument(text)
             | Self::Unsupported(text)
             | Self::Address(text)
-            | Self::Tls(text) => f.write_str(text),
+            | Self::Tls(text)
+            | Self::RestartFailed(text)
+            | Self::Busy(text) => f.write_str(text),
             Self::Io(what, error) | Self::OutOfResources(what, error) => {
                 f.write_str(what)?;
                 // A caller that walks the sources finds the reason there.

@@ -3,25 +3,31 @@
 //!
 //! Whoever would listen somewhere looks here first. The descriptors themselves stay open, and are not owned: the host
 //! may know them by their numbers, too. So a server gets a copy, and a server that could not start can be tried again.
+//!
+//! If the program was started by a restart (ADR 0029), its predecessor says more of the sockets, in its first message.
 
 use std::env;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::parent_id;
 use std::process;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use once_cell::sync::OnceCell;
 use socket2::{Socket, Type};
 
 use crate::addr::Addr;
 use crate::error::{Error, Result};
+use crate::handover::{self, Channel, Hello, Message, Passed};
+use crate::origin::Origin;
 use crate::sys;
 
 /// The beginning of the text that asks for a socket by its name.
@@ -39,8 +45,49 @@ const FIRST: RawFd = 3;
 const MOST: RawFd = 1024;
 /// The name of a socket that was given none, as `sd_listen_fds_with_names(3)` has it.
 const UNNAMED: &str = "unknown";
+/// How long a predecessor may take to say what it passes on. It says so before anything else.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 static SOCKETS: OnceCell<Sockets> = OnceCell::new();
+static ORIGIN: OnceCell<Origin> = OnceCell::new();
+
+/// How this process was started. It is noted when the program first listens somewhere.
+pub(crate) fn origin() -> &'static Origin {
+    ORIGIN.get_or_init(Origin::note)
+}
+
+/// Whose a listening socket is. It is asked for at the stop, because it may change until then.
+#[derive(Debug, Default)]
+pub(crate) struct Tenure {
+    /// The host has declared that others have the socket, too, or a supervisor has passed it on.
+    declared: AtomicBool,
+    /// A successor has it.
+    lent: AtomicBool,
+    /// The predecessor, which has passed it on, may still take it back.
+    borrowed: AtomicBool,
+}
+
+impl Tenure {
+    /// Whether others accept from the socket, and a stop leaves it to them.
+    pub(crate) fn is_shared(&self) -> bool {
+        [&self.declared, &self.lent, &self.borrowed]
+            .iter()
+            .any(|others| others.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn is_declared(&self) -> bool {
+        self.declared.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn declare(&self) {
+        self.declared.store(true, Ordering::Release);
+    }
+
+    /// From now on, the socket is a successor's.
+    pub(crate) fn lend(&self) {
+        self.lent.store(true, Ordering::Release);
+    }
+}
 
 /// The sockets that were passed on. Reads the variables at the first call, removes them, and makes the descriptors
 /// close-on-exec: no program that this process starts should take the sockets for its own.
@@ -48,19 +95,24 @@ static SOCKETS: OnceCell<Sockets> = OnceCell::new();
 /// # Errors
 /// [`Error::InvalidArgument`] if the variables make no sense; the errors of copying a descriptor.
 pub(crate) fn take() -> Result<&'static Sockets> {
-    let sockets = SOCKETS.get_or_try_init(Sockets::read)?;
+    let sockets = read()?;
     if !sockets.given.is_empty() && !sockets.taken.swap(true, Ordering::Relaxed) {
         for given in &sockets.given {
             sys::close_on_exec(given.fd);
         }
-        sys::remove_variables(&[COUNT, PROCESS, NAMES, PIDFD]);
+        sys::remove_variables(&[COUNT, PROCESS, NAMES, PIDFD, handover::VARIABLE]);
     }
     Ok(sockets)
 }
 
+fn read() -> Result<&'static Sockets> {
+    origin();
+    SOCKETS.get_or_try_init(Sockets::read)
+}
+
 /// A host that binds nothing here may read the variables itself, so they stay. `None` if they make no sense.
 pub(crate) fn look() -> Option<&'static Sockets> {
-    SOCKETS.get_or_try_init(Sockets::read).ok()
+    read().ok()
 }
 
 /// The sockets that were passed on, if there are any, and somebody has looked.
@@ -68,10 +120,18 @@ pub(crate) fn known() -> Option<&'static Sockets> {
     SOCKETS.get().filter(|sockets| !sockets.given.is_empty())
 }
 
+/// The process that has started this one to replace it, if there is one, and somebody has looked.
+pub(crate) fn predecessor() -> Option<&'static Predecessor> {
+    let predecessor = SOCKETS.get()?.predecessor.as_ref()?;
+    // A forked child has none.
+    (predecessor.for_process == process::id()).then_some(predecessor)
+}
+
 /// What this process was started with.
 #[derive(Debug, Default)]
 pub(crate) struct Sockets {
     given: Vec<Given>,
+    predecessor: Option<Predecessor>,
     /// The variables are meant for this other process.
     for_other: Option<u32>,
     /// The variables are gone.
@@ -80,11 +140,81 @@ pub(crate) struct Sockets {
     told: AtomicBool,
 }
 
+/// The process that this one replaces.
+#[derive(Debug)]
+pub(crate) struct Predecessor {
+    pub(crate) channel: Channel,
+    /// It is readable when the process has ended. `None`: it had ended before we looked.
+    pub(crate) process: Option<OwnedFd>,
+    pub(crate) generation: u64,
+    /// All that may still drain, with those before it.
+    pub(crate) pids: Vec<u32>,
+    pub(crate) drops_unclaimed: bool,
+    /// Where our standard error belongs, if that is a pipe to the predecessor now.
+    stderr: Mutex<Option<OwnedFd>>,
+    for_process: u32,
+}
+
+impl Predecessor {
+    /// Reads what the predecessor says first.
+    fn meet(channel: Channel) -> Result<(Self, Vec<Passed>)> {
+        let hello = wait_for_hello(&channel).inspect_err(|error| {
+            let _ = channel.send(&Message::Failed(error.to_string()));
+        });
+        let (hello, stderr) = hello?;
+        let first = hello.predecessors.first();
+        let process = first.and_then(|pid| sys::pidfd(*pid).ok());
+        let predecessor = Self {
+            channel,
+            process,
+            generation: hello.generation,
+            pids: hello.predecessors,
+            drops_unclaimed: hello.drop_unclaimed,
+            stderr: Mutex::new(stderr),
+            for_process: process::id(),
+        };
+        Ok((predecessor, hello.sockets))
+    }
+
+    /// Something has failed in this process; there may be another try.
+    pub(crate) fn note(&self, what: &dyn fmt::Display) {
+        let _ = self.channel.send(&Message::Note(what.to_string()));
+    }
+
+    /// Ceases to write errors to the predecessor.
+    pub(crate) fn restore_stderr(&self) {
+        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = { stderr }.take();
+        if let Some(stderr) = taken {
+            let _ = sys::replace_stderr(stderr.as_fd());
+        }
+    }
+}
+
+fn wait_for_hello(channel: &Channel) -> Result<(Hello, Option<OwnedFd>)> {
+    let broken = |why: String| Error::InvalidArgument(format!("{}: {why}", handover::VARIABLE));
+    let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(HELLO_TIMEOUT).unwrap_or(PollTimeout::MAX);
+    // An interruption counts as the end of the wait: a message is there, or it is not.
+    let _ = poll(&mut watched, timeout);
+    match channel.receive() {
+        Ok(Some((Message::Hello(hello), stderr))) => Ok((hello, stderr)),
+        Ok(Some(_)) => Err(broken("the other process did not begin with HELLO".into())),
+        Ok(None) => Err(broken("the other process has gone".into())),
+        Err(error) => Err(broken(error.to_string())),
+    }
+}
+
 /// A descriptor that was passed on.
 #[derive(Debug)]
 struct Given {
     fd: RawFd,
     name: String,
+    /// What the predecessor has said of it, if there is one.
+    passed: Option<Passed>,
+    tenure: Arc<Tenure>,
+    /// The descriptor is closed: the socket is the listener's alone.
+    is_over: AtomicBool,
     /// The number by which the kernel knows the socket. `None`: the descriptor was not open.
     inode: Option<u64>,
     /// `None`: not a listening socket that we could serve; it is meant for somebody else in this process.
@@ -104,6 +234,14 @@ pub(crate) struct Claim {
     pub(crate) kept: Kept,
 }
 
+/// A descriptor that was passed on, and that no listener has: it goes on to the next process.
+#[derive(Debug)]
+pub(crate) struct Spare {
+    pub(crate) copy: OwnedFd,
+    pub(crate) name: &'static str,
+    pub(crate) is_declared: bool,
+}
+
 /// While this value lives, nobody else gets the socket.
 #[derive(Debug)]
 pub(crate) struct Kept(&'static Given);
@@ -111,7 +249,20 @@ pub(crate) struct Kept(&'static Given);
 impl Kept {
     /// A server accepts from the socket.
     pub(crate) fn serves(&self) {
-        self.0.is_served.store(true, Ordering::Relaxed);
+        self.0.is_served.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        &self.0.name
+    }
+
+    pub(crate) fn tenure(&self) -> &'static Arc<Tenure> {
+        &self.0.tenure
+    }
+
+    /// What a predecessor has said of the socket.
+    pub(crate) fn passed(&self) -> Option<&'static Passed> {
+        self.0.passed.as_ref()
     }
 }
 
@@ -123,6 +274,23 @@ impl Drop for Kept {
 
 impl Sockets {
     fn read() -> Result<Self> {
+        let mut sockets = Self::read_variables()?;
+        if let Some(channel) = channel()? {
+            let (predecessor, passed) = Predecessor::meet(channel)?;
+            for (given, passed) in sockets.given.iter_mut().zip(passed) {
+                given.tenure = Arc::new(Tenure {
+                    declared: AtomicBool::new(passed.is_declared),
+                    lent: AtomicBool::new(false),
+                    borrowed: AtomicBool::new(true),
+                });
+                given.passed = Some(passed);
+            }
+            sockets.predecessor = Some(predecessor);
+        }
+        Ok(sockets)
+    }
+
+    fn read_variables() -> Result<Self> {
         let (Some(count), Some(process)) = (env::var_os(COUNT), env::var_os(PROCESS)) else {
             return Ok(Self::default());
         };
@@ -147,6 +315,18 @@ impl Sockets {
         })
     }
 
+    /// Takes the socket for which the predecessor had asked by the same text.
+    ///
+    /// # Errors
+    /// The socket cannot be copied.
+    pub(crate) fn claim_asked(&'static self, text: &str) -> Result<Option<Claim>> {
+        let asked = |given: &&Given| {
+            let passed = given.passed.as_ref();
+            passed.and_then(|passed| passed.asked.as_deref()) == Some(text)
+        };
+        Self::claim_first(self.given.iter().filter(asked))
+    }
+
     /// Takes the socket that listens at one of these addresses; the first of them that has one.
     ///
     /// # Errors
@@ -156,15 +336,20 @@ impl Sockets {
         addrs: impl IntoIterator<Item = Addr>,
     ) -> Result<Option<Claim>> {
         for addr in addrs {
-            for given in &self.given {
-                if given.addr.as_ref() != Some(&addr) {
-                    continue;
-                }
-                match given.claim() {
-                    // Somebody has it, or the host has closed the descriptor meanwhile.
-                    Ok(None) | Err(Error::InvalidArgument(_)) => {}
-                    claimed => return claimed,
-                }
+            let there = |given: &&Given| given.addr.as_ref() == Some(&addr);
+            if let Some(claim) = Self::claim_first(self.given.iter().filter(there))? {
+                return Ok(Some(claim));
+            }
+        }
+        Ok(None)
+    }
+
+    fn claim_first(all: impl Iterator<Item = &'static Given>) -> Result<Option<Claim>> {
+        for given in all {
+            match given.claim() {
+                // Somebody has it, or the host has closed the descriptor meanwhile.
+                Ok(None) | Err(Error::InvalidArgument(_)) => {}
+                claimed => return claimed,
             }
         }
         Ok(None)
@@ -177,7 +362,8 @@ impl Sockets {
     /// [`Error::Address`] without such a socket, [`Error::Io`] if others have it already; the errors of copying.
     pub(crate) fn claim_name(&'static self, text: &str) -> Result<Claim> {
         let name = text.strip_prefix(BY_NAME).unwrap_or(text);
-        let named = self.given.iter().filter(|given| given.name == name);
+        let is_named = |given: &&Given| given.name == name && !given.is_over();
+        let named = self.given.iter().filter(is_named);
         let mut is_there = false;
         for given in named {
             is_there = true;
@@ -259,6 +445,53 @@ impl Sockets {
         self.given.iter().filter(free).filter(listens)
     }
 
+    /// The sockets that must be served in this process, and are not.
+    pub(crate) fn unserved(&self) -> Vec<String> {
+        let unserved = self.needed().filter(|given| !given.is_served());
+        unserved.map(ToString::to_string).collect()
+    }
+
+    /// What the predecessor has passed on to be served.
+    fn needed(&self) -> impl Iterator<Item = &Given> {
+        self.given.iter().filter(|given| given.is_needed())
+    }
+
+    /// Closes the sockets that nobody serves, and so gives them back. Returns which they are.
+    pub(crate) fn drop_unserved(&self) -> Vec<usize> {
+        let given = self.given.iter().enumerate();
+        let unserved = given.filter(|(_, given)| given.is_needed() && !given.is_served());
+        unserved
+            .map(|(place, given)| {
+                given.close();
+                place
+            })
+            .collect()
+    }
+
+    /// The predecessor has left the sockets: those that it had bound are this process's now.
+    pub(crate) fn succeed(&self) {
+        for given in self.given.iter().filter(|given| given.passed.is_some()) {
+            given.tenure.borrowed.store(false, Ordering::Release);
+        }
+        // What a supervisor keeps can be taken again. Of the others, the listener has the only descriptor: it closes
+        // the socket.
+        let bound = self.needed().filter(|given| !given.tenure.is_declared());
+        bound.for_each(Given::close);
+    }
+
+    /// What no listener has of the descriptors that were passed on, for the next process.
+    pub(crate) fn spares(&'static self) -> Vec<Spare> {
+        let free = self.given.iter().filter(|given| !given.is_claimed());
+        let spare = |given: &'static Given| {
+            Some(Spare {
+                copy: given.copy().ok()?,
+                name: &given.name,
+                is_declared: given.tenure.is_declared(),
+            })
+        };
+        free.filter_map(spare).collect()
+    }
+
     /// Says which sockets nobody listens on; only to the first who asks.
     pub(crate) fn complaints(&self) -> Vec<String> {
         if self.told.swap(true, Ordering::Relaxed) {
@@ -274,6 +507,12 @@ impl Given {
         let mut given = Self {
             fd,
             name: name.to_owned(),
+            passed: None,
+            tenure: Arc::new(Tenure {
+                declared: AtomicBool::new(true),
+                ..Tenure::default()
+            }),
+            is_over: AtomicBool::new(false),
             inode: None,
             addr: None,
             is_claimed: AtomicBool::new(false),
@@ -310,8 +549,35 @@ impl Given {
         })
     }
 
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
+    }
+
+    fn is_needed(&self) -> bool {
+        let passed = self.passed.as_ref();
+        passed.is_some_and(|passed| passed.is_needed) && !self.is_over()
+    }
+
+    fn is_served(&self) -> bool {
+        self.is_served.load(Ordering::Acquire)
+    }
+
+    fn is_claimed(&self) -> bool {
+        self.is_claimed.load(Ordering::Acquire)
+    }
+
+    /// Closes the descriptor, if it still is the socket that was passed on.
+    fn close(&self) {
+        if self.copy().is_ok() && !self.is_over.swap(true, Ordering::AcqRel) {
+            drop(sys::take_inherited(self.fd));
+        }
+    }
+
     /// A copy, if the descriptor still is the socket that was passed on.
     fn copy(&self) -> Result<OwnedFd> {
+        if self.is_over() {
+            return Err(self.gone());
+        }
         let (copy, inode) = self.open()?;
         if self.inode == Some(inode) {
             Ok(copy)
@@ -348,6 +614,24 @@ impl fmt::Display for Given {
         }
         write!(f, "(descriptor {}, {:?})", self.fd, self.name)
     }
+}
+
+/// The socket to the predecessor, if this process has one.
+fn channel() -> Result<Option<Channel>> {
+    let Some(text) = env::var_os(handover::VARIABLE) else {
+        return Ok(None);
+    };
+    let (fd, process) = text
+        .to_str()
+        .and_then(|text| text.split_once(':'))
+        .unwrap_or_default();
+    let process = number(handover::VARIABLE, OsStr::new(process), RawFd::MAX)?;
+    if process.unsigned_abs() != process::id() {
+        // It was left over from a parent.
+        return Ok(None);
+    }
+    let fd = number(handover::VARIABLE, OsStr::new(fd), RawFd::MAX)?;
+    Ok(sys::take_inherited(fd).map(Channel::of))
 }
 
 /// The number in a variable.

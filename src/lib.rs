@@ -35,12 +35,14 @@ mod events;
 #[cfg(feature = "capi")]
 mod ffi;
 mod forwarded;
+mod handover;
 mod inherited;
 mod ledger;
 mod limits;
 mod net;
 mod options;
 mod orders;
+mod origin;
 mod outcome;
 mod phase;
 mod process;
@@ -50,13 +52,6 @@ mod record;
 mod registry;
 mod report;
 mod request;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "the restart, which uses it, is being built (ADR 0029)"
-    )
-)]
 mod restart;
 mod server;
 mod shared;
@@ -86,6 +81,7 @@ pub use query::{Query, QueryPairs, percent_decode};
 pub use record::{RequestEnd, RequestRecord};
 pub use report::Report;
 pub use request::{Cancellation, Exchange, Ready, Stream};
+pub use restart::{Restart, RestartInfo, RestartState, Restarted, restart_info, restart_ready};
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};
 #[cfg(feature = "tls")]

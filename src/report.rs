@@ -95,6 +95,8 @@ pub struct Report {
     /// Connections that still waited to be accepted when their listening socket had to be closed. The process had no
     /// descriptors for them.
     pub unaccepted: u64,
+    /// The process that has taken over, if the stop was the end of a [restart](crate::Server::restart).
+    pub successor: Option<u32>,
     /// Bytes that were written to clients, but that the clients' kernels had not acknowledged when the connections
     /// ended during the stop.
     pub bytes_unacked: u64,

@@ -1,7 +1,7 @@
 //! What the threads of a server share: what a connection may see of its server, and what the stop works with.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -79,6 +79,10 @@ pub(crate) struct Shared {
     /// How many requests have had their turn to learn of the drain.
     drain_turns: AtomicU64,
     stop: Mutex<StopTimes>,
+    /// The sockets are left to another process.
+    leaves: AtomicBool,
+    /// The new process that has them. 0: none.
+    successor: AtomicU32,
     pub(crate) outcome: Outcome,
     pub(crate) helper: Helper,
     /// What reads files that answers send.
@@ -136,6 +140,8 @@ impl Shared {
             unaccepted: Count::default(),
             drain_turns: AtomicU64::new(0),
             stop: Mutex::default(),
+            leaves: AtomicBool::new(false),
+            successor: AtomicU32::new(0),
             outcome: Outcome::default(),
             helper: Helper::default(),
             readers: Readers::default(),
@@ -188,6 +194,18 @@ impl Shared {
             }
         }
         read
+    }
+
+    /// The keys of session tickets that the server has made, for a new process that takes over.
+    #[cfg_attr(
+        not(feature = "tls"),
+        allow(clippy::unused_self, reason = "it is known without")
+    )]
+    pub(crate) fn ticket_keys(&self) -> Option<String> {
+        #[cfg(feature = "tls")]
+        return self.tls.as_ref()?.made_keys();
+        #[cfg(not(feature = "tls"))]
+        None
     }
 
     /// Whether connections speak TLS.
@@ -248,6 +266,30 @@ impl Shared {
 
     fn stop_times(&self) -> MutexGuard<'_, StopTimes> {
         self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves the sockets to others, and stops.
+    pub(crate) fn leave(&self, successor: Option<u32>) {
+        self.leaves.store(true, Ordering::Release);
+        if let Some(pid) = successor {
+            self.successor.store(pid, Ordering::Release);
+        }
+        self.orders.give(Order::Stop);
+    }
+
+    pub(crate) fn leaves(&self) -> bool {
+        self.leaves.load(Ordering::Acquire)
+    }
+
+    /// The new process that has taken over.
+    pub(crate) fn successor(&self) -> Option<u32> {
+        let pid = self.successor.load(Ordering::Acquire);
+        (pid != 0).then_some(pid)
+    }
+
+    /// What a load balancer is told. If a new process has taken over, the service is as ready as before.
+    pub(crate) fn answers_ready(&self) -> bool {
+        self.is_ready() || self.successor().is_some() && !self.phases.get().cuts()
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -318,6 +360,7 @@ impl Shared {
             abandoned: self.abandoned.get(),
             overdue: self.overdue.get(),
             unaccepted: self.unaccepted.get(),
+            successor: self.successor(),
             events_dropped: self.events.dropped(),
             ..Report::default()
         };

@@ -47,6 +47,11 @@
 /// | `tls.reloads` | avg | how often the settings were replaced, once a minute |
 /// | `tls.reload_failed` | sum | the files could not be read again ([`Server::reread_tls`](crate::Server::reread_tls), SIGHUP) |
 /// | `memory.trim` | time | memory was given back to the system (`trim_memory`); how long it took |
+/// | `restart` | sum | a [restart](crate::Server::restart) was asked for on this server |
+/// | `restart.failed` | sum | it failed, and this process goes on |
+/// | `restart.lost` | sum | connections that a new process had when it failed; a reset or an end is all that their clients saw |
+/// | `restart.time` | time | the new process has taken over; how long that took |
+/// | `restart.unclaimed` | sum | sockets on which the new process does not listen any more ([`Restart::drop_unclaimed`](crate::Restart::drop_unclaimed)) |
 /// | `listener.close.error` | sum | a listening socket could not be closed |
 ///
 /// # Example

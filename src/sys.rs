@@ -4,13 +4,7 @@
     reason = "system calls without a safe wrapper in our dependencies"
 )]
 
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "the restart, which uses it, is being built (ADR 0029)"
-    )
-)]
+pub(crate) mod seqpacket;
 pub(crate) mod spawn;
 
 use std::fmt;
@@ -424,7 +418,6 @@ pub(crate) fn read_at_once(
 }
 
 /// Whether a descriptor with this number is open.
-#[cfg(feature = "capi")]
 pub(crate) fn is_open(fd: RawFd) -> bool {
     // SAFETY: no pointers; the call refuses a number that is not a descriptor.
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
@@ -499,6 +492,44 @@ pub(crate) fn copy_of(fd: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Takes a descriptor that this process was started with, for itself alone. `None` if it is not open.
+pub(crate) fn take_inherited(fd: RawFd) -> Option<OwnedFd> {
+    is_open(fd).then(|| {
+        close_on_exec(fd);
+        // SAFETY: it is open, and nobody else in this process knows it.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    })
+}
+
+/// A descriptor that tells of a process's end: it is readable then.
+pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: no pointers. The descriptor is close-on-exec.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = RawFd::try_from(fd).unwrap_or(-1);
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another file in the place of standard error.
+pub(crate) fn replace_stderr(with: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: no pointers. The copy stays open at an exec.
+    match unsafe { libc::dup2(with.as_raw_fd(), libc::STDERR_FILENO) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Overwrites bytes that are secret. The compiler does not leave it out.
+pub(crate) fn wipe(bytes: &mut [u8]) {
+    for byte in bytes {
+        // SAFETY: the byte is ours to write.
+        unsafe { std::ptr::write_volatile(byte, 0) };
+    }
 }
 
 /// Makes a descriptor close-on-exec that is known by its number, and may not be open.

@@ -122,6 +122,8 @@ pub(super) fn status_of(error: &Error) -> httpdown_status {
         Error::BadBody => HTTPDOWN_STATUS_BAD_BODY,
         Error::TooSlow => HTTPDOWN_STATUS_TOO_SLOW,
         Error::Tls(_) => HTTPDOWN_STATUS_TLS,
+        Error::RestartFailed(_) => HTTPDOWN_STATUS_RESTART_FAILED,
+        Error::Busy(_) => HTTPDOWN_STATUS_BUSY,
         Error::Panicked => HTTPDOWN_STATUS_PANIC,
         Error::Forked => HTTPDOWN_STATUS_FORKED,
     }
@@ -151,6 +153,8 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
         18 => c"the body of the request is malformed",
         19 => c"the TLS settings cannot be used",
         20 => c"the client is too slow",
+        21 => c"the program could not be restarted",
+        22 => c"busy",
         99 => c"a bug in httpdown",
         _ => c"unknown status",
     }

@@ -7,16 +7,19 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
 use socket2::{SockAddr, Socket, Type};
 
 use crate::addr::{Addr, UNIX};
 use crate::error::{Error, Result};
-use crate::inherited::{self, BY_NAME, Claim, Kept, Sockets};
+use crate::handover::Passed;
+use crate::inherited::{self, BY_NAME, Claim, Kept, Sockets, Tenure};
 use crate::sys;
 
 use super::plain::Stream;
 use super::tuning::Tuning;
+use super::unix::SocketFile;
 use super::{tcp, unix};
 
 /// How many connections may wait to be accepted. The kernel caps the number at `net.core.somaxconn` (4,096 since Linux
@@ -51,7 +54,9 @@ pub(super) const BACKLOG: i32 = 4096;
 #[derive(Debug)]
 pub struct Listener {
     local: Addr,
-    shared: bool,
+    tenure: Arc<Tenure>,
+    /// The text by which it was asked for.
+    asked: Option<String>,
     kind: Kind,
     /// If the socket was inherited: nobody else gets it meanwhile.
     kept: Option<Kept>,
@@ -156,14 +161,31 @@ impl Listener {
 
     pub(crate) fn bind_tuned(addr: &str, tuning: &Tuning) -> Result<Self> {
         let inherited = inherited::take()?;
-        if addr.starts_with(BY_NAME) {
-            return Self::inherit(inherited.claim_name(addr)?, tuning);
-        }
-        let bound = match addr.strip_prefix(UNIX) {
-            Some(place) => Self::bind_unix(addr, place, tuning, inherited),
-            None => Self::bind_tcp(addr, tuning, inherited),
+        let bound = if let Some(claim) = inherited.claim_asked(addr)? {
+            Self::inherit(claim, tuning)
+        } else if addr.starts_with(BY_NAME) {
+            inherited
+                .claim_name(addr)
+                .and_then(|claim| Self::inherit(claim, tuning))
+        } else {
+            let bound = match addr.strip_prefix(UNIX) {
+                Some(place) => Self::bind_unix(addr, place, tuning, inherited),
+                None => Self::bind_tcp(addr, tuning, inherited),
+            };
+            bound.map_err(|error| inherited.explain(error))
         };
-        bound.map_err(|error| inherited.explain(error))
+        match bound {
+            Ok(mut listener) => {
+                listener.asked = Some(addr.to_owned());
+                Ok(listener)
+            }
+            Err(error) => {
+                if let Some(predecessor) = inherited::predecessor() {
+                    predecessor.note(&format_args!("{error:#}"));
+                }
+                Err(error)
+            }
+        }
     }
 
     fn bind_tcp(addr: &str, tuning: &Tuning, inherited: &'static Sockets) -> Result<Self> {
@@ -191,9 +213,11 @@ impl Listener {
         if let Some(claim) = inherited.claim_addr(place.addr())? {
             return Self::inherit(claim, tuning);
         }
-        let unix::Bound { socket, file } = unix::bind(addr, &place)?;
+        let tenure = Arc::default();
+        let unix::Bound { socket, file } = unix::bind(addr, &place, &tenure)?;
         let number = socket.as_raw_fd();
         let mut listener = Self::new(socket, number)?;
+        listener.tenure = tenure;
         if let (Kind::Unix(unix), Some(file)) = (&mut listener.kind, file) {
             listener.local = file.addr().unwrap_or(listener.local);
             unix.own(file);
@@ -201,13 +225,27 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Whoever has passed the socket on keeps it for the next process, so it is shared.
+    /// A supervisor that has passed the socket on keeps it for the next process, so it is shared. A predecessor gives it
+    /// up in the end.
     fn inherit(claim: Claim, tuning: &Tuning) -> Result<Self> {
         let Claim { copy, fd, kept } = claim;
         let mut listener = Self::new(Socket::from(copy), fd)?;
-        listener.kept = Some(kept);
+        listener.tenure = Arc::clone(kept.tenure());
         listener.amiss = listener.as_tcp().and_then(|tcp| tuning.amiss(tcp));
-        Ok(listener.shared())
+        let file = kept.passed().and_then(|passed| passed.file.clone());
+        if let (Kind::Unix(unix), Some(file)) = (&mut listener.kind, file) {
+            let file = SocketFile::inherit(file, Arc::clone(&listener.tenure));
+            listener.local = file.addr().unwrap_or(listener.local);
+            unix.own(file);
+        }
+        if kept.passed().is_some()
+            && let Some(tcp) = listener.as_tcp()
+        {
+            let retuned = tuning.renew(tcp.socket());
+            retuned.map_err(|error| Error::io(format!("setting up {}", listener.local), error))?;
+        }
+        listener.kept = Some(kept);
+        Ok(listener)
     }
 
     /// Takes a descriptor that listens already. A server that accepts from it sets `O_NONBLOCK` on the open file
@@ -227,6 +265,10 @@ impl Listener {
         let mut listener = Self::new(Socket::from(copy), given)?;
         let inherited = inherited::look();
         listener.kept = inherited.and_then(|inherited| inherited.claim_inode(listener.inode()));
+        // Of what a supervisor has passed on, the host says itself whether it is shared.
+        if let Some(kept) = listener.kept.as_ref().filter(|it| it.passed().is_some()) {
+            listener.tenure = Arc::clone(kept.tenure());
+        }
         Ok(listener)
     }
 
@@ -236,11 +278,8 @@ impl Listener {
     /// socket: [`Listener::bind_reuse_port`]. The file of a Unix socket stays, too: the process that closes the last
     /// copy removes it.
     #[must_use]
-    pub fn shared(mut self) -> Self {
-        self.shared = true;
-        if let Kind::Unix(unix) = &mut self.kind {
-            unix.keep_file();
-        }
+    pub fn shared(self) -> Self {
+        self.tenure.declare();
         self
     }
 
@@ -276,7 +315,8 @@ impl Listener {
         };
         Ok(Self {
             local,
-            shared: false,
+            tenure: Arc::default(),
+            asked: None,
             kind,
             kept: None,
             amiss: None,
@@ -331,7 +371,37 @@ impl Listener {
     }
 
     pub(crate) fn is_shared(&self) -> bool {
-        self.shared
+        self.tenure.is_shared()
+    }
+
+    pub(crate) fn tenure(&self) -> &Arc<Tenure> {
+        &self.tenure
+    }
+
+    /// The name by which it was passed on to this process, if it was.
+    pub(crate) fn inherited_name(&self) -> Option<&'static str> {
+        self.kept.as_ref().map(Kept::name)
+    }
+
+    /// What a successor must know of the socket.
+    pub(crate) fn passed(&self) -> Passed {
+        let file = match &self.kind {
+            Kind::Unix(unix) => unix.file(),
+            Kind::Tcp(_) => None,
+        };
+        Passed {
+            asked: self.asked.clone(),
+            is_needed: true,
+            is_declared: self.tenure.is_declared(),
+            file,
+            tickets: None,
+        }
+    }
+
+    /// The keys of TLS session tickets with which a predecessor has served the socket.
+    #[cfg(feature = "tls")]
+    pub(crate) fn inherited_tickets(&self) -> Option<&'static str> {
+        self.kept.as_ref()?.passed()?.tickets.as_deref()
     }
 
     pub(crate) fn accept(&self) -> std::result::Result<Connected, NotAccepted> {
@@ -353,7 +423,7 @@ impl Listener {
     /// shared.
     pub(crate) fn shut(&self) -> io::Result<()> {
         match &self.kind {
-            _ if self.shared => Ok(()),
+            _ if self.is_shared() => Ok(()),
             Kind::Tcp(tcp) => tcp.shut(),
             Kind::Unix(unix) => unix.shut(),
         }

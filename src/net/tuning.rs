@@ -39,6 +39,17 @@ impl Tuning {
         if addr.is_ipv6() {
             socket.set_only_v6(self.v6_only || !addr.ip().is_unspecified())?;
         }
+        self.apply_to_clients(socket)
+    }
+
+    /// Sets a socket up anew that a predecessor has set up.
+    pub(super) fn renew(&self, socket: &Socket) -> io::Result<()> {
+        self.apply_to_clients(socket)?;
+        socket.listen(self.backlog())
+    }
+
+    /// Sets what the accepted connections inherit.
+    fn apply_to_clients(&self, socket: &Socket) -> io::Result<()> {
         if let Some(after) = self.keepalive {
             let interval = (after / PROBES).max(Duration::from_secs(1));
             let keepalive = TcpKeepalive::new().with_time(after);

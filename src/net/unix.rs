@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, lchown};
 use std::os::unix::net::UnixStream;
 use std::path::{self, Path, PathBuf};
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::addr::Addr;
 use crate::error::{Error, Result};
+use crate::handover;
+use crate::inherited::Tenure;
 use crate::sys;
 
 use super::listener::{self, BACKLOG, Connected, NotAccepted};
@@ -73,6 +76,16 @@ impl Listener {
         self.file = Some(file);
     }
 
+    /// The file, if a successor may have to remove it.
+    pub(super) fn file(&self) -> Option<handover::File> {
+        let file = self.file.as_ref()?;
+        Some(handover::File {
+            path: file.path.to_str()?.to_owned(),
+            device: file.device,
+            inode: file.inode,
+        })
+    }
+
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
     }
@@ -81,7 +94,7 @@ impl Listener {
         self.inode
     }
 
-    /// Leaves the file where it is, for others who have the socket.
+    /// Leaves the file where it is.
     pub(super) fn keep_file(&mut self) {
         if let Some(file) = self.file.take() {
             file.keep();
@@ -197,7 +210,7 @@ pub(super) struct Bound {
 }
 
 /// Listens there. `addr` is the text that the host has given.
-pub(super) fn bind(addr: &str, place: &Place<'_>) -> Result<Bound> {
+pub(super) fn bind(addr: &str, place: &Place<'_>, tenure: &Arc<Tenure>) -> Result<Bound> {
     let Place { name, access } = place;
     let failed = |error| Error::io(format!("listening on {addr}"), error);
     if let Some(name) = name.strip_prefix('@') {
@@ -219,7 +232,7 @@ pub(super) fn bind(addr: &str, place: &Place<'_>) -> Result<Bound> {
     clear(&path).map_err(failed)?;
     let socket = socket().map_err(failed)?;
     socket.bind(&at).map_err(failed)?;
-    file = SocketFile::at(path.clone()).map_err(failed)?;
+    file = SocketFile::at(path.clone(), Arc::clone(tenure)).map_err(failed)?;
     // Nobody can connect before the socket listens.
     access.give(&path).map_err(|error| {
         let what = format!("setting mode and owner of {}", path.display());
@@ -376,8 +389,8 @@ fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The file of a socket that was bound here. When this value is dropped in the process that made the file, the file is
-/// removed, unless another file has taken its place.
+/// The file of a socket that was bound here. When this value is dropped in the process whose it is, the file is removed,
+/// unless others have the socket, or another file has taken its place.
 ///
 /// While the socket is open, the kernel keeps the inode of the file that it was bound to, even if the file is gone. So
 /// until the socket is closed, no other file has that inode number.
@@ -386,12 +399,13 @@ pub(super) struct SocketFile {
     path: PathBuf,
     device: u64,
     inode: u64,
-    /// The process that removes the file; none does, if others have the socket.
+    /// The process that removes the file; none does, if it is not known what the file is.
     process: Option<u32>,
+    tenure: Arc<Tenure>,
 }
 
 impl SocketFile {
-    fn at(path: PathBuf) -> io::Result<Self> {
+    fn at(path: PathBuf, tenure: Arc<Tenure>) -> io::Result<Self> {
         let there = fs::symlink_metadata(&path)?;
         if !there.file_type().is_socket() {
             let why = "something else has taken the socket's place";
@@ -402,7 +416,19 @@ impl SocketFile {
             device: there.dev(),
             inode: there.ino(),
             process: Some(process::id()),
+            tenure,
         })
+    }
+
+    /// A file that a predecessor has made.
+    pub(super) fn inherit(file: handover::File, tenure: Arc<Tenure>) -> Self {
+        Self {
+            path: file.path.into(),
+            device: file.device,
+            inode: file.inode,
+            process: Some(process::id()),
+            tenure,
+        }
     }
 
     /// The absolute path of the file; none if it is longer than any path that can be bound.
@@ -427,7 +453,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.process != Some(process::id()) {
+        if self.process != Some(process::id()) || self.tenure.is_shared() {
             return;
         }
         let directory = self.path.parent().unwrap_or(&self.path);

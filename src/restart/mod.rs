@@ -1,3 +1,591 @@
-//! A restart: a new process takes over (ADR 0029). So far, what it executes.
+//! A restart: the program is started anew, and takes over without a loss (ADR 0029).
+//!
+//! ```text
+//! this process:  idle ──► starting ──► probation ──► handed over, and stops
+//!                 ▲           │            │
+//!                 └───────────┴────────────┘  the new one has failed
+//! ```
+//!
+//! The coordinator knows the servers of this process, and which side of a restart the process is on.
 
-pub(crate) mod program;
+mod new;
+mod old;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use once_cell::sync::OnceCell;
+use tokio::sync::{oneshot, watch};
+
+use crate::error::{Error, Result};
+use crate::events::LogLevel;
+use crate::handover::Passed;
+use crate::inherited::{self, Tenure};
+use crate::process;
+use crate::stats::StatKind;
+use crate::sys::{self, EventFd, SignalMask};
+use crate::threads;
+
+/// How long a stop waits for the end of a restart that it has cancelled: for the new process to leave the sockets, and
+/// for that to be noticed.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How the program is restarted: [`Server::restart`](crate::Server::restart).
+///
+/// ```
+/// use std::time::Duration;
+/// use httpdown::Restart;
+///
+/// let restart = Restart::default()
+///     .ready_timeout(Duration::from_secs(20))
+///     .before(|| match std::fs::exists("/etc/app/keep") {
+///         Ok(true) => Err("/etc/app/keep exists".into()),
+///         _ => Ok(()),
+///     });
+/// # drop(restart);
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Restart {
+    program: Option<PathBuf>,
+    args: Option<Vec<OsString>>,
+    env: Option<Vec<(OsString, OsString)>>,
+    dir: Option<PathBuf>,
+    ready_timeout: Duration,
+    probation: Duration,
+    max_predecessors: usize,
+    drop_unclaimed: bool,
+    keep_fds: bool,
+    plain_stderr: bool,
+    before: Option<Arc<Veto>>,
+    on_end: Option<Arc<Told>>,
+}
+
+type Told = dyn Fn(&Result<Restarted>) + Send + Sync;
+type Veto = dyn Fn() -> std::result::Result<(), String> + Send + Sync;
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            program: None,
+            args: None,
+            env: None,
+            dir: None,
+            ready_timeout: Duration::from_secs(60),
+            probation: Duration::from_secs(3),
+            max_predecessors: 8,
+            drop_unclaimed: false,
+            keep_fds: false,
+            plain_stderr: false,
+            before: None,
+            on_end: None,
+        }
+    }
+}
+
+impl Restart {
+    /// The file that is executed. Default: the one that this process was started from. Its path is looked up anew, so a
+    /// link that leads elsewhere now, or a file that was replaced, means the new version.
+    pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
+        self.program = Some(path.into());
+        self
+    }
+
+    /// The arguments; the first one is the program's name. Default: those of this process.
+    pub fn args<T: Into<OsString>>(mut self, args: impl IntoIterator<Item = T>) -> Self {
+        self.args = Some(args.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The environment, without what a restart itself needs. Default: the one that this process was started with.
+    pub fn env<T: Into<OsString>>(mut self, env: impl IntoIterator<Item = (T, T)>) -> Self {
+        let env = env
+            .into_iter()
+            .map(|(name, value)| (name.into(), value.into()));
+        self.env = Some(env.collect());
+        self
+    }
+
+    /// The working directory. Default: the one that this process was started in.
+    pub fn directory(mut self, path: impl Into<PathBuf>) -> Self {
+        self.dir = Some(path.into());
+        self
+    }
+
+    /// How long the new process may take until it serves all sockets. Default: 60 seconds. In real time.
+    pub fn ready_timeout(mut self, timeout: Duration) -> Self {
+        self.ready_timeout = timeout;
+        self
+    }
+
+    /// How long both processes accept, once the new one is ready. If the new one dies within this time, this one goes
+    /// on. Default: 3 seconds; zero for none. In real time.
+    pub fn probation(mut self, time: Duration) -> Self {
+        self.probation = time;
+        self
+    }
+
+    /// How many earlier processes may still drain when a restart begins. Each of them holds memory. Default: 8.
+    pub fn max_predecessors(mut self, count: usize) -> Self {
+        self.max_predecessors = count;
+        self
+    }
+
+    /// A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise
+    /// it makes the restart fail, because it is a mistake more often than not. With this setting the new process must
+    /// call [`restart_ready`] when all its servers serve.
+    pub fn drop_unclaimed(mut self, drops: bool) -> Self {
+        self.drop_unclaimed = drops;
+        self
+    }
+
+    /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
+    /// be out of the way of the sockets, which have the numbers from 3 on.
+    pub fn keep_fds(mut self, keeps: bool) -> Self {
+        self.keep_fds = keeps;
+        self
+    }
+
+    /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, so that
+    /// what it says of its failure is in the error of the restart, too.
+    pub fn plain_stderr(mut self, plain: bool) -> Self {
+        self.plain_stderr = plain;
+        self
+    }
+
+    /// Is asked before the new process is started. An error refuses the restart: its text is in
+    /// [`Error::RestartFailed`]. Called on the restart's own thread.
+    pub fn before(
+        mut self,
+        veto: impl Fn() -> std::result::Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.before = Some(Arc::new(veto));
+        self
+    }
+
+    /// Is told how the restart has ended, before those who wait for it. Called on the restart's own thread. After a
+    /// success, the stop of this process's servers has begun.
+    pub fn on_end(mut self, told: impl Fn(&Result<Restarted>) + Send + Sync + 'static) -> Self {
+        self.on_end = Some(Arc::new(told));
+        self
+    }
+}
+
+impl fmt::Debug for Restart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Neither arguments nor the environment, which may hold secrets.
+        f.debug_struct("Restart")
+            .field("program", &self.program)
+            .field("ready_timeout", &self.ready_timeout)
+            .field("probation", &self.probation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A restart that was a success: the new process has taken over, and the servers of this process stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Restarted {
+    /// The new process.
+    pub pid: u32,
+    /// How long it took, with the probation.
+    pub took: Duration,
+}
+
+/// Where this process is in a restart: [`restart_info`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum RestartState {
+    /// There is no restart.
+    #[default]
+    Idle = 0,
+    /// This process was started by a restart, and its predecessor may still go on without it.
+    Succeeding = 1,
+    /// A new process was started, and is not ready.
+    Starting = 2,
+    /// The new process is ready, and both accept.
+    Probation = 3,
+    /// The new process has taken over; the servers of this one stop, or have stopped.
+    HandedOver = 4,
+}
+
+/// What is known of the restarts of this program: [`restart_info`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RestartInfo {
+    /// Where this process is in a restart.
+    pub state: RestartState,
+    /// How many restarts led to this process.
+    pub generation: u64,
+    /// The new process, from its start on, if there is one.
+    pub successor: Option<u32>,
+    /// The earlier processes that have not ended.
+    pub predecessors: Vec<u32>,
+}
+
+/// What is known of the restarts of this program. Never blocks. Any thread may call it. A program that was not
+/// restarted, and has no restart, gets [`RestartInfo::default`].
+///
+/// ```
+/// assert_eq!(httpdown::restart_info(), httpdown::RestartInfo::default());
+/// ```
+#[must_use]
+pub fn restart_info() -> RestartInfo {
+    if process::forked() {
+        return RestartInfo::default();
+    }
+    COORDINATOR.get().map(Coordinator::info).unwrap_or_default()
+}
+
+/// Says that this process has started all its servers, if it was started by a restart. That is needed only with
+/// [`Restart::drop_unclaimed`]; otherwise the process is ready as soon as it serves all sockets that it was given. Call
+/// it anyway to be told of a socket that was forgotten. Returns at once. Does nothing in a process that was not started
+/// by a restart, and after the first call.
+///
+/// ```
+/// # fn main() -> httpdown::Result<()> {
+/// httpdown::restart_ready()?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`Error::RestartFailed`] if a socket is not served: the restart has failed then, and this process is ended.
+/// [`Error::Forked`].
+pub fn restart_ready() -> Result<()> {
+    if process::forked() {
+        return Err(Error::Forked);
+    }
+    match inherited::predecessor() {
+        Some(predecessor) => coordinator().say_ready(predecessor),
+        None => Ok(()),
+    }
+}
+
+/// A server, as a restart sees it.
+pub(crate) trait Party: Send + Sync {
+    /// The server's number in this process.
+    fn id(&self) -> u64;
+    /// Copies of the sockets that it listens on, if it still does.
+    fn sockets(&self) -> Result<Vec<Handed>>;
+    /// A stop was asked for.
+    fn is_stopping(&self) -> bool;
+    /// Leaves the sockets to others, and stops. `successor`: who has them, if that is a new process.
+    fn leave(&self, successor: Option<u32>);
+    /// Open connections, and those of them that have a request.
+    fn counts(&self) -> (u64, u64);
+    fn log(&self, level: LogLevel, text: String);
+    fn stat(&self, kind: StatKind, key: &'static str, value: f64);
+}
+
+/// A socket that is passed on.
+#[derive(Debug)]
+pub(crate) struct Handed {
+    pub(crate) copy: OwnedFd,
+    pub(crate) name: &'static str,
+    pub(crate) passed: Passed,
+    /// `None`: no listener has it.
+    pub(crate) tenure: Option<Arc<Tenure>>,
+}
+
+static COORDINATOR: OnceCell<Coordinator> = OnceCell::new();
+
+/// Knows the servers of this process, and where the process is in a restart.
+pub(crate) struct Coordinator {
+    state: Mutex<State>,
+    /// Whether servers may accept.
+    permit: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    parties: Vec<Arc<dyn Party>>,
+    attempt: Option<Arc<Attempt>>,
+    /// The new process that has taken over.
+    successor: Option<u32>,
+    /// The earlier processes, and what tells of their ends.
+    predecessors: Vec<(u32, OwnedFd)>,
+    generation: u64,
+    /// Whether the thread that talks with the predecessor was started.
+    has_met: bool,
+    succession: Succession,
+}
+
+/// How far this process is in taking over from its predecessor.
+#[derive(Clone, Debug, Default)]
+enum Succession {
+    /// It has none, or has taken over.
+    #[default]
+    Done,
+    /// With what wakes the thread that talks with the predecessor.
+    Under(Arc<new::Call>),
+    /// It was told to stop.
+    Over,
+}
+
+/// A restart that is under way.
+struct Attempt {
+    stage: AtomicU8,
+    /// 0: not started yet.
+    pid: std::sync::atomic::AtomicU32,
+    is_cancelled: AtomicBool,
+    /// Wakes the restart's thread when it is cancelled.
+    wake: EventFd,
+    has_ended: watch::Sender<bool>,
+}
+
+impl Attempt {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            stage: AtomicU8::new(RestartState::Starting as u8),
+            pid: 0.into(),
+            is_cancelled: AtomicBool::new(false),
+            wake: EventFd::new().map_err(|error| Error::io("eventfd", error))?,
+            has_ended: watch::Sender::new(false),
+        })
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
+
+    fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+        self.wake.set();
+    }
+
+    fn is_in_probation(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) == RestartState::Probation as u8
+    }
+
+    fn enter_probation(&self) {
+        let probation = RestartState::Probation as u8;
+        self.stage.store(probation, Ordering::Relaxed);
+    }
+}
+
+fn coordinator() -> &'static Coordinator {
+    COORDINATOR.get_or_init(|| Coordinator {
+        state: Mutex::default(),
+        permit: watch::Sender::new(inherited::predecessor().is_none()),
+    })
+}
+
+/// Makes a server known that listens on its sockets, and does not accept yet.
+pub(crate) fn enrol(party: Arc<dyn Party>) -> Enrolment {
+    let coordinator = coordinator();
+    let mut state = coordinator.lock();
+    state.parties.push(Arc::clone(&party));
+    drop(state);
+    if let Some(predecessor) = inherited::predecessor() {
+        coordinator.succeed_to(predecessor, &party);
+    }
+    Enrolment { coordinator, party }
+}
+
+/// While this value lives, the server is known. It is dropped when the server has left its sockets.
+pub(crate) struct Enrolment {
+    coordinator: &'static Coordinator,
+    party: Arc<dyn Party>,
+}
+
+impl Enrolment {
+    /// Waits until the server may accept.
+    pub(crate) async fn may_accept(&self) {
+        let mut permit = self.coordinator.permit.subscribe();
+        if inherited::predecessor().is_some() {
+            let _ = permit.wait_for(|may| *may).await;
+        }
+    }
+
+    /// The server stops. If a restart is under way, it is cancelled; then this waits until the sockets are the server's
+    /// alone.
+    pub(crate) async fn stops(&self) {
+        let attempt = self.coordinator.lock().attempt.clone();
+        if let Some(attempt) = attempt {
+            let mut ended = attempt.has_ended.subscribe();
+            attempt.cancel();
+            let ended = ended.wait_for(|has_ended| *has_ended);
+            let _ = tokio::time::timeout(CANCEL_TIMEOUT, ended).await;
+        }
+    }
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        let mut state = self.coordinator.lock();
+        state
+            .parties
+            .retain(|party| !Arc::ptr_eq(party, &self.party));
+        let succession = state.succession.clone();
+        drop(state);
+        if let Succession::Under(call) = succession {
+            call.wake();
+        }
+    }
+}
+
+/// Begins a restart, and has one server tell of it. The result is given to `told`, on the restart's thread.
+///
+/// # Errors
+/// It is refused: [`Error::Busy`], [`Error::Stopped`], [`Error::Unsupported`], [`Error::Forked`]; or there is no thread.
+pub(crate) fn begin(
+    restart: Restart,
+    asker: u64,
+    told: impl FnOnce(Result<Restarted>) + Send + 'static,
+) -> Result<()> {
+    if process::forked() {
+        return Err(Error::Forked);
+    }
+    old::can_restart()?;
+    let coordinator = coordinator();
+    let (attempt, asker) = coordinator.take_turn(&restart, asker)?;
+    let mask = SignalMask::here().and_pipe();
+    let thread = Turn {
+        coordinator,
+        attempt: Arc::clone(&attempt),
+        told: Some(Box::new(told)),
+    };
+    let started = threads::apart("httpdown-restart", move || {
+        old::run(thread, &asker, &restart, mask);
+    });
+    started.map(drop).inspect_err(|_| coordinator.end(&attempt))
+}
+
+/// Waits for a restart: blocks.
+pub(crate) fn wait(
+    begin: impl FnOnce(Box<dyn FnOnce(Result<Restarted>) + Send>) -> Result<()>,
+) -> Result<Restarted> {
+    let (tell, told) = mpsc::channel();
+    begin(Box::new(move |result| drop(tell.send(result))))?;
+    told.recv().unwrap_or(Err(Error::Panicked))
+}
+
+/// The same, without blocking.
+pub(crate) async fn wait_async(
+    begin: impl FnOnce(Box<dyn FnOnce(Result<Restarted>) + Send>) -> Result<()>,
+) -> Result<Restarted> {
+    let (tell, told) = oneshot::channel();
+    begin(Box::new(move |result| drop(tell.send(result))))?;
+    told.await.unwrap_or(Err(Error::Panicked))
+}
+
+/// The right of the restart's thread to be the only one. When it is dropped, the restart has ended.
+struct Turn {
+    coordinator: &'static Coordinator,
+    attempt: Arc<Attempt>,
+    #[allow(clippy::type_complexity, reason = "it has no other use")]
+    told: Option<Box<dyn FnOnce(Result<Restarted>) + Send>>,
+}
+
+impl Turn {
+    fn end(mut self, result: Result<Restarted>) {
+        self.finish(result);
+    }
+
+    fn finish(&mut self, result: Result<Restarted>) {
+        self.coordinator.end(&self.attempt);
+        if let Some(told) = self.told.take() {
+            told(result);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if self.told.is_some() {
+            self.finish(Err(Error::Panicked));
+        }
+    }
+}
+
+impl Coordinator {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn info(&self) -> RestartInfo {
+        let mut state = self.lock();
+        state
+            .predecessors
+            .retain(|(_, process)| !has_ended(process));
+        let attempt = state.attempt.as_ref();
+        let started = attempt.map(|attempt| attempt.pid.load(Ordering::Relaxed));
+        RestartInfo {
+            state: match (&state.succession, attempt) {
+                _ if state.successor.is_some() => RestartState::HandedOver,
+                (Succession::Under(_) | Succession::Over, _) => RestartState::Succeeding,
+                (_, Some(attempt)) if attempt.is_in_probation() => RestartState::Probation,
+                (_, Some(_)) => RestartState::Starting,
+                (_, None) => RestartState::Idle,
+            },
+            generation: state.generation,
+            successor: state.successor.or_else(|| started.filter(|pid| *pid > 0)),
+            predecessors: state.predecessors.iter().map(|(pid, _)| *pid).collect(),
+        }
+    }
+
+    /// Checks that a restart may begin, and notes that it has.
+    fn take_turn(&self, restart: &Restart, asker: u64) -> Result<(Arc<Attempt>, Arc<dyn Party>)> {
+        let busy = |why: String| Err(Error::Busy(why));
+        let mut state = self.lock();
+        if let Some(pid) = state.successor {
+            return busy(format!("process {pid} has taken over"));
+        }
+        if state.attempt.is_some() {
+            return busy("a restart is under way".into());
+        }
+        match state.succession {
+            Succession::Done => {}
+            Succession::Under(_) => {
+                return busy("this process has not taken over from its predecessor yet".into());
+            }
+            Succession::Over => return Err(Error::Stopped),
+        }
+        let parties = &state.parties;
+        let asker = parties.iter().find(|party| party.id() == asker);
+        let is_any_stopping = parties.iter().any(|party| party.is_stopping());
+        let Some(asker) = asker.filter(|_| !is_any_stopping).map(Arc::clone) else {
+            return Err(Error::Stopped);
+        };
+        state
+            .predecessors
+            .retain(|(_, process)| !has_ended(process));
+        if state.predecessors.len() >= restart.max_predecessors {
+            let pids: Vec<_> = state
+                .predecessors
+                .iter()
+                .map(|(pid, _)| pid.to_string())
+                .collect();
+            let (count, pids) = (pids.len(), pids.join(", "));
+            return busy(format!("{count} earlier processes still drain: {pids}"));
+        }
+        let attempt = Arc::new(Attempt::new()?);
+        state.attempt = Some(Arc::clone(&attempt));
+        Ok((attempt, asker))
+    }
+
+    fn end(&self, attempt: &Attempt) {
+        self.lock().attempt = None;
+        attempt.has_ended.send_replace(true);
+    }
+}
+
+/// Whether a process has ended, by its descriptor.
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut watched = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    poll(&mut watched, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+/// Descriptors for the earlier processes that still live.
+fn living(pids: &[u32]) -> Vec<(u32, OwnedFd)> {
+    let living = |pid: &u32| Some((*pid, sys::pidfd(*pid).ok()?));
+    pids.iter().filter_map(living).collect()
+}

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -49,7 +49,7 @@ const LAST_BATCHES: usize = 4096 / BATCH + 1;
 pub(crate) type Serve = Arc<dyn Fn(Accepted) + Send + Sync>;
 
 /// What the task and the stop share.
-struct Entrance {
+pub(super) struct Entrance {
     listeners: Vec<Listener>,
     door: Door,
     serve: Serve,
@@ -63,6 +63,10 @@ struct Entrance {
 }
 
 impl Entrance {
+    pub(super) fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
     fn enter(&self, connected: Connected) -> Accepted {
         Conn::accept(&self.shared, connected)
     }
@@ -475,8 +479,8 @@ pub(crate) struct Accepting {
 }
 
 impl Accepting {
-    /// Starts the task. `serve` starts to drive a connection; it is not dropped here, if the caller keeps a copy.
-    pub(crate) fn start(
+    /// Makes all ready. `serve` starts to drive a connection; it is not dropped here, if the caller keeps a copy.
+    pub(crate) fn new(
         listeners: Vec<Listener>,
         shared: &Arc<Shared>,
         executor: &Executor,
@@ -501,16 +505,25 @@ impl Accepting {
             };
             tokio::spawn(Arc::clone(worker).watch(Arc::clone(&changed), look));
         }
-        let (at, worker) = executor.for_accepting();
-        let mut tasks = JoinSet::new();
-        worker.spawn_into(&mut tasks, accept(Arc::clone(&entrance)));
         Self {
             entrance,
             executor: executor.clone(),
-            at,
+            at: 0,
             changed,
-            tasks,
+            tasks: JoinSet::new(),
         }
+    }
+
+    pub(super) fn entrance(&self) -> Weak<Entrance> {
+        Arc::downgrade(&self.entrance)
+    }
+
+    /// Starts the task. There is none before, because it would take note of clients that it may not accept yet, and is
+    /// told of each only once.
+    pub(crate) fn start(&mut self) {
+        let (at, worker) = self.executor.for_accepting();
+        self.at = at;
+        worker.spawn_into(&mut self.tasks, accept(Arc::clone(&self.entrance)));
     }
 
     /// Waits until accepting fails for good. If the host blocks the thread that accepts, another thread goes on with

@@ -804,6 +804,10 @@ impl Builder {
         #[cfg(feature = "tls")]
         let shared = shared.and_then(|shared| {
             let tls = self.tls.as_ref().map(tls::Context::new).transpose()?;
+            let made = listeners.iter().find_map(Listener::inherited_tickets);
+            if let (Some(tls), Some(made)) = (&tls, made) {
+                tls.adopt_keys(made);
+            }
             Ok(shared.with_tls(tls))
         });
         shared

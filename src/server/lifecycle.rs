@@ -19,12 +19,14 @@ use crate::net::Listener;
 use crate::net::census::Census;
 use crate::orders::{Inbox, Order};
 use crate::phase::Phase;
+use crate::restart::{self, Enrolment};
 use crate::shared::Shared;
 use crate::stats::StatKind;
 use crate::sys;
 use crate::threads::{self, END_GRACE, Executor, IoThreads, Thread};
 
 use super::accept::{self, Accepting, Serve};
+use super::member::Member;
 
 /// How long connections may take to notice a kill by themselves before their sockets are reset by the control thread.
 /// Only connections whose I/O thread is blocked by a handler need the reset; the others use the time to write what is
@@ -159,38 +161,26 @@ async fn live(
         }
     };
     let census = Census::new();
-    // With TLS, it also looks at the certificates.
-    if events.interest().stats || (events.interest().logs && shared.has_tls()) {
-        tokio::spawn(count_connections(Arc::clone(shared)));
-    }
-    if options.trim_memory {
-        tokio::spawn(give_memory_back(Arc::clone(shared)));
-    }
-    events.sum("serve", 1.0);
-    events.phase(Phase::Serving);
-    for amiss in listeners.iter().filter_map(Listener::serves) {
-        events.log(LogLevel::Warning, amiss.to_owned());
-    }
-    if let Some(inherited) = inherited::known() {
-        tokio::spawn(complain(inherited, Arc::clone(shared)));
-    }
-    let mut accepting = Accepting::start(listeners, shared, executor, serve);
-
-    let mut serve_error = tokio::select! {
-        biased;
-        () = inbox.at_least(Order::Stop) => None,
-        error = accepting.failed() => Some(error),
-    };
+    begin(shared, &listeners);
+    let mut accepting = Accepting::new(listeners, shared, executor, serve);
+    let enrolment = restart::enrol(Arc::new(Member::new(shared, accepting.entrance())));
+    let (may_accept, mut serve_error) = serve_until_stop(&inbox, &enrolment, &mut accepting).await;
 
     let stop_began = clock.now();
     shared.stop_began(stop_began);
+    // The sockets are not this process's alone while a new process has them, too. Nobody is refused meanwhile.
+    tokio::select! {
+        biased;
+        () = inbox.at_least(Order::Kill) => {}
+        () = enrolment.stops() => {}
+    }
     if let Some(error) = &serve_error {
         events.log(LogLevel::Error, format!("serving failed: {error:#}"));
     } else {
         events.sum("stop", 1.0);
         let open = shared.report().conns_open;
         events.stat(StatKind::Histogram, "stop.conn.count", open as f64);
-        if !options.lame_duck.is_zero() {
+        if !options.lame_duck.is_zero() && may_accept && !shared.leaves() {
             enter(shared, Phase::LameDuck);
             serve_error = tokio::select! {
                 biased;
@@ -223,6 +213,7 @@ async fn live(
             () = &mut out_of_time => false,
         };
     let close_error = accepting.close().await;
+    drop(enrolment);
     enter(shared, Phase::Draining);
     let drained = quiet
         && tokio::select! {
@@ -250,6 +241,49 @@ async fn live(
     }
 
     conclude(shared, cut, serve_error.or(close_error))
+}
+
+/// Tells that the server serves, and starts what looks after it.
+fn begin(shared: &Arc<Shared>, listeners: &[Listener]) {
+    let (events, options) = (&shared.events, &shared.options);
+    // With TLS, it also looks at the certificates.
+    if events.interest().stats || (events.interest().logs && shared.has_tls()) {
+        tokio::spawn(count_connections(Arc::clone(shared)));
+    }
+    if options.trim_memory {
+        tokio::spawn(give_memory_back(Arc::clone(shared)));
+    }
+    events.sum("serve", 1.0);
+    events.phase(Phase::Serving);
+    for amiss in listeners.iter().filter_map(Listener::serves) {
+        events.log(LogLevel::Warning, amiss.to_owned());
+    }
+    if let Some(inherited) = inherited::known() {
+        tokio::spawn(complain(inherited, Arc::clone(shared)));
+    }
+}
+
+/// Returns whether it could ever accept, and what has failed.
+async fn serve_until_stop(
+    inbox: &Inbox<'_>,
+    enrolment: &Enrolment,
+    accepting: &mut Accepting,
+) -> (bool, Option<Error>) {
+    let may_accept = tokio::select! {
+        biased;
+        () = inbox.at_least(Order::Stop) => false,
+        () = enrolment.may_accept() => true,
+    };
+    if !may_accept {
+        return (false, None);
+    }
+    accepting.start();
+    let failed = tokio::select! {
+        biased;
+        () = inbox.at_least(Order::Stop) => None,
+        error = accepting.failed() => Some(error),
+    };
+    (true, failed)
 }
 
 /// The result of a stop. `cut`: how the kill went, if there was one.

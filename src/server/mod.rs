@@ -4,6 +4,7 @@ mod accept;
 mod builder;
 mod door;
 mod lifecycle;
+mod member;
 mod signals;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::phase::Phase;
 use crate::process;
 use crate::report::Report;
 use crate::request::{Exchange, is_held_here};
+use crate::restart::{self, Restart, Restarted};
 use crate::shared::Shared;
 use crate::sys::SignalMask;
 use crate::threads::{self, END_GRACE, Role, Thread};
@@ -370,6 +372,62 @@ impl Server {
             return Err(Error::Forked);
         }
         self.shared.reread_tls()
+    }
+
+    /// Restarts the program without a loss: starts it anew, as it was started, with the listening sockets of all
+    /// servers of this process; and when the new process has proved itself, it takes over, and all servers of this
+    /// process stop. They stop like in [`Server::stop`], but nobody is refused, and there is no
+    /// [lame duck](Builder::lame_duck).
+    ///
+    /// The new process does what this one did: it calls [`Listener::bind`](crate::Listener::bind) with the same
+    /// addresses, and gets the sockets. As soon as it serves all of them, it accepts, too. If it is still there after
+    /// [`Restart::probation`](crate::Restart::probation), it has proved itself. If it ends or hangs before, it is ended,
+    /// and this process goes on as before: it has never ceased to accept. Only the connections that the failed process
+    /// had accepted are lost; the error says how many they were.
+    ///
+    /// The answer comes when the new process has taken over: the stop has begun, and [`Server::wait`] waits for it. Any
+    /// thread and any runtime may wait, also in a handler.
+    ///
+    /// ```no_run
+    /// # use httpdown::{Dispatch, Exchange, Listener, Restart, Server};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> httpdown::Result<()> {
+    /// # let handler = |exchange: Exchange| drop(exchange);
+    /// # let listener = Listener::bind("127.0.0.1:8080")?;
+    /// # let server = Server::builder().handle(listener, Dispatch::default(), handler)?;
+    /// match server.restart(Restart::default()).await {
+    ///     Ok(restarted) => println!("process {} has taken over", restarted.pid),
+    ///     Err(error) => eprintln!("this process goes on: {error}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::RestartFailed`]; [`Error::Busy`] if a restart is under way, if this process has not taken over from its
+    /// own predecessor yet, or if too many [earlier processes](crate::Restart::max_predecessors) still drain;
+    /// [`Error::Stopped`] if a stop was asked for; [`Error::Unsupported`] where a restart cannot work: in the first
+    /// process of a container, and in a service of systemd that is not of `Type=notify`; [`Error::OutOfResources`];
+    /// [`Error::Forked`].
+    pub async fn restart(&self, restart: Restart) -> Result<Restarted> {
+        restart::wait_async(|told| restart::begin(restart, self.shared.id, told)).await
+    }
+
+    /// Like [`Server::restart`], for code that is not async: blocks.
+    ///
+    /// # Errors
+    /// The errors of [`Server::restart`].
+    pub fn restart_blocking(&self, restart: Restart) -> Result<Restarted> {
+        restart::wait(|told| restart::begin(restart, self.shared.id, told))
+    }
+
+    /// Like [`Server::restart`], but returns as soon as the restart was begun. [`Restart::on_end`] is told how it ends;
+    /// so is the [log](Builder::on_log).
+    ///
+    /// # Errors
+    /// Those of [`Server::restart`] that refuse a restart.
+    pub fn restart_begin(&self, restart: Restart) -> Result<()> {
+        restart::begin(restart, self.shared.id, drop)
     }
 
     /// The counts as they are now.

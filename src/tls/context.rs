@@ -64,6 +64,16 @@ impl Context {
         })
     }
 
+    /// The keys of tickets that were made here, as a text for [`Context::adopt_keys`].
+    pub(crate) fn made_keys(&self) -> Option<String> {
+        self.keys.made()
+    }
+
+    /// Goes on with the keys that another process has made. Those that the host has given are better.
+    pub(crate) fn adopt_keys(&self, made: &str) {
+        self.keys.adopt(made);
+    }
+
     /// From now on, new connections get this. If it cannot be used, nothing changes.
     pub(crate) fn reload(&self, tls: &Tls) -> Result<()> {
         self.replace(tls, None)

@@ -226,6 +226,32 @@ impl KeyRing {
         Ok(())
     }
 
+    /// The keys that were made here, as a text without spaces; `None` if the host has given its own.
+    pub(crate) fn made(&self) -> Option<String> {
+        let keys = self.keys(now())?;
+        let texts = keys.iter().map(|held| {
+            let made = held.made?;
+            let bytes = held.key.to_bytes();
+            let hex = bytes.iter().map(|byte| format!("{byte:02x}"));
+            Some(format!("{made}:{}", hex.collect::<String>()))
+        });
+        let texts: Option<Vec<_>> = texts.collect();
+        texts.map(|texts| texts.join(","))
+    }
+
+    /// Replaces the keys that were made here by such ones of another process. Their ages go on. Does nothing if the host
+    /// has given its own, or if the text makes no sense.
+    pub(crate) fn adopt(&self, made: &str) {
+        let adopted: Option<Vec<_>> = made.split(',').map(Held::parse).collect();
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(adopted) = adopted
+            && keys.iter().all(|held| held.made.is_some())
+            && adopted.len() <= MAX_MADE
+        {
+            *keys = adopted.into();
+        }
+    }
+
     /// The keys at that time. `None` if a new key is due, and the system has no random bytes for it.
     fn keys(&self, now: u64) -> Option<Arc<[Held]>> {
         let keys = Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner));
@@ -242,6 +268,17 @@ impl KeyRing {
 }
 
 impl Held {
+    fn parse(text: &str) -> Option<Self> {
+        let (made, hex) = text.split_once(':')?;
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+        let bytes: Option<Vec<u8>> = hex.as_bytes().chunks(2).map(byte).collect();
+        let bytes = Zeroizing::new(bytes?);
+        Some(Self {
+            key: TicketKey::from_slice(&bytes).ok()?,
+            made: Some(made.parse().ok()?),
+        })
+    }
+
     fn new(now: u64) -> Result<Self> {
         Ok(Self {
             key: TicketKey::generate()?,

@@ -43,6 +43,8 @@ class Status(Code):
     BAD_BODY = 18
     TLS = 19
     TOO_SLOW = 20
+    RESTART_FAILED = 21
+    BUSY = 22
     PANIC = 99
 
 
@@ -139,6 +141,17 @@ class TooSlow(HttpdownError):
     """
 
 
+class RestartFailed(HttpdownError):
+    """The program could not be restarted; this process goes on as before.
+
+    The text says why, with what the new process has said.
+    """
+
+
+class Busy(HttpdownError):
+    """Not now: something of the kind is under way, as the text says."""
+
+
 class TlsError(HttpdownError):
     """A certificate, a key or something else of the TLS settings cannot be used."""
 
@@ -169,6 +182,8 @@ CLASSES: dict[int, type[HttpdownError]] = {
     Status.BAD_BODY: BadBody,
     Status.TLS: TlsError,
     Status.TOO_SLOW: TooSlow,
+    Status.RESTART_FAILED: RestartFailed,
+    Status.BUSY: Busy,
 }
 
 

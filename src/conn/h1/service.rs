@@ -110,7 +110,7 @@ impl<R: Respond> Service<Request<Incoming>> for Tracked<R> {
         let body = RequestBody::new(body, answering.rest.as_ref(), waits, most);
         let (future, early);
         if shared.options.ready_path.as_deref() == Some(head.uri.path()) {
-            let answer = answers::readiness(&head.method, shared.is_ready());
+            let answer = answers::readiness(&head.method, shared.answers_ready());
             future = None;
             early = Some(Box::new(Early::Answer(answer.map(Source::own))));
         } else {

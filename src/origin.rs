@@ -1,4 +1,4 @@
-//! What a restart executes: the program as it was started, and not as it has become since (ADR 0029).
+//! The program as it was started, and not as it has become since: what a restart executes (ADR 0029).
 
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
@@ -8,10 +8,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::handover;
 use crate::sys::spawn::Env;
-
-/// The control socket's variable: its number, and the process for which it is.
-pub(crate) const CONTROL: &str = "HTTPDOWN_RESTART";
 
 /// What the next program gets anew, or not at all.
 const REPLACED: [&str; 5] = [
@@ -19,7 +17,7 @@ const REPLACED: [&str; 5] = [
     "LISTEN_PID",
     "LISTEN_FDNAMES",
     "LISTEN_PIDFDID",
-    CONTROL,
+    handover::VARIABLE,
 ];
 /// These say for which process other variables of systemd are. If they are there, they get the new number.
 const FOR_PROCESS: [&str; 2] = ["WATCHDOG_PID", "SYSTEMD_EXEC_PID"];
@@ -39,10 +37,7 @@ pub(crate) struct Origin {
 
 impl Origin {
     pub(crate) fn note() -> Self {
-        let vars = || {
-            let entry = |(name, value): (OsString, OsString)| [name, value].join(OsStr::new("="));
-            env::vars_os().map(entry).collect()
-        };
+        let vars = || env::vars_os().map(|variable| entry(&variable)).collect();
         // /proc may not be mounted, and then what std knows is mostly the same.
         let args = texts("/proc/self/cmdline").unwrap_or_else(|_| env::args_os().collect());
         let env = texts("/proc/self/environ").unwrap_or_else(|_| vars());
@@ -64,10 +59,12 @@ impl Origin {
         }
     }
 
-    /// The environment of the next program, which has these sockets from descriptor 3 on, and then the control socket.
-    pub(crate) fn env(&self, names: &[&str]) -> Env {
+    /// The environment of the next program, which has sockets of these names from descriptor 3 on, and then the socket
+    /// to this process. `given`: its variables otherwise, if they are not those with which this one was started.
+    pub(crate) fn env(&self, given: Option<&[(OsString, OsString)]>, names: &[&str]) -> Env {
         let mut next = Env::default();
-        for entry in &self.env {
+        let given = given.map(|given| given.iter().map(entry).collect::<Vec<_>>());
+        for entry in given.as_ref().unwrap_or(&self.env) {
             let name = name_of(entry);
             if REPLACED.iter().any(|replaced| name == replaced.as_bytes()) {
                 continue;
@@ -82,7 +79,7 @@ impl Origin {
         next.add(text(format!("LISTEN_FDS={count}")));
         next.add(text(format!("LISTEN_FDNAMES={names}")));
         next.add_pid(c"LISTEN_PID=");
-        next.add_pid(&text(format!("{CONTROL}={}:", 3 + count)));
+        next.add_pid(&text(format!("{}={}:", handover::VARIABLE, 3 + count)));
         next
     }
 }
@@ -107,6 +104,10 @@ fn texts(path: &str) -> io::Result<Vec<OsString>> {
     Ok(texts
         .map(|text| OsString::from_vec(text.to_vec()))
         .collect())
+}
+
+fn entry((name, value): &(OsString, OsString)) -> OsString {
+    [name.as_os_str(), value.as_os_str()].join(OsStr::new("="))
 }
 
 fn name_of(entry: &OsStr) -> &[u8] {
@@ -205,7 +206,7 @@ mod tests {
             ]),
             dir: None,
         };
-        let env = origin.env(&["web", "httpdown"]);
+        let env = origin.env(None, &["web", "httpdown"]);
         assert_eq!(
             env.texts(17),
             [

@@ -1,0 +1,266 @@
+//! The new process's side of a restart: it says when it is ready, answers, and takes over; or leaves again.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::error::{Error, Result};
+use crate::events::LogLevel;
+use crate::handover::{Message, Pong};
+use crate::inherited::{self, Predecessor, Sockets};
+use crate::stats::StatKind;
+use crate::sys::EventFd;
+use crate::threads;
+
+use super::{Coordinator, Party, Succession, has_ended, living};
+
+/// Wakes the thread that talks with the predecessor.
+#[derive(Debug)]
+pub(super) struct Call {
+    wake: EventFd,
+    /// The host has said that all its servers serve.
+    is_ready: AtomicBool,
+}
+
+impl Call {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            wake: EventFd::new()?,
+            is_ready: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn wake(&self) {
+        self.wake.set();
+    }
+}
+
+impl Coordinator {
+    /// A server of this process serves. With the first one, the talk with the predecessor begins.
+    pub(super) fn succeed_to(
+        &'static self,
+        predecessor: &'static Predecessor,
+        party: &Arc<dyn Party>,
+    ) {
+        let mut state = self.lock();
+        if let Succession::Under(call) = &state.succession {
+            call.wake();
+        }
+        if state.has_met {
+            return;
+        }
+        state.has_met = true;
+        state.generation = predecessor.generation;
+        state.predecessors = living(&predecessor.pids);
+        let begun = Call::new()
+            .map_err(|error| Error::io("eventfd", error))
+            .and_then(|call| {
+                let call = Arc::new(call);
+                let talk = Talk {
+                    coordinator: self,
+                    predecessor,
+                    call: Arc::clone(&call),
+                };
+                threads::apart("httpdown-restart", move || talk.run())?;
+                Ok(call)
+            });
+        match begun {
+            Ok(call) => state.succession = Succession::Under(call),
+            Err(error) => {
+                drop(state);
+                let failed = Message::Failed(format!("{error:#}"));
+                let _ = predecessor.channel.send(&failed);
+                party.log(LogLevel::Error, format!("restart: {error:#}"));
+            }
+        }
+    }
+
+    /// The host says that all its servers serve.
+    pub(super) fn say_ready(&self, predecessor: &Predecessor) -> Result<()> {
+        let (succession, has_met) = {
+            let state = self.lock();
+            (state.succession.clone(), state.has_met)
+        };
+        let failed = |why: String| {
+            let _ = predecessor.channel.send(&Message::Failed(why.clone()));
+            Err(Error::RestartFailed(why))
+        };
+        match succession {
+            Succession::Under(call) => {
+                let unserved = unserved();
+                if !unserved.is_empty() && !predecessor.drops_unclaimed {
+                    let unserved = unserved.join(", ");
+                    return failed(format!("nobody listens on {unserved}"));
+                }
+                call.is_ready.store(true, Ordering::Release);
+                call.wake();
+                Ok(())
+            }
+            Succession::Done if !has_met => failed("no server was started".into()),
+            Succession::Done | Succession::Over => Ok(()),
+        }
+    }
+
+    fn parties(&self) -> Vec<Arc<dyn Party>> {
+        self.lock().parties.clone()
+    }
+}
+
+fn unserved() -> Vec<String> {
+    inherited::known().map_or_else(Vec::new, Sockets::unserved)
+}
+
+/// The talk with the predecessor.
+struct Talk {
+    coordinator: &'static Coordinator,
+    predecessor: &'static Predecessor,
+    call: Arc<Call>,
+}
+
+/// How far the talk has come.
+#[derive(Default)]
+struct Progress {
+    has_said_ready: bool,
+    /// What was said to be missing last.
+    missing: Vec<String>,
+    is_stopping: bool,
+    /// The predecessor says no more.
+    is_silent: bool,
+}
+
+impl Talk {
+    /// Until this process has taken over, or has left.
+    fn run(&self) {
+        let mut progress = Progress::default();
+        while !self.step(&mut progress) {}
+    }
+
+    /// Returns whether it is over.
+    fn step(&self, progress: &mut Progress) -> bool {
+        let Self {
+            predecessor, call, ..
+        } = self;
+        if !progress.has_said_ready {
+            self.look_whether_ready(progress);
+        }
+        if progress.is_stopping && self.coordinator.lock().parties.is_empty() {
+            self.coordinator.lock().succession = Succession::Over;
+            let _ = predecessor.channel.send(&Message::Left);
+            return true;
+        }
+        let Some(process) = &predecessor.process else {
+            self.take_over(false);
+            return true;
+        };
+        let mut watched = vec![
+            PollFd::new(call.wake.as_fd(), PollFlags::POLLIN),
+            PollFd::new(process.as_fd(), PollFlags::POLLIN),
+        ];
+        if !progress.is_silent {
+            let channel = predecessor.channel.as_fd();
+            watched.push(PollFd::new(channel, PollFlags::POLLIN));
+        }
+        let _ = poll(&mut watched, PollTimeout::NONE);
+        call.wake.clear();
+        // What it has said before its end counts.
+        while !progress.is_silent {
+            match predecessor.channel.receive() {
+                Ok(Some((Message::Go, _))) => {
+                    self.take_over(true);
+                    return true;
+                }
+                Ok(Some((message, _))) => self.hear(&message, progress),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
+                Ok(None) | Err(_) => progress.is_silent = true,
+            }
+        }
+        if has_ended(process) {
+            self.take_over(false);
+            return true;
+        }
+        false
+    }
+
+    fn hear(&self, message: &Message, progress: &mut Progress) {
+        match message {
+            Message::Accept => {
+                self.coordinator.permit.send_replace(true);
+            }
+            Message::Ping(number) => {
+                let mut pong = Pong {
+                    number: *number,
+                    ..Pong::default()
+                };
+                for party in self.coordinator.parties() {
+                    let (conns, requests) = party.counts();
+                    pong.conns += conns;
+                    pong.requests += requests;
+                }
+                let _ = self.predecessor.channel.send(&Message::Pong(pong));
+            }
+            Message::Stop => {
+                progress.is_stopping = true;
+                for party in self.coordinator.parties() {
+                    party.log(LogLevel::Warning, "restart: the predecessor goes on".into());
+                    party.leave(None);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn look_whether_ready(&self, progress: &mut Progress) {
+        let predecessor = self.predecessor;
+        let unserved = unserved();
+        let mut dropped = Vec::new();
+        if !unserved.is_empty() {
+            let drops = predecessor.drops_unclaimed && self.call.is_ready.load(Ordering::Acquire);
+            if !drops {
+                if progress.missing != unserved {
+                    let missing = unserved.join(", ");
+                    predecessor.note(&format_args!("nobody listens on {missing}"));
+                    progress.missing = unserved;
+                }
+                return;
+            }
+            if let Some(party) = self.coordinator.parties().first() {
+                let (count, unserved) = (unserved.len(), unserved.join(", "));
+                party.stat(StatKind::Sum, "restart.unclaimed", count as f64);
+                let text = format!("restart: closed {unserved}, on which nobody listens");
+                party.log(LogLevel::Warning, text);
+            }
+            dropped = inherited::known().map_or_else(Vec::new, Sockets::drop_unserved);
+        }
+        progress.has_said_ready = true;
+        predecessor.restore_stderr();
+        let _ = predecessor.channel.send(&Message::Ready(dropped));
+    }
+
+    /// The sockets are this process's. `was_handed_over`: the predecessor has said so; otherwise it has died.
+    fn take_over(&self, was_handed_over: bool) {
+        let Self {
+            coordinator,
+            predecessor,
+            ..
+        } = self;
+        predecessor.restore_stderr();
+        if let Some(sockets) = inherited::known() {
+            sockets.succeed();
+        }
+        coordinator.lock().succession = Succession::Done;
+        coordinator.permit.send_replace(true);
+        let pid = predecessor.pids.first().copied().unwrap_or(0);
+        if let Some(party) = coordinator.parties().first() {
+            if was_handed_over {
+                party.log(LogLevel::Info, format!("restart: took over from PID {pid}"));
+            } else {
+                let text = format!("restart: PID {pid} has ended before it handed over");
+                party.log(LogLevel::Warning, text);
+            }
+        }
+    }
+}

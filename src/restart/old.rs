@@ -1,0 +1,637 @@
+//! The old process's side of a restart: it starts the new one, watches it, and leaves the sockets to it; or ends it, and
+//! goes on.
+
+use std::ffi::{CString, OsStr};
+use std::fmt::Write as _;
+use std::io::{self, PipeReader, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{self, ExitStatus};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::contain::contain;
+use crate::error::{Error, Result};
+use crate::events::LogLevel;
+use crate::handover::{Channel, Hello, Message, Passed, Pong};
+use crate::inherited::{self, Spare};
+use crate::stats::StatKind;
+use crate::sys::spawn::{Child, Spawn, spawn};
+use crate::sys::{self, SignalMask};
+use crate::threads;
+
+use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, Turn};
+
+/// How often the new process is asked whether it is there.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// How many questions may be without an answer. A thread that does nothing else answers.
+const MOST_UNANSWERED: u64 = 4;
+/// How long the last answer before the hand-over may take, and how long the new process may take to leave the sockets.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a process that was killed may take to end. It takes longer only if the kernel is in trouble.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of the new process's errors is kept for the error of the restart, in bytes.
+const KEPT: usize = 4096;
+/// How many of its notes are.
+const MOST_NOTES: usize = 4;
+
+/// Whether a restart can work here.
+pub(super) fn can_restart() -> Result<()> {
+    let unsupported = |why: &str| Err(Error::Unsupported(why.into()));
+    if process::id() == 1 {
+        return unsupported(
+            "this is the first process of its container, whose end ends the container: replace the container (with \
+             lame_duck, so that its clients go elsewhere), or let an init process run the program",
+        );
+    }
+    let is_main = std::env::var_os("SYSTEMD_EXEC_PID");
+    let is_main = is_main.is_some_and(|pid| pid.to_str() == Some(&process::id().to_string()));
+    if is_main && std::env::var_os("NOTIFY_SOCKET").is_none() {
+        return unsupported(
+            "systemd takes the end of this process for the end of the service: set Type=notify and NotifyAccess=main",
+        );
+    }
+    Ok(())
+}
+
+/// The restart's thread.
+pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: &Restart, mask: SignalMask) {
+    let began = Instant::now();
+    asker.stat(StatKind::Sum, "restart", 1.0);
+    let mut successor = None;
+    let attempt = Arc::clone(&turn.attempt);
+    let result = try_it(&turn, &attempt, asker, restart, mask, &mut successor);
+    let result = match result {
+        Ok(pid) => {
+            let took = began.elapsed();
+            asker.stat(StatKind::Time, "restart.time", took.as_secs_f64());
+            let text = format!("restart: handed over to PID {pid} after {took:.1?}");
+            asker.log(LogLevel::Info, text);
+            Ok(Restarted { pid, took })
+        }
+        Err(why) => {
+            asker.stat(StatKind::Sum, "restart.failed", 1.0);
+            asker.log(LogLevel::Error, format!("restart failed: {why}"));
+            Err(Error::RestartFailed(why))
+        }
+    };
+    if let Some(on_end) = &restart.on_end {
+        with_host_signals(mask, || on_end(&result));
+    }
+    turn.end(result);
+    if let Some(mut successor) = successor {
+        successor.reap();
+    }
+}
+
+/// Runs the host's code. `None` if it panics.
+fn with_host_signals<T>(mask: SignalMask, f: impl FnOnce() -> T) -> Option<T> {
+    let ours = mask.set();
+    let result = contain(f);
+    ours.set();
+    result
+}
+
+/// Returns the new process. `left`: a process that lives, and must be reaped.
+fn try_it<'a>(
+    turn: &Turn,
+    attempt: &'a Attempt,
+    asker: &Arc<dyn Party>,
+    restart: &Restart,
+    mask: SignalMask,
+    left: &mut Option<Successor<'a>>,
+) -> Result<u32, String> {
+    if let Some(before) = &restart.before {
+        let answer = with_host_signals(mask, || before());
+        let panicked = || Err("the check before it panicked".into());
+        answer
+            .unwrap_or_else(panicked)
+            .map_err(|why| format!("refused: {why}"))?;
+    }
+    let mut handed = turn
+        .coordinator
+        .handed()
+        .map_err(|error| format!("{error:#}"))?;
+    let mut successor = Successor::start(turn.coordinator, attempt, restart, &handed)?;
+    let pid = successor.child.pid();
+    asker.log(LogLevel::Info, format!("restart: started PID {pid}"));
+    let result = successor.prove(restart, asker).and_then(|dropped| {
+        let mut at = 0;
+        handed.retain(|_| {
+            at += 1;
+            !dropped.contains(&(at - 1))
+        });
+        turn.coordinator.commit(attempt, &successor, &handed)
+    });
+    match result {
+        Ok(()) => {
+            *left = Some(successor);
+            Ok(pid)
+        }
+        Err(failure) => {
+            let (why, lives) = successor.give_up(&failure, asker);
+            if lives {
+                *left = Some(successor);
+            }
+            Err(why)
+        }
+    }
+}
+
+/// Why the new process does not take over.
+enum Failure {
+    /// It has ended.
+    Ended,
+    /// It does not answer.
+    Hangs(String),
+    /// It has said so.
+    Says(String),
+    /// A stop of this process was asked for.
+    Cancelled,
+}
+
+impl Coordinator {
+    /// The sockets of all servers, and what else was passed on to this process.
+    fn handed(&self) -> Result<Vec<Handed>> {
+        let state = self.lock();
+        let mut handed = Vec::new();
+        for party in &state.parties {
+            handed.append(&mut party.sockets()?);
+        }
+        let spares = inherited::known().map_or_else(Vec::new, inherited::Sockets::spares);
+        let spare = |spare: Spare| Handed {
+            copy: spare.copy,
+            name: spare.name,
+            passed: Passed {
+                is_declared: spare.is_declared,
+                ..Passed::default()
+            },
+            tenure: None,
+        };
+        handed.extend(spares.into_iter().map(spare));
+        Ok(handed)
+    }
+
+    /// The last step: the sockets are the new process's, and the servers of this one stop.
+    fn commit(
+        &self,
+        attempt: &Attempt,
+        successor: &Successor<'_>,
+        handed: &[Handed],
+    ) -> Result<(), Failure> {
+        let mut state = self.lock();
+        let is_stopping = state.parties.iter().any(|party| party.is_stopping());
+        if is_stopping || attempt.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        let pid = successor.child.pid();
+        if let Err(error) = successor.channel.send(&Message::Go) {
+            return Err(Failure::Hangs(format!(
+                "does not take the sockets: {error}"
+            )));
+        }
+        for tenure in handed.iter().filter_map(|handed| handed.tenure.as_ref()) {
+            tenure.lend();
+        }
+        state.successor = Some(pid);
+        for party in &state.parties {
+            party.leave(Some(pid));
+        }
+        Ok(())
+    }
+}
+
+/// The new process, as this one sees it.
+struct Successor<'a> {
+    attempt: &'a Attempt,
+    child: Child,
+    channel: Channel,
+    errors: Errors,
+    notes: Vec<String>,
+    /// The last answer, and the number of questions so far.
+    pong: Pong,
+    asked: u64,
+    /// Since when it is ready.
+    ready: Option<Instant>,
+}
+
+/// What the new process brings.
+enum News {
+    Said(Message),
+    Nothing,
+}
+
+impl<'a> Successor<'a> {
+    fn start(
+        coordinator: &Coordinator,
+        attempt: &'a Attempt,
+        restart: &Restart,
+        handed: &[Handed],
+    ) -> Result<Self, String> {
+        let origin = inherited::origin();
+        let program = restart.program.as_ref().or(origin.program.as_ref());
+        let program = program.ok_or(
+            "the file of this program is not known, or was removed: say which program to execute",
+        )?;
+        let dir = restart.dir.as_ref().or(origin.dir.as_ref());
+        let dir = dir.ok_or("the directory in which this program was started was removed")?;
+        let args = restart.args.as_ref().unwrap_or(&origin.args);
+        let names: Vec<_> = handed.iter().map(|handed| handed.name).collect();
+        let env = origin.env(restart.env.as_deref(), &names);
+        let (channel, theirs) =
+            Channel::pair().map_err(|error| format!("making a socket pair: {error}"))?;
+        let (errors, stderr) = if restart.plain_stderr {
+            (Errors::default(), None)
+        } else {
+            let (reads, writes) = io::pipe().map_err(|error| format!("making a pipe: {error}"))?;
+            (Errors::of(reads), Some(OwnedFd::from(writes)))
+        };
+        let hello = coordinator.hello(restart, handed);
+        let stderr_of_ours = stderr.as_ref().and_then(|_| sys::copy_of(2).ok());
+        channel
+            .send_with(&hello, stderr_of_ours.as_ref().map(AsFd::as_fd))
+            .map_err(|error| format!("telling the new process of the sockets: {error}"))?;
+        let copies: Result<Vec<OwnedFd>, _> = handed
+            .iter()
+            .map(|handed| handed.copy.try_clone())
+            .chain([Ok(theirs)])
+            .collect();
+        let what = Prepared {
+            program: text(program.as_os_str()),
+            args: args.iter().map(|arg| text(arg)).collect(),
+            dir: text(dir.as_os_str()),
+            fds: copies.map_err(|error| format!("copying a socket: {error}"))?,
+            stderr,
+            keep_fds: restart.keep_fds,
+        };
+        let shown = program.display().to_string();
+        let child = what.spawn(env, restart.ready_timeout, &shown)?;
+        attempt.pid.store(child.pid(), Ordering::Relaxed);
+        Ok(Self {
+            attempt,
+            child,
+            channel,
+            errors,
+            notes: Vec::new(),
+            pong: Pong::default(),
+            asked: 0,
+            ready: None,
+        })
+    }
+
+    /// Until the new process may take over. Returns which sockets it has dropped.
+    fn prove(&mut self, restart: &Restart, asker: &Arc<dyn Party>) -> Result<Vec<usize>, Failure> {
+        let started = Instant::now();
+        let ready_until = threads::deadline(restart.ready_timeout);
+        let dropped = loop {
+            match self.wait(ready_until)? {
+                News::Said(Message::Ready(dropped)) => break dropped,
+                News::Said(_) => {}
+                News::Nothing if Instant::now() < ready_until => {}
+                News::Nothing => {
+                    let after = restart.ready_timeout;
+                    return Err(Failure::Hangs(format!("was not ready after {after:?}")));
+                }
+            }
+        };
+        let (pid, after) = (self.child.pid(), started.elapsed());
+        let text = format!("restart: PID {pid} is ready after {after:.1?}");
+        asker.log(LogLevel::Info, text);
+        self.ready = Some(Instant::now());
+        self.attempt.enter_probation();
+        self.say(&Message::Accept)?;
+        let probation_until = threads::deadline(restart.probation);
+        let mut ask_at = Instant::now();
+        while Instant::now() < probation_until {
+            if Instant::now() >= ask_at {
+                if self.asked - self.pong.number >= MOST_UNANSWERED {
+                    let time = PING_INTERVAL * u32::try_from(MOST_UNANSWERED).unwrap_or(1);
+                    return Err(Failure::Hangs(format!("has not answered for {time:?}")));
+                }
+                self.ask()?;
+                ask_at += PING_INTERVAL;
+            }
+            self.wait(ask_at.min(probation_until))?;
+        }
+        // It must be there now, not only a second ago.
+        self.ask()?;
+        let answer_until = Instant::now() + ANSWER_TIMEOUT;
+        while self.pong.number < self.asked {
+            if Instant::now() >= answer_until {
+                return Err(Failure::Hangs("does not answer any more".into()));
+            }
+            self.wait(answer_until)?;
+        }
+        Ok(dropped)
+    }
+
+    fn ask(&mut self) -> Result<(), Failure> {
+        self.asked += 1;
+        self.say(&Message::Ping(self.asked))
+    }
+
+    fn say(&mut self, message: &Message) -> Result<(), Failure> {
+        self.channel.send(message).map_err(|error| {
+            if self.ends_soon() {
+                Failure::Ended
+            } else {
+                Failure::Hangs(format!("does not listen: {error}"))
+            }
+        })
+    }
+
+    /// What comes next, at most until then. Copies the errors of the new process meanwhile.
+    fn wait(&mut self, until: Instant) -> Result<News, Failure> {
+        if self.attempt.is_cancelled() {
+            return Err(Failure::Cancelled);
+        }
+        let wake = self.attempt.wake.as_fd();
+        self.errors.poll_with(
+            &[self.channel.as_fd(), self.child.pidfd(), wake],
+            until.saturating_duration_since(Instant::now()),
+        );
+        loop {
+            match self.channel.receive() {
+                Ok(Some((Message::Pong(pong), _))) => self.pong = pong,
+                Ok(Some((Message::Note(note), _))) => {
+                    self.notes.push(note);
+                    if self.notes.len() > MOST_NOTES {
+                        self.notes.remove(0);
+                    }
+                }
+                Ok(Some((Message::Failed(why), _))) => return Err(Failure::Says(why)),
+                Ok(Some((message, _))) => return Ok(News::Said(message)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(Failure::Hangs(format!("cannot be understood: {error}")));
+                }
+                // Its end follows, mostly.
+                Ok(None) | Err(_) if self.ends_soon() => return Err(Failure::Ended),
+                Ok(None) | Err(_) => {
+                    let why = "has closed the connection to this process";
+                    return Err(Failure::Hangs(why.into()));
+                }
+            }
+        }
+        if self.child.has_ended() {
+            return Err(Failure::Ended);
+        }
+        Ok(News::Nothing)
+    }
+
+    fn ends_soon(&mut self) -> bool {
+        self.ends_within(ANSWER_TIMEOUT)
+    }
+
+    fn ends_within(&mut self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        while !self.child.has_ended() && Instant::now() < until {
+            let left = until.saturating_duration_since(Instant::now());
+            self.errors.poll_with(&[self.child.pidfd()], left);
+        }
+        self.child.has_ended()
+    }
+
+    /// Ends the new process. Returns what has happened, and whether the process drains by itself.
+    fn give_up(&mut self, failure: &Failure, asker: &Arc<dyn Party>) -> (String, bool) {
+        let pid = self.child.pid();
+        let mut text = format!("PID {pid} ");
+        if let Failure::Cancelled = *failure
+            && self.ready.is_some()
+            && self.leaves()
+        {
+            text.push_str("was told to stop, because this process stops");
+            return (text, true);
+        }
+        let had_ended = self.child.has_ended();
+        if !had_ended {
+            self.child.kill();
+            self.ends_within(KILL_TIMEOUT);
+        }
+        let status = self.child.wait().filter(|_| had_ended);
+        self.errors.read_all();
+        match failure {
+            Failure::Ended => text.push_str(&ended(status)),
+            Failure::Hangs(how) => text.push_str(how),
+            Failure::Says(why) => {
+                let _ = write!(text, "says: {why}");
+            }
+            Failure::Cancelled => text.push_str("was killed, because this process stops"),
+        }
+        match self.ready {
+            None if matches!(failure, Failure::Ended) => text.push_str(" before it was ready"),
+            None => {}
+            Some(ready) => {
+                let Pong {
+                    conns, requests, ..
+                } = self.pong;
+                let _ = write!(
+                    text,
+                    ", {:.1?} after it was ready; it held {requests} requests on {conns} connections",
+                    ready.elapsed()
+                );
+                asker.stat(StatKind::Sum, "restart.lost", conns as f64);
+            }
+        }
+        if !self.notes.is_empty() {
+            let _ = write!(text, "; it has said: {}", self.notes.join("; "));
+        }
+        let errors = String::from_utf8_lossy(&self.errors.kept);
+        if !errors.trim().is_empty() {
+            let _ = write!(text, "; its errors: {}", errors.trim());
+        }
+        (text, false)
+    }
+
+    /// Tells the new process to leave the sockets. Returns whether it has.
+    fn leaves(&mut self) -> bool {
+        if self.channel.send(&Message::Stop).is_err() {
+            return false;
+        }
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        while Instant::now() < until {
+            match self.channel.receive() {
+                Ok(Some((Message::Left, _))) => return true,
+                Ok(Some(_)) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let watched = [self.channel.as_fd(), self.child.pidfd()];
+                    self.errors.poll_with(&watched, left);
+                    if self.child.has_ended() {
+                        return false;
+                    }
+                }
+                Ok(None) | Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// Waits for the end of the new process, so that it does not stay a zombie; and copies what it writes to the pipe
+    /// that it had as its standard error, which others may have got from it.
+    fn reap(&mut self) {
+        const FOR_EVER: Duration = Duration::from_secs(24 * 60 * 60);
+        while !self.child.has_ended() {
+            self.errors.poll_with(&[self.child.pidfd()], FOR_EVER);
+        }
+        self.child.wait();
+    }
+}
+
+/// How a process has ended.
+fn ended(status: Option<ExitStatus>) -> String {
+    match status {
+        None => "has ended".into(),
+        Some(status) => match (status.code(), status.signal()) {
+            (Some(code), _) => format!("has exited with status {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "has ended".into(),
+        },
+    }
+}
+
+impl Coordinator {
+    fn hello(&self, restart: &Restart, handed: &[Handed]) -> Message {
+        let state = self.lock();
+        let pids = state.predecessors.iter().map(|(pid, _)| *pid);
+        Message::Hello(Hello {
+            generation: state.generation + 1,
+            predecessors: [process::id()].into_iter().chain(pids).collect(),
+            drop_unclaimed: restart.drop_unclaimed,
+            sockets: handed.iter().map(|handed| handed.passed.clone()).collect(),
+        })
+    }
+}
+
+/// A text of the kernel's form. What is behind a zero is cut off.
+fn text(text: &OsStr) -> CString {
+    let bytes = text.as_bytes();
+    let end = bytes.iter().position(|byte| *byte == 0);
+    CString::new(&bytes[..end.unwrap_or(bytes.len())]).unwrap_or_default()
+}
+
+/// What is to be started, in a form that can go to another thread.
+struct Prepared {
+    program: CString,
+    args: Vec<CString>,
+    dir: CString,
+    fds: Vec<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    keep_fds: bool,
+}
+
+impl Prepared {
+    /// Starts the program. That takes long only if its file system does not answer: then the thread that tries it is
+    /// left behind, and ends the process if it comes into being.
+    fn spawn(
+        self,
+        env: crate::sys::spawn::Env,
+        timeout: Duration,
+        shown: &str,
+    ) -> Result<Child, String> {
+        let (give, given) = mpsc::channel();
+        let spawns = move || {
+            let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
+            let child = spawn(Spawn {
+                program: &self.program,
+                args: &self.args,
+                env,
+                dir: Some(&self.dir),
+                fds: &fds,
+                stderr: self.stderr.as_ref().map(AsFd::as_fd),
+                keep_fds: self.keep_fds,
+                sibling: false,
+            });
+            if let Err(mpsc::SendError(Ok(child))) = give.send(child) {
+                child.kill();
+                child.wait();
+            }
+        };
+        threads::apart("httpdown-spawn", spawns).map_err(|error| format!("{error:#}"))?;
+        match given.recv_timeout(timeout) {
+            Ok(Ok(child)) => Ok(child),
+            Ok(Err(why)) => Err(format!("{shown} was not started: {why}")),
+            Err(_) => Err(format!("{shown} was not started after {timeout:?}")),
+        }
+    }
+}
+
+/// The standard error of the new process, until it is ready: copied to ours, and its end is kept.
+#[derive(Debug, Default)]
+struct Errors {
+    pipe: Option<PipeReader>,
+    kept: Vec<u8>,
+}
+
+impl Errors {
+    fn of(pipe: PipeReader) -> Self {
+        sys::ensure_nonblocking(pipe.as_fd());
+        Self {
+            pipe: Some(pipe),
+            kept: Vec::new(),
+        }
+    }
+
+    /// Waits until one of these can be read, or something has come by the pipe, which is copied.
+    fn poll_with(&mut self, others: &[BorrowedFd<'_>], time: Duration) {
+        let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
+        let mut watched: Vec<_> = others
+            .iter()
+            .chain(self.pipe.as_ref().map(AsFd::as_fd).as_ref())
+            .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
+            .collect();
+        // An interruption only makes the caller look once more.
+        let _ = poll(&mut watched, timeout);
+        drop(watched);
+        self.read_some();
+    }
+
+    /// Copies what is there, but not for ever.
+    fn read_all(&mut self) {
+        for _ in 0..64 {
+            if !self.read_some() {
+                break;
+            }
+        }
+    }
+
+    /// Returns whether there may be more.
+    fn read_some(&mut self) -> bool {
+        let Some(pipe) = &mut self.pipe else {
+            return false;
+        };
+        // A pipe that says that it can be written takes so much (PIPE_BUF).
+        let mut buffer = [0; 4096];
+        match pipe.read(&mut buffer) {
+            Ok(0) => self.pipe = None,
+            Ok(count) => {
+                let bytes = &buffer[..count];
+                write_to_stderr(bytes);
+                self.kept.extend_from_slice(bytes);
+                let too_many = self.kept.len().saturating_sub(KEPT);
+                self.kept.drain(..too_many);
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
+            Err(_) => self.pipe = None,
+        }
+        false
+    }
+}
+
+/// Leaves out what cannot be written at once: a reader that hangs must not hold up the restart.
+fn write_to_stderr(bytes: &[u8]) {
+    let mut stderr = io::stderr();
+    let takes = {
+        let mut watched = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut watched, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    };
+    if takes {
+        let _ = stderr.write_all(bytes);
+    }
+}

@@ -1,0 +1,78 @@
+//! A server, as a restart sees it.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Weak};
+
+use crate::error::{Error, Result};
+use crate::events::LogLevel;
+use crate::orders::Order;
+use crate::restart::{Handed, Party};
+use crate::shared::Shared;
+use crate::stats::StatKind;
+
+use super::accept::Entrance;
+
+/// The name of a socket that no supervisor has given one.
+const NAME: &str = "httpdown";
+
+pub(super) struct Member {
+    shared: Arc<Shared>,
+    entrance: Weak<Entrance>,
+}
+
+impl Member {
+    pub(super) fn new(shared: &Arc<Shared>, entrance: Weak<Entrance>) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            entrance,
+        }
+    }
+}
+
+impl Party for Member {
+    fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    fn sockets(&self) -> Result<Vec<Handed>> {
+        let Some(entrance) = self.entrance.upgrade() else {
+            return Ok(Vec::new());
+        };
+        let listeners = entrance.listeners().iter();
+        listeners
+            .map(|listener| {
+                let copied = listener.as_fd().try_clone_to_owned();
+                let addr = listener.local_addr();
+                let mut passed = listener.passed();
+                passed.tickets = self.shared.ticket_keys();
+                Ok(Handed {
+                    copy: copied.map_err(|error| Error::io(format!("copying {addr}"), error))?,
+                    name: listener.inherited_name().unwrap_or(NAME),
+                    passed,
+                    tenure: Some(Arc::clone(listener.tenure())),
+                })
+            })
+            .collect()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.shared.orders.given(Order::Stop)
+    }
+
+    fn leave(&self, successor: Option<u32>) {
+        self.shared.leave(successor);
+    }
+
+    fn counts(&self) -> (u64, u64) {
+        let report = self.shared.report();
+        (report.conns_open, report.conns_active)
+    }
+
+    fn log(&self, level: LogLevel, text: String) {
+        self.shared.events.log(level, text);
+    }
+
+    fn stat(&self, kind: StatKind, key: &'static str, value: f64) {
+        self.shared.events.stat(kind, key, value);
+    }
+}

@@ -1,0 +1,67 @@
+//! Pairs of sockets that keep messages apart, and that pass descriptors along.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
+    sendmsg, socketpair,
+};
+
+/// Makes a pair. Both ends are close-on-exec.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    Ok(socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        flags,
+    )?)
+}
+
+/// Sends a message, and a descriptor with it. Does not block.
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    message: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let fds = fd.map(|fd| [fd.as_raw_fd()]);
+    let rights = fds.as_ref().map(|fds| ControlMessage::ScmRights(fds));
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    let (bytes, rights) = ([IoSlice::new(message)], rights.as_slice());
+    sendmsg::<()>(socket.as_raw_fd(), &bytes, rights, flags, None)?;
+    Ok(())
+}
+
+/// Receives a message, and the descriptor that was sent with it; it is close-on-exec. `None` at the end. Does not block.
+pub(crate) fn receive<'a>(
+    socket: BorrowedFd<'_>,
+    buffer: &'a mut [u8],
+) -> io::Result<Option<(&'a [u8], Option<OwnedFd>)>> {
+    let mut space = cmsg_space!(RawFd);
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let mut bytes = [IoSliceMut::new(buffer)];
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
+    let received = match received {
+        // The other process has ended with messages unread.
+        Err(Errno::ECONNRESET) => return Ok(None),
+        received => received?,
+    };
+    let (length, is_cut) = (received.bytes, received.flags.contains(MsgFlags::MSG_TRUNC));
+    let mut fd = None;
+    for message in received.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = message {
+            // SAFETY: the kernel has just given us these descriptors; nobody else knows them.
+            let mut fds = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
+            fd = fds.next();
+        }
+    }
+    if is_cut {
+        let why = "the message is too long";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+    }
+    // There are no empty messages.
+    Ok((length > 0).then(|| (&buffer[..length], fd)))
+}

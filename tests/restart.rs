@@ -1,0 +1,213 @@
+//! A restart: what becomes of clients, of sockets and of processes. Each test starts this program once more, as a
+//! service that can be told to restart itself, and talks with it and its successors by HTTP.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a helper that fails fails its test"
+)]
+
+use std::env;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Response, StatusCode};
+use httpdown::{Dispatch, Exchange, Listener, Query, Restart, Server, restart_info};
+
+/// The addresses on which the service listens, in lines. This is what makes the program a service.
+const ADDRS: &str = "HTTPDOWN_TEST_ADDRS";
+/// What a service does that was started by a restart, if it is not to be as good as its predecessor.
+const FAULT: &str = "HTTPDOWN_TEST_FAULT";
+
+/// The service. It ends when its servers have stopped.
+#[test]
+fn service() {
+    let Ok(addrs) = env::var(ADDRS) else { return };
+    let is_successor = env::var_os("HTTPDOWN_RESTART").is_some();
+    let fault = env::var(FAULT).ok().filter(|_| is_successor);
+    match fault.as_deref() {
+        Some("panic") => panic!("something is missing"),
+        Some("hang") => loop {
+            std::thread::park();
+        },
+        _ => {}
+    }
+    let mut servers = Vec::new();
+    for (at, addr) in addrs.lines().enumerate() {
+        if at == 0 || fault.as_deref() != Some("forget") {
+            servers.push(serve(Listener::bind(addr).unwrap()));
+        }
+    }
+    if !is_successor {
+        for server in &servers {
+            println!("serving {}", server.local_addrs()[0]);
+        }
+    }
+    for server in servers {
+        let report = server.wait_blocking(None).unwrap();
+        assert_eq!(report.successor, restart_info().successor);
+        server.close();
+    }
+}
+
+fn serve(listener: Listener) -> Server {
+    let log = Arc::new(Mutex::new(Vec::<String>::new()));
+    let told = Arc::clone(&log);
+    Server::builder()
+        .idle_grace(Duration::from_millis(300))
+        .on_log(move |level, text| {
+            let line = format!("{level:?}: {text}");
+            eprintln!("{} {line}", std::process::id());
+            told.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(line);
+        })
+        .handle(listener, Dispatch::default(), move |exchange: Exchange| {
+            answer(exchange, &log);
+        })
+        .unwrap()
+}
+
+fn answer(exchange: Exchange, log: &Mutex<Vec<String>>) {
+    let server = exchange.server();
+    let target = exchange.uri().clone();
+    let query = Query::new(target.query().unwrap_or(""));
+    let text = match (exchange.method().clone(), target.path()) {
+        (Method::GET, "/") => std::process::id().to_string(),
+        (_, "/restart") => {
+            let mut restart = Restart::default().probation(Duration::from_millis(200));
+            let mut env: Vec<_> = env::vars().collect();
+            env.retain(|(name, _)| name != FAULT);
+            if let Some(fault) = query.get("fault") {
+                env.push((FAULT.into(), fault.to_string()));
+            }
+            restart = restart.env(env);
+            if let Some(ready) = query.get("ready") {
+                restart = restart.ready_timeout(Duration::from_millis(ready.parse().unwrap()));
+            }
+            match server.restart_blocking(restart) {
+                Ok(restarted) => format!("ok {}", restarted.pid),
+                Err(error) => format!("failed {error}"),
+            }
+        }
+        (_, "/info") => format!("{:?}", restart_info()),
+        (_, "/log") => log.lock().unwrap().join("\n"),
+        (_, "/stop") => {
+            server.stop_begin();
+            "stops".into()
+        }
+        _ => {
+            let not_found = Response::builder().status(StatusCode::NOT_FOUND);
+            let _ = exchange.reply(not_found.body(Bytes::new()).unwrap());
+            return;
+        }
+    };
+    let _ = exchange.reply(Response::new(Bytes::from(text)));
+}
+
+/// The service, as its tests see it: its first process.
+struct Service {
+    first: Child,
+    addrs: Vec<String>,
+}
+
+impl Service {
+    fn start(addrs: &[&str]) -> Self {
+        let mut first = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "service", "--nocapture"])
+            .env(ADDRS, addrs.join("\n"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut says = BufReader::new(first.stdout.take().unwrap()).lines();
+        let serving = says.by_ref().map(Result::unwrap).filter_map(|line| {
+            let addr = line.split_once("serving ")?.1;
+            Some(addr.to_owned())
+        });
+        let addrs = serving.take(addrs.len()).collect();
+        // All generations write there.
+        std::thread::spawn(move || says.for_each(drop));
+        Self { first, addrs }
+    }
+
+    fn get(&self, target: &str) -> String {
+        get(&self.addrs[0], target)
+    }
+
+    /// Ends the process that serves now.
+    fn stop(&self) {
+        for addr in &self.addrs {
+            get(addr, "/stop");
+        }
+    }
+}
+
+fn get(addr: &str, target: &str) -> String {
+    let mut stream = TcpStream::connect(addr).unwrap();
+    write!(
+        stream,
+        "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    text.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+#[test]
+fn the_new_process_takes_over() {
+    let mut service = Service::start(&["127.0.0.1:0", "127.0.0.1:0"]);
+    let first = service.get("/");
+    let answer = service.get("/restart");
+    let second = answer.strip_prefix("ok ").expect(&answer);
+    assert_ne!(first, second);
+    assert!(service.first.wait().unwrap().success());
+    for addr in &service.addrs {
+        assert_eq!(get(addr, "/"), second);
+    }
+    let info = service.get("/info");
+    assert!(
+        info.contains("generation: 1") && info.contains("predecessors: []"),
+        "{info}"
+    );
+    assert!(
+        service
+            .get("/log")
+            .contains(&format!("took over from PID {first}"))
+    );
+    service.stop();
+}
+
+#[test]
+fn if_the_new_process_fails_the_old_one_goes_on() {
+    let service = Service::start(&["127.0.0.1:0", "127.0.0.1:0"]);
+    let first = service.get("/");
+    let answer = service.get("/restart?fault=panic");
+    assert!(answer.starts_with("failed PID"), "{answer}");
+    assert!(
+        answer.contains("has exited with status 101 before it was ready"),
+        "{answer}"
+    );
+    assert!(
+        answer.contains("something is missing"),
+        "its own words: {answer}"
+    );
+    assert_eq!(service.get("/"), first);
+    let answer = service.get("/restart?fault=hang&ready=300");
+    assert!(answer.contains("was not ready after 300ms"), "{answer}");
+    let forgotten = &service.addrs[1];
+    let answer = service.get("/restart?fault=forget&ready=300");
+    assert!(
+        answer.contains(&format!("nobody listens on {forgotten}")),
+        "{answer}"
+    );
+    assert_eq!(service.get("/"), first);
+    // And it can still be restarted.
+    let answer = service.get("/restart");
+    assert!(answer.starts_with("ok"), "{answer}");
+    service.stop();
+}
