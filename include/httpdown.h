@@ -755,6 +755,12 @@ typedef struct {
     // back, and up to a second in a heap of gigabytes that has many small holes. So set this in a program that mostly
     // serves HTTP. Only with glibc. Default: 0.
     int trim_memory;
+    // The target of a request, such as "/healthz?deep", by which a new process proves at a restart that it works.
+    // Before it says that it is ready, and before any client comes, it sends itself a GET past the sockets, without
+    // TLS. An answer with a status below 400, complete, is a success; anything else makes the restart fail, and an
+    // answer that does not come does so when the time to get ready is over. Handlers see an ordinary request, from an
+    // unnamed Unix socket; the report counts it. Default: no request.
+    const char *canary;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.

@@ -36,6 +36,8 @@ pub(crate) enum Message {
     Stop,
     /// Something has failed; there may be another try.
     Note(String),
+    /// Why it is not ready yet.
+    Waits(String),
     /// All is served, but for these sockets, which are closed.
     Ready(Vec<usize>),
     Failed(String),
@@ -160,6 +162,7 @@ impl Message {
             Self::Go => "GO".into(),
             Self::Stop => "STOP".into(),
             Self::Note(text) => format!("NOTE {text}"),
+            Self::Waits(why) => format!("WAITS {why}"),
             Self::Ready(dropped) => dropped.iter().fold("READY".into(), |mut text, at| {
                 let _ = write!(text, "\ndropped={at}");
                 text
@@ -189,6 +192,7 @@ impl Message {
             "GO" => Self::Go,
             "STOP" => Self::Stop,
             "NOTE" => Self::Note(free()),
+            "WAITS" => Self::Waits(free()),
             "READY" => {
                 let dropped = rest
                     .lines()
@@ -361,6 +365,7 @@ mod tests {
             Message::Go,
             Message::Stop,
             Message::Note("first\nsecond".into()),
+            Message::Waits("for".into()),
             Message::Ready(Vec::new()),
             Message::Ready(vec![0, 3]),
             Message::Failed(String::new()),

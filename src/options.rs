@@ -62,6 +62,7 @@ pub(crate) struct Options {
     pub(crate) conn_info: bool,
     pub(crate) handler_timeout: Duration,
     pub(crate) trim_memory: bool,
+    pub(crate) canary: Option<String>,
     // options: end fields
     /// The pause between two requests after which a connection leaves hyper: at least this long, at most twice this
     /// long. This is not an option for hosts. The value is long compared with the pauses of a busy client, and short
@@ -121,6 +122,7 @@ impl Default for Options {
             conn_info: false,
             handler_timeout: Duration::MAX,
             trim_memory: false,
+            canary: None,
             // options: end defaults
             park_after: Duration::from_secs(1),
         }
@@ -145,6 +147,13 @@ impl Options {
         {
             return wrong(format!(
                 "ready_path {path:?} is not a path: \"/\" first, then visible ASCII, and no query"
+            ));
+        }
+        if let Some(target) = &self.canary
+            && !is_target(target)
+        {
+            return wrong(format!(
+                "canary {target:?} is not the target of a request: \"/\" first, then visible ASCII"
             ));
         }
         for (name, timeout) in [
@@ -307,6 +316,10 @@ const BODY_BUFFER: usize = 64 << 10;
 const MOST_BUFFERED: usize = 16 << 20;
 
 /// Whether the target of a request can have this path.
+fn is_target(target: &str) -> bool {
+    target.starts_with('/') && target.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 fn is_path(path: &str) -> bool {
     path.starts_with('/')
         && path.bytes().all(|byte| byte.is_ascii_graphic())

@@ -22,6 +22,9 @@ const ADDRS: &str = "HTTPDOWN_TEST_ADDRS";
 /// What a service does that was started by a restart, if it is not to be as good as its predecessor.
 const FAULT: &str = "HTTPDOWN_TEST_FAULT";
 
+/// The target of the canary.
+const CANARY: &str = "HTTPDOWN_TEST_CANARY";
+
 /// The service. It ends when its servers have stopped.
 #[test]
 fn service() {
@@ -56,7 +59,11 @@ fn service() {
 fn serve(listener: Listener) -> Server {
     let log = Arc::new(Mutex::new(Vec::<String>::new()));
     let told = Arc::clone(&log);
-    Server::builder()
+    let mut builder = Server::builder();
+    if let Ok(target) = env::var(CANARY) {
+        builder = builder.canary(target);
+    }
+    builder
         .idle_grace(Duration::from_millis(300))
         .on_log(move |level, text| {
             let line = format!("{level:?}: {text}");
@@ -77,12 +84,27 @@ fn answer(exchange: Exchange, log: &Mutex<Vec<String>>) {
     let query = Query::new(target.query().unwrap_or(""));
     let text = match (exchange.method().clone(), target.path()) {
         (Method::GET, "/") => std::process::id().to_string(),
+        (_, "/well") => {
+            let conn = exchange.conn();
+            let is_ours = conn.peer == conn.local && conn.credentials.is_some();
+            assert!(is_ours, "{conn:?}");
+            "well".into()
+        }
+        // Never answered.
+        (_, "/kept") => {
+            static KEPT: Mutex<Vec<Exchange>> = Mutex::new(Vec::new());
+            KEPT.lock().unwrap().push(exchange);
+            return;
+        }
         (_, "/restart") => {
             let mut restart = Restart::default().probation(Duration::from_millis(200));
             let mut env: Vec<_> = env::vars().collect();
             env.retain(|(name, _)| name != FAULT);
             if let Some(fault) = query.get("fault") {
                 env.push((FAULT.into(), fault.to_string()));
+            }
+            if let Some(target) = query.get("canary") {
+                env.push((CANARY.into(), target.to_string()));
             }
             restart = restart.env(env);
             if let Some(ready) = query.get("ready") {
@@ -208,6 +230,29 @@ fn if_the_new_process_fails_the_old_one_goes_on() {
     assert_eq!(service.get("/"), first);
     // And it can still be restarted.
     let answer = service.get("/restart");
+    assert!(answer.starts_with("ok"), "{answer}");
+    service.stop();
+}
+
+#[test]
+fn a_canary_shows_whether_the_new_process_works() {
+    let service = Service::start(&["127.0.0.1:0", "127.0.0.1:0"]);
+    let first = service.get("/");
+    for (target, said) in [
+        ("/nothing", "the canary GET /nothing was answered by 404"),
+        (
+            "/kept",
+            "was not ready after 500ms: the canary is not answered",
+        ),
+    ] {
+        let answer = service.get(&format!("/restart?canary={target}&ready=500"));
+        assert!(
+            answer.starts_with("failed") && answer.contains(said),
+            "{answer}"
+        );
+        assert_eq!(service.get("/"), first);
+    }
+    let answer = service.get("/restart?canary=/well");
     assert!(answer.starts_with("ok"), "{answer}");
     service.stop();
 }

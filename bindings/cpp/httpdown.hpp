@@ -1071,6 +1071,12 @@ struct options {
     /// back, and up to a second in a heap of gigabytes that has many small holes. So set this in a program that mostly
     /// serves HTTP. Only with glibc. Default: false.
     bool trim_memory = false;
+    /// The target of a request, such as "/healthz?deep", by which a new process proves at a restart that it works.
+    /// Before it says that it is ready, and before any client comes, it sends itself a GET past the sockets, without
+    /// TLS. An answer with a status below 400, complete, is a success; anything else makes the restart fail, and an
+    /// answer that does not come does so when the time to get ready is over. Handlers see an ordinary request, from an
+    /// unnamed Unix socket; the report counts it. Default: no request.
+    std::string canary{};
     // options: end fields
 };
 
@@ -1362,6 +1368,8 @@ public:
         raw_.abort_on_close = from.abort_on_close;
         raw_.handler_timeout_ms = to_ms(from.handler_timeout);
         raw_.trim_memory = from.trim_memory;
+        canary_ = std::move(from.canary);
+        if (!canary_.empty()) raw_.canary = canary_.c_str();
         // options: end give
 
         if (from.handler) raw_.handler = on_request;
@@ -1420,6 +1428,7 @@ private:
     std::string proxy_protocol_from_{};
     std::string trusted_proxies_{};
     std::string forwarded_by_{};
+    std::string canary_{};
     // options: end kept
     httpdown_options raw_{};
 };

@@ -140,7 +140,7 @@ async fn begin(
     socket: Socket<plain::Plain>,
     deadlines: &mut Deadlines,
 ) -> Option<Wire> {
-    let Some(tls) = &conn.shared().tls else {
+    let Some(tls) = conn.tls() else {
         return Some(Wire::new(socket.map(Link::from)));
     };
     match Box::pin(handshake::run(socket, tls, deadlines)).await {

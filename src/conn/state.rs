@@ -25,7 +25,7 @@ use crate::report::Report;
 use crate::shared::Shared;
 use crate::sys;
 #[cfg(feature = "tls")]
-use crate::tls::TlsInfo;
+use crate::tls::{self, TlsInfo};
 
 use super::driver::Driver;
 use super::h1::{BodyFault, BodyLength, Progress, is_request};
@@ -82,6 +82,8 @@ pub(crate) struct Conn {
     /// The same, once a proxy has said whose connection this is.
     proxied: OnceCell<Arc<ConnInfo>>,
     shared: Arc<Shared>,
+    /// The other end is in this library: there is neither TLS nor the PROXY protocol.
+    is_ours: bool,
     state: AtomicU8,
     /// The socket's number, by which another thread can reset the socket.
     number: Number,
@@ -132,10 +134,11 @@ impl Conn {
             stream,
             peer,
             local,
+            is_ours,
         }: Connected,
     ) -> Accepted {
         let registry = &shared.registry;
-        let state = if shared.has_tls() || shared.proxies.contains(&peer) {
+        let state = if !is_ours && (shared.has_tls() || shared.proxies.contains(&peer)) {
             ConnState::Handshaking
         } else {
             ConnState::New
@@ -153,6 +156,7 @@ impl Conn {
             }),
             proxied: OnceCell::new(),
             shared: Arc::clone(shared),
+            is_ours,
             state: AtomicU8::new(state as u8),
             number: Number::new(stream.as_raw_fd()),
             driver: Driver::default(),
@@ -209,7 +213,13 @@ impl Conn {
 
     /// Whether the connection must begin with a header of the PROXY protocol.
     pub(super) fn begins_with_proxy(&self) -> bool {
-        self.shared.proxies.contains(&self.info.peer)
+        !self.is_ours && self.shared.proxies.contains(&self.info.peer)
+    }
+
+    /// How the connection speaks TLS, if it does.
+    #[cfg(feature = "tls")]
+    pub(super) fn tls(&self) -> Option<&tls::Context> {
+        self.shared.tls.as_ref().filter(|_| !self.is_ours)
     }
 
     /// The header has come. `ends`: what it says.

@@ -231,6 +231,10 @@ fn plain(raw: &httpdown_options) -> Result<Builder> {
         defaults.handler_timeout,
     ));
     builder = builder.trim_memory(raw.trim_memory != 0);
+    // SAFETY: the header's preface: NULL or NUL-terminated.
+    if let Some(text) = unsafe { text(raw.canary, "options.canary")? } {
+        builder = builder.canary(text);
+    }
     // options: end read
     Ok(builder)
 }

@@ -707,6 +707,12 @@ pub struct httpdown_options {
     /// back, and up to a second in a heap of gigabytes that has many small holes. So set this in a program that mostly
     /// serves HTTP. Only with glibc. Default: 0.
     pub trim_memory: c_int,
+    /// The target of a request, such as "/healthz?deep", by which a new process proves at a restart that it works.
+    /// Before it says that it is ready, and before any client comes, it sends itself a GET past the sockets, without
+    /// TLS. An answer with a status below 400, complete, is a success; anything else makes the restart fail, and an
+    /// answer that does not come does so when the time to get ready is over. Handlers see an ordinary request, from an
+    /// unnamed Unix socket; the report counts it. Default: no request.
+    pub canary: *const c_char,
     // options: end fields
 }
 
@@ -829,7 +835,7 @@ pub const HTTPDOWN_TO_END: u64 = u64::MAX;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
-    let pointers = size_of::<usize>() * 21;
+    let pointers = size_of::<usize>() * 22;
     let longs = size_of::<[u64; 1]>();
     let ints = size_of::<u32>() * 40;
     // options: end size

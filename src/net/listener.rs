@@ -76,6 +76,8 @@ pub(crate) struct Connected {
     pub(crate) stream: Stream,
     pub(crate) peer: Addr,
     pub(crate) local: Addr,
+    /// The other end is in this library: no TLS, and no PROXY protocol.
+    pub(crate) is_ours: bool,
 }
 
 /// Why a try to accept brought no connection.

@@ -105,6 +105,7 @@ impl Listener {
             stream: Stream::Tcp(TcpStream::from(socket)),
             peer: Addr::from_kernel(&peer).ok_or(NotAccepted::Gone)?,
             local: local.unwrap_or(self.addr.into()),
+            is_ours: false,
         })
     }
 

@@ -133,6 +133,7 @@ impl Listener {
             stream: Stream::Unix(UnixStream::from(socket)),
             peer: Addr::from_kernel(&peer).ok_or(NotAccepted::Gone)?,
             local: local.clone(),
+            is_ours: false,
         })
     }
 

@@ -8,12 +8,15 @@
 //!
 //! The coordinator knows the servers of this process, and which side of a restart the process is on.
 
+mod canary;
 mod new;
 mod old;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -281,6 +284,10 @@ pub(crate) trait Party: Send + Sync {
     fn leave(&self, successor: Option<u32>);
     /// Open connections, and those of them that have a request.
     fn counts(&self) -> (u64, u64);
+    /// What is to be asked of a new process, before it is ready.
+    fn canary(&self) -> Option<&str>;
+    /// Serves a connection that did not come by the sockets. It speaks plain HTTP.
+    fn inject(&self, stream: UnixStream) -> io::Result<()>;
     fn log(&self, level: LogLevel, text: String);
     fn stat(&self, kind: StatKind, key: &'static str, value: f64);
 }

@@ -15,6 +15,7 @@ use crate::stats::StatKind;
 use crate::sys::EventFd;
 use crate::threads;
 
+use super::canary::Canary;
 use super::{Coordinator, Party, Succession, has_ended, living};
 
 /// Wakes the thread that talks with the predecessor.
@@ -123,12 +124,23 @@ struct Talk {
 /// How far the talk has come.
 #[derive(Default)]
 struct Progress {
-    has_said_ready: bool,
+    readiness: Readiness,
     /// What was said to be missing last.
     missing: Vec<String>,
     is_stopping: bool,
     /// The predecessor says no more.
     is_silent: bool,
+}
+
+#[derive(Default)]
+enum Readiness {
+    /// Sockets are not served.
+    #[default]
+    Missing,
+    /// The servers' canaries have not come back. The second part: the sockets that were dropped.
+    Asking(Vec<Canary>, Vec<usize>),
+    /// It was said that all is ready, or that it never will be.
+    Said,
 }
 
 impl Talk {
@@ -143,9 +155,7 @@ impl Talk {
         let Self {
             predecessor, call, ..
         } = self;
-        if !progress.has_said_ready {
-            self.look_whether_ready(progress);
-        }
+        self.look_whether_ready(progress);
         if progress.is_stopping && self.coordinator.lock().parties.is_empty() {
             self.coordinator.lock().succession = Succession::Over;
             let _ = predecessor.channel.send(&Message::Left);
@@ -159,6 +169,10 @@ impl Talk {
             PollFd::new(call.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(process.as_fd(), PollFlags::POLLIN),
         ];
+        if let Readiness::Asking(canaries, _) = &progress.readiness {
+            let canaries = canaries.iter().map(AsFd::as_fd);
+            watched.extend(canaries.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        }
         if !progress.is_silent {
             let channel = predecessor.channel.as_fd();
             watched.push(PollFd::new(channel, PollFlags::POLLIN));
@@ -214,6 +228,33 @@ impl Talk {
     }
 
     fn look_whether_ready(&self, progress: &mut Progress) {
+        if let Readiness::Missing = progress.readiness {
+            self.look_whether_served(progress);
+        }
+        let Readiness::Asking(canaries, dropped) = &mut progress.readiness else {
+            return;
+        };
+        let mut failed = None;
+        canaries.retain_mut(|canary| {
+            let Some(end) = canary.look() else {
+                return true;
+            };
+            failed = failed.take().or(end.err());
+            false
+        });
+        let channel = &self.predecessor.channel;
+        if let Some(why) = failed {
+            let _ = channel.send(&Message::Failed(why));
+        } else if canaries.is_empty() {
+            self.predecessor.restore_stderr();
+            let _ = channel.send(&Message::Ready(std::mem::take(dropped)));
+        } else {
+            return;
+        }
+        progress.readiness = Readiness::Said;
+    }
+
+    fn look_whether_served(&self, progress: &mut Progress) {
         let predecessor = self.predecessor;
         let unserved = unserved();
         let mut dropped = Vec::new();
@@ -222,7 +263,8 @@ impl Talk {
             if !drops {
                 if progress.missing != unserved {
                     let missing = unserved.join(", ");
-                    predecessor.note(&format_args!("nobody listens on {missing}"));
+                    let why = format!("nobody listens on {missing}");
+                    let _ = predecessor.channel.send(&Message::Waits(why));
                     progress.missing = unserved;
                 }
                 return;
@@ -235,9 +277,20 @@ impl Talk {
             }
             dropped = inherited::known().map_or_else(Vec::new, Sockets::drop_unserved);
         }
-        progress.has_said_ready = true;
-        predecessor.restore_stderr();
-        let _ = predecessor.channel.send(&Message::Ready(dropped));
+        let parties = self.coordinator.parties();
+        let canaries = parties.iter().map(|party| Canary::release(&**party));
+        progress.readiness = match canaries.collect::<io::Result<Vec<_>>>() {
+            Ok(canaries) => {
+                let why = "the canary is not answered".into();
+                let _ = predecessor.channel.send(&Message::Waits(why));
+                Readiness::Asking(canaries.into_iter().flatten().collect(), dropped)
+            }
+            Err(error) => {
+                let why = format!("the canary was not sent: {error}");
+                let _ = predecessor.channel.send(&Message::Failed(why));
+                Readiness::Said
+            }
+        };
     }
 
     /// The sockets are this process's. `was_handed_over`: the predecessor has said so; otherwise it has died.

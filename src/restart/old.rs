@@ -212,6 +212,8 @@ struct Successor<'a> {
     channel: Channel,
     errors: Errors,
     notes: Vec<String>,
+    /// Why it is not ready yet, if it has said so.
+    waits: Option<String>,
     /// The last answer, and the number of questions so far.
     pong: Pong,
     asked: u64,
@@ -277,6 +279,7 @@ impl<'a> Successor<'a> {
             channel,
             errors,
             notes: Vec::new(),
+            waits: None,
             pong: Pong::default(),
             asked: 0,
             ready: None,
@@ -293,8 +296,11 @@ impl<'a> Successor<'a> {
                 News::Said(_) => {}
                 News::Nothing if Instant::now() < ready_until => {}
                 News::Nothing => {
-                    let after = restart.ready_timeout;
-                    return Err(Failure::Hangs(format!("was not ready after {after:?}")));
+                    let mut how = format!("was not ready after {:?}", restart.ready_timeout);
+                    if let Some(why) = &self.waits {
+                        let _ = write!(how, ": {why}");
+                    }
+                    return Err(Failure::Hangs(how));
                 }
             }
         };
@@ -363,6 +369,7 @@ impl<'a> Successor<'a> {
                         self.notes.remove(0);
                     }
                 }
+                Ok(Some((Message::Waits(why), _))) => self.waits = Some(why),
                 Ok(Some((Message::Failed(why), _))) => return Err(Failure::Says(why)),
                 Ok(Some((message, _))) => return Ok(News::Said(message)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

@@ -67,6 +67,11 @@ impl Entrance {
         &self.listeners
     }
 
+    /// Serves a connection.
+    pub(super) fn serve(&self, connected: Connected) {
+        (self.serve)(self.enter(connected));
+    }
+
     fn enter(&self, connected: Connected) -> Accepted {
         Conn::accept(&self.shared, connected)
     }
@@ -259,7 +264,7 @@ impl Entrance {
             // This does not go by tokio, whose budget may make a full queue look empty.
             match accept() {
                 Ok(connected) if take(&connected.peer) => {}
-                Ok(connected) => (self.serve)(self.enter(connected)),
+                Ok(connected) => self.serve(connected),
                 Err(NotAccepted::Gone) => {}
                 Err(NotAccepted::Exhausted(_)) => return Left::Exhausted,
                 Err(NotAccepted::Refused(_)) => return Left::Refused,

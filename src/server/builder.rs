@@ -451,6 +451,16 @@ impl Builder {
         self
     }
 
+    /// The target of a request, such as "/healthz?deep", by which a new process proves at a restart that it works.
+    /// Before it says that it is ready, and before any client comes, it sends itself a GET past the sockets, without
+    /// TLS. An answer with a status below 400, complete, is a success; anything else makes the restart fail, and an
+    /// answer that does not come does so when the time to get ready is over. Handlers see an ordinary request, from an
+    /// unnamed Unix socket; the report counts it. Default: no request.
+    pub fn canary(mut self, target: impl Into<String>) -> Self {
+        self.options.canary = Some(target.into());
+        self
+    }
+
     // options: end setters
 
     /// Speaks TLS on every connection. By default, no connection does. A client that speaks HTTP without TLS gets a

@@ -1,10 +1,17 @@
 //! A server, as a restart sees it.
 
+use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 
+use socket2::SockRef;
+
+use crate::addr::Addr;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
+use crate::net::Connected;
+use crate::net::plain::Stream;
 use crate::orders::Order;
 use crate::restart::{Handed, Party};
 use crate::shared::Shared;
@@ -66,6 +73,24 @@ impl Party for Member {
     fn counts(&self) -> (u64, u64) {
         let report = self.shared.report();
         (report.conns_open, report.conns_active)
+    }
+
+    fn canary(&self) -> Option<&str> {
+        self.shared.options.canary.as_deref()
+    }
+
+    fn inject(&self, stream: UnixStream) -> io::Result<()> {
+        let gone = || io::Error::new(io::ErrorKind::NotConnected, "the server stops");
+        let entrance = self.entrance.upgrade().ok_or_else(gone)?;
+        let peer = SockRef::from(&stream).peer_addr()?;
+        let peer = Addr::from_kernel(&peer).ok_or_else(gone)?;
+        entrance.serve(Connected {
+            local: peer.clone(),
+            peer,
+            stream: Stream::Unix(stream),
+            is_ours: true,
+        });
+        Ok(())
     }
 
     fn log(&self, level: LogLevel, text: String) {

@@ -80,7 +80,8 @@ AT(httpdown_options, send_buffer, 320);
 AT(httpdown_options, abort_on_close, 324);
 AT(httpdown_options, handler_timeout_ms, 328);
 AT(httpdown_options, trim_memory, 332);
-SIZE(httpdown_options, 336);
+AT(httpdown_options, canary, 336);
+SIZE(httpdown_options, 344);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 240);

@@ -251,6 +251,7 @@ class Options(ctypes.Structure):
         ("abort_on_close", c_int),
         ("handler_timeout_ms", c_uint32),
         ("trim_memory", c_int),
+        ("canary", c_char_p),
         # options: end fields
     ]
 

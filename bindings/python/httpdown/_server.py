@@ -379,6 +379,12 @@ class Server:
       process, and other threads that allocate may wait meanwhile: some 40 ms for 240 MB to give
       back, and up to a second in a heap of gigabytes that has many small holes. So set this in a
       program that mostly serves HTTP. Only with glibc. Default: False.
+    - `canary`: The target of a request, such as "/healthz?deep", by which a new process proves at a
+      restart that it works. Before it says that it is ready, and before any client comes, it sends
+      itself a GET past the sockets, without TLS. An answer with a status below 400, complete, is a
+      success; anything else makes the restart fail, and an answer that does not come does so when
+      the time to get ready is over. Handlers see an ordinary request, from an unnamed Unix socket;
+      the report counts it. Default: no request.
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
@@ -456,6 +462,7 @@ class Server:
         abort_on_close: bool = False,
         handler_timeout: float | None = None,
         trim_memory: bool = False,
+        canary: str | None = None,
         # options: end parameters
         on_error: Callable[[Request, BaseException], object] | None = None,
         stats: Stats | None = None,
@@ -560,6 +567,7 @@ class Server:
             abort_on_close=bool(abort_on_close),
             handler_timeout_ms=_arguments.milliseconds("handler_timeout", handler_timeout),
             trim_memory=bool(trim_memory),
+            canary=_arguments.optional_text("canary", canary),
             # options: end give
             dispatch=_ffi.Dispatch.QUEUE,
             pull_events=events,
