@@ -25,6 +25,10 @@ const FAULT: &str = "HTTPDOWN_TEST_FAULT";
 /// The target of the canary.
 const CANARY: &str = "HTTPDOWN_TEST_CANARY";
 
+/// All servers of a process are restarted together, and none while one of them stops: so tests that have one in this
+/// process take turns.
+static ONE_SERVER: Mutex<()> = Mutex::new(());
+
 /// The service. It ends when its servers have stopped.
 #[test]
 fn service() {
@@ -255,4 +259,17 @@ fn a_canary_shows_whether_the_new_process_works() {
     let answer = service.get("/restart?canary=/well");
     assert!(answer.starts_with("ok"), "{answer}");
     service.stop();
+}
+
+#[test]
+fn a_server_can_be_restarted_as_soon_as_it_is_there() {
+    let _alone = ONE_SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..10 {
+        let server = serve(Listener::bind("127.0.0.1:0").unwrap());
+        let restart = Restart::default().before(|| Err("so far".into()));
+        let error = server.restart_blocking(restart).unwrap_err();
+        assert_eq!(error.to_string(), "refused: so far");
+        server.stop_blocking().unwrap();
+        server.close();
+    }
 }

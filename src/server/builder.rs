@@ -920,9 +920,10 @@ impl Builder {
                 }
             }
             let (hand_over, handed_over) = mpsc::channel();
+            let (enrols, enrolled) = mpsc::channel();
             let body = move || {
                 if let Ok(helper) = handed_over.recv() {
-                    control.run(control_runtime, helper);
+                    control.run(control_runtime, helper, enrols);
                 }
             };
             let started = start("httpdown-ctl", None, Box::new(body));
@@ -932,6 +933,9 @@ impl Builder {
                 Err(_) => Some(helper),
             };
             server.threads().extend(ours);
+            // A restart that is asked for as soon as the server is there must not overlook it. Nothing is sent: the
+            // other end is dropped, whatever happens.
+            let _ = enrolled.recv();
             started
         });
         match started {

@@ -5,7 +5,7 @@
 //! ```
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 #[cfg(feature = "tls")]
 use std::time::SystemTime;
 use std::time::{Duration, Instant};
@@ -57,7 +57,13 @@ pub(crate) struct Control {
 
 impl Control {
     /// The life of the control thread: from the first connection to the last; then the outcome is told to all who wait.
-    pub(crate) fn run(self, runtime: tokio::runtime::Runtime, helpers: Thread) {
+    /// `enrols` is dropped when restarts know the server.
+    pub(crate) fn run(
+        self,
+        runtime: tokio::runtime::Runtime,
+        helpers: Thread,
+        enrols: mpsc::Sender<()>,
+    ) {
         // Whatever happens here, all who wait for the end get an answer.
         let settling = Settling(Arc::clone(&self.shared));
         let life = live(
@@ -66,6 +72,7 @@ impl Control {
             &self.executor,
             &self.serve,
             &self.backend,
+            enrols,
         );
         let lived = contain(|| runtime.block_on(life));
         let end = lived.unwrap_or(End {
@@ -147,6 +154,7 @@ async fn live(
     executor: &Executor,
     serve: &Serve,
     backend: &Backend,
+    enrols: mpsc::Sender<()>,
 ) -> End {
     let clock = &*shared.clock;
     let options = &shared.options;
@@ -164,6 +172,7 @@ async fn live(
     begin(shared, &listeners);
     let mut accepting = Accepting::new(listeners, shared, executor, serve);
     let enrolment = restart::enrol(Arc::new(Member::new(shared, accepting.entrance())));
+    drop(enrols);
     let (may_accept, mut serve_error) = serve_until_stop(&inbox, &enrolment, &mut accepting).await;
 
     let stop_began = clock.now();
