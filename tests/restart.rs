@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use httpdown::{Dispatch, Exchange, Listener, Query, Restart, Server, restart_info};
+use httpdown::{Dispatch, Error, Exchange, Listener, Query, Restart, Server, restart_info};
 
 /// The addresses on which the service listens, in lines. This is what makes the program a service.
 const ADDRS: &str = "HTTPDOWN_TEST_ADDRS";
@@ -272,4 +272,50 @@ fn a_server_can_be_restarted_as_soon_as_it_is_there() {
         server.stop_blocking().unwrap();
         server.close();
     }
+}
+
+#[test]
+fn what_the_host_has_given_is_dropped_before_the_result_is_told() {
+    let _alone = ONE_SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = serve(Listener::bind("127.0.0.1:0").unwrap());
+    let hosts = Arc::new(());
+    let (asked, told) = (Arc::clone(&hosts), Arc::clone(&hosts));
+    let (tell, tells) = std::sync::mpsc::channel();
+    let restart = Restart::default()
+        .before(move || Err(format!("{asked:?}")))
+        .on_end(move |_| tell.send(Arc::strong_count(&told)).unwrap());
+    server.restart_blocking(restart).unwrap_err();
+    assert_eq!(tells.recv().unwrap(), 3, "while it is told");
+    assert_eq!(Arc::strong_count(&hosts), 1);
+    server.stop_blocking().unwrap();
+    server.close();
+}
+
+#[test]
+fn what_cannot_be_started_is_refused_at_once() {
+    let _alone = ONE_SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = serve(Listener::bind("127.0.0.1:0").unwrap());
+    let no_args: [&str; 0] = [];
+    let wrong = [
+        (
+            Restart::default().program("bin/app"),
+            "bin/app is not absolute",
+        ),
+        (Restart::default().args(no_args), "there are no arguments"),
+        (Restart::default().args(["app", "a\0b"]), "zero byte"),
+        (
+            Restart::default().env([("A", "b"), ("C=", "d")]),
+            "\"C=\" is no name",
+        ),
+        (Restart::default().env([("", "secret")]), "\"\" is no name"),
+        (Restart::default().env([("A", "b\0c")]), "zero byte"),
+        (Restart::default().directory("/a\0b"), "zero byte"),
+    ];
+    for (restart, why) in wrong {
+        let error = server.restart_begin(restart).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
+        assert!(error.to_string().contains(why), "{error}");
+    }
+    server.stop_blocking().unwrap();
+    server.close();
 }

@@ -12,12 +12,13 @@ mod canary;
 mod new;
 mod old;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -93,8 +94,8 @@ impl Default for Restart {
 }
 
 impl Restart {
-    /// The file that is executed. Default: the one that this process was started from. Its path is looked up anew, so a
-    /// link that leads elsewhere now, or a file that was replaced, means the new version.
+    /// The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
+    /// looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
         self.program = Some(path.into());
         self
@@ -134,7 +135,7 @@ impl Restart {
         self
     }
 
-    /// How many earlier processes may still drain when a restart begins. Each of them holds memory. Default: 8.
+    /// A restart is refused while so many earlier processes still drain, because each of them holds memory. Default: 8.
     pub fn max_predecessors(mut self, count: usize) -> Self {
         self.max_predecessors = count;
         self
@@ -177,6 +178,34 @@ impl Restart {
     pub fn on_end(mut self, told: impl Fn(&Result<Restarted>) + Send + Sync + 'static) -> Self {
         self.on_end = Some(Arc::new(told));
         self
+    }
+
+    /// Whether there can be such a process.
+    fn check(&self) -> Result<()> {
+        let wrong = |why: String| Err(Error::InvalidArgument(why));
+        if let Some(program) = self.program.as_ref().filter(|path| !path.is_absolute()) {
+            return wrong(format!("program: {} is not absolute", program.display()));
+        }
+        if self.args.as_ref().is_some_and(Vec::is_empty) {
+            return wrong("there are no arguments: the first one is the program's name".into());
+        }
+        // Not its value, which may be a secret.
+        let is_wrong = |name: &OsStr| name.is_empty() || name.as_bytes().contains(&b'=');
+        let mut names = self.env.iter().flatten().map(|(name, _)| name);
+        if let Some(name) = names.find(|name| is_wrong(name)) {
+            let name = name.display();
+            return wrong(format!("\"{name}\" is no name of a variable"));
+        }
+        let paths = [self.program.as_deref(), self.dir.as_deref()];
+        let paths = paths.into_iter().flatten().map(Path::as_os_str);
+        let env = self.env.iter().flatten();
+        let mut texts = paths
+            .chain(self.args.iter().flatten().map(OsString::as_os_str))
+            .chain(env.flat_map(|(name, value)| [name.as_os_str(), value.as_os_str()]));
+        if texts.any(|text| text.as_bytes().contains(&0)) {
+            return wrong("a path, an argument or a variable has a zero byte".into());
+        }
+        Ok(())
     }
 }
 
@@ -442,7 +471,8 @@ impl Drop for Enrolment {
 /// Begins a restart, and has one server tell of it. The result is given to `told`, on the restart's thread.
 ///
 /// # Errors
-/// It is refused: [`Error::Busy`], [`Error::Stopped`], [`Error::Unsupported`], [`Error::Forked`]; or there is no thread.
+/// It is refused: [`Error::InvalidArgument`], [`Error::Busy`], [`Error::Stopped`], [`Error::Unsupported`],
+/// [`Error::Forked`]; or there is no thread.
 pub(crate) fn begin(
     restart: Restart,
     asker: u64,
@@ -451,6 +481,7 @@ pub(crate) fn begin(
     if process::forked() {
         return Err(Error::Forked);
     }
+    restart.check()?;
     old::can_restart()?;
     let coordinator = coordinator();
     let (attempt, asker) = coordinator.take_turn(&restart, asker)?;
@@ -461,7 +492,7 @@ pub(crate) fn begin(
         told: Some(Box::new(told)),
     };
     let started = threads::apart("httpdown-restart", move || {
-        old::run(thread, &asker, &restart, mask);
+        old::run(thread, &asker, restart, mask);
     });
     started.map(drop).inspect_err(|_| coordinator.end(&attempt))
 }

@@ -59,12 +59,12 @@ pub(super) fn can_restart() -> Result<()> {
 }
 
 /// The restart's thread.
-pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: &Restart, mask: SignalMask) {
+pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: SignalMask) {
     let began = Instant::now();
     asker.stat(StatKind::Sum, "restart", 1.0);
     let mut successor = None;
     let attempt = Arc::clone(&turn.attempt);
-    let result = try_it(&turn, &attempt, asker, restart, mask, &mut successor);
+    let result = try_it(&turn, &attempt, asker, &restart, mask, &mut successor);
     let result = match result {
         Ok(pid) => {
             let took = began.elapsed();
@@ -79,9 +79,13 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: &Restart, mask: S
             Err(Error::RestartFailed(why))
         }
     };
-    if let Some(on_end) = &restart.on_end {
-        with_host_signals(mask, || on_end(&result));
-    }
+    // What the host has given is dropped here, so that a caller who waits may rely on it. This thread lives longer.
+    with_host_signals(mask, || {
+        if let Some(on_end) = &restart.on_end {
+            on_end(&result);
+        }
+        drop(restart);
+    });
     turn.end(result);
     if let Some(mut successor) = successor {
         successor.reap();

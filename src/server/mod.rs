@@ -407,8 +407,8 @@ impl Server {
     /// [`Error::RestartFailed`]; [`Error::Busy`] if a restart is under way, if this process has not taken over from its
     /// own predecessor yet, or if too many [earlier processes](crate::Restart::max_predecessors) still drain;
     /// [`Error::Stopped`] if a stop was asked for; [`Error::Unsupported`] where a restart cannot work: in the first
-    /// process of a container, and in a service of systemd that is not of `Type=notify`; [`Error::OutOfResources`];
-    /// [`Error::Forked`].
+    /// process of a container, and in a service of systemd that is not of `Type=notify`; [`Error::InvalidArgument`];
+    /// [`Error::OutOfResources`]; [`Error::Forked`].
     pub async fn restart(&self, restart: Restart) -> Result<Restarted> {
         restart::wait_async(|told| restart::begin(restart, self.shared.id, told)).await
     }
