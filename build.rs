@@ -35,6 +35,7 @@ mod header {
         "src/ffi/files.rs",
         "src/ffi/record.rs",
         "src/ffi/tls.rs",
+        "src/ffi/restart.rs",
         "src/ffi/query.rs",
         "src/ffi/clock.rs",
     ];

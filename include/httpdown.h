@@ -268,6 +268,34 @@ typedef enum {
     HTTPDOWN_LOG_JSON = 2,
 } httpdown_log_format;
 
+// Where a process is in a restart.
+typedef enum {
+    // There is no restart.
+    HTTPDOWN_RESTART_IDLE = 0,
+    // This process was started by a restart, and its predecessor may still go on without it.
+    HTTPDOWN_RESTART_SUCCEEDING = 1,
+    // A new process was started, and is not ready.
+    HTTPDOWN_RESTART_STARTING = 2,
+    // The new process is ready, and both accept.
+    HTTPDOWN_RESTART_PROBATION = 3,
+    // The new process has taken over; the servers of this one stop, or have stopped.
+    HTTPDOWN_RESTART_HANDED_OVER = 4,
+} httpdown_restart_state;
+
+// What a restart does otherwise than by default: the `flags` of httpdown_restart_options, or-ed.
+typedef enum {
+    // A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise it
+    // makes the restart fail, because it is a mistake more often than not. With this flag the new process must call
+    // httpdown_restart_ready when all its servers serve.
+    HTTPDOWN_RESTART_DROP_UNCLAIMED = 1,
+    // The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
+    // be out of the way of the sockets, which have the numbers from 3 on.
+    HTTPDOWN_RESTART_KEEP_FDS = 2,
+    // The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
+    // copied there, so that what it says of its failure is in the text of the result, too.
+    HTTPDOWN_RESTART_PLAIN_STDERR = 4,
+} httpdown_restart_flag;
+
 // A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Any
 // thread may use the clock, several at once.
 typedef struct httpdown_clock httpdown_clock;
@@ -317,7 +345,9 @@ typedef void (*httpdown_stat_fn)(const char *key, double value, void *user_data)
 // tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
 // tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
 // minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads. For limits that bite:
-// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
+// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued. For
+// restarts: sums restart, restart.failed, restart.lost (connections that a failed process had), restart.unclaimed
+// (sockets on which the new process does not listen any more); time restart.time.
 typedef struct {
     // The monitoring system should take the mean of the values over a period.
     httpdown_stat_fn bump_avg;
@@ -844,6 +874,8 @@ typedef struct {
     // Requests that the program has had for longer than handler_timeout_ms. These requests are also in one of the
     // columns above, when they have ended.
     uint64_t overdue;
+    // The process that has taken over, if the stop was the end of a restart (httpdown_restart); otherwise 0.
+    uint64_t successor_pid;
 } httpdown_stop_report;
 
 // An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -931,6 +963,69 @@ typedef struct {
     // The SHA-256 digest of `client_certificate`.
     uint8_t client_fingerprint[32];
 } httpdown_tls_info;
+
+// Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
+// for `size` bytes, is "" before, and is to be NUL-terminated: it becomes part of the result's text. Called on the
+// restart's own thread, before the new process is started. It may block, and the restart waits for it.
+typedef int (*httpdown_before_restart_fn)(char *why, size_t size, void *user_data);
+
+// Tells how a restart has ended. `status` is OK or RESTART_FAILED. `text` says why it has failed ("" on OK), and is
+// borrowed until the callback returns. `pid` is the process that has taken over; 0 if it has failed. Called once for a
+// restart that has begun, on its own thread, and before httpdown_restart returns. On OK, the stop of this process's
+// servers has begun. Do not wait for that stop here.
+typedef void (*httpdown_restart_fn)(int status, const char *text, uint32_t pid, void *user_data);
+
+// How the program is restarted: httpdown_restart. Set `struct_size`; zero means the default in each other field. The
+// texts and the arrays are copied before the call returns.
+typedef struct {
+    // Required: sizeof(httpdown_restart_options).
+    size_t struct_size;
+    // The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
+    // looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
+    const char *program;
+    // The arguments, and behind them a NULL, like in execve(2); the first one is the program's name. Default: those of
+    // this process.
+    char *const *argv;
+    // The environment, as texts of the form NAME=VALUE, and behind them a NULL, without what a restart itself needs.
+    // Default: the one that this process was started with.
+    char *const *envp;
+    // The working directory. Default: the one that this process was started in.
+    const char *directory;
+    // Is asked whether the restart may begin. May be NULL.
+    httpdown_before_restart_fn before;
+    // Is told how the restart has ended. May be NULL.
+    httpdown_restart_fn on_restart;
+    // The pointer that is passed to these callbacks. The data must live until `destroy` is called.
+    void *user_data;
+    // Called with `user_data` exactly once, on any thread: after the last callback has returned, and before
+    // httpdown_restart returns; or before either function returns an error (but not if the options could not be read:
+    // an impossible struct_size). May be NULL.
+    httpdown_destroy_fn destroy;
+    // How long the new process may take until it serves all sockets. Default: 60,000. In real time.
+    uint32_t ready_timeout_ms;
+    // How long both processes accept, once the new one is ready. If the new one dies within this time, this one goes
+    // on. HTTPDOWN_NOW: no time. Default: 3,000. In real time.
+    uint32_t probation_ms;
+    // A restart is refused (BUSY) while so many earlier processes still drain, because each of them holds memory.
+    // Default: 8.
+    uint32_t max_predecessors;
+    // httpdown_restart_flag, or-ed.
+    uint32_t flags;
+} httpdown_restart_options;
+
+// What is known of the restarts of a program: httpdown_restart_info. Set `struct_size` before the call.
+typedef struct {
+    // Required: sizeof(httpdown_restarts).
+    size_t struct_size;
+    // Where this process is in a restart: a httpdown_restart_state.
+    int state;
+    // The new process, from its start on; 0 if there is none.
+    uint32_t successor_pid;
+    // How many restarts led to this process.
+    uint64_t generation;
+    // How many earlier processes have not ended.
+    size_t predecessor_count;
+} httpdown_restarts;
 
 #ifdef __cplusplus
 extern "C" {
@@ -1648,6 +1743,63 @@ int httpdown_tls_reload(const httpdown_server *server,
 HTTPDOWN_MUST_USE
 int httpdown_request_tls(const httpdown_request *request,
                          httpdown_tls_info *info);
+
+// Sets every field to its default, like httpdown_options_init. `struct_size` is the caller's
+// sizeof(httpdown_restart_options).
+void httpdown_restart_options_init(httpdown_restart_options *options, size_t struct_size);
+
+// Restarts the program without a loss: starts it as a new process, which takes over the listening sockets of all
+// servers of this process, and returns when it has. From then on all these servers stop, without a lame duck: they finish
+// their requests (httpdown_wait), and the report has `successor_pid`.
+//
+// The new process does what this one did: it calls httpdown_serve with the same `addr`, and gets the sockets. When it
+// serves all of them, both processes accept connections for `probation_ms`. If the new process ends or hangs before
+// that is over, it is ended, and this one goes on as before: it has never ceased to accept. Then the result is
+// RESTART_FAILED, and `error` says why, with the last words of the new process (up to 4 KiB of its standard error).
+// Only the connections that a failed process had accepted are lost; the text says how many they were.
+//
+// `options` may be NULL. `error` is like in httpdown_serve. All servers of the process restart together; on_log and the
+// statistics of `server` tell of it. Blocks until it has succeeded or failed: for as long as the new process needs, at
+// most about ready_timeout_ms + probation_ms. Any thread may make this call, also in a handler: it waits for no
+// request. But a thread that drives connections (HTTPDOWN_DISPATCH_INLINE), and the events thread, serve nobody
+// meanwhile: httpdown_restart_begin is for them.
+//
+// Returns OK, RESTART_FAILED; BUSY (a restart is under way, or was a success; this process has not taken over from its
+// own predecessor yet; too many earlier processes still drain), STOPPED (a stop was asked for), UNSUPPORTED (this is
+// the first process of a container, or a service of systemd that is not of Type=notify; unknown flags),
+// INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_restart(const httpdown_server *server,
+                     const httpdown_restart_options *options,
+                     char *error,
+                     size_t error_size);
+
+// Like httpdown_restart, but returns as soon as the restart has begun. `on_restart` is told how it ends, and so is
+// on_log. Does not block.
+//
+// Returns OK (the restart has begun), BUSY, STOPPED, UNSUPPORTED, INVALID_ARGUMENT, OUT_OF_RESOURCES, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_restart_begin(const httpdown_server *server,
+                           const httpdown_restart_options *options);
+
+// Says that this process has started all its servers, if it was started by a restart. That is needed only with
+// HTTPDOWN_RESTART_DROP_UNCLAIMED; otherwise the process is ready as soon as it serves all sockets that it was given.
+// Call it anyway to be told at once of a socket that was forgotten. Does nothing in a process that was not started by a
+// restart, and after the first call. Never blocks.
+//
+// Returns OK, RESTART_FAILED (a socket is not served: httpdown_last_error says which; the restart has failed, and this
+// process is ended), FORKED.
+int httpdown_restart_ready(void);
+
+// Writes into `*restarts` what is known of the restarts of this program. Set `restarts->struct_size` before. Writes the
+// process IDs of up to `capacity` earlier processes that have not ended into `predecessors` (NULL is fine if `capacity`
+// is 0), the youngest first. Any thread may make this call. Never blocks.
+//
+// Returns OK, INVALID_ARGUMENT, FORKED.
+HTTPDOWN_MUST_USE
+int httpdown_restart_info(httpdown_restarts *restarts,
+                          uint32_t *predecessors,
+                          size_t capacity);
 
 // Finds the first pair with this name (NUL-terminated) in a query, "name=value&other=value", and decodes its value:
 //

@@ -35,6 +35,7 @@ mod query;
 mod ready;
 mod record;
 mod request;
+mod restart;
 mod server;
 mod stream;
 mod table;

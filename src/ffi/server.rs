@@ -519,6 +519,7 @@ unsafe fn give_report(report: *mut httpdown_stop_report, server: &Server) -> Res
         conns_tls_timed_out: of.conns_tls_timed_out,
         timed_out: of.timed_out,
         overdue: of.overdue,
+        successor_pid: of.successor.map_or(0, u64::from),
     };
     // SAFETY: not NULL, so a report.
     unsafe { write_sized(report, value, "report") }

@@ -411,7 +411,9 @@ pub type httpdown_log_fn =
 /// tls.error.client_certificate (missing, or not accepted), tls.error.alert (the client refuses), tls.error.protocol,
 /// tls.error.not_tls, tls.error.plain_http, tls.error.left, tls.error.timeout, tls.error.other; averages, once a
 /// minute: tls.expires (seconds until the first of the server's certificates ends), tls.reloads. For limits that bite:
-/// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued.
+/// sums limit.head, limit.target, limit.body, limit.conn_requests, limit.conns, limit.client_conns, limit.queued. For
+/// restarts: sums restart, restart.failed, restart.lost (connections that a failed process had), restart.unclaimed
+/// (sockets on which the new process does not listen any more); time restart.time.
 #[repr(C)]
 #[derive(Clone, Copy)]
 #[allow(clippy::struct_field_names, reason = "the names of the original")]
@@ -799,6 +801,111 @@ pub struct httpdown_stop_report {
     /// Requests that the program has had for longer than handler_timeout_ms. These requests are also in one of the
     /// columns above, when they have ended.
     pub overdue: u64,
+    /// The process that has taken over, if the stop was the end of a restart (httpdown_restart); otherwise 0.
+    pub successor_pid: u64,
+}
+
+/// What a restart does otherwise than by default: the `flags` of httpdown_restart_options, or-ed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub enum httpdown_restart_flag {
+    /// A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise it
+    /// makes the restart fail, because it is a mistake more often than not. With this flag the new process must call
+    /// httpdown_restart_ready when all its servers serve.
+    HTTPDOWN_RESTART_DROP_UNCLAIMED = 1,
+    /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
+    /// be out of the way of the sockets, which have the numbers from 3 on.
+    HTTPDOWN_RESTART_KEEP_FDS = 2,
+    /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
+    /// copied there, so that what it says of its failure is in the text of the result, too.
+    HTTPDOWN_RESTART_PLAIN_STDERR = 4,
+}
+
+/// Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
+/// for `size` bytes, is "" before, and is to be NUL-terminated: it becomes part of the result's text. Called on the
+/// restart's own thread, before the new process is started. It may block, and the restart waits for it.
+pub type httpdown_before_restart_fn =
+    Option<unsafe extern "C" fn(why: *mut c_char, size: usize, user_data: *mut c_void) -> c_int>;
+
+/// Tells how a restart has ended. `status` is OK or RESTART_FAILED. `text` says why it has failed ("" on OK), and is
+/// borrowed until the callback returns. `pid` is the process that has taken over; 0 if it has failed. Called once for a
+/// restart that has begun, on its own thread, and before httpdown_restart returns. On OK, the stop of this process's
+/// servers has begun. Do not wait for that stop here.
+pub type httpdown_restart_fn = Option<
+    unsafe extern "C" fn(status: c_int, text: *const c_char, pid: u32, user_data: *mut c_void),
+>;
+
+/// How the program is restarted: httpdown_restart. Set `struct_size`; zero means the default in each other field. The
+/// texts and the arrays are copied before the call returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_restart_options {
+    /// Required: sizeof(httpdown_restart_options).
+    pub struct_size: usize,
+    /// The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
+    /// looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
+    pub program: *const c_char,
+    /// The arguments, and behind them a NULL, like in execve(2); the first one is the program's name. Default: those of
+    /// this process.
+    pub argv: *const *mut c_char,
+    /// The environment, as texts of the form NAME=VALUE, and behind them a NULL, without what a restart itself needs.
+    /// Default: the one that this process was started with.
+    pub envp: *const *mut c_char,
+    /// The working directory. Default: the one that this process was started in.
+    pub directory: *const c_char,
+    /// Is asked whether the restart may begin. May be NULL.
+    pub before: httpdown_before_restart_fn,
+    /// Is told how the restart has ended. May be NULL.
+    pub on_restart: httpdown_restart_fn,
+    /// The pointer that is passed to these callbacks. The data must live until `destroy` is called.
+    pub user_data: *mut c_void,
+    /// Called with `user_data` exactly once, on any thread: after the last callback has returned, and before
+    /// httpdown_restart returns; or before either function returns an error (but not if the options could not be read:
+    /// an impossible struct_size). May be NULL.
+    pub destroy: httpdown_destroy_fn,
+    /// How long the new process may take until it serves all sockets. Default: 60,000. In real time.
+    pub ready_timeout_ms: u32,
+    /// How long both processes accept, once the new one is ready. If the new one dies within this time, this one goes
+    /// on. HTTPDOWN_NOW: no time. Default: 3,000. In real time.
+    pub probation_ms: u32,
+    /// A restart is refused (BUSY) while so many earlier processes still drain, because each of them holds memory.
+    /// Default: 8.
+    pub max_predecessors: u32,
+    /// httpdown_restart_flag, or-ed.
+    pub flags: u32,
+}
+
+/// Where a process is in a restart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[allow(dead_code, reason = "Rust 1.88 does not see that it is for C")]
+pub enum httpdown_restart_state {
+    /// There is no restart.
+    HTTPDOWN_RESTART_IDLE = 0,
+    /// This process was started by a restart, and its predecessor may still go on without it.
+    HTTPDOWN_RESTART_SUCCEEDING = 1,
+    /// A new process was started, and is not ready.
+    HTTPDOWN_RESTART_STARTING = 2,
+    /// The new process is ready, and both accept.
+    HTTPDOWN_RESTART_PROBATION = 3,
+    /// The new process has taken over; the servers of this one stop, or have stopped.
+    HTTPDOWN_RESTART_HANDED_OVER = 4,
+}
+
+/// What is known of the restarts of a program: httpdown_restart_info. Set `struct_size` before the call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct httpdown_restarts {
+    /// Required: sizeof(httpdown_restarts).
+    pub struct_size: usize,
+    /// Where this process is in a restart: a httpdown_restart_state.
+    pub state: c_int,
+    /// The new process, from its start on; 0 if there is none.
+    pub successor_pid: u32,
+    /// How many restarts led to this process.
+    pub generation: u64,
+    /// How many earlier processes have not ended.
+    pub predecessor_count: usize,
 }
 
 /// An event of a server. Set `struct_size` before the call. `kind` decides which other fields are used.
@@ -840,19 +947,23 @@ const _: () = {
     let ints = size_of::<u32>() * 40;
     // options: end size
     assert!(size_of::<httpdown_options>() == pointers + longs + ints);
-    let counts = size_of::<u64>() * 28;
+    let counts = size_of::<u64>() * 29;
     assert!(size_of::<httpdown_stop_report>() == size_of::<usize>() + 8 + counts);
     let (words, ints) = (size_of::<usize>() * 17, size_of::<u32>() * 4);
     assert!(size_of::<httpdown_tls>() == words + ints);
     assert!(size_of::<httpdown_tls_info>() == size_of::<usize>() * 13 + 8 + 32);
+    let (words, ints) = (size_of::<usize>() * 9, size_of::<u32>() * 4);
+    assert!(size_of::<httpdown_restart_options>() == words + ints);
+    assert!(size_of::<httpdown_restarts>() == size_of::<usize>() * 2 + 8 + 8);
 };
 
 // C sees the numbers that the core has.
 const _: () = {
-    use crate::{ConnState, LogLevel, Phase, StatKind};
+    use crate::{ConnState, LogLevel, Phase, RestartState, StatKind};
     use httpdown_conn_state::*;
     use httpdown_log_level::*;
     use httpdown_phase_code::*;
+    use httpdown_restart_state::*;
     use httpdown_stat_kind::*;
     assert!(HTTPDOWN_PHASE_SERVING as c_int == Phase::Serving as c_int);
     assert!(HTTPDOWN_PHASE_LAME_DUCK as c_int == Phase::LameDuck as c_int);
@@ -873,4 +984,9 @@ const _: () = {
     assert!(HTTPDOWN_STAT_SUM as c_int == StatKind::Sum as c_int);
     assert!(HTTPDOWN_STAT_HISTOGRAM as c_int == StatKind::Histogram as c_int);
     assert!(HTTPDOWN_STAT_TIME as c_int == StatKind::Time as c_int);
+    assert!(HTTPDOWN_RESTART_IDLE as c_int == RestartState::Idle as c_int);
+    assert!(HTTPDOWN_RESTART_SUCCEEDING as c_int == RestartState::Succeeding as c_int);
+    assert!(HTTPDOWN_RESTART_STARTING as c_int == RestartState::Starting as c_int);
+    assert!(HTTPDOWN_RESTART_PROBATION as c_int == RestartState::Probation as c_int);
+    assert!(HTTPDOWN_RESTART_HANDED_OVER as c_int == RestartState::HandedOver as c_int);
 };

@@ -84,7 +84,7 @@ AT(httpdown_options, canary, 336);
 SIZE(httpdown_options, 344);
 // options: end offsets
 
-SIZE(httpdown_stop_report, 240);
+SIZE(httpdown_stop_report, 248);
 AT(httpdown_stop_report, struct_size, 0);
 AT(httpdown_stop_report, phase, 8);
 AT(httpdown_stop_report, status, 12);
@@ -116,6 +116,7 @@ AT(httpdown_stop_report, conns_tls_failed, 208);
 AT(httpdown_stop_report, conns_tls_timed_out, 216);
 AT(httpdown_stop_report, timed_out, 224);
 AT(httpdown_stop_report, overdue, 232);
+AT(httpdown_stop_report, successor_pid, 240);
 
 SIZE(httpdown_event, 616);
 AT(httpdown_event, struct_size, 0);
@@ -208,6 +209,28 @@ AT(httpdown_tls_info, client_certificate, 64);
 AT(httpdown_tls_info, client_subject, 80);
 AT(httpdown_tls_info, client_names, 96);
 AT(httpdown_tls_info, client_fingerprint, 112);
+
+SIZE(httpdown_restart_options, 88);
+AT(httpdown_restart_options, struct_size, 0);
+AT(httpdown_restart_options, program, 8);
+AT(httpdown_restart_options, argv, 16);
+AT(httpdown_restart_options, envp, 24);
+AT(httpdown_restart_options, directory, 32);
+AT(httpdown_restart_options, before, 40);
+AT(httpdown_restart_options, on_restart, 48);
+AT(httpdown_restart_options, user_data, 56);
+AT(httpdown_restart_options, destroy, 64);
+AT(httpdown_restart_options, ready_timeout_ms, 72);
+AT(httpdown_restart_options, probation_ms, 76);
+AT(httpdown_restart_options, max_predecessors, 80);
+AT(httpdown_restart_options, flags, 84);
+
+SIZE(httpdown_restarts, 32);
+AT(httpdown_restarts, struct_size, 0);
+AT(httpdown_restarts, state, 8);
+AT(httpdown_restarts, successor_pid, 12);
+AT(httpdown_restarts, generation, 16);
+AT(httpdown_restarts, predecessor_count, 24);
 
 // httpdown_status
 VALUE(HTTPDOWN_STATUS_OK, 0);
@@ -303,6 +326,18 @@ VALUE(HTTPDOWN_DRAINING, 8);
 VALUE(HTTPDOWN_NEW, 16);
 VALUE(HTTPDOWN_OVERDUE, 32);
 
+// httpdown_restart_state
+VALUE(HTTPDOWN_RESTART_IDLE, 0);
+VALUE(HTTPDOWN_RESTART_SUCCEEDING, 1);
+VALUE(HTTPDOWN_RESTART_STARTING, 2);
+VALUE(HTTPDOWN_RESTART_PROBATION, 3);
+VALUE(HTTPDOWN_RESTART_HANDED_OVER, 4);
+
+// httpdown_restart_flag
+VALUE(HTTPDOWN_RESTART_DROP_UNCLAIMED, 1);
+VALUE(HTTPDOWN_RESTART_KEEP_FDS, 2);
+VALUE(HTTPDOWN_RESTART_PLAIN_STDERR, 4);
+
 VALUE(HTTPDOWN_NOW, 4294967294);
 VALUE(HTTPDOWN_FOREVER, 4294967295);
 VALUE(HTTPDOWN_TO_END, 18446744073709551615u);
@@ -334,6 +369,9 @@ int main(void) {
     httpdown_tls tls;
     httpdown_tls_init(&tls, sizeof tls);
     if (tls.struct_size != sizeof tls || tls.more != NULL || tls.handshakes != 0) return failed("httpdown_tls_init");
+    httpdown_restart_options restart;
+    httpdown_restart_options_init(&restart, sizeof restart);
+    if (restart.struct_size != sizeof restart || restart.flags != 0) return failed("httpdown_restart_options_init");
     options.addr = "127.0.0.1:0";
     options.handler = on_request;
     httpdown_server *server;

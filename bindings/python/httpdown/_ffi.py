@@ -165,6 +165,24 @@ class ClientAuth(IntEnum):
     REQUIRED = 2
 
 
+class RestartState(_errors.Code):
+    """Where a process is in a restart."""
+
+    IDLE = 0
+    SUCCEEDING = 1
+    STARTING = 2
+    PROBATION = 3
+    HANDED_OVER = 4
+
+
+class RestartFlag(IntFlag):
+    """What a restart does otherwise than by default."""
+
+    DROP_UNCLAIMED = 1
+    KEEP_FDS = 2
+    PLAIN_STDERR = 4
+
+
 class Ready(IntFlag):
     """What can happen to a request."""
 
@@ -289,6 +307,7 @@ class StopReport(ctypes.Structure):
         ("conns_tls_timed_out", c_uint64),
         ("timed_out", c_uint64),
         ("overdue", c_uint64),
+        ("successor_pid", c_uint64),
     ]
 
 
@@ -399,6 +418,34 @@ class TlsInfo(ctypes.Structure):
         ("client_subject", Bytes),
         ("client_names", Bytes),
         ("client_fingerprint", c_uint8 * 32),
+    ]
+
+
+class RestartOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("program", c_char_p),
+        ("argv", POINTER(c_char_p)),
+        ("envp", POINTER(c_char_p)),
+        ("directory", c_char_p),
+        ("before", c_void_p),
+        ("on_restart", c_void_p),
+        ("user_data", c_void_p),
+        ("destroy", c_void_p),
+        ("ready_timeout_ms", c_uint32),
+        ("probation_ms", c_uint32),
+        ("max_predecessors", c_uint32),
+        ("flags", c_uint32),
+    ]
+
+
+class Restarts(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("state", c_int),
+        ("successor_pid", c_uint32),
+        ("generation", c_uint64),
+        ("predecessor_count", c_size_t),
     ]
 
 
@@ -797,6 +844,30 @@ httpdown_tls_reload = _plain(
 
 # int httpdown_request_tls(const httpdown_request *request, httpdown_tls_info *info);
 httpdown_request_tls = _plain("httpdown_request_tls", c_int, c_void_p, POINTER(TlsInfo))
+
+# void httpdown_restart_options_init(httpdown_restart_options *options, size_t struct_size);
+httpdown_restart_options_init = _plain(
+    "httpdown_restart_options_init", None, POINTER(RestartOptions), c_size_t
+)
+
+# int httpdown_restart(const httpdown_server *server, const httpdown_restart_options *options,
+#     char *error, size_t error_size);
+httpdown_restart = _plain(
+    "httpdown_restart", c_int, c_void_p, POINTER(RestartOptions), c_char_p, c_size_t
+)
+
+# int httpdown_restart_begin(const httpdown_server *server, const httpdown_restart_options
+#     *options);
+httpdown_restart_begin = _status("httpdown_restart_begin", c_void_p, POINTER(RestartOptions))
+
+# int httpdown_restart_ready(void);
+httpdown_restart_ready = _status("httpdown_restart_ready")
+
+# int httpdown_restart_info(httpdown_restarts *restarts, uint32_t *predecessors, size_t
+#     capacity);
+httpdown_restart_info = _status(
+    "httpdown_restart_info", POINTER(Restarts), POINTER(c_uint32), c_size_t
+)
 
 # int httpdown_query_value(httpdown_bytes query, const char *name, char *buffer, size_t size,
 #     size_t *len);

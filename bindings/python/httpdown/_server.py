@@ -127,6 +127,8 @@ class Report:
     """Requests that ended because the client was too slow with the body, or in taking the answer."""
     overdue: int
     """Requests that the program has had for longer than `handler_timeout`; also counted above."""
+    successor_pid: int
+    """The process that has taken over, if the stop was the end of a restart; otherwise 0."""
 
     @classmethod
     def _of(cls, raw: _ffi.StopReport) -> Report:

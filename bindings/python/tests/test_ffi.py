@@ -36,6 +36,8 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "httpdown_certificate": _ffi.Certificate,
     "httpdown_tls": _ffi.Tls,
     "httpdown_tls_info": _ffi.TlsInfo,
+    "httpdown_restart_options": _ffi.RestartOptions,
+    "httpdown_restarts": _ffi.Restarts,
 }
 ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "httpdown_status": ("STATUS_", _errors.Status),
@@ -50,6 +52,8 @@ ENUMS: dict[str, tuple[str, type[IntEnum] | type[IntFlag]]] = {
     "httpdown_tls_version": ("", _ffi.TlsVersion),
     "httpdown_client_auth": ("CLIENT_AUTH_", _ffi.ClientAuth),
     "httpdown_ready_kind": ("", _ffi.Ready),
+    "httpdown_restart_state": ("RESTART_", _ffi.RestartState),
+    "httpdown_restart_flag": ("RESTART_", _ffi.RestartFlag),
 }
 SCALARS: dict[str, Any] = {
     "void": None,
@@ -67,6 +71,11 @@ SCALARS: dict[str, Any] = {
 NOT_CALLED = {
     "httpdown_options_init": "ctypes makes a struct of zeros",
     "httpdown_tls_init": "the same",
+    "httpdown_restart_options_init": "the same",
+    "httpdown_restart": "Python has no restart yet",
+    "httpdown_restart_begin": "the same",
+    "httpdown_restart_ready": "the same",
+    "httpdown_restart_info": "the same",
     "httpdown_run": "only Python's own signal handlers run Python code",
     "httpdown_stop": "it is httpdown_stop_begin, and httpdown_wait in slices, for Ctrl-C",
     "httpdown_next": "httpdown_next_item takes events, too",
@@ -113,7 +122,8 @@ def ctype(text: str, field: bool = False) -> Any:
         return SCALARS[text] if text in SCALARS else STRUCTS[text]
     target = text[:-1].strip()
     if target.endswith("*"):
-        return ctypes.POINTER(ctypes.c_void_p)
+        is_text = target[:-1].strip() == "char"
+        return ctypes.POINTER(ctypes.c_char_p if is_text else ctypes.c_void_p)
     if target == "char":
         # Of httpdown_bytes it is not NUL-terminated.
         return ctypes.c_void_p if field == "data" else ctypes.c_char_p
