@@ -24,15 +24,15 @@
  *     be cancelled. If you cancel one of your threads (pthread_cancel) in a call of httpdown, the call first returns,
  *     and the thread is cancelled at its next cancellation point; but the thread must not have
  *     PTHREAD_CANCEL_ASYNCHRONOUS set.
- *  8. httpdown changes nothing in your process: no signals (except in httpdown_run, which restores them), no output, no
- *     locale. Its threads that run none of your code block all signals except those for faults (SEGV, BUS, FPE, ILL,
- *     TRAP, SYS). Its threads that run your code (handlers, callbacks) block the signals that the thread that started
- *     the server blocked, and PIPE, as if that thread had created them. So children that you start there receive
- *     signals, and your signal handlers may run there.
+ *  8. httpdown changes nothing in your process: no signals (except in httpdown_run and httpdown_run_all, which restore
+ *     them), no output, no locale. Its threads that run none of your code block all signals except those for faults
+ *     (SEGV, BUS, FPE, ILL, TRAP, SYS). Its threads that run your code (handlers, callbacks) block the signals that the
+ *     thread that started the server blocked, and PIPE, as if that thread had created them. So children that you start
+ *     there receive signals, and your signal handlers may run there.
  *     A program that takes signals itself (sigwait, signalfd) must block them first, and then start the server.
  *  9. After fork() without exec, calls in the child return FORKED if, at the fork, a server had not been freed yet,
- *     httpdown_run had not returned, or a thread had been left behind. The calls also return FORKED in that child's own
- *     children. Any other child may have its own servers: a daemon forks first, and then serves.
+ *     httpdown_run or httpdown_run_all had not returned, or a thread had been left behind. The calls also return FORKED
+ *     in that child's own children. Any other child may have its own servers: a daemon forks first, and then serves.
  * 10. Before version 1.0 the interface may change with any minor version; the changelog says how.
  */
 
@@ -103,7 +103,7 @@ typedef enum {
     HTTPDOWN_STATUS_KILLED = 14,
     // The process was forked, and this is the child; the server's threads live in the parent. Every call returns this
     // status in a child that was forked while one of these existed: a server that had not been freed, a running
-    // httpdown_run, or a thread that one of them had left behind. The same holds for that child's own children. An
+    // httpdown_run or httpdown_run_all, or a thread that one of them had left behind. The same holds for that child's own children. An
     // exec ends this state.
     HTTPDOWN_STATUS_FORKED = 15,
     // A body is longer than the given limit, or a text is longer than the buffer.
@@ -556,9 +556,9 @@ typedef struct {
     void *user_data;
     // Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
     // error (but not if the options could not be read: NULL, or an impossible struct_size). A `release` of
-    // httpdown_reply_borrowed that does not return does not count as a callback here. Mostly httpdown_free or
-    // httpdown_run calls `destroy`, on its caller's thread, and returns only after `destroy` has returned. A stop
-    // never waits for `destroy`.
+    // httpdown_reply_borrowed that does not return does not count as a callback here. Mostly httpdown_free,
+    // httpdown_run or httpdown_run_all calls `destroy`, on its caller's thread, and returns only after `destroy` has
+    // returned. A stop never waits for `destroy`.
     httpdown_destroy_fn destroy;
     // Callbacks for a monitoring system.
     httpdown_stats stats;
@@ -643,7 +643,8 @@ typedef struct {
     // For httpdown_run: how long after the first signal another signal counts as the second, which goes straight to
     // the kill; and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a
     // process manager signals the whole group, and a wrapper in the group forwards the signal, too. HTTPDOWN_NOW: at
-    // once; HTTPDOWN_FOREVER: never. Default: 500. In real time.
+    // once; HTTPDOWN_FOREVER: never. If several servers run together, the longest of their times counts for all.
+    // Default: 500. In real time.
     uint32_t second_signal_ms;
     // Not 0: the sockets of `addr` have SO_REUSEPORT, so that several processes of the same user can each listen there
     // with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new
@@ -1075,6 +1076,33 @@ int httpdown_run(const httpdown_options *options,
                  httpdown_stop_report *report,
                  char *error,
                  size_t error_size);
+
+// Runs several servers until SIGTERM or SIGINT, like httpdown_run runs one: for example a public server, and one for
+// metrics at an internal address.
+//
+// `options` has `count` pointers, each to the options of one server. Each server has its own callbacks, `user_data`
+// and stop timeouts, and calls its own `destroy`. The signals are caught before the first server starts. The servers
+// start in their order. The first signal stops all servers at the same time, and a second one kills all. Two options
+// are about signals. Of `second_signal_ms`, the longest counts, so nothing is cut earlier than any server permits.
+// SIGHUP is for every server that has set `reload_on_hup`.
+//
+// The call returns when all servers have ended. A server that is stopped in another way (by httpdown_stop_begin in a
+// handler, for example) ends alone, and the others go on. But if a server fails, the others are stopped, too. If a
+// server cannot be started, the servers that have started are stopped like by a signal, and `error` names the one that
+// could not, by its index and its `addr`.
+//
+// `reports` (may be NULL) has `count` reports; set the struct_size of each. A report is written if its server has run,
+// however the server ended; its `status` is the result of that server. `error` is like in httpdown_serve. Blocks.
+//
+// Returns as httpdown_run. If the servers have run, the worst of their results counts: an error such as IO, then
+// TIMED_OUT, then KILLED. INVALID_ARGUMENT also if `count` is 0 or more than 1,024, or if a pointer in `options` is
+// NULL or there twice.
+HTTPDOWN_MUST_USE
+int httpdown_run_all(const httpdown_options *const *options,
+                     size_t count,
+                     httpdown_stop_report *reports,
+                     char *error,
+                     size_t error_size);
 
 // Stops the server: it takes no new connections and finishes the open requests; then this call returns the result.
 // Blocks, at most for lame_duck_ms + stop_timeout_ms + kill_timeout_ms. Other callers, at this time or later, wait for

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::unix::AsyncFd;
 
-use crate::sys::{self, Bell, EventFd, Signal, SignalMask};
+use crate::sys::{self, Bell, Signal, SignalMask};
 
 static IN_CHILD: AtomicBool = AtomicBool::new(false);
 static WATCHING: AtomicBool = AtomicBool::new(false);
@@ -145,8 +145,13 @@ impl RunSignals {
         Ok(Some(signals))
     }
 
-    /// Catches SIGHUP, too, also where it was ignored: `nohup` wants it to end nothing, and it ends nothing.
+    /// Catches SIGHUP, too, also where it was ignored: `nohup` wants it to end nothing, and it ends nothing. A second
+    /// call does nothing.
     pub(crate) fn catch_hangup(&mut self) -> io::Result<()> {
+        let hangup = HANGUP.number();
+        if self.caught.iter().any(|signal| signal.number() == hangup) {
+            return Ok(());
+        }
         HUNG_UP.get_or_make()?.clear();
         HANGUP.catch(on_signal)?;
         self.caught.push(&HANGUP);
@@ -170,10 +175,10 @@ impl Drop for Hearing {
     }
 }
 
-/// Reports the caught signals.
+/// Reports the caught signals. Each server of a run has its own watch of the same bell. So no watch clears the bell, and
+/// each is woken for every signal: the kernel reports each write to an eventfd anew to those who watch for edges.
 #[derive(Debug)]
 pub(crate) struct SignalWatch {
-    signalled: &'static EventFd,
     readiness: AsyncFd<BorrowedFd<'static>>,
     /// The time of the last signal that was reported.
     told: Option<u64>,
@@ -182,10 +187,8 @@ pub(crate) struct SignalWatch {
 impl SignalWatch {
     /// Needs a tokio runtime.
     pub(crate) fn new() -> io::Result<Self> {
-        let signalled = SIGNALLED.get_or_make()?;
         Ok(Self {
-            signalled,
-            readiness: sys::watch(signalled.as_fd())?,
+            readiness: sys::watch(SIGNALLED.get_or_make()?.as_fd())?,
             told: None,
         })
     }
@@ -206,35 +209,25 @@ impl SignalWatch {
                 self.told = Some(came);
                 return Ok(());
             }
-            let mut ready = self.readiness.readable().await?;
-            self.signalled.clear();
-            ready.clear_ready();
+            self.readiness.readable().await?.clear_ready();
         }
     }
 }
 
-/// Reports caught SIGHUPs.
+/// Reports caught SIGHUPs. Does not clear the bell, like [`SignalWatch`].
 #[derive(Debug)]
-pub(crate) struct HangupWatch {
-    hung_up: &'static EventFd,
-    readiness: AsyncFd<BorrowedFd<'static>>,
-}
+pub(crate) struct HangupWatch(AsyncFd<BorrowedFd<'static>>);
 
 impl HangupWatch {
     /// Needs a tokio runtime.
     pub(crate) fn new() -> io::Result<Self> {
         let hung_up = HUNG_UP.get_or_make()?;
-        Ok(Self {
-            hung_up,
-            readiness: sys::watch(hung_up.as_fd())?,
-        })
+        Ok(Self(sys::watch(hung_up.as_fd())?))
     }
 
     /// Waits for the next signal. Those that came meanwhile count as one.
     pub(crate) async fn next(&self) -> io::Result<()> {
-        let mut ready = self.readiness.readable().await?;
-        self.hung_up.clear();
-        ready.clear_ready();
+        self.0.readable().await?.clear_ready();
         Ok(())
     }
 }

@@ -941,7 +941,7 @@ struct options {
     /// For `run`: how long after the first signal another signal counts as the second, which goes straight to the kill;
     /// and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a process
     /// manager signals the whole group, and a wrapper in the group forwards the signal, too. 0: at once; `forever`:
-    /// never. Default: 500 milliseconds.
+    /// never. If several servers run together, the longest of their times counts for all. Default: 500 milliseconds.
     std::optional<milliseconds> second_signal{};
     /// True: the sockets of `addr` have SO_REUSEPORT, so that several processes of the same user can each listen there
     /// with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new
@@ -1118,6 +1118,20 @@ stop_report run(options options);
 /// Like `run`, but throws nothing (except std::bad_alloc). `status` is the result, OK or the reason, and `*what` is the
 /// reason as text (unless `what` is nullptr).
 stop_report run(options options, int &status, std::string *what = nullptr);
+
+/// Like `run`, for several servers: a signal stops all of them at the same time, and a second one kills all. Of
+/// `second_signal`, the longest counts, so nothing is cut earlier than any server permits. SIGHUP is for every server
+/// that has set `reload_on_hup`. A server that is stopped in another way ends alone, and the others go on; but if a
+/// server fails, the others are stopped, too. If a server cannot be started, the servers that have started are stopped
+/// like by a signal, and `what` of the error names the one that could not. Returns the counts of each, in the same
+/// order.
+///
+/// Throws like `run`. Of several results, the worst counts: an error such as IO, then TIMED_OUT, then KILLED.
+std::vector<stop_report> run_all(std::vector<options> servers);
+
+/// Like `run_all`, but throws nothing (except std::bad_alloc), like `run`. The `status` of each report is the result of
+/// that server; `phase` is HTTPDOWN_PHASE_STOPPED if the server has run.
+std::vector<stop_report> run_all(std::vector<options> servers, int &status, std::string *what = nullptr);
 
 // The rest of this file is the implementation.
 
@@ -1894,6 +1908,20 @@ inline stop_report run(options &&from, int &status, std::string &what) {
     return report;
 }
 
+inline std::vector<stop_report> run_all(std::vector<options> &&from, int &status, std::string &what) {
+    std::vector<std::unique_ptr<const c_options>> kept;
+    std::vector<const httpdown_options *> raw;
+    for (auto &server : from) {
+        kept.push_back(std::make_unique<const c_options>(std::move(server)));
+        raw.push_back(kept.back()->get());
+    }
+    std::vector<stop_report> reports(raw.size(), empty_report());
+    char why[512] = "";
+    status = httpdown_run_all(raw.data(), raw.size(), reports.data(), why, sizeof why);
+    what = why;
+    return reports;
+}
+
 } // namespace detail
 
 inline server::server(options options) {
@@ -1933,6 +1961,27 @@ inline stop_report run(options options, int &status, std::string *what) {
     const auto report = detail::run(std::move(options), status, why);
     if (what != nullptr) *what = std::move(why);
     return report;
+}
+
+inline std::vector<stop_report> run_all(std::vector<options> servers) {
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    auto reports = detail::run_all(std::move(servers), status, what);
+    if (status == HTTPDOWN_STATUS_OK) return reports;
+    for (const auto &report : reports)
+        if (report.status == status) detail::raise(stop_error(status, report));
+    detail::raise(error(status, what));
+    // Without exceptions, those that have not run tell why.
+    for (auto &report : reports)
+        if (report.phase != HTTPDOWN_PHASE_STOPPED) report.status = status;
+    return reports;
+}
+
+inline std::vector<stop_report> run_all(std::vector<options> servers, int &status, std::string *what) {
+    std::string why;
+    auto reports = detail::run_all(std::move(servers), status, why);
+    if (what != nullptr) *what = std::move(why);
+    return reports;
 }
 
 } // namespace HTTPDOWN_FLAVOUR

@@ -94,6 +94,22 @@ impl Options {
         Arc::clone(&self.data)
     }
 
+    /// Where the server should listen, for a person.
+    pub(super) fn place(&self) -> String {
+        // SAFETY: the header's preface: NULL or NUL-terminated.
+        let addr = unsafe { text(self.raw.addr, "options.addr") };
+        match (addr, fds(&self.raw)) {
+            (Ok(Some(addr)), _) => addr.to_owned(),
+            (_, Ok(fds)) if !fds.is_empty() => format!("descriptors {fds:?}"),
+            _ => default_addr(&self.raw).to_owned(),
+        }
+    }
+
+    /// Whether SIGHUP is for this server.
+    pub(super) fn wants_hangup(&self) -> bool {
+        self.raw.reload_on_hup != 0
+    }
+
     /// Starts the server that the options describe. Callbacks get `server`.
     pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<()> {
         let Self { raw, data } = self;
@@ -344,6 +360,14 @@ fn fds(raw: &httpdown_options) -> Result<&[c_int]> {
     unsafe { slice(raw.fds, raw.fd_count, "options.fds") }
 }
 
+fn default_addr(raw: &httpdown_options) -> &'static str {
+    if raw.tls.is_null() {
+        DEFAULT_ADDR
+    } else {
+        DEFAULT_TLS_ADDR
+    }
+}
+
 fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listener>> {
     let mut listeners = Vec::new();
     for &fd in fds(raw)? {
@@ -372,12 +396,7 @@ fn listeners(raw: &httpdown_options, builder: &mut Builder) -> Result<Vec<Listen
     }
     // SAFETY: the header's preface: NULL or NUL-terminated.
     let addr = unsafe { text(raw.addr, "options.addr")? };
-    let default = if raw.tls.is_null() {
-        DEFAULT_ADDR
-    } else {
-        DEFAULT_TLS_ADDR
-    };
-    let default = listeners.is_empty().then_some(default);
+    let default = listeners.is_empty().then(|| default_addr(raw));
     for addr in addr
         .or(default)
         .into_iter()

@@ -10,8 +10,8 @@ use crate::process;
 use crate::{Error, Event, RequestQueue, Result, Server, Signals};
 
 use super::boundary::{
-    borrow, deadline, explained, output, room, size_of_callers, status, status_of, status_text,
-    text_array, value, without_cancellation, write_sized, write_text,
+    borrow, deadline, error_of, explained, output, room, size_of_callers, slice, status, status_of,
+    status_text, text_array, value, without_cancellation, write_sized, write_text,
 };
 use super::callbacks::ForeignData;
 use super::options::Options;
@@ -102,16 +102,119 @@ pub unsafe extern "C" fn httpdown_run(
         // SAFETY: the header's preface: NULL or options. Read first: from here on `destroy` is ours to call.
         let options = unsafe { Options::read(options)? };
         // SAFETY: the header's preface: NULL or a report.
-        unsafe { check_report(report)? };
-        let run = Signals::catch()?;
-        let handle = start(options)?;
-        let server = handle.get().clone();
-        let result = run.run(&server);
-        // SAFETY: the header's preface: NULL or a report.
-        unsafe { give_report(report, &server)? };
-        server.close();
-        result.map(drop)
+        let reports = unsafe { Reports::new(report, 1)? };
+        run(vec![options], &reports, |_, _, error| error)
     })
+}
+
+/// Runs several servers until SIGTERM or SIGINT, like httpdown_run runs one: for example a public server, and one for
+/// metrics at an internal address.
+///
+/// `options` has `count` pointers, each to the options of one server. Each server has its own callbacks, `user_data`
+/// and stop timeouts, and calls its own `destroy`. The signals are caught before the first server starts. The servers
+/// start in their order. The first signal stops all servers at the same time, and a second one kills all. Two options
+/// are about signals. Of `second_signal_ms`, the longest counts, so nothing is cut earlier than any server permits.
+/// SIGHUP is for every server that has set `reload_on_hup`.
+///
+/// The call returns when all servers have ended. A server that is stopped in another way (by httpdown_stop_begin in a
+/// handler, for example) ends alone, and the others go on. But if a server fails, the others are stopped, too. If a
+/// server cannot be started, the servers that have started are stopped like by a signal, and `error` names the one that
+/// could not, by its index and its `addr`.
+///
+/// `reports` (may be NULL) has `count` reports; set the struct_size of each. A report is written if its server has run,
+/// however the server ended; its `status` is the result of that server. `error` is like in httpdown_serve. Blocks.
+///
+/// Returns as httpdown_run. If the servers have run, the worst of their results counts: an error such as IO, then
+/// TIMED_OUT, then KILLED. INVALID_ARGUMENT also if `count` is 0 or more than 1,024, or if a pointer in `options` is
+/// NULL or there twice.
+#[must_use]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn httpdown_run_all(
+    options: *const *const httpdown_options,
+    count: usize,
+    reports: *mut httpdown_stop_report,
+    error: *mut c_char,
+    error_size: usize,
+) -> c_int {
+    // SAFETY: the header's preface: NULL or a buffer of that size.
+    let error = unsafe { room(error, error_size, "error") };
+    explained(error, || {
+        // SAFETY: the header's preface: NULL or an array of that size, of pointers that are NULL or options. Read
+        // first: from here on each `destroy` is ours to call.
+        let all = unsafe { read_all(options, count)? };
+        // SAFETY: the header's preface: NULL or as many reports.
+        let reports = unsafe { Reports::new(reports, count)? };
+        run(all, &reports, |index, places, error| {
+            let place = &places[index];
+            let like = places[..index].iter().position(|other| other == place);
+            let like = like.map_or_else(String::new, |first| format!(", like server {first}"));
+            error_of(&format!("server {index} ({place}{like})"), error)
+        })
+    })
+}
+
+/// More servers than this are a mistake.
+const MOST_SERVERS: usize = 1024;
+
+/// Reads all options, even if some cannot be read: `destroy` is called for each of the others.
+///
+/// # Safety
+/// NULL or an array of that size, of pointers that are NULL or options.
+unsafe fn read_all(options: *const *const httpdown_options, count: usize) -> Result<Vec<Options>> {
+    if !(1..=MOST_SERVERS).contains(&count) {
+        return Err(Error::InvalidArgument(format!("count is {count}")));
+    }
+    // SAFETY: the same promise.
+    let pointers = unsafe { slice(options, count, "options")? };
+    let read = pointers.iter().enumerate().map(|(index, &pointer)| {
+        if let Some(first) = pointers[..index].iter().position(|&other| other == pointer) {
+            let why = format!("options[{index}] is options[{first}] again");
+            return Err(Error::InvalidArgument(why));
+        }
+        // SAFETY: the same promise.
+        let options = unsafe { Options::read(pointer) };
+        options.map_err(|error| error_of(&format!("options[{index}]"), error))
+    });
+    // All, before the first error counts.
+    let read: Vec<_> = read.collect();
+    read.into_iter().collect()
+}
+
+/// Runs servers until a signal. `blame` says in an error whose it is: it gets the index, and where the servers should
+/// listen.
+fn run(
+    all: Vec<Options>,
+    reports: &Reports,
+    blame: impl Fn(usize, &[String], Error) -> Error,
+) -> Result<()> {
+    let mut signals = Signals::catch()?;
+    if all.iter().any(Options::wants_hangup) {
+        signals = signals.with_hangup()?;
+    }
+    let places: Vec<String> = all.iter().map(Options::place).collect();
+    let mut handles = Vec::new();
+    let mut started = Ok(());
+    for (index, options) in all.into_iter().enumerate() {
+        match start(options) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => {
+                started = Err(blame(index, &places, error));
+                break;
+            }
+        }
+    }
+    let servers: Vec<Server> = handles.iter().map(|handle| handle.get().clone()).collect();
+    if servers.is_empty() {
+        return started;
+    }
+    if started.is_err() {
+        servers.iter().for_each(Server::stop_begin);
+    }
+    let result = signals.run_all(&servers);
+    let mut indexed = servers.iter().enumerate();
+    let reported = indexed.try_for_each(|(index, server)| reports.give(index, server));
+    servers.into_iter().for_each(Server::close);
+    started.and(reported).and(result.map(drop))
 }
 
 fn start(options: Options) -> Result<Arc<httpdown_server>> {
@@ -463,6 +566,54 @@ impl From<Event> for httpdown_event {
                 ..of(HTTPDOWN_EVENT_LOG, level as c_int)
             },
         }
+    }
+}
+
+/// Where a caller gets the reports of its servers, if it wants them.
+struct Reports {
+    first: *mut httpdown_stop_report,
+    /// How far apart they are: the size that the caller knows.
+    size: usize,
+}
+
+impl Reports {
+    /// # Safety
+    /// NULL or so many reports, as long as this value lives.
+    unsafe fn new(first: *mut httpdown_stop_report, count: usize) -> Result<Self> {
+        let mut reports = Self { first, size: 0 };
+        if first.is_null() {
+            return Ok(reports);
+        }
+        // SAFETY: not NULL, so a report.
+        reports.size = unsafe { size_of_callers(first, "report")? };
+        let wrong = |why| Err(Error::InvalidArgument(why));
+        if count > 1
+            && !reports
+                .size
+                .is_multiple_of(align_of::<httpdown_stop_report>())
+        {
+            return wrong(format!("reports: struct_size is {}", reports.size));
+        }
+        for index in 1..count {
+            // SAFETY: there are so many reports, and each has the size of the first.
+            let size = unsafe { size_of_callers(reports.at(index), "report")? };
+            if size != reports.size {
+                return wrong(format!(
+                    "reports[{index}]: struct_size is {size}, and that of the first is {}",
+                    reports.size
+                ));
+            }
+        }
+        Ok(reports)
+    }
+
+    fn at(&self, index: usize) -> *mut httpdown_stop_report {
+        self.first.wrapping_byte_add(index * self.size)
+    }
+
+    fn give(&self, index: usize, server: &Server) -> Result<()> {
+        // SAFETY: NULL, where all are, or a report, as `new` was promised.
+        unsafe { give_report(self.at(index), server) }
     }
 }
 

@@ -45,7 +45,7 @@ pub enum httpdown_status {
     HTTPDOWN_STATUS_KILLED = 14,
     /// The process was forked, and this is the child; the server's threads live in the parent. Every call returns this
     /// status in a child that was forked while one of these existed: a server that had not been freed, a running
-    /// httpdown_run, or a thread that one of them had left behind. The same holds for that child's own children. An
+    /// httpdown_run or httpdown_run_all, or a thread that one of them had left behind. The same holds for that child's own children. An
     /// exec ends this state.
     HTTPDOWN_STATUS_FORKED = 15,
     /// A body is longer than the given limit, or a text is longer than the buffer.
@@ -479,9 +479,9 @@ pub struct httpdown_options {
     pub user_data: *mut c_void,
     /// Called with `user_data` exactly once: after the last callback has returned, or before httpdown_serve returns an
     /// error (but not if the options could not be read: NULL, or an impossible struct_size). A `release` of
-    /// httpdown_reply_borrowed that does not return does not count as a callback here. Mostly httpdown_free or
-    /// httpdown_run calls `destroy`, on its caller's thread, and returns only after `destroy` has returned. A stop
-    /// never waits for `destroy`.
+    /// httpdown_reply_borrowed that does not return does not count as a callback here. Mostly httpdown_free,
+    /// httpdown_run or httpdown_run_all calls `destroy`, on its caller's thread, and returns only after `destroy` has
+    /// returned. A stop never waits for `destroy`.
     pub destroy: httpdown_destroy_fn,
     /// Callbacks for a monitoring system.
     pub stats: httpdown_stats,
@@ -567,7 +567,8 @@ pub struct httpdown_options {
     /// For httpdown_run: how long after the first signal another signal counts as the second, which goes straight to
     /// the kill; and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a
     /// process manager signals the whole group, and a wrapper in the group forwards the signal, too. HTTPDOWN_NOW: at
-    /// once; HTTPDOWN_FOREVER: never. Default: 500. In real time.
+    /// once; HTTPDOWN_FOREVER: never. If several servers run together, the longest of their times counts for all.
+    /// Default: 500. In real time.
     pub second_signal_ms: u32,
     /// Not 0: the sockets of `addr` have SO_REUSEPORT, so that several processes of the same user can each listen there
     /// with their own socket. The kernel spreads new clients over these sockets. A stop makes the kernel send new

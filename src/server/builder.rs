@@ -193,7 +193,8 @@ impl Builder {
     /// For [`Server::run`]: how long after the first signal another signal counts as the second, which goes straight to
     /// the kill; and how long after the second, as the third. A signal that comes sooner is taken for a repetition: a
     /// process manager signals the whole group, and a wrapper in the group forwards the signal, too. 0: at once;
-    /// [`Duration::MAX`]: never. Default: 500 milliseconds. In real time.
+    /// [`Duration::MAX`]: never. If several servers run together, the longest of their times counts for all. Default:
+    /// 500 milliseconds. In real time.
     pub fn second_signal(mut self, pause: Duration) -> Self {
         self.options.second_signal = pause;
         self

@@ -40,6 +40,7 @@ pub use signals::Signals;
 /// | | in async code | blocking |
 /// | --- | --- | --- |
 /// | serve until a signal | [`run_async`](Server::run_async) | [`run`](Server::run) |
+/// | the same for several servers | [`run_all_async`](Signals::run_all_async) | [`run_all`](Signals::run_all) |
 /// | stop, and wait | [`stop`](Server::stop) | [`stop_blocking`](Server::stop_blocking) |
 /// | wait for a stop of others | [`wait`](Server::wait) | [`wait_blocking`](Server::wait_blocking) |
 ///

@@ -116,6 +116,8 @@ static void null_is_never_a_crash(void) {
     EQUAL(httpdown_serve(NULL, NULL, NULL, 100), INVALID);
     EQUAL(httpdown_run(NULL, &report, text, sizeof text), INVALID);
     EQUAL(httpdown_run(NULL, NULL, NULL, 0), INVALID);
+    EQUAL(httpdown_run_all(NULL, 1, &report, text, sizeof text), INVALID);
+    EQUAL(httpdown_run_all(NULL, 0, NULL, NULL, 0), INVALID);
     EQUAL(httpdown_stop(NULL), INVALID);
     EQUAL(httpdown_stop_begin(NULL), INVALID);
     EQUAL(httpdown_kill_begin(NULL), INVALID);

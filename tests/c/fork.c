@@ -35,6 +35,7 @@ static void in_child(fixture *f, httpdown_server *server, httpdown_clock *clock)
     EQUAL(httpdown_serve(&options, &other, text, sizeof text), FORKED);
     CHECK(strlen(text) > 0);
     EQUAL(httpdown_run(&options, &report, text, sizeof text), FORKED);
+    EQUAL(httpdown_run_all(&(const httpdown_options *){&options}, 1, &report, text, sizeof text), FORKED);
     EQUAL(httpdown_stop(server), FORKED);
     EQUAL(httpdown_stop_begin(server), FORKED);
     EQUAL(httpdown_kill_begin(server), FORKED);

@@ -799,6 +799,65 @@ static void a_run_ends_with_a_signal() {
     CHECK(status_of([&] { httpdown::run(options); }) == HTTPDOWN_STATUS_ADDR_INVALID);
 }
 
+static void several_servers_end_with_one_signal() {
+    constexpr int count = 3;
+    std::atomic<int> serving_now{0};
+    const auto several = [&](auto handler) {
+        std::vector<httpdown::options> all;
+        for (int i = 0; i < count; i++) {
+            all.push_back(serving(handler));
+            all.back().stop_timeout = milliseconds(0);
+            all.back().on_phase = [&](httpdown::server_ref server, httpdown_phase_code phase) {
+                if (phase != HTTPDOWN_PHASE_SERVING) return;
+                CHECK(ends_with(ask(server.local_addr(), "/"), "Hello, World!"));
+                // The last one that has been asked.
+                if (++serving_now == count) kill(getpid(), SIGTERM);
+            };
+        }
+        return all;
+    };
+    auto reports = httpdown::run_all(several(hello));
+    CHECK(reports.size() == count);
+    for (const auto &report : reports) CHECK(report.served == 1 && report.phase == HTTPDOWN_PHASE_STOPPED);
+
+    // One is cut.
+    serving_now = 0;
+    std::promise<void> begun;
+    std::thread client_of_it;
+    auto all = several(hello);
+    all[1].handler = [&](request request) {
+        begun.set_value();
+        CHECK(request.wait_cancelled());
+    };
+    all[1].on_phase = [&](httpdown::server_ref server, httpdown_phase_code phase) {
+        if (phase != HTTPDOWN_PHASE_SERVING) return;
+        client_of_it = std::thread([addr = server.local_addr()] { ask(addr, "/"); });
+        begun.get_future().wait();
+        if (++serving_now == count) kill(getpid(), SIGTERM);
+    };
+    try {
+        httpdown::run_all(std::move(all));
+        not_so(__FILE__, __LINE__, "it ends with an error");
+    } catch (const httpdown::stop_error &error) {
+        CHECK(error.status() == HTTPDOWN_STATUS_KILLED);
+        CHECK(error.report().killed == 1 && error.report().served == 0);
+    }
+    client_of_it.join();
+
+    // One cannot be started.
+    serving_now = -count;
+    all = several(hello);
+    all[2].addr = "nowhere";
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    for (auto &one : all) one.on_phase = nullptr;
+    reports = httpdown::run_all(all, status, &what);
+    CHECK(status == HTTPDOWN_STATUS_ADDR_INVALID && starts_with(what, "server 2 (nowhere): "));
+    CHECK(reports[1].phase == HTTPDOWN_PHASE_STOPPED && reports[2].phase != HTTPDOWN_PHASE_STOPPED);
+    CHECK(status_of([&] { httpdown::run_all(all); }) == HTTPDOWN_STATUS_ADDR_INVALID);
+    CHECK(status_of([] { httpdown::run_all({}); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+}
+
 static void two_files_can_include_it() {
     CHECK(ends_with(ask_a_server_of_the_other_file(), "from the other file"));
 }
@@ -860,6 +919,7 @@ int main() {
         TEST(events_can_be_pulled),
         TEST(records_tell_what_became_of_each_request),
         TEST(a_run_ends_with_a_signal),
+        TEST(several_servers_end_with_one_signal),
         TEST(two_files_can_include_it),
     };
     int failed = 0, passed = 0;

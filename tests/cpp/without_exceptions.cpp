@@ -46,6 +46,9 @@ static void servers_tell_what_they_came_to() {
     CHECK(empty.stop().status == HTTPDOWN_STATUS_INVALID_ARGUMENT);
     CHECK(httpdown::run(taken, status).status == HTTPDOWN_STATUS_OK && status == HTTPDOWN_STATUS_ADDR_IN_USE);
     CHECK(httpdown::run(taken).status == HTTPDOWN_STATUS_ADDR_IN_USE);
+    const auto reports = httpdown::run_all({serving(handle), taken});
+    CHECK(reports.size() == 2 && reports[0].status == HTTPDOWN_STATUS_OK);
+    CHECK(reports[1].status == HTTPDOWN_STATUS_ADDR_IN_USE);
     CHECK(server->stop().status == HTTPDOWN_STATUS_OK && server->wait().served == 3);
 }
 

@@ -38,7 +38,7 @@ from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase, RequestEnd
 from ._record import RequestRecord
 from ._request import Address, Credentials, Headers, Query, Reply, Request, content_type
-from ._server import Report, Server, Stats, run
+from ._server import Report, Server, Stats, run, run_all
 from ._stream import Stream
 from ._tls import Certificate, Tls, TlsInfo
 
@@ -88,4 +88,5 @@ __all__ = [
     "__version__",
     "content_type",
     "run",
+    "run_all",
 ]

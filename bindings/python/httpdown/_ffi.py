@@ -513,6 +513,18 @@ httpdown_run = _plain(
     c_size_t,
 )
 
+# int httpdown_run_all(const httpdown_options *const *options, size_t count,
+#     httpdown_stop_report *reports, char *error, size_t error_size);
+httpdown_run_all = _plain(
+    "httpdown_run_all",
+    c_int,
+    POINTER(c_void_p),
+    c_size_t,
+    POINTER(StopReport),
+    c_char_p,
+    c_size_t,
+)
+
 # int httpdown_stop(const httpdown_server *server);
 httpdown_stop = _status("httpdown_stop", c_void_p)
 

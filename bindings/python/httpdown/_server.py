@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
 from typing import Any, Protocol
@@ -257,7 +257,8 @@ class Server:
     - `second_signal`: For `run`: how long after the first signal another signal counts as the
       second, which goes straight to the kill; and how long after the second, as the third. A signal
       that comes sooner is taken for a repetition: a process manager signals the whole group, and a
-      wrapper in the group forwards the signal, too. 0: at once; `math.inf`: never. Default: 0.5.
+      wrapper in the group forwards the signal, too. 0: at once; `math.inf`: never. If several
+      servers run together, the longest of their times counts for all. Default: 0.5.
     - `reuse_port`: True: the sockets of `bind` have SO_REUSEPORT, so that several processes of the
       same user can each listen there with their own socket. The kernel spreads new clients over
       these sockets. A stop makes the kernel send new clients to the other sockets before it closes
@@ -969,8 +970,8 @@ class Server:
         self._check_serves()
         if started is not None:
             _reports.plain("started", started)
-        with _RunSignals() as signals:
-            signals.serve(self)
+        with _RunSignals(int(self._reload_on_hup)) as signals:
+            signals.serve([self])
             if started is not None:
                 started(self)
             return self.wait()
@@ -1072,56 +1073,160 @@ def run(
     """
     if started is not None:
         _reports.plain("started", started)
-    with _RunSignals() as signals:
-        server = Server(handler, bind, **options)
+
+    def all_started(servers: list[Server]) -> None:
+        if started is not None:
+            started(servers[0])
+
+    [report] = _run([{"handler": handler, "bind": bind, **options}], all_started)
+    return report
+
+
+def run_all(
+    servers: Iterable[Mapping[str, Any]],
+    *,
+    started: Callable[[list[Server]], object] | None = None,
+) -> list[Report]:
+    """Like `run`, for several servers. Each of `servers` has the arguments of one `Server`.
+
+    httpdown.run_all([
+        {"handler": hello, "bind": "0.0.0.0:8080"},
+        {"handler": metrics, "bind": "127.0.0.1:9090", "threads": 2},
+    ])
+
+    The signals are caught before the first server exists. The first signal stops all servers at the
+    same time, and a second one kills all. Of `second_signal`, the longest counts, so nothing is cut
+    earlier than any server permits. SIGHUP is for every server that has set `reload_on_hup`.
+    `started(servers)` is called when all servers serve.
+
+    Returns the reports of the servers, in the same order, when all have ended. A server that is
+    stopped in another way (by `stop_begin` in a handler, for example) ends alone, and the others go
+    on. But if a server fails, the others are stopped, too. If a server cannot be started, the
+    servers that have started are stopped like by a signal, and this call raises the exception; its
+    text (of other exceptions than HttpdownError: its note, since Python 3.11) names the server.
+
+    Raises like `run`. Of several results, the worst counts: an error such as IOFailed, then
+    TimedOut, then Killed. Each server of `started` also has its own `report`. ValueError also if
+    there are no servers.
+    """
+    if started is not None:
+        _reports.plain("started", started)
+    return _run([dict(arguments) for arguments in servers], started, _name)
+
+
+def _run(
+    all_arguments: list[dict[str, Any]],
+    started: Callable[[list[Server]], object] | None,
+    blame: Callable[[Exception, int, dict[str, Any]], object] = lambda *_: None,
+) -> list[Report]:
+    if not all_arguments:
+        raise ValueError("there are no servers to run")
+    hangups = sum(bool(arguments.get("reload_on_hup")) for arguments in all_arguments)
+    with _RunSignals(hangups) as signals:
+        servers: list[Server] = []
         try:
-            signals.serve(server)
+            try:
+                for index, arguments in enumerate(all_arguments):
+                    try:
+                        servers.append(Server(**arguments))
+                    except Exception as error:
+                        blame(error, index, arguments)
+                        raise
+            finally:
+                # If one could not be started, a second signal still ends the others.
+                signals.serve(servers)
             if started is not None:
-                started(server)
-            return server.wait()
+                started(servers)
+            return _wait(servers)
         finally:
-            server.close()
+            for server in servers:
+                server.stop_begin()
+            for server in servers:
+                server.close()
+
+
+def _name(error: Exception, index: int, arguments: dict[str, Any]) -> None:
+    """Says in an exception which server it is about."""
+    bind = arguments.get("bind")
+    name = f"server {index}" if bind is None else f"server {index} ({bind})"
+    if isinstance(error, HttpdownError):
+        error.text = f"{name}: {error.text}"
+    elif sys.version_info >= (3, 11):
+        error.add_note(name)
+
+
+def _wait(servers: list[Server]) -> list[Report]:
+    """Waits until all servers have ended. Raises the worst of their results."""
+    errors: dict[Server, HttpdownError] = {}
+    waiting = list(servers)
+    while waiting:
+        for server in list(waiting):
+            try:
+                server.wait(_arguments.SLICE if server is waiting[0] else 0)
+            except TimeoutError:
+                continue
+            except HttpdownError as error:
+                errors[server] = error
+                if min(server._stop_begun, server._kill_begun) == math.inf:
+                    # It has failed. So the program is no longer what it was meant to be.
+                    for other in servers:
+                        other.stop_begin()
+            waiting.remove(server)
+    if errors:
+        badness = {Status.KILLED: 0, Status.TIMED_OUT: 1}
+        in_order = [errors[server] for server in servers if server in errors]
+        raise max(in_order, key=lambda error: badness.get(Status(error.status), 2))
+    return [server.report() for server in servers]
 
 
 class _RunSignals:
-    """While this context is entered, SIGTERM and SIGINT stop the server, as soon as it exists.
+    """While this context is entered, SIGTERM and SIGINT stop the servers, as soon as they exist.
 
-    SIGHUP has it read its TLS files again, if it wants that.
+    SIGHUP has those that want it read their TLS files again; `hangups` is their number.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hangups: int) -> None:
         self._pid = os.getpid()
-        self._server: Server | None = None
+        self._servers: list[Server] | None = None
         self._seen = 0
         # When the last signal came that counted. A signal soon after it is a repetition.
         self._last = -math.inf
+        self._pause = 0.0
         self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self._blocked: set[int] = set()
-        # True for each SIGHUP; False at the end. (`put` may be called in a signal handler.)
-        self._hangups: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        # For each server that wants it: True for each SIGHUP; False at the end. (`put` may be
+        # called in a signal handler.)
+        self._hangups: list[queue.SimpleQueue[bool]] = [queue.SimpleQueue() for _ in range(hangups)]
 
     def __enter__(self) -> _RunSignals:
         for number in (signal.SIGTERM, signal.SIGINT):
             if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
                 continue
             self._catch(number)
+        if self._hangups:
+            self._catch(signal.SIGHUP)
         return self
 
     def _catch(self, number: int) -> None:
         self._old[number] = signal.signal(number, self._on_signal)
         self._blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]) & {number}
 
-    def serve(self, server: Server) -> None:
-        """Sets the server that signals stop. A signal that has come already stops it, too."""
-        self._server = server
+    def serve(self, servers: list[Server]) -> None:
+        """Sets the servers that signals stop. A signal that has come already stops them, too."""
+        self._pause = max((server._second_signal for server in servers), default=0.0)
+        self._servers = servers
         if self._seen > 0:
-            server.stop_begin()
-        if server._reload_on_hup:
+            self._each(Server.stop_begin)
+        wanting = [server for server in servers if server._reload_on_hup]
+        for server, hangups in zip(wanting, self._hangups):
             # Not joined, because a file system may hang.
             threading.Thread(
-                target=_reread_tls, args=(server, self._hangups), name="httpdown-tls", daemon=True
+                target=_reread_tls, args=(server, hangups), name="httpdown-tls", daemon=True
             ).start()
-            self._catch(signal.SIGHUP)
+
+    def _each(self, order: Callable[[Server], object]) -> None:
+        for server in self._servers or ():
+            order(server)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -1130,26 +1235,30 @@ class _RunSignals:
             os.kill(os.getpid(), number)
             return
         if number == signal.SIGHUP:
-            self._hangups.put(True)
+            self._put(True)
             return
         now = time.monotonic()
-        if self._server is None:
+        if self._servers is None:
             # Nothing can be cut yet, so all signals up to now count as one.
             self._seen, self._last = 1, now
             return
-        if now - self._last < self._server._second_signal:
+        if now - self._last < self._pause:
             return
         self._last = now
         self._seen += 1
         if self._seen == 1:
-            self._server.stop_begin()
+            self._each(Server.stop_begin)
         elif self._seen == 2:
-            self._server.kill_begin()
-            if self._server._second_signal == 0:
+            self._each(Server.kill_begin)
+            if self._pause == 0:
                 self._restore()
         else:
             self._restore()
             os.kill(os.getpid(), number)
+
+    def _put(self, is_hangup: bool) -> None:
+        for hangups in self._hangups:
+            hangups.put(is_hangup)
 
     def _restore(self) -> None:
         while self._old:
@@ -1162,7 +1271,7 @@ class _RunSignals:
         # effect now.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._restore()
-        self._hangups.put(False)
+        self._put(False)
 
 
 def _reread_tls(server: Server, hangups: queue.SimpleQueue[bool]) -> None:

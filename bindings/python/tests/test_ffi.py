@@ -77,6 +77,7 @@ NOT_CALLED = {
     "httpdown_restart_ready": "the same",
     "httpdown_restart_info": "the same",
     "httpdown_run": "only Python's own signal handlers run Python code",
+    "httpdown_run_all": "the same",
     "httpdown_stop": "it is httpdown_stop_begin, and httpdown_wait in slices, for Ctrl-C",
     "httpdown_next": "httpdown_next_item takes events, too",
     "httpdown_request_defer": "requests of the queue are owned",

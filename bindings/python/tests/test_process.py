@@ -713,3 +713,215 @@ def test_workers_with_a_socket_each_lose_nothing(program: Run) -> None:
         load.end()
     assert load.lost == []
     assert load.refused > 0
+
+
+RUN_ALL = """
+def tells(server, phase):
+    if phase == httpdown.Phase.DRAINING:
+        os.write(1, b"draining\\n")  # whole: each server has a thread for that
+
+def started(servers):
+    print(*(server.address for server in servers), flush=True)
+
+try:
+    given = [{{"handler": {handler}, "bind": "127.0.0.1:0", {options}}} for _ in range(3)]
+    reports = httpdown.run_all(given, started=started)
+    print(*(report.served for report in reports), flush=True)
+finally:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+
+
+def begin_all(program: Program) -> list[http.client.HTTPResponse]:
+    """A request of each server whose answer has begun."""
+    begun = []
+    for address in program.line().split():
+        connection = program.connect(address)
+        connection.request("GET", "/", headers={"Connection": "close"})
+        response = connection.getresponse()
+        program.opened.append(response)
+        assert response.read(5) == b"begin"
+        begun.append(response)
+    return begun
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_signal_stops_several_servers_at_the_same_time_and_loses_no_request(
+    program: Run, number: signal.Signals
+) -> None:
+    # Each handler waits until all servers drain.
+    started = program(
+        """
+draining = threading.Semaphore(0)
+def on_phase(server, phase):
+    if phase == httpdown.Phase.DRAINING:
+        draining.release()
+
+all_drain = threading.Event()
+def waits():
+    for _ in range(3):
+        draining.acquire()
+    all_drain.set()
+threading.Thread(target=waits, daemon=True).start()
+
+def slow(request):
+    with request.start() as out:
+        out.write("begin")
+        all_drain.wait()
+        out.write("end")
+"""
+        + RUN_ALL.format(handler="slow", options='"on_phase": on_phase')
+    )
+    responses = begin_all(started)
+    started.signal(number)
+    assert [response.read() for response in responses] == [b"end"] * 3
+    assert started.end() == (0, "1 1 1\n", "")
+
+
+def test_a_second_signal_kills_several_servers(program: Run) -> None:
+    started = program(
+        RUN_ALL.format(
+            handler="until_cancelled", options='"on_phase": tells, "second_signal": 0'
+        )
+    )
+    responses = begin_all(started)
+    started.signal(signal.SIGTERM)
+    assert [started.line() for _ in range(3)] == ["draining"] * 3
+    started.signal(signal.SIGTERM)
+    for response in responses:
+        with pytest.raises((http.client.IncompleteRead, ConnectionResetError)):
+            response.read()
+    status, _, err = started.end()
+    assert status == 1
+    assert "httpdown._errors.Killed" in err
+
+
+def test_the_longest_second_signal_of_several_servers_counts(program: Run) -> None:
+    started = program(
+        """
+pauses = iter([0, float("inf"), 0])
+all_drain = threading.Event()
+def slow(request):
+    with request.start() as out:
+        out.write("begin")
+        all_drain.wait()
+        out.write("end")
+
+def goes_on():
+    sys.stdin.readline()
+    all_drain.set()
+threading.Thread(target=goes_on, daemon=True).start()
+"""
+        + RUN_ALL.format(
+            handler="slow", options='"on_phase": tells, "second_signal": next(pauses)'
+        )
+    )
+    responses = begin_all(started)
+    started.signal(signal.SIGTERM)
+    assert [started.line() for _ in range(3)] == ["draining"] * 3
+    started.signal(signal.SIGINT)
+    assert started.process.stdin is not None
+    started.process.stdin.write("\n")
+    started.process.stdin.flush()
+    assert [response.read() for response in responses] == [b"end"] * 3
+    assert started.end() == (0, "1 1 1\n", "")
+
+
+def test_a_server_that_cannot_be_started_is_named_and_those_before_it_lose_nothing(
+    program: Run,
+) -> None:
+    started = program(
+        """
+import socket
+listening = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listening.getsockname())
+client.sendall(b"GET / HTTP/1.1\\r\\nHost: test\\r\\nConnection: close\\r\\n\\r\\n")
+
+def hello(request):
+    request.reply(200, "hello")
+
+def started(servers):
+    print("never")
+
+given = [
+    {"handler": hello, "fds": [listening]},
+    {"handler": hello, "bind": "127.0.0.1:0"},
+    {"handler": hello, "bind": "nonsense"},
+]
+try:
+    httpdown.run_all(given, started=started)
+except httpdown.AddressInvalid as error:
+    assert str(error).startswith("server 2 (nonsense): "), str(error)
+assert b"".join(iter(lambda: client.recv(1000), b"")).endswith(b"hello")
+client.close()
+
+for bad, error in (
+    ([], ValueError),
+    ([None], TypeError),
+    ([{"handler": hello, "no_such_option": 1}], TypeError),
+    ([{"bind": "127.0.0.1:0"}], TypeError),
+):
+    try:
+        httpdown.run_all(bad)
+    except error as caught:
+        if bad and bad[0] and sys.version_info >= (3, 11):
+            assert caught.__notes__[0].startswith("server 0"), caught.__notes__
+    else:
+        print("no error", bad)
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+"""
+    )
+    assert started.end() == (0, "", "")
+
+
+def test_several_servers_end_alone_or_by_the_failure_of_one(program: Run) -> None:
+    started = program(
+        """
+import socket
+listening = socket.create_server(("127.0.0.1", 0))
+copy = listening.dup()
+
+def stops(request):
+    request.server.stop_begin()
+    request.reply(200, "that was it")
+
+def hello(request):
+    request.reply(200, "hello")
+
+def ask(server):
+    with socket.create_connection((server.address.host, server.address.port)) as client:
+        client.sendall(b"GET / HTTP/1.1\\r\\nHost: test\\r\\nConnection: close\\r\\n\\r\\n")
+        return b"".join(iter(lambda: client.recv(1000), b""))
+
+def started(servers):
+    def client():
+        assert ask(servers[0]).endswith(b"that was it")
+        servers[0].wait()
+        assert ask(servers[1]).endswith(b"hello")
+        assert ask(servers[2]).endswith(b"hello")
+        print("one has ended", flush=True)
+        copy.shutdown(socket.SHUT_RD)  # accept(2) then fails for good
+    threading.Thread(target=client).start()
+    known.extend(servers)
+
+known = []
+try:
+    httpdown.run_all(
+        [
+            {"handler": stops, "bind": "127.0.0.1:0"},
+            {"handler": hello, "fds": [listening]},
+            {"handler": hello, "bind": "127.0.0.1:0"},
+        ],
+        started=started,
+    )
+except httpdown.IOFailed as error:
+    assert error.report.served == 1
+print(*(server.report().status for server in known))
+copy.close()
+"""
+    )
+    status, out, err = started.end()
+    assert (status, out) == (0, "one has ended\nOK IO OK\n")
+    assert err.startswith("serving failed: ")
