@@ -1,52 +1,109 @@
 //! A restart: what becomes of clients, of sockets and of processes. Each test starts this program once more, as a
 //! service that can be told to restart itself, and talks with it and its successors by HTTP.
 #![allow(
+    unsafe_code,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a helper that fails fails its test"
+    reason = "descriptors get their numbers between fork and exec; a helper that fails fails its test"
 )]
 
+mod common;
+
 use std::env;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
-use httpdown::{Dispatch, Error, Exchange, Listener, Query, Restart, Server, restart_info};
+use httpdown::{
+    Dispatch, Error, Exchange, Identity, Listener, Query, Restart, Server, Tls, restart_info,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, kill_process, kill_process_group,
+    pidfd_open, setrlimit,
+};
+use socket2::{SockAddr, Socket};
+
+use common::tls::{self, Authority};
+use common::{Client, Journal, LONG, Place, skip, unconnected};
 
 /// The addresses on which the service listens, in lines. This is what makes the program a service.
 const ADDRS: &str = "HTTPDOWN_TEST_ADDRS";
-/// What a service does that was started by a restart, if it is not to be as good as its predecessor.
+/// How every generation of the service behaves: a query.
+const HOST: &str = "HTTPDOWN_TEST_HOST";
+/// How a service behaves that was started by a restart, and only that one: a query.
 const FAULT: &str = "HTTPDOWN_TEST_FAULT";
+/// Certificate and key, if the service speaks TLS.
+const CHAIN: &str = "HTTPDOWN_TEST_CHAIN";
+const KEY: &str = "HTTPDOWN_TEST_KEY";
 
-/// The target of the canary.
-const CANARY: &str = "HTTPDOWN_TEST_CANARY";
-
-/// All servers of a process are restarted together, and none while one of them stops: so tests that have one in this
-/// process take turns.
-static ONE_SERVER: Mutex<()> = Mutex::new(());
+// The service.
 
 /// The service. It ends when its servers have stopped.
 #[test]
 fn service() {
     let Ok(addrs) = env::var(ADDRS) else { return };
     let is_successor = env::var_os("HTTPDOWN_RESTART").is_some();
-    let fault = env::var(FAULT).ok().filter(|_| is_successor);
-    match fault.as_deref() {
-        Some("panic") => panic!("something is missing"),
-        Some("hang") => loop {
-            std::thread::park();
-        },
+    let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
+    say(format_args!("starts with {names:?}"));
+    let (host, fault) = (env::var(HOST).unwrap_or_default(), env::var(FAULT));
+    let fault = fault.ok().filter(|_| is_successor).unwrap_or_default();
+    let (host, fault) = (Query::new(&host), Query::new(&fault));
+    let is = |flag| fault.get(flag).is_some();
+    match host.get("children").as_deref() {
+        // SAFETY: no handler.
+        Some("ignored") => drop(unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) }),
+        Some("waited for") => drop(thread::spawn(wait_for_all_children)),
         _ => {}
     }
-    let mut servers = Vec::new();
+    if is("grandchild") {
+        // It gets all that is not close-on-exec.
+        let _ = Command::new("sleep").arg("1000").spawn().unwrap().id();
+    }
+    if let Some(gate) = fault.get("gate") {
+        stand_at(&gate);
+    }
+    assert!(!is("panic"), "something is missing");
+    let (mut bound, mut servers) = (Vec::new(), Vec::new());
     for (at, addr) in addrs.lines().enumerate() {
-        if at == 0 || fault.as_deref() != Some("forget") {
-            servers.push(serve(Listener::bind(addr).unwrap()));
+        if at == 1
+            && let Some(gate) = fault.get("between")
+        {
+            stand_at(&gate);
         }
+        if at == 0 || !is("forget") {
+            let listener = listen(addr, is_successor);
+            if host.get("reversed").is_some() {
+                bound.push((at, listener));
+            } else {
+                servers.push(serve(at, listener, host));
+            }
+        }
+    }
+    for (at, listener) in bound.into_iter().rev() {
+        servers.insert(0, serve(at, listener, host));
+    }
+    if host.get("at once").is_some() && !is_successor {
+        let begun = servers
+            .last()
+            .unwrap()
+            .restart_begin(Restart::default().probation(Duration::ZERO));
+        say(format_args!("restart at once: {begun:?}"));
+    }
+    if is("ready") || host.get("ready").is_some() {
+        let ready = httpdown::restart_ready();
+        say(format_args!("restart_ready: {ready:?}"));
     }
     if !is_successor {
         for server in &servers {
@@ -54,73 +111,104 @@ fn service() {
         }
     }
     for server in servers {
-        let report = server.wait_blocking(None).unwrap();
+        let ended = server.wait_blocking(None);
+        let report = server.report();
         assert_eq!(report.successor, restart_info().successor);
+        let is_ok = ended.is_ok();
+        let lost = [report.killed, report.conns_killed, report.unaccepted];
+        say(format_args!(
+            "ended: {is_ok}, lost {lost:?}, successor {:?}",
+            report.successor
+        ));
         server.close();
     }
 }
 
-fn serve(listener: Listener) -> Server {
-    let log = Arc::new(Mutex::new(Vec::<String>::new()));
-    let told = Arc::clone(&log);
-    let mut builder = Server::builder();
-    if let Ok(target) = env::var(CANARY) {
-        builder = builder.canary(target);
+/// One line, in one piece, with our process ID before it. All generations write to the same pipe.
+fn say(what: std::fmt::Arguments<'_>) {
+    let line = format!("{} {what}\n", process::id());
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// As hosts do that want no zombies.
+fn wait_for_all_children() {
+    loop {
+        // SAFETY: no pointers but NULL.
+        if unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) } < 0 {
+            thread::yield_now();
+        }
     }
+}
+
+/// Waits until the test opens the gate.
+fn stand_at(gate: &str) {
+    let mut stream = TcpStream::connect(gate).unwrap();
+    let _ = stream.read(&mut [0]);
+}
+
+fn listen(addr: &str, is_successor: bool) -> Listener {
+    // A socket that the host binds itself, and gets back by the name that such sockets have.
+    let Some(own) = addr.strip_prefix("own:") else {
+        return Listener::bind(addr).unwrap();
+    };
+    if is_successor {
+        return Listener::bind("fd:httpdown").unwrap();
+    }
+    Listener::try_from(TcpListener::bind(own).unwrap()).unwrap()
+}
+
+fn serve(at: usize, listener: Listener, host: Query<'_>) -> Server {
+    let grace = host
+        .get("grace")
+        .map_or(300, |grace| grace.parse().unwrap());
+    let builder = Server::builder()
+        .idle_grace(Duration::from_millis(grace))
+        .on_log(|level, text| say(format_args!("{level:?}: {text}")));
+    let builder = match (env::var(CHAIN), env::var(KEY)) {
+        (Ok(chain), Ok(key)) => {
+            let identity = Identity::from_pem(chain.as_bytes(), key.as_bytes()).unwrap();
+            builder.tls(Tls::new(identity))
+        }
+        _ => builder,
+    };
     builder
-        .idle_grace(Duration::from_millis(300))
-        .on_log(move |level, text| {
-            let line = format!("{level:?}: {text}");
-            eprintln!("{} {line}", std::process::id());
-            told.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(line);
-        })
         .handle(listener, Dispatch::default(), move |exchange: Exchange| {
-            answer(exchange, &log);
+            answer(at, exchange);
         })
         .unwrap()
 }
 
-fn answer(exchange: Exchange, log: &Mutex<Vec<String>>) {
+fn answer(at: usize, exchange: Exchange) {
     let server = exchange.server();
     let target = exchange.uri().clone();
     let query = Query::new(target.query().unwrap_or(""));
     let text = match (exchange.method().clone(), target.path()) {
-        (Method::GET, "/") => std::process::id().to_string(),
-        (_, "/well") => {
-            let conn = exchange.conn();
-            let is_ours = conn.peer == conn.local && conn.credentials.is_some();
-            assert!(is_ours, "{conn:?}");
-            "well".into()
+        (Method::GET, "/") => process::id().to_string(),
+        (_, "/at") => at.to_string(),
+        (_, "/hold") => {
+            stand_at(&query.get("gate").unwrap());
+            process::id().to_string()
         }
-        // Never answered.
-        (_, "/kept") => {
-            static KEPT: Mutex<Vec<Exchange>> = Mutex::new(Vec::new());
-            KEPT.lock().unwrap().push(exchange);
-            return;
-        }
-        (_, "/restart") => {
-            let mut restart = Restart::default().probation(Duration::from_millis(200));
-            let mut env: Vec<_> = env::vars().collect();
-            env.retain(|(name, _)| name != FAULT);
-            if let Some(fault) = query.get("fault") {
-                env.push((FAULT.into(), fault.to_string()));
-            }
-            if let Some(target) = query.get("canary") {
-                env.push((CANARY.into(), target.to_string()));
-            }
-            restart = restart.env(env);
-            if let Some(ready) = query.get("ready") {
-                restart = restart.ready_timeout(Duration::from_millis(ready.parse().unwrap()));
-            }
-            match server.restart_blocking(restart) {
-                Ok(restarted) => format!("ok {}", restarted.pid),
-                Err(error) => format!("failed {error}"),
-            }
-        }
+        (_, "/restart") => restart(&server, query, target.query().unwrap_or("")),
         (_, "/info") => format!("{:?}", restart_info()),
-        (_, "/log") => log.lock().unwrap().join("\n"),
+        (_, "/variable") => env::var(&*query.get("name").unwrap()).unwrap_or_default(),
+        (_, "/limit") => {
+            let what = if query.get("of").as_deref() == Some("nproc") {
+                Resource::Nproc
+            } else {
+                Resource::Nofile
+            };
+            let current = query.get("to").map(|to| to.parse().unwrap());
+            let maximum = getrlimit(what).maximum;
+            setrlimit(what, Rlimit { current, maximum }).unwrap();
+            String::new()
+        }
+        (_, "/catch") => {
+            extern "C" fn nothing(_: libc::c_int) {}
+            // SAFETY: the handler does nothing.
+            unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
+            String::new()
+        }
         (_, "/stop") => {
             server.stop_begin();
             "stops".into()
@@ -134,86 +222,652 @@ fn answer(exchange: Exchange, log: &Mutex<Vec<String>>) {
     let _ = exchange.reply(Response::new(Bytes::from(text)));
 }
 
-/// The service, as its tests see it: its first process.
+fn restart(server: &Server, query: Query<'_>, fault: &str) -> String {
+    let millis = |name: &str| Some(Duration::from_millis(query.get(name)?.parse().unwrap()));
+    let mut restart = Restart::default();
+    if query.get("plainly").is_none() {
+        let mut env: Vec<_> = env::vars().collect();
+        env.retain(|(name, _)| name != FAULT);
+        env.push((FAULT.into(), fault.into()));
+        restart = restart.env(env);
+    }
+    restart = restart
+        .probation(millis("probation").unwrap_or(Duration::from_millis(100)))
+        .drop_unclaimed(query.get("drop").is_some())
+        .plain_stderr(query.get("plain").is_some());
+    if let Some(timeout) = millis("timeout") {
+        restart = restart.ready_timeout(timeout);
+    }
+    if let Some(most) = query.get("most") {
+        restart = restart.max_predecessors(most.parse().unwrap());
+    }
+    if let Some(veto) = query.get("veto") {
+        let veto = veto.into_owned();
+        restart = restart.before(move || match &*veto {
+            "panic" => panic!("the veto panics"),
+            why => Err(why.to_owned()),
+        });
+    }
+    if let Some(gate) = query.get("told") {
+        let gate = gate.into_owned();
+        restart = restart.on_end(move |result| {
+            say(format_args!("told: {result:?}"));
+            if gate != "no gate" {
+                stand_at(&gate);
+            }
+        });
+    }
+    match server.restart_blocking(restart) {
+        Ok(restarted) => format!("ok {}", restarted.pid),
+        Err(Error::RestartFailed(why)) => format!("failed: {why}"),
+        Err(Error::Busy(why)) => format!("busy: {why}"),
+        Err(error) => format!("{error:?}"),
+    }
+}
+
+// The service as its tests see it.
+
+/// A service with all its generations: they end with this value.
 struct Service {
     first: Child,
     addrs: Vec<String>,
+    /// What all generations write to their standard error, line by line.
+    lines: Journal<String>,
 }
 
-impl Service {
-    fn start(addrs: &[&str]) -> Self {
-        let mut first = Command::new(env::current_exe().unwrap())
+/// How a service is started.
+#[derive(Default)]
+struct Start {
+    addrs: Vec<String>,
+    host: String,
+    fds: Vec<OwnedFd>,
+    names: Vec<&'static str>,
+    program: Option<PathBuf>,
+    dir: Option<PathBuf>,
+    user: Option<u32>,
+    before: &'static str,
+    tls: bool,
+}
+
+impl Start {
+    fn at(addrs: &[&str]) -> Self {
+        let addrs = addrs.iter().map(|&addr| addr.to_owned()).collect();
+        Self {
+            addrs,
+            ..Self::default()
+        }
+    }
+
+    fn host(mut self, host: &str) -> Self {
+        self.host = host.into();
+        self
+    }
+
+    /// Gives it a descriptor, as systemd does.
+    fn fd(mut self, name: &'static str, fd: impl AsFd) -> Self {
+        // Out of the way of the numbers that they will have.
+        self.fds
+            .push(rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap());
+        self.names.push(name);
+        self
+    }
+
+    fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// What a shell does first.
+    fn before(mut self, commands: &'static str) -> Self {
+        self.before = commands;
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("sh");
+        let commands = format!("{}\nexport LISTEN_PID=$$; exec \"$@\"", self.before);
+        let program = self
+            .program
+            .clone()
+            .unwrap_or_else(|| env::current_exe().unwrap());
+        command
+            .args(["-c", &commands, "sh"])
+            .arg(program)
             .args(["--exact", "service", "--nocapture"])
-            .env(ADDRS, addrs.join("\n"))
+            .env(ADDRS, self.addrs.join("\n"))
+            .env(HOST, &self.host)
+            .process_group(0)
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut says = BufReader::new(first.stdout.take().unwrap()).lines();
-        let serving = says.by_ref().map(Result::unwrap).filter_map(|line| {
+            .stderr(Stdio::piped());
+        if !self.fds.is_empty() {
+            command
+                .env("LISTEN_FDS", self.fds.len().to_string())
+                .env("LISTEN_FDNAMES", self.names.join(":"));
+        }
+        if self.tls || tls::is_everywhere() {
+            let pair = Authority::of_servers().issue(&["localhost"]);
+            command.env(CHAIN, pair.chain).env(KEY, pair.key);
+        }
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
+        if let Some(user) = self.user {
+            command.uid(user);
+        }
+        let fds: Vec<RawFd> = self.fds.iter().map(OwnedFd::as_raw_fd).collect();
+        let give_numbers = move || {
+            for (fd, number) in fds.iter().zip(3..) {
+                // SAFETY: no pointers, and nothing of ours has that number in the child.
+                if unsafe { libc::dup2(*fd, number) } < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        };
+        // SAFETY: the closure only makes system calls.
+        unsafe { command.pre_exec(give_numbers) };
+        command
+    }
+
+    fn start(self) -> Service {
+        let mut first = self.command().spawn().unwrap();
+        let lines = Journal::new();
+        let (written, errors) = (lines.clone(), first.stderr.take().unwrap());
+        // All generations write there.
+        thread::spawn(move || {
+            BufReader::new(errors)
+                .lines()
+                .map_while(Result::ok)
+                .for_each(|line| written.write(line));
+        });
+        let mut service = Service {
+            first,
+            addrs: Vec::new(),
+            lines,
+        };
+        let mut says = BufReader::new(service.first.stdout.take().unwrap()).lines();
+        let serving = says.by_ref().map_while(Result::ok).filter_map(|line| {
             let addr = line.split_once("serving ")?.1;
             Some(addr.to_owned())
         });
-        let addrs = serving.take(addrs.len()).collect();
-        // All generations write there.
-        std::thread::spawn(move || says.for_each(drop));
-        Self { first, addrs }
+        service.addrs = serving.take(self.addrs.len()).collect();
+        assert_eq!(
+            service.addrs.len(),
+            self.addrs.len(),
+            "{:?}",
+            service.lines.all()
+        );
+        thread::spawn(move || says.for_each(drop));
+        service
+    }
+}
+
+impl Service {
+    fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Where the environment says so, on a Unix socket.
+    fn start_with(host: &str) -> Self {
+        Start::at(&[&free_addr()]).host(host).start()
+    }
+
+    fn addr(&self) -> &str {
+        &self.addrs[0]
     }
 
     fn get(&self, target: &str) -> String {
-        get(&self.addrs[0], target)
+        get(self.addr(), target)
     }
 
-    /// Ends the process that serves now.
-    fn stop(&self) {
+    /// Asks, and does not wait for the answer.
+    fn ask(&self, target: &str) -> Client {
+        ask(self.addr(), target)
+    }
+
+    fn first(&self) -> u32 {
+        self.first.id()
+    }
+
+    /// Waits until a process has written a line with this text. Returns which process.
+    #[track_caller]
+    fn line(&self, text: &str) -> String {
+        self.lines.wait_for(|line| line.contains(text));
+        self.lines
+            .all()
+            .into_iter()
+            .find(|line| line.contains(text))
+            .unwrap()
+    }
+
+    /// Waits until the text stands before the ID of a new process, which is not one of these.
+    #[track_caller]
+    fn started(&self, but: &[u32]) -> u32 {
+        let find = |lines: &[String]| {
+            let mut pids = lines
+                .iter()
+                .filter_map(|line| line.split_once("restart: started PID ")?.1.parse().ok());
+            pids.find(|pid| !but.contains(pid))
+        };
+        self.lines.wait_until(|lines| find(lines).is_some());
+        find(&self.lines.all()).unwrap()
+    }
+
+    /// Both processes accept: asks until this one has the request.
+    fn ask_one(&self, pid: u32, target: &str) -> String {
+        loop {
+            let mut client = self.ask("/");
+            let answer = client.answer();
+            if answer.text() == pid.to_string() {
+                client.ask(target);
+                return text(&mut client);
+            }
+        }
+    }
+
+    /// The same, for a request that waits.
+    fn hold_one(&self, pid: u32) -> Held {
+        let gate = Gate::new();
+        loop {
+            let mut client = self.ask("/");
+            let answer = client.answer();
+            if answer.text() == pid.to_string() {
+                client.ask(&format!("/hold?gate={}", gate.addr()));
+                let reached = gate.reached();
+                return Held { client, reached };
+            }
+        }
+    }
+
+    /// Restarts it, which must succeed.
+    #[track_caller]
+    fn restart(&self, how: &str) -> u32 {
+        let answer = self.get(&format!("/restart?{how}"));
+        succeeded(&answer)
+    }
+
+    /// Ends the process that serves now, which must lose nothing. Then nobody may listen any more.
+    #[track_caller]
+    fn stop(mut self) {
+        let pid = self.get("/");
         for addr in &self.addrs {
             get(addr, "/stop");
+        }
+        self.assert_ended_well(pid.parse().unwrap());
+        let _ = self.first.wait();
+        for addr in &self.addrs {
+            assert_refuses(addr);
+        }
+    }
+
+    /// Waits for the end of a process, which must have lost nothing.
+    #[track_caller]
+    fn assert_ended_well(&self, pid: u32) {
+        let ended = self.line(&format!("{pid} ended: "));
+        assert!(ended.contains("ended: true, lost [0, 0, 0]"), "{ended}");
+        wait_for_end(pid);
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let group = Pid::from_child(&self.first);
+        let _ = kill_process_group(group, Signal::KILL);
+        let _ = self.first.wait();
+        if thread::panicking() {
+            println!("{}", self.lines.all().join("\n"));
         }
     }
 }
 
-fn get(addr: &str, target: &str) -> String {
-    let mut stream = TcpStream::connect(addr).unwrap();
-    write!(
-        stream,
-        "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+/// An address that is free; where the environment says so, of a Unix socket.
+fn free_addr() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(1);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let id = process::id();
+    if env::var("HTTPDOWN_TEST_SOCKETS").is_ok_and(|kind| kind == "unix") {
+        return format!("unix:@httpdown-restart-{id}-{count}");
+    }
+    // Each service has an address of its own: who connects after its end must not find another one.
+    let own = (id % 8_000) << 11 | (count % 2_000 + 1);
+    format!(
+        "{}:0",
+        Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 0, 0).to_bits() | own)
     )
-    .unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    text.split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
-#[test]
-fn the_new_process_takes_over() {
-    let mut service = Service::start(&["127.0.0.1:0", "127.0.0.1:0"]);
-    let first = service.get("/");
-    let answer = service.get("/restart");
-    let second = answer.strip_prefix("ok ").expect(&answer);
-    assert_ne!(first, second);
-    assert!(service.first.wait().unwrap().success());
-    for addr in &service.addrs {
-        assert_eq!(get(addr, "/"), second);
+/// A Unix socket with a file.
+fn socket_path(name: &str) -> String {
+    format!("unix:{}", folder().join(name).display())
+}
+
+/// A folder of this process's, which ends with the tests.
+fn folder() -> PathBuf {
+    let folder = PathBuf::from(format!("/tmp/httpdown-restart-{}", process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// What a service has said its address is.
+struct At<'a>(&'a str);
+
+impl Place for At<'_> {
+    fn sockaddr(&self) -> SockAddr {
+        match self.0.strip_prefix("unix:") {
+            None => SockAddr::from(self.0.parse::<std::net::SocketAddr>().unwrap()),
+            Some(path) => SockAddr::unix(path.replacen('@', "\0", 1)).unwrap(),
+        }
     }
-    let info = service.get("/info");
-    assert!(
-        info.contains("generation: 1") && info.contains("predecessors: []"),
-        "{info}"
+}
+
+fn connect(addr: &str) -> io::Result<Client> {
+    let (to, socket): (_, Socket) = unconnected(At(addr))?;
+    socket.connect(&to)?;
+    socket.set_read_timeout(Some(LONG))?;
+    socket.set_write_timeout(Some(LONG))?;
+    let mut client = Client::from(socket);
+    client.shake_hands()?;
+    Ok(client)
+}
+
+fn ask(addr: &str, target: &str) -> Client {
+    let mut client = connect(addr).unwrap();
+    client.ask(target);
+    client
+}
+
+#[track_caller]
+fn get(addr: &str, target: &str) -> String {
+    text(&mut ask(addr, target))
+}
+
+#[track_caller]
+fn text(client: &mut Client) -> String {
+    let answer = client.answer();
+    assert_eq!(answer.status, 200);
+    answer.text().to_owned()
+}
+
+#[track_caller]
+fn assert_refuses(addr: &str) {
+    let error = connect(addr).unwrap_err();
+    let is_gone = matches!(
+        error.kind(),
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound
     );
-    assert!(
-        service
-            .get("/log")
-            .contains(&format!("took over from PID {first}"))
-    );
+    assert!(is_gone, "{error}");
+}
+
+#[track_caller]
+fn succeeded(answer: &str) -> u32 {
+    answer.strip_prefix("ok ").expect(answer).parse().unwrap()
+}
+
+fn send_signal(pid: u32, signal: Signal) {
+    kill_process(id_of(pid), signal).unwrap();
+}
+
+fn id_of(pid: u32) -> Pid {
+    Pid::from_raw(pid.cast_signed()).unwrap()
+}
+
+/// Waits until a process has ended, whoever its parent is.
+#[track_caller]
+fn wait_for_end(pid: u32) {
+    // There is none if it has been waited for.
+    if let Ok(process) = pidfd_open(id_of(pid), PidfdFlags::empty()) {
+        let long = Timespec {
+            tv_sec: LONG.as_secs().cast_signed(),
+            tv_nsec: 0,
+        };
+        let mut watched = [PollFd::new(&process, PollFlags::IN)];
+        assert_eq!(
+            poll(&mut watched, Some(&long)),
+            Ok(1),
+            "process {pid} has ended"
+        );
+    }
+}
+
+/// Where a process of the service waits until the test lets it go on.
+struct Gate(TcpListener);
+
+impl Gate {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Socket::from(listener.try_clone().unwrap())
+            .set_read_timeout(Some(LONG))
+            .unwrap();
+        Self(listener)
+    }
+
+    fn addr(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+
+    /// Waits until somebody stands there. The gate opens when the result is dropped.
+    fn reached(&self) -> TcpStream {
+        self.0.accept().unwrap().0
+    }
+}
+
+/// A request that a process works on.
+struct Held {
+    client: Client,
+    reached: TcpStream,
+}
+
+impl Held {
+    /// Lets it go on. Returns which process has answered.
+    #[track_caller]
+    fn ends(mut self) -> u32 {
+        drop(self.reached);
+        text(&mut self.client).parse().unwrap()
+    }
+}
+
+/// Clients that come all the time: half of them with a new connection for each request.
+struct Load {
+    /// Who has answered each request.
+    answers: Journal<u32>,
+    is_over: Arc<AtomicBool>,
+    /// A client that is refused ends, and has lost nothing.
+    may_be_refused: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<Vec<io::Error>>>,
+}
+
+impl Load {
+    fn on(addr: &str, count: usize) -> Self {
+        let (answers, is_over) = (Journal::new(), Arc::new(AtomicBool::new(false)));
+        let may_be_refused = Arc::new(AtomicBool::new(false));
+        let client = |number: usize| {
+            let (addr, answers) = (addr.to_owned(), answers.clone());
+            let (is_over, may_be_refused) = (Arc::clone(&is_over), Arc::clone(&may_be_refused));
+            let may_be_refused = Arc::clone(&may_be_refused);
+            thread::spawn(move || {
+                let mut lost = Vec::new();
+                let mut kept = None;
+                while !is_over.load(Ordering::Relaxed) {
+                    match one_request(&addr, &mut kept, number.is_multiple_of(2)) {
+                        Ok(pid) => answers.write(pid),
+                        Err(error)
+                            if error.kind() == ErrorKind::ConnectionRefused
+                                && may_be_refused.load(Ordering::Relaxed) =>
+                        {
+                            break;
+                        }
+                        Err(error) => lost.push(error),
+                    }
+                }
+                lost
+            })
+        };
+        let clients = (0..count).map(client).collect();
+        Self {
+            answers,
+            is_over,
+            may_be_refused,
+            clients,
+        }
+    }
+
+    /// Waits until this process has answered a few requests more.
+    #[track_caller]
+    fn answered_by(&self, pid: u32) {
+        let before = self.answers.all().len();
+        self.answers
+            .wait_until(|all| all[before..].iter().filter(|it| **it == pid).count() > 100);
+    }
+
+    fn ends_at_refusals(&self) {
+        self.may_be_refused.store(true, Ordering::Relaxed);
+    }
+
+    /// How many requests were answered, and what the others have met.
+    fn end(self) -> (usize, Vec<io::Error>) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let lost = self
+            .clients
+            .into_iter()
+            .flat_map(|client| client.join().unwrap());
+        let lost = lost.collect();
+        (self.answers.all().len(), lost)
+    }
+
+    #[track_caller]
+    fn lost_none(self) {
+        let (answered, lost) = self.end();
+        assert!(
+            lost.is_empty(),
+            "{} of {answered}: {:?}",
+            lost.len(),
+            lost[0]
+        );
+    }
+}
+
+fn one_request(addr: &str, kept: &mut Option<Client>, keeps: bool) -> io::Result<u32> {
+    let mut client = match kept.take() {
+        Some(client) => client,
+        None => connect(addr)?,
+    };
+    let closes = if keeps { "" } else { "Connection: close\r\n" };
+    client.try_send(format!("GET / HTTP/1.1\r\nHost: test\r\n{closes}\r\n"))?;
+    let answer = client.try_answer()?;
+    if !answer.closes() {
+        *kept = Some(client);
+    }
+    answer.text().parse().map_err(io::Error::other)
+}
+
+// Clients.
+
+#[test]
+fn nobody_is_lost_in_three_restarts() {
+    let service = Service::start_with("grace=20000");
+    let load = Load::on(service.addr(), 64);
+    let mut pid = service.first();
+    load.answered_by(pid);
+    for _ in 0..3 {
+        let next = service.restart("probation=200");
+        load.answered_by(next);
+        service.assert_ended_well(pid);
+        pid = next;
+    }
+    load.lost_none();
     service.stop();
 }
 
 #[test]
+fn the_new_process_takes_over() {
+    for host in ["", "reversed"] {
+        let mut service = Start::at(&["127.0.0.1:0", "127.0.0.1:0"])
+            .host(host)
+            .start();
+        let first = service.get("/");
+        let second = service.restart("").to_string();
+        assert_ne!(first, second);
+        assert!(service.first.wait().unwrap().success());
+        for (at, addr) in service.addrs.iter().enumerate() {
+            assert_eq!(get(addr, "/"), second);
+            assert_eq!(get(addr, "/at"), at.to_string(), "each has its own port");
+        }
+        let info = service.get("/info");
+        assert!(
+            info.contains("generation: 1") && info.contains("predecessors: []"),
+            "{info}"
+        );
+        service.line(&format!(
+            "{second} Info: restart: took over from PID {first}"
+        ));
+        service.stop();
+    }
+}
+
+#[test]
+fn a_request_under_way_ends_in_the_old_process() {
+    let service = Service::start_with("grace=20000");
+    let first = service.first();
+    let slow = service.hold_one(first);
+    let mut idle = service.ask("/");
+    assert!(!idle.answer().closes());
+    let second = service.restart("");
+    assert_eq!(service.get("/"), second.to_string());
+    // A connection that was open stays with its process for one more request.
+    idle.ask("/info");
+    let answer = idle.answer();
+    let info = answer.text();
+    assert!(answer.closes());
+    assert!(
+        info.contains("HandedOver") && info.contains(&format!("successor: Some({second})")),
+        "{info}"
+    );
+    let info = service.get("/info");
+    assert!(info.contains(&format!("predecessors: [{first}]")), "{info}");
+    assert_eq!(slow.ends(), first);
+    service.assert_ended_well(first);
+    let info = service.get("/info");
+    assert!(info.contains("predecessors: []"), "{info}");
+    service.stop();
+}
+
+/// Whether the session was resumed. Both TLS versions give tickets.
+fn resumes(addr: &str, config: &Arc<rustls::ClientConfig>) -> bool {
+    let mut client = Client::secure(At(addr), config);
+    client.ask("/");
+    client.answer();
+    client.tls().handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+}
+
+#[test]
+fn tls_sessions_are_resumed_by_the_new_process() {
+    let service = Start::at(&["127.0.0.1:0"]).tls().start();
+    let trusted = Authority::of_servers();
+    let config = || Arc::new(tls::config_with(trusted, None, rustls::DEFAULT_VERSIONS));
+    let (old, new) = (config(), config());
+    assert!(!resumes(service.addr(), &old));
+    let restart = |how: &str| {
+        let mut client = Client::secure(At(service.addr()), &new);
+        client.ask(how);
+        succeeded(&text(&mut client))
+    };
+    for _ in 0..2 {
+        restart("/restart");
+        assert!(resumes(service.addr(), &old));
+    }
+    assert!(!resumes(service.addr(), &config()));
+}
+
+// A new process that fails.
+
+#[test]
 fn if_the_new_process_fails_the_old_one_goes_on() {
-    let service = Service::start(&["127.0.0.1:0", "127.0.0.1:0"]);
+    let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0"]).start();
     let first = service.get("/");
-    let answer = service.get("/restart?fault=panic");
-    assert!(answer.starts_with("failed PID"), "{answer}");
+    let load = Load::on(service.addr(), 8);
+    let answer = service.get("/restart?panic");
+    assert!(answer.starts_with("failed: PID"), "{answer}");
     assert!(
         answer.contains("has exited with status 101 before it was ready"),
         "{answer}"
@@ -223,99 +877,145 @@ fn if_the_new_process_fails_the_old_one_goes_on() {
         "its own words: {answer}"
     );
     assert_eq!(service.get("/"), first);
-    let answer = service.get("/restart?fault=hang&ready=300");
+    let gate = Gate::new();
+    let answer = service.get(&format!("/restart?gate={}&timeout=300", gate.addr()));
     assert!(answer.contains("was not ready after 300ms"), "{answer}");
     let forgotten = &service.addrs[1];
-    let answer = service.get("/restart?fault=forget&ready=300");
+    let answer = service.get("/restart?forget&timeout=300");
     assert!(
-        answer.contains(&format!("nobody listens on {forgotten}")),
+        answer.contains("was not ready after 300ms")
+            && answer.contains(&format!("it has said: nobody listens on {forgotten}")),
         "{answer}"
     );
     assert_eq!(service.get("/"), first);
+    load.lost_none();
     // And it can still be restarted.
-    let answer = service.get("/restart");
-    assert!(answer.starts_with("ok"), "{answer}");
+    service.restart("");
     service.stop();
 }
 
 #[test]
-fn a_canary_shows_whether_the_new_process_works() {
-    let service = Service::start(&["127.0.0.1:0", "127.0.0.1:0"]);
-    let first = service.get("/");
-    for (target, said) in [
-        ("/nothing", "the canary GET /nothing was answered by 404"),
-        (
-            "/kept",
-            "was not ready after 500ms: the canary is not answered",
-        ),
-    ] {
-        let answer = service.get(&format!("/restart?canary={target}&ready=500"));
-        assert!(
-            answer.starts_with("failed") && answer.contains(said),
-            "{answer}"
-        );
-        assert_eq!(service.get("/"), first);
-    }
-    let answer = service.get("/restart?canary=/well");
-    assert!(answer.starts_with("ok"), "{answer}");
+fn a_new_process_that_is_killed_before_it_is_ready_costs_nothing() {
+    let service = Service::start();
+    let (first, gate) = (service.first(), Gate::new());
+    let load = Load::on(service.addr(), 16);
+    let mut asked = service.ask(&format!("/restart?gate={}", gate.addr()));
+    let _reached = gate.reached();
+    let second = service.started(&[]);
+    send_signal(second, Signal::KILL);
+    let answer = text(&mut asked);
+    let why = format!("failed: PID {second} was killed by signal 9 before it was ready");
+    assert!(answer.starts_with(&why), "{answer}");
+    load.answered_by(first);
+    load.lost_none();
     service.stop();
 }
 
 #[test]
-fn a_server_can_be_restarted_as_soon_as_it_is_there() {
-    let _alone = ONE_SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-    for _ in 0..10 {
-        let server = serve(Listener::bind("127.0.0.1:0").unwrap());
-        let restart = Restart::default().before(|| Err("so far".into()));
-        let error = server.restart_blocking(restart).unwrap_err();
-        assert_eq!(error.to_string(), "refused: so far");
-        server.stop_blocking().unwrap();
-        server.close();
+fn a_new_process_that_is_killed_in_its_probation_loses_at_most_what_it_holds() {
+    let service = Service::start();
+    let first = service.first();
+    let load = Load::on(service.addr(), 16);
+    let mut asked = service.ask("/restart?probation=60000");
+    let second = service.started(&[]);
+    load.answered_by(second);
+    send_signal(second, Signal::KILL);
+    let answer = text(&mut asked);
+    let why = format!("failed: PID {second} was killed by signal 9, ");
+    assert!(
+        answer.starts_with(&why) && answer.contains("after it was ready; it held"),
+        "{answer}"
+    );
+    load.answered_by(first);
+    let (_, lost) = load.end();
+    assert!(lost.len() <= 16, "{}: {:?}", lost.len(), lost[0]);
+    for error in lost {
+        assert_ne!(error.kind(), ErrorKind::ConnectionRefused, "{error}");
     }
+    service.restart("");
+    service.stop();
 }
 
 #[test]
-fn what_the_host_has_given_is_dropped_before_the_result_is_told() {
-    let _alone = ONE_SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-    let server = serve(Listener::bind("127.0.0.1:0").unwrap());
-    let hosts = Arc::new(());
-    let (asked, told) = (Arc::clone(&hosts), Arc::clone(&hosts));
-    let (tell, tells) = std::sync::mpsc::channel();
-    let restart = Restart::default()
-        .before(move || Err(format!("{asked:?}")))
-        .on_end(move |_| tell.send(Arc::strong_count(&told)).unwrap());
-    server.restart_blocking(restart).unwrap_err();
-    assert_eq!(tells.recv().unwrap(), 3, "while it is told");
-    assert_eq!(Arc::strong_count(&hosts), 1);
-    server.stop_blocking().unwrap();
-    server.close();
+fn a_new_process_that_is_stopped_before_it_is_ready_is_killed() {
+    let service = Service::start();
+    let (first, gate) = (service.first(), Gate::new());
+    let load = Load::on(service.addr(), 8);
+    let mut asked = service.ask(&format!("/restart?timeout=500&gate={}", gate.addr()));
+    let reached = gate.reached();
+    let second = service.started(&[]);
+    send_signal(second, Signal::STOP);
+    drop(reached);
+    let answer = text(&mut asked);
+    assert!(answer.contains("was not ready after 500ms"), "{answer}");
+    wait_for_end(second);
+    load.answered_by(first);
+    load.lost_none();
+    service.stop();
 }
 
 #[test]
-fn what_cannot_be_started_is_refused_at_once() {
-    let _alone = ONE_SERVER.lock().unwrap_or_else(PoisonError::into_inner);
-    let server = serve(Listener::bind("127.0.0.1:0").unwrap());
-    let no_args: [&str; 0] = [];
-    let wrong = [
-        (
-            Restart::default().program("bin/app"),
-            "bin/app is not absolute",
-        ),
-        (Restart::default().args(no_args), "there are no arguments"),
-        (Restart::default().args(["app", "a\0b"]), "zero byte"),
-        (
-            Restart::default().env([("A", "b"), ("C=", "d")]),
-            "\"C=\" is no name",
-        ),
-        (Restart::default().env([("", "secret")]), "\"\" is no name"),
-        (Restart::default().env([("A", "b\0c")]), "zero byte"),
-        (Restart::default().directory("/a\0b"), "zero byte"),
-    ];
-    for (restart, why) in wrong {
-        let error = server.restart_begin(restart).unwrap_err();
-        assert!(matches!(error, Error::InvalidArgument(_)), "{error:?}");
-        assert!(error.to_string().contains(why), "{error}");
-    }
-    server.stop_blocking().unwrap();
-    server.close();
+fn a_new_process_that_hangs_in_its_probation_is_found_out() {
+    let service = Service::start();
+    let first = service.first();
+    let mut asked = service.ask("/restart?probation=60000");
+    let second = service.started(&[]);
+    service.line(&format!("PID {second} is ready"));
+    send_signal(second, Signal::STOP);
+    let answer = text(&mut asked);
+    assert!(answer.contains("has not answered for 4s"), "{answer}");
+    wait_for_end(second);
+    let load = Load::on(service.addr(), 8);
+    load.answered_by(first);
+    load.lost_none();
+    service.restart("");
+    service.stop();
 }
+
+// A stop.
+
+#[test]
+fn a_stop_while_a_new_process_starts_ends_that_one() {
+    let service = Service::start();
+    let gate = Gate::new();
+    let mut asked = service.ask(&format!("/restart?gate={}", gate.addr()));
+    let _reached = gate.reached();
+    let second = service.started(&[]);
+    let load = Load::on(service.addr(), 8);
+    load.answered_by(service.first());
+    load.ends_at_refusals();
+    let first = service.first();
+    service.get("/stop");
+    let answer = text(&mut asked);
+    let why = format!("failed: PID {second} was killed, because this process stops");
+    assert!(answer.starts_with(&why), "{answer}");
+    wait_for_end(second);
+    service.assert_ended_well(first);
+    assert_refuses(service.addr());
+    load.lost_none();
+}
+
+#[test]
+fn a_stop_in_the_probation_loses_nothing_in_either_process() {
+    let service = Service::start();
+    let first = service.first();
+    let mut asked = service.ask("/restart?probation=60000");
+    let second = service.started(&[]);
+    let load = Load::on(service.addr(), 16);
+    load.answered_by(second);
+    let slow = service.hold_one(second);
+    load.ends_at_refusals();
+    service.ask_one(first, "/stop");
+    let answer = text(&mut asked);
+    let why = format!("failed: PID {second} was told to stop, because this process stops");
+    assert_eq!(answer, why);
+    service.assert_ended_well(first);
+    assert_refuses(service.addr());
+    assert_eq!(slow.ends(), second);
+    service.assert_ended_well(second);
+    load.lost_none();
+}
+
+// The death of the old process.
+
+// What the host is told.

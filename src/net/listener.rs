@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use socket2::{SockAddr, Socket, Type};
 
@@ -57,6 +58,8 @@ pub struct Listener {
     tenure: Arc<Tenure>,
     /// The text by which it was asked for.
     asked: Option<String>,
+    /// The later a listener was made, the larger.
+    number: u64,
     kind: Kind,
     /// If the socket was inherited: nobody else gets it meanwhile.
     kept: Option<Kept>,
@@ -293,6 +296,7 @@ impl Listener {
     }
 
     fn new(socket: Socket, fd: RawFd) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let wrong = |what: &str| Error::InvalidArgument(format!("descriptor {fd} {what}"));
         let listens = socket
             .is_listener()
@@ -319,6 +323,7 @@ impl Listener {
             local,
             tenure: Arc::default(),
             asked: None,
+            number: COUNT.fetch_add(1, Ordering::Relaxed),
             kind,
             kept: None,
             amiss: None,
@@ -378,6 +383,11 @@ impl Listener {
 
     pub(crate) fn tenure(&self) -> &Arc<Tenure> {
         &self.tenure
+    }
+
+    /// Its place in the order in which the listeners of this process were made. The next process asks in this order.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// The name by which it was passed on to this process, if it was.

@@ -326,6 +326,8 @@ pub(crate) trait Party: Send + Sync {
 pub(crate) struct Handed {
     pub(crate) copy: OwnedFd,
     pub(crate) name: &'static str,
+    /// They are passed on in this order.
+    pub(crate) order: u64,
     pub(crate) passed: Passed,
     /// `None`: no listener has it.
     pub(crate) tenure: Option<Arc<Tenure>>,

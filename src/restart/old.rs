@@ -168,8 +168,11 @@ impl Coordinator {
         }
         let spares = inherited::known().map_or_else(Vec::new, inherited::Sockets::spares);
         let spare = |spare: Spare| Handed {
+        // Two sockets may have been asked for by the same text.
+        handed.sort_by_key(|handed| handed.order);
             copy: spare.copy,
             name: spare.name,
+            order: u64::MAX,
             passed: Passed {
                 is_declared: spare.is_declared,
                 ..Passed::default()

@@ -53,6 +53,7 @@ impl Party for Member {
                 let mut passed = listener.passed();
                 passed.tickets = self.shared.ticket_keys();
                 Ok(Handed {
+                    order: listener.number(),
                     copy: copied.map_err(|error| Error::io(format!("copying {addr}"), error))?,
                     name: listener.inherited_name().unwrap_or(NAME),
                     passed,
