@@ -806,6 +806,21 @@ fn the_new_process_takes_over() {
 }
 
 #[test]
+fn a_server_is_known_as_soon_as_it_has_started() {
+    let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0"])
+        .host("at once")
+        .start();
+    service.line("restart at once: Ok(())");
+    let second = service.started(&[]);
+    service.line(&format!("{second} Info: restart: took over"));
+    service.assert_ended_well(service.first());
+    for addr in &service.addrs {
+        assert_eq!(get(addr, "/"), second.to_string());
+    }
+    service.stop();
+}
+
+#[test]
 fn a_request_under_way_ends_in_the_old_process() {
     let service = Service::start_with("grace=20000");
     let first = service.first();
