@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::parent_id;
 use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +77,10 @@ impl Tenure {
 
     pub(crate) fn is_declared(&self) -> bool {
         self.declared.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_borrowed(&self) -> bool {
+        self.borrowed.load(Ordering::Acquire)
     }
 
     pub(crate) fn declare(&self) {
@@ -221,7 +225,7 @@ struct Given {
     addr: Option<Addr>,
     /// A listener has a copy.
     is_claimed: AtomicBool,
-    /// A server has accepted from the socket.
+    /// A server has accepted from the socket since the last claim.
     is_served: AtomicBool,
 }
 
@@ -250,6 +254,7 @@ impl Kept {
     /// A server accepts from the socket.
     pub(crate) fn serves(&self) {
         self.0.is_served.store(true, Ordering::Release);
+        self.0.settle();
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -472,11 +477,8 @@ impl Sockets {
     pub(crate) fn succeed(&self) {
         for given in self.given.iter().filter(|given| given.passed.is_some()) {
             given.tenure.borrowed.store(false, Ordering::Release);
+            given.settle();
         }
-        // What a supervisor keeps can be taken again. Of the others, the listener has the only descriptor: it closes
-        // the socket.
-        let bound = self.needed().filter(|given| !given.tenure.is_declared());
-        bound.for_each(Given::close);
     }
 
     /// What no listener has of the descriptors that were passed on, for the next process.
@@ -558,12 +560,23 @@ impl Given {
         passed.is_some_and(|passed| passed.is_needed) && !self.is_over()
     }
 
+    /// Whether a server accepts from the socket now.
     fn is_served(&self) -> bool {
-        self.is_served.load(Ordering::Acquire)
+        self.is_served.load(Ordering::Acquire) && self.is_claimed()
     }
 
     fn is_claimed(&self) -> bool {
         self.is_claimed.load(Ordering::Acquire)
+    }
+
+    /// Leaves the only descriptor to the listener, which closes the socket; if the socket is this process's, and is
+    /// served. A predecessor that has died may have left it before that. What a supervisor keeps can be taken again.
+    fn settle(&self) {
+        // Of two threads, one that says that it is served, and one that says whose it is, one sees both.
+        fence(Ordering::SeqCst);
+        if self.is_needed() && self.is_served() && !self.tenure.is_shared() {
+            self.close();
+        }
     }
 
     /// Closes the descriptor, if it still is the socket that was passed on.
@@ -603,7 +616,10 @@ impl Given {
     /// `None` if somebody has the socket.
     fn keep(&'static self) -> Option<Kept> {
         let was_claimed = self.is_claimed.swap(true, Ordering::Acquire);
-        (!was_claimed).then(|| Kept(self))
+        (!was_claimed).then(|| {
+            self.is_served.store(false, Ordering::Release);
+            Kept(self)
+        })
     }
 }
 

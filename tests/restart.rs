@@ -1033,4 +1033,49 @@ fn a_stop_in_the_probation_loses_nothing_in_either_process() {
 
 // The death of the old process.
 
+#[test]
+fn if_the_old_process_dies_the_new_one_that_starts_takes_over() {
+    let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0", "own:127.0.0.1:0"]).start();
+    let gate = Gate::new();
+    let _asked = service.ask(&format!("/restart?between={}", gate.addr()));
+    // The new process serves the first of its sockets.
+    let reached = gate.reached();
+    let second = service.started(&[]);
+    send_signal(service.first(), Signal::KILL);
+    assert_eq!(service.get("/"), second.to_string());
+    service.line("has ended before it handed over");
+    let mut waits = service.addrs[1..]
+        .iter()
+        .map(|addr| ask(addr, "/"))
+        .collect::<Vec<_>>();
+    drop(reached);
+    for client in &mut waits {
+        assert_eq!(text(client), second.to_string(), "nobody is lost");
+    }
+    let third = service.restart("");
+    service.assert_ended_well(second);
+    assert_eq!(service.get("/"), third.to_string());
+    service.stop();
+}
+
+#[test]
+fn if_the_old_process_dies_in_the_probation_the_new_one_owns_the_socket() {
+    for addr in [free_addr(), socket_path("dies")] {
+        let service = Start::at(&[&addr]).start();
+        let mut asked = service.ask("/restart?probation=60000");
+        let second = service.started(&[]);
+        service.line(&format!("PID {second} is ready"));
+        send_signal(service.first(), Signal::KILL);
+        asked.try_answer().unwrap_err();
+        service.line("has ended before it handed over");
+        let load = Load::on(service.addr(), 8);
+        load.answered_by(second);
+        load.lost_none();
+        service.stop();
+        if let Some(path) = addr.strip_prefix("unix:/") {
+            assert!(!Path::new("/").join(path).exists());
+        }
+    }
+}
+
 // What the host is told.
