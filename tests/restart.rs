@@ -1079,3 +1079,26 @@ fn if_the_old_process_dies_in_the_probation_the_new_one_owns_the_socket() {
 }
 
 // What the host is told.
+
+#[test]
+fn the_host_is_told_how_it_ends_and_may_take_its_time() {
+    let service = Service::start();
+    let first = service.first();
+    service.get("/restart?panic&told=no+gate");
+    service.line("told: Err(RestartFailed(\"PID ");
+    let gate = Gate::new();
+    let mut idle = service.ask("/");
+    idle.answer();
+    let mut asked = service.ask(&format!("/restart?told={}", gate.addr()));
+    let reached = gate.reached();
+    let began = Instant::now();
+    service.line("told: Ok(Restarted { pid: ");
+    // Meanwhile the old process stops.
+    idle.assert_ended();
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    drop(reached);
+    succeeded(&text(&mut asked));
+    service.assert_ended_well(first);
+    service.stop();
+}

@@ -376,7 +376,8 @@ struct Attempt {
     is_cancelled: AtomicBool,
     /// Wakes the restart's thread when it is cancelled.
     wake: EventFd,
-    has_ended: watch::Sender<bool>,
+    /// What it has begun is done, or undone.
+    is_settled: watch::Sender<bool>,
 }
 
 impl Attempt {
@@ -386,7 +387,7 @@ impl Attempt {
             pid: 0.into(),
             is_cancelled: AtomicBool::new(false),
             wake: EventFd::new().map_err(|error| Error::io("eventfd", error))?,
-            has_ended: watch::Sender::new(false),
+            is_settled: watch::Sender::new(false),
         })
     }
 
@@ -401,6 +402,10 @@ impl Attempt {
 
     fn is_in_probation(&self) -> bool {
         self.stage.load(Ordering::Relaxed) == RestartState::Probation as u8
+    }
+
+    fn settle(&self) {
+        self.is_settled.send_replace(true);
     }
 
     fn enter_probation(&self) {
@@ -448,10 +453,10 @@ impl Enrolment {
     pub(crate) async fn stops(&self) {
         let attempt = self.coordinator.lock().attempt.clone();
         if let Some(attempt) = attempt {
-            let mut ended = attempt.has_ended.subscribe();
+            let mut settled = attempt.is_settled.subscribe();
             attempt.cancel();
-            let ended = ended.wait_for(|has_ended| *has_ended);
-            let _ = tokio::time::timeout(CANCEL_TIMEOUT, ended).await;
+            let settled = settled.wait_for(|is_settled| *is_settled);
+            let _ = tokio::time::timeout(CANCEL_TIMEOUT, settled).await;
         }
     }
 }
@@ -614,7 +619,7 @@ impl Coordinator {
 
     fn end(&self, attempt: &Attempt) {
         self.lock().attempt = None;
-        attempt.has_ended.send_replace(true);
+        attempt.settle();
     }
 }
 

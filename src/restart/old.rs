@@ -79,6 +79,8 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
             Err(Error::RestartFailed(why))
         }
     };
+    // The servers' stop does not wait for the host's code, which may itself wait for the stop.
+    attempt.settle();
     // What the host has given is dropped here, so that a caller who waits may rely on it. This thread lives longer.
     with_host_signals(mask, || {
         if let Some(on_end) = &restart.on_end {
