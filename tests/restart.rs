@@ -987,6 +987,29 @@ fn a_new_process_that_hangs_in_its_probation_is_found_out() {
     service.stop();
 }
 
+#[test]
+fn a_new_process_whose_server_is_stopped_in_its_probation_has_failed() {
+    let service = Service::start();
+    let first = service.first();
+    let load = Load::on(service.addr(), 16);
+    let mut asked = service.ask("/restart?probation=60000");
+    let second = service.started(&[]);
+    load.answered_by(second);
+    // It drains until this request has ended.
+    let slow = service.hold_one(second);
+    service.ask_one(second, "/stop");
+    let answer = text(&mut asked);
+    assert!(
+        answer.contains(&format!("PID {second} says: its servers stop")),
+        "{answer}"
+    );
+    assert_eq!(slow.ends(), second);
+    service.assert_ended_well(second);
+    load.answered_by(first);
+    load.lost_none();
+    service.stop();
+}
+
 // A stop.
 
 #[test]

@@ -309,6 +309,8 @@ pub(crate) trait Party: Send + Sync {
     fn sockets(&self) -> Result<Vec<Handed>>;
     /// A stop was asked for.
     fn is_stopping(&self) -> bool;
+    /// Whether it has a socket that a predecessor may still take back.
+    fn borrows(&self) -> bool;
     /// Leaves the sockets to others, and stops. `successor`: who has them, if that is a new process.
     fn leave(&self, successor: Option<u32>);
     /// Open connections, and those of them that have a request.
@@ -324,10 +326,10 @@ pub(crate) trait Party: Send + Sync {
 /// A socket that is passed on.
 #[derive(Debug)]
 pub(crate) struct Handed {
-    pub(crate) copy: OwnedFd,
-    pub(crate) name: &'static str,
     /// They are passed on in this order.
     pub(crate) order: u64,
+    pub(crate) copy: OwnedFd,
+    pub(crate) name: &'static str,
     pub(crate) passed: Passed,
     /// `None`: no listener has it.
     pub(crate) tenure: Option<Arc<Tenure>>,
@@ -354,6 +356,10 @@ struct State {
     /// Whether the thread that talks with the predecessor was started.
     has_met: bool,
     succession: Succession,
+    /// The predecessor was told that all its sockets are served.
+    has_said_ready: bool,
+    /// That is no longer true, because a server stops.
+    has_withdrawn: bool,
 }
 
 /// How far this process is in taking over from its predecessor.
@@ -400,12 +406,12 @@ impl Attempt {
         self.wake.set();
     }
 
-    fn is_in_probation(&self) -> bool {
-        self.stage.load(Ordering::Relaxed) == RestartState::Probation as u8
-    }
-
     fn settle(&self) {
         self.is_settled.send_replace(true);
+    }
+
+    fn is_in_probation(&self) -> bool {
+        self.stage.load(Ordering::Relaxed) == RestartState::Probation as u8
     }
 
     fn enter_probation(&self) {
@@ -449,9 +455,16 @@ impl Enrolment {
     }
 
     /// The server stops. If a restart is under way, it is cancelled; then this waits until the sockets are the server's
-    /// alone.
+    /// alone. If this process has not taken over yet, its predecessor must not rely on it any more.
     pub(crate) async fn stops(&self) {
-        let attempt = self.coordinator.lock().attempt.clone();
+        let attempt = {
+            let mut state = self.coordinator.lock();
+            if let Succession::Under(call) = &state.succession {
+                call.wake();
+                state.has_withdrawn |= state.has_said_ready && self.party.borrows();
+            }
+            state.attempt.clone()
+        };
         if let Some(attempt) = attempt {
             let mut settled = attempt.is_settled.subscribe();
             attempt.cancel();

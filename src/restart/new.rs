@@ -114,6 +114,11 @@ fn unserved() -> Vec<String> {
     inherited::known().map_or_else(Vec::new, Sockets::unserved)
 }
 
+/// Whether a server will not serve its sockets much longer.
+fn is_leaving(party: &Arc<dyn Party>) -> bool {
+    party.is_stopping() && party.borrows()
+}
+
 /// The talk with the predecessor.
 struct Talk {
     coordinator: &'static Coordinator,
@@ -125,9 +130,13 @@ struct Talk {
 #[derive(Default)]
 struct Progress {
     readiness: Readiness,
+    /// The sockets that were dropped.
+    dropped: Vec<usize>,
     /// What was said to be missing last.
     missing: Vec<String>,
     is_stopping: bool,
+    /// It was said that this process has failed.
+    has_failed: bool,
     /// The predecessor says no more.
     is_silent: bool,
 }
@@ -137,8 +146,8 @@ enum Readiness {
     /// Sockets are not served.
     #[default]
     Missing,
-    /// The servers' canaries have not come back. The second part: the sockets that were dropped.
-    Asking(Vec<Canary>, Vec<usize>),
+    /// The servers' canaries have not come back.
+    Asking(Vec<Canary>),
     /// It was said that all is ready, or that it never will be.
     Said,
 }
@@ -156,6 +165,12 @@ impl Talk {
             predecessor, call, ..
         } = self;
         self.look_whether_ready(progress);
+        let has_withdrawn = self.coordinator.lock().has_withdrawn;
+        if has_withdrawn && !progress.is_stopping && !progress.has_failed {
+            progress.has_failed = true;
+            let failed = Message::Failed("its servers stop".into());
+            let _ = predecessor.channel.send(&failed);
+        }
         if progress.is_stopping && self.coordinator.lock().parties.is_empty() {
             self.coordinator.lock().succession = Succession::Over;
             let _ = predecessor.channel.send(&Message::Left);
@@ -169,7 +184,7 @@ impl Talk {
             PollFd::new(call.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(process.as_fd(), PollFlags::POLLIN),
         ];
-        if let Readiness::Asking(canaries, _) = &progress.readiness {
+        if let Readiness::Asking(canaries) = &progress.readiness {
             let canaries = canaries.iter().map(AsFd::as_fd);
             watched.extend(canaries.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         }
@@ -231,7 +246,7 @@ impl Talk {
         if let Readiness::Missing = progress.readiness {
             self.look_whether_served(progress);
         }
-        let Readiness::Asking(canaries, dropped) = &mut progress.readiness else {
+        let Readiness::Asking(canaries) = &mut progress.readiness else {
             return;
         };
         let mut failed = None;
@@ -242,22 +257,40 @@ impl Talk {
             failed = failed.take().or(end.err());
             false
         });
-        let channel = &self.predecessor.channel;
         if let Some(why) = failed {
-            let _ = channel.send(&Message::Failed(why));
+            self.fail(why, progress);
         } else if canaries.is_empty() {
-            self.predecessor.restore_stderr();
-            let _ = channel.send(&Message::Ready(std::mem::take(dropped)));
-        } else {
+            self.say_ready(progress);
+        }
+    }
+
+    fn fail(&self, why: String, progress: &mut Progress) {
+        let _ = self.predecessor.channel.send(&Message::Failed(why));
+        progress.readiness = Readiness::Said;
+    }
+
+    fn say_ready(&self, progress: &mut Progress) {
+        let mut state = self.coordinator.lock();
+        if state.parties.iter().any(is_leaving) {
+            // Another server may take its place.
+            progress.readiness = Readiness::Missing;
             return;
         }
+        state.has_said_ready = true;
+        drop(state);
+        self.predecessor.restore_stderr();
+        let ready = Message::Ready(std::mem::take(&mut progress.dropped));
+        let _ = self.predecessor.channel.send(&ready);
         progress.readiness = Readiness::Said;
     }
 
     fn look_whether_served(&self, progress: &mut Progress) {
         let predecessor = self.predecessor;
+        let parties = self.coordinator.parties();
         let unserved = unserved();
-        let mut dropped = Vec::new();
+        if parties.iter().any(is_leaving) {
+            return;
+        }
         if !unserved.is_empty() {
             let drops = predecessor.drops_unclaimed && self.call.is_ready.load(Ordering::Acquire);
             if !drops {
@@ -269,28 +302,25 @@ impl Talk {
                 }
                 return;
             }
-            if let Some(party) = self.coordinator.parties().first() {
+            if let Some(party) = parties.first() {
                 let (count, unserved) = (unserved.len(), unserved.join(", "));
                 party.stat(StatKind::Sum, "restart.unclaimed", count as f64);
                 let text = format!("restart: closed {unserved}, on which nobody listens");
                 party.log(LogLevel::Warning, text);
             }
-            dropped = inherited::known().map_or_else(Vec::new, Sockets::drop_unserved);
+            let dropped = inherited::known().map_or_else(Vec::new, Sockets::drop_unserved);
+            progress.dropped.extend(dropped);
         }
-        let parties = self.coordinator.parties();
         let canaries = parties.iter().map(|party| Canary::release(&**party));
-        progress.readiness = match canaries.collect::<io::Result<Vec<_>>>() {
+        match canaries.collect::<io::Result<Vec<_>>>() {
             Ok(canaries) => {
                 let why = "the canary is not answered".into();
                 let _ = predecessor.channel.send(&Message::Waits(why));
-                Readiness::Asking(canaries.into_iter().flatten().collect(), dropped)
+                let canaries = canaries.into_iter().flatten().collect();
+                progress.readiness = Readiness::Asking(canaries);
             }
-            Err(error) => {
-                let why = format!("the canary was not sent: {error}");
-                let _ = predecessor.channel.send(&Message::Failed(why));
-                Readiness::Said
-            }
-        };
+            Err(error) => self.fail(format!("the canary was not sent: {error}"), progress),
+        }
     }
 
     /// The sockets are this process's. `was_handed_over`: the predecessor has said so; otherwise it has died.

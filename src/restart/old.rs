@@ -168,13 +168,13 @@ impl Coordinator {
         for party in &state.parties {
             handed.append(&mut party.sockets()?);
         }
-        let spares = inherited::known().map_or_else(Vec::new, inherited::Sockets::spares);
-        let spare = |spare: Spare| Handed {
         // Two sockets may have been asked for by the same text.
         handed.sort_by_key(|handed| handed.order);
+        let spares = inherited::known().map_or_else(Vec::new, inherited::Sockets::spares);
+        let spare = |spare: Spare| Handed {
+            order: u64::MAX,
             copy: spare.copy,
             name: spare.name,
-            order: u64::MAX,
             passed: Passed {
                 is_declared: spare.is_declared,
                 ..Passed::default()
@@ -416,11 +416,13 @@ impl<'a> Successor<'a> {
     fn give_up(&mut self, failure: &Failure, asker: &Arc<dyn Party>) -> (String, bool) {
         let pid = self.child.pid();
         let mut text = format!("PID {pid} ");
-        if let Failure::Cancelled = *failure
-            && self.ready.is_some()
-            && self.leaves()
-        {
-            text.push_str("was told to stop, because this process stops");
+        // It may work on requests. If it hangs, there is no use in asking it.
+        let may_leave = matches!(failure, Failure::Cancelled | Failure::Says(_));
+        if may_leave && self.ready.is_some() && self.leaves() {
+            match failure {
+                Failure::Says(why) => drop(write!(text, "says: {why}")),
+                _ => text.push_str("was told to stop, because this process stops"),
+            }
             return (text, true);
         }
         let had_ended = self.child.has_ended();

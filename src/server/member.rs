@@ -67,6 +67,14 @@ impl Party for Member {
         self.shared.orders.given(Order::Stop)
     }
 
+    fn borrows(&self) -> bool {
+        let entrance = self.entrance.upgrade();
+        entrance.is_some_and(|entrance| {
+            let mut listeners = entrance.listeners().iter();
+            listeners.any(|listener| listener.tenure().is_borrowed())
+        })
+    }
+
     fn leave(&self, successor: Option<u32>) {
         self.shared.leave(successor);
     }
