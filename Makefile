@@ -27,7 +27,7 @@ LINK := -Lbuild -lhttpdown -lpthread -lm -Wl,-rpath,'$$ORIGIN'
 BENCH := build/rust/bench build/rust/hello
 PROGRAMS := release
 EXAMPLES := build/demo build/hello build/files build/access_log build/events build/limits \
-    build/long_poll build/demo-cpp build/rust/demo build/rust/lossmeter \
+    build/long_poll build/grace build/demo-cpp build/rust/demo build/rust/lossmeter \
     $(BENCH)
 
 # Where cargo builds, as its environment (CARGO_TARGET_DIR) and configuration say: asked once, by what needs it. What

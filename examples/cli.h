@@ -47,13 +47,21 @@ static inline bool cli_duration(const char *text, size_t len, uint32_t *ms) {
 /* What -tls-cert and -tls-key say. Without them there is no TLS. */
 static httpdown_tls cli_tls;
 
+/* Writes where SERVER listens, as a URL if it is one; "" if SERVER does not tell. */
+static inline void cli_write_address(const httpdown_server *server, char *text, size_t size) {
+    char addr[512];
+    *text = '\0';
+    if (httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
+    if (strncmp(addr, "unix:", 5) == 0) snprintf(text, size, "%s", addr);
+    else snprintf(text, size, "%s://%s/", cli_tls.struct_size == 0 ? "http" : "https", addr);
+}
+
 /* Tells where SERVER listens. */
 static inline void cli_tell_address(const httpdown_server *server) {
-    char addr[512];
-    if (httpdown_local_addr(server, 0, addr, sizeof addr) != 0) return;
-    const char *scheme = cli_tls.struct_size == 0 ? "http" : "https";
-    if (strncmp(addr, "unix:", 5) == 0) printf("serving on %s with pid %d\n", addr, getpid());
-    else printf("serving on %s://%s/ with pid %d\n", scheme, addr, getpid());
+    char address[600];
+    cli_write_address(server, address, sizeof address);
+    if (*address == '\0') return;
+    printf("serving on %s with pid %d\n", address, getpid());
     fflush(stdout);
 }
 

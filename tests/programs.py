@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import tempfile
@@ -500,6 +501,190 @@ class LongPoll(unittest.TestCase):
                 self.assertEqual((response.status, response.read()), (204, b""))
             report = self.report(server)
             self.assertEqual((report["served"], report["gone"], report["killed"]), (8, 3, 0))
+
+
+class Grace(unittest.TestCase):
+    COMMAND = [os.path.join(BUILD, "grace")]
+    NAMES = ("Zero", "First", "Second")
+    STARTED = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} [+-]\d{4} \w+"
+
+    def setUp(self):
+        self.stack = contextlib.ExitStack()
+        self.addCleanup(self.stack.close)
+
+    def serve(self, *flags, addrs=("127.0.0.1:0",) * 3):
+        """Starts the program, and finds out where its three servers listen."""
+        places = [text for index, addr in enumerate(addrs) for text in (f"-a{index}", addr)]
+        self.process = self.stack.enter_context(
+            subprocess.Popen(
+                [*self.COMMAND, *places, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        )
+        self.stack.callback(self.process.kill)
+        banner = rf"(\w+) +started at ({self.STARTED}), serving on (?:https?://127.0.0.1:)?(\S+?)/? with pid (\d+)\n"
+        lines = [re.fullmatch(banner, self.process.stdout.readline()).groups() for _ in addrs]
+        self.assertEqual({int(pid) for *_, pid in lines}, {self.process.pid})
+        self.assertEqual(len({started for _, started, *_ in lines}), 1)
+        self.started = lines[0][1]
+        places = {name: place for name, _, place, _ in lines}
+        self.ports = [places[name] for name in self.NAMES]
+
+    def ask(self, index, target):
+        client = http.client.HTTPConnection("127.0.0.1", int(self.ports[index]), timeout=PATIENCE)
+        self.stack.callback(client.close)
+        client.request("GET", target)
+        return client
+
+    def get(self, index, target):
+        response = self.ask(index, target).getresponse()
+        return response.status, response.read().decode()
+
+    def line(self, index, ns):
+        pid = self.process.pid
+        return f"{self.NAMES[index]:6} started at {self.started} slept for {ns} nanoseconds from pid {pid}.\n"
+
+    def assert_sleeps(self, client):
+        client.sock.settimeout(0.05)
+        with self.assertRaises(TimeoutError):
+            client.sock.recv(1)
+        client.sock.settimeout(PATIENCE)
+
+    def until_refused(self):
+        for port in self.ports:
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", int(port)), timeout=PATIENCE).close()
+                except ConnectionRefusedError:
+                    break
+                except ConnectionResetError:
+                    continue
+
+    def end(self):
+        """The exit status, and the reports."""
+        output, self.errors = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, [json.loads(line) for line in output.splitlines()]
+
+    def test_three_addresses_answer(self):
+        self.serve()
+        for index in range(3):
+            for duration, ns in (("0s", 0), ("0", 0), ("1ms", 1_000_000), ("0.0015s", 2_000_000), ("0h0m1ms", 1_000_000)):
+                self.assertEqual(self.get(index, f"/sleep/?duration={duration}"), (200, self.line(index, ns)))
+            for bad in ("", "?duration=", "?duration=20", "?duration=-1s", "?duration=1d", "?duration=s", "?x=1s"):
+                self.assertEqual(self.get(index, f"/sleep/{bad}")[0], 400, bad)
+            self.assertEqual(self.get(index, "/sleep?duration=0s")[0], 404)
+        self.process.send_signal(signal.SIGTERM)
+        status, reports = self.end()
+        self.assertEqual((status, [report["served"] for report in reports]), (0, [13] * 3))
+
+    def test_a_stop_lets_the_sleepers_of_all_servers_finish(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number):
+                self.serve()
+                sleepers = [self.ask(index, f"/sleep/?duration={2 + index / 10}s") for index in range(3)]
+                for sleeper in sleepers:
+                    self.assert_sleeps(sleeper)
+                self.process.send_signal(number)
+                self.until_refused()
+                for index, sleeper in enumerate(sleepers):
+                    response = sleeper.getresponse()
+                    self.assertEqual(response.read().decode(), self.line(index, 2_000_000_000 + index * 100_000_000))
+                    self.assertEqual(response.getheader("connection"), "close")
+                status, reports = self.end()
+                self.assertEqual((status, self.errors), (0, ""))
+                for report in reports:
+                    self.assertEqual((report["requests"], report["served"]), (1, 1))
+
+    def test_a_sleeper_takes_no_thread_and_one_that_leaves_is_forgotten(self):
+        self.serve()
+
+        def threads():
+            return len(os.listdir(f"/proc/{self.process.pid}/task"))
+
+        self.assertEqual(self.get(0, "/sleep/?duration=0s")[0], 200)
+        before = threads()
+        sleepers = [self.ask(0, "/sleep/?duration=1h") for _ in range(100)]
+        self.assert_sleeps(sleepers[-1])
+        self.assertEqual(threads(), before)
+        # They wake in the order of their times, not in that in which they came.
+        late, soon = self.ask(0, "/sleep/?duration=300ms"), self.ask(0, "/sleep/?duration=100ms")
+        self.assertEqual(soon.getresponse().read().decode(), self.line(0, 100_000_000))
+        self.assertEqual(late.getresponse().read().decode(), self.line(0, 300_000_000))
+        for sleeper in sleepers:
+            # With a reset: who only closes its half still gets its answer.
+            sleeper.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sleeper.close()
+        self.process.send_signal(signal.SIGTERM)
+        status, reports = self.end()
+        self.assertEqual((status, reports[0]["gone"], reports[0]["served"]), (0, 100, 3))
+
+    def test_a_second_signal_cuts_at_once_and_the_exit_status_says_so(self):
+        self.serve()
+        sleepers = [self.ask(index, "/sleep/?duration=10m") for index in range(3)]
+        for sleeper in sleepers:
+            self.assert_sleeps(sleeper)
+        self.process.send_signal(signal.SIGINT)
+        self.until_refused()
+        time.sleep(0.6)  # One that comes sooner tells the same thing again.
+        self.process.send_signal(signal.SIGINT)
+        for sleeper in sleepers:
+            with self.assertRaises((http.client.RemoteDisconnected, ConnectionResetError)):
+                sleeper.getresponse()
+        status, reports = self.end()
+        self.assertEqual((status, [report["killed"] for report in reports]), (1, [1] * 3))
+
+    def test_the_stop_timeout_cuts(self):
+        self.serve("-stop-timeout", "50ms", "-kill-timeout=10s")
+        self.assert_sleeps(self.ask(1, "/sleep/?duration=1h"))
+        self.process.send_signal(signal.SIGTERM)
+        status, reports = self.end()
+        self.assertEqual((status, [report["killed"] for report in reports]), (1, [0, 1, 0]))
+
+    def test_an_address_that_cannot_be_used_is_named(self):
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            addr = f"127.0.0.1:{taken.getsockname()[1]}"
+            command = [*self.COMMAND, "-a0", "127.0.0.1:0", "-a1", addr, "-a2", "127.0.0.1:0"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f"address in use: server 1 ({addr}): ", done.stderr)
+        for flags in (["-nonsense"], ["-h"], ["-a1"], ["-stop-timeout", "1"]):
+            done = subprocess.run([*self.COMMAND, *flags], capture_output=True, timeout=PATIENCE, check=False)
+            self.assertEqual(done.returncode, 2, flags)
+            self.assertNotEqual(done.stderr, b"", flags)
+
+    def test_unix_sockets(self):
+        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        paths = [os.path.join(folder, name) for name in self.NAMES]
+        self.serve(addrs=[f"unix:{path}" for path in paths])
+        self.assertEqual(self.ports, [f"unix:{path}" for path in paths])
+        for index, path in enumerate(paths):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(PATIENCE)
+                client.connect(path)
+                client.sendall(b"GET /sleep/?duration=1ms HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")
+                answer = b"".join(iter(lambda client=client: client.recv(4096), b""))
+                self.assertTrue(answer.decode().endswith(self.line(index, 1_000_000)), answer)
+        self.process.send_signal(signal.SIGTERM)
+        self.assertEqual(self.end()[0], 0)
+        self.assertEqual(os.listdir(folder), [])
+
+    def test_a_hangup_reads_the_certificate_of_all_servers_again(self):
+        folder = self.stack.enter_context(tempfile.TemporaryDirectory())
+        certificates = Certificates(self, folder)
+
+        def until_served(certificate):
+            deadline = time.monotonic() + PATIENCE
+            for port in self.ports:
+                while ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", int(port)))) != certificate:
+                    self.assertLess(time.monotonic(), deadline)
+
+        first = certificates.put(0, 0)
+        self.serve(*certificates.flags)
+        until_served(first)
+        second = certificates.put(1, 1)
+        self.process.send_signal(signal.SIGHUP)
+        until_served(second)
+        self.process.send_signal(signal.SIGTERM)
+        self.assertEqual(self.end()[0], 0)
 
 
 class Limits(unittest.TestCase):
