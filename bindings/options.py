@@ -172,6 +172,8 @@ class Option:
     why: str | None = None
     clock: str | None = None
     argument: str = "value"
+    type: str | None = None
+    by_hand: bool = False
     only: str | None = None
 
     def __post_init__(self) -> None:
@@ -183,6 +185,10 @@ class Option:
     @property
     def of(self) -> Kind:
         return KINDS[self.kind]
+
+    @property
+    def c_type(self) -> str:
+        return self.of.c.format(self.type or self.name.removeprefix("on_"))
 
     @property
     def c_name(self) -> str:
@@ -311,7 +317,7 @@ def documented(language: str, options: list[Option], line: Callable[[Option], st
 
 
 def c_field(option: Option) -> str:
-    return f"pub {option.c_name}: {option.of.c.format(option.name.removeprefix('on_'))},"
+    return f"pub {option.c_name}: {option.c_type},"
 
 
 def c_fields(options: list[Option]) -> str:
@@ -354,8 +360,8 @@ def c_read(options: list[Option]) -> str:
                 lines += "    // SAFETY: the header's preface: NULL or NUL-terminated.\n"
                 lines += f'    if let Some(text) = unsafe {{ text({field}, "options.{option.c_name}")? }} {{\n'
                 lines += f"        {setter}(text);\n    }}\n"
-            case "group":
-                lines += f"    // SAFETY: the header's preface: NULL or a httpdown_{option.name}.\n"
+            case "group" if not option.by_hand:
+                lines += f"    // SAFETY: the header's preface: NULL or a httpdown_{option.type or option.name}.\n"
                 lines += f"    builder = unsafe {{ {option.name}::set(builder, {field})? }};\n"
     return lines
 

@@ -294,6 +294,10 @@ typedef enum {
     // The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
     // copied there, so that what it says of its failure is in the text of the result, too.
     HTTPDOWN_RESTART_PLAIN_STDERR = 4,
+    // In httpdown_options.restart: SIGHUP restarts the program, too. Not together with `reload_on_hup`.
+    HTTPDOWN_RESTART_ON_HUP = 8,
+    // In httpdown_options.restart: SIGUSR2 does what it does without httpdown.
+    HTTPDOWN_RESTART_NO_SIGNAL = 16,
 } httpdown_restart_flag;
 
 // A clock for tests. Its time stands still until you move it, so a test of a stop need not wait for timeouts. Any
@@ -506,6 +510,55 @@ typedef struct {
 // A request has ended: for an access log. `record` is borrowed until the callback returns. Called on the events
 // thread.
 typedef void (*httpdown_done_fn)(const httpdown_request_record *record, void *user_data);
+
+// Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
+// for `size` bytes, is "" before, and is to be NUL-terminated: it becomes part of the result's text. Called on the
+// restart's own thread, before the new process is started. It may block, and the restart waits for it.
+typedef int (*httpdown_before_restart_fn)(char *why, size_t size, void *user_data);
+
+// Tells how a restart has ended. `status` is OK or RESTART_FAILED. `text` says why it has failed ("" on OK), and is
+// borrowed until the callback returns. `pid` is the process that has taken over; 0 if it has failed. Called once for a
+// restart that has begun, on its own thread, and before httpdown_restart returns. On OK, the stop of this process's
+// servers has begun. Do not wait for that stop here.
+typedef void (*httpdown_restart_fn)(int status, const char *text, uint32_t pid, void *user_data);
+
+// How the program is restarted: httpdown_restart. Set `struct_size`; zero means the default in each other field. The
+// texts and the arrays are copied before the call returns.
+typedef struct {
+    // Required: sizeof(httpdown_restart_options).
+    size_t struct_size;
+    // The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
+    // looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
+    const char *program;
+    // The arguments, and behind them a NULL, like in execve(2); the first one is the program's name. Default: those of
+    // this process.
+    char *const *argv;
+    // The environment, as texts of the form NAME=VALUE, and behind them a NULL, without what a restart itself needs.
+    // Default: the one that this process was started with.
+    char *const *envp;
+    // The working directory. Default: the one that this process was started in.
+    const char *directory;
+    // Is asked whether the restart may begin. May be NULL.
+    httpdown_before_restart_fn before;
+    // Is told how the restart has ended. May be NULL.
+    httpdown_restart_fn on_restart;
+    // The pointer that is passed to these callbacks. The data must live until `destroy` is called.
+    void *user_data;
+    // Called with `user_data` exactly once, on any thread: after the last callback has returned, and before
+    // httpdown_restart returns; or before either function returns an error (but not if the options could not be read:
+    // an impossible struct_size). May be NULL.
+    httpdown_destroy_fn destroy;
+    // How long the new process may take until it serves all sockets. Default: 60,000. In real time.
+    uint32_t ready_timeout_ms;
+    // How long both processes accept, once the new one is ready. If the new one dies within this time, this one goes
+    // on. HTTPDOWN_NOW: no time. Default: 3,000. In real time.
+    uint32_t probation_ms;
+    // A restart is refused (BUSY) while so many earlier processes still drain, because each of them holds memory.
+    // Default: 8.
+    uint32_t max_predecessors;
+    // httpdown_restart_flag, or-ed.
+    uint32_t flags;
+} httpdown_restart_options;
 
 // The settings of a server. Zero in a field means its default, so set `struct_size` and the fields that you need:
 // httpdown_options options = { .struct_size = sizeof options, .addr = ":8080", .handler = hello };
@@ -792,6 +845,12 @@ typedef struct {
     // answer that does not come does so when the time to get ready is over. Handlers see an ordinary request, from an
     // unnamed Unix socket; the report counts it. Default: no request.
     const char *canary;
+    // For httpdown_run: how SIGUSR2 restarts the program. By default it does so with all defaults, if its action is
+    // the default one, which would end the program. HTTPDOWN_RESTART_NO_SIGNAL turns that off, and
+    // HTTPDOWN_RESTART_ON_HUP adds SIGHUP. `on_restart` is told of each restart. If several servers run together, that
+    // of the first one counts; those of the others must be NULL. Copied, like all options; its `destroy` is called
+    // when the server has ended.
+    const httpdown_restart_options *restart;
 } httpdown_options;
 
 // The counts of what a server has done, and of what its stop has cost. Set `struct_size` before the call.
@@ -964,55 +1023,6 @@ typedef struct {
     // The SHA-256 digest of `client_certificate`.
     uint8_t client_fingerprint[32];
 } httpdown_tls_info;
-
-// Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
-// for `size` bytes, is "" before, and is to be NUL-terminated: it becomes part of the result's text. Called on the
-// restart's own thread, before the new process is started. It may block, and the restart waits for it.
-typedef int (*httpdown_before_restart_fn)(char *why, size_t size, void *user_data);
-
-// Tells how a restart has ended. `status` is OK or RESTART_FAILED. `text` says why it has failed ("" on OK), and is
-// borrowed until the callback returns. `pid` is the process that has taken over; 0 if it has failed. Called once for a
-// restart that has begun, on its own thread, and before httpdown_restart returns. On OK, the stop of this process's
-// servers has begun. Do not wait for that stop here.
-typedef void (*httpdown_restart_fn)(int status, const char *text, uint32_t pid, void *user_data);
-
-// How the program is restarted: httpdown_restart. Set `struct_size`; zero means the default in each other field. The
-// texts and the arrays are copied before the call returns.
-typedef struct {
-    // Required: sizeof(httpdown_restart_options).
-    size_t struct_size;
-    // The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
-    // looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
-    const char *program;
-    // The arguments, and behind them a NULL, like in execve(2); the first one is the program's name. Default: those of
-    // this process.
-    char *const *argv;
-    // The environment, as texts of the form NAME=VALUE, and behind them a NULL, without what a restart itself needs.
-    // Default: the one that this process was started with.
-    char *const *envp;
-    // The working directory. Default: the one that this process was started in.
-    const char *directory;
-    // Is asked whether the restart may begin. May be NULL.
-    httpdown_before_restart_fn before;
-    // Is told how the restart has ended. May be NULL.
-    httpdown_restart_fn on_restart;
-    // The pointer that is passed to these callbacks. The data must live until `destroy` is called.
-    void *user_data;
-    // Called with `user_data` exactly once, on any thread: after the last callback has returned, and before
-    // httpdown_restart returns; or before either function returns an error (but not if the options could not be read:
-    // an impossible struct_size). May be NULL.
-    httpdown_destroy_fn destroy;
-    // How long the new process may take until it serves all sockets. Default: 60,000. In real time.
-    uint32_t ready_timeout_ms;
-    // How long both processes accept, once the new one is ready. If the new one dies within this time, this one goes
-    // on. HTTPDOWN_NOW: no time. Default: 3,000. In real time.
-    uint32_t probation_ms;
-    // A restart is refused (BUSY) while so many earlier processes still drain, because each of them holds memory.
-    // Default: 8.
-    uint32_t max_predecessors;
-    // httpdown_restart_flag, or-ed.
-    uint32_t flags;
-} httpdown_restart_options;
 
 // What is known of the restarts of a program: httpdown_restart_info. Set `struct_size` before the call.
 typedef struct {

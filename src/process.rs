@@ -48,6 +48,7 @@ fn watch_forks() -> io::Result<()> {
         }
         SIGNALLED.leave();
         HUNG_UP.leave();
+        RESTART_WANTED.leave();
     }
     if !WATCHING.load(Ordering::Acquire) {
         sys::at_fork(in_child)?;
@@ -65,14 +66,22 @@ pub(crate) fn forked() -> bool {
 /// The signals that end a run.
 static STOP_SIGNALS: [Signal; 2] = [Signal::new(libc::SIGTERM), Signal::new(libc::SIGINT)];
 
-/// The signal that may have files read again.
+/// The signal that may have files read again, or restart the program.
 static HANGUP: Signal = Signal::new(libc::SIGHUP);
+/// The signal that restarts the program.
+static RESTART: Signal = Signal::new(libc::SIGUSR2);
 
 /// The handler writes to this bell. A child that may run servers makes its own bell, because it shares this one with
 /// its parent.
 static SIGNALLED: Bell = Bell::new();
 /// The same for [`HANGUP`].
 static HUNG_UP: Bell = Bell::new();
+/// The same for a restart.
+static RESTART_WANTED: Bell = Bell::new();
+/// A restart was asked for by a signal, and nobody has begun it.
+static WANTS_RESTART: AtomicBool = AtomicBool::new(false);
+/// [`HANGUP`] asks for a restart.
+static HANGUP_RESTARTS: AtomicBool = AtomicBool::new(false);
 /// The times of the first and of the last signal, on the clock of [`sys::uptime`]; 0 before a signal.
 static FIRST_AT: AtomicU64 = AtomicU64::new(0);
 static LAST_AT: AtomicU64 = AtomicU64::new(0);
@@ -86,11 +95,19 @@ static CATCHER: AtomicU32 = AtomicU32::new(0);
 /// that has the number 1 in its own namespace, like its parent.
 extern "C" fn on_signal(number: libc::c_int) {
     if forked() || std::process::id() != CATCHER.load(Ordering::Relaxed) {
-        let ours = STOP_SIGNALS.iter().chain([&HANGUP]);
+        let ours = STOP_SIGNALS.iter().chain([&HANGUP, &RESTART]);
         for signal in ours.filter(|signal| signal.number() == number) {
             signal.restore();
             // The signal is blocked until this handler returns, unless another thread of the child takes it.
             signal.send_to_self();
+        }
+        return;
+    }
+    let restarts = number == HANGUP.number() && HANGUP_RESTARTS.load(Ordering::Relaxed);
+    if restarts || number == RESTART.number() {
+        WANTS_RESTART.store(true, Ordering::Release);
+        if let Some(wanted) = RESTART_WANTED.get() {
+            wanted.set();
         }
         return;
     }
@@ -155,6 +172,20 @@ impl RunSignals {
         HUNG_UP.get_or_make()?.clear();
         HANGUP.catch(on_signal)?;
         self.caught.push(&HANGUP);
+        Ok(())
+    }
+
+    /// Catches SIGUSR2, unless the host does something with it: its default action would end the program, so then nobody
+    /// needs it. A second call does nothing.
+    pub(crate) fn catch_restart(&mut self) -> io::Result<()> {
+        let restart = RESTART.number();
+        if self.caught.iter().any(|signal| signal.number() == restart) || !RESTART.is_default()? {
+            return Ok(());
+        }
+        WANTS_RESTART.store(false, Ordering::Relaxed);
+        RESTART_WANTED.get_or_make()?.clear();
+        RESTART.catch(on_signal)?;
+        self.caught.push(&RESTART);
         Ok(())
     }
 
@@ -236,8 +267,30 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Reports signals that ask for a restart. Does not clear the bell, like [`SignalWatch`].
+#[derive(Debug)]
+pub(crate) struct RestartWatch(AsyncFd<BorrowedFd<'static>>);
+
+impl RestartWatch {
+    /// Needs a tokio runtime. `by_hangup`: SIGHUP asks for it, too, if it is caught.
+    pub(crate) fn new(by_hangup: bool) -> io::Result<Self> {
+        let wanted = RESTART_WANTED.get_or_make()?;
+        HANGUP_RESTARTS.store(by_hangup, Ordering::Relaxed);
+        Ok(Self(sys::watch(wanted.as_fd())?))
+    }
+
+    /// Waits for the next signal. Each is for one watch only. Those that came meanwhile count as one.
+    pub(crate) async fn next(&self) -> io::Result<()> {
+        while !WANTS_RESTART.swap(false, Ordering::AcqRel) {
+            self.0.readable().await?.clear_ready();
+        }
+        Ok(())
+    }
+}
+
 impl Drop for RunSignals {
     fn drop(&mut self) {
+        HANGUP_RESTARTS.store(false, Ordering::Relaxed);
         self.caught.iter().for_each(|signal| signal.restore());
         CATCHING.store(false, Ordering::Release);
     }

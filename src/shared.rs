@@ -24,6 +24,7 @@ use crate::phase::{Phase, Phases};
 use crate::record::RequestRecord;
 use crate::registry::Registry;
 use crate::report::Report;
+use crate::restart::Restart;
 use crate::threads::{Helper, LentRuntime, Readers, Thread};
 use crate::throttle::Throttle;
 #[cfg(feature = "tls")]
@@ -47,6 +48,8 @@ struct StopTimes {
 pub(crate) struct Shared {
     pub(crate) id: u64,
     pub(crate) options: Options,
+    /// How a signal restarts the program.
+    pub(crate) restart: Option<Restart>,
     /// What responses say about the idle timeout, in a `Keep-Alive` field.
     pub(crate) announcement: Option<HeaderValue>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -119,6 +122,7 @@ impl Shared {
             id,
             announcement: announcement.filter(|_| options.keep_alive_header),
             options,
+            restart: None,
             clock,
             events,
             accept_failures: Throttle::default(),
@@ -162,6 +166,11 @@ impl Shared {
         let rate = self.options.drain_rate();
         let delay = Duration::from_secs_f64(turn as f64 / rate);
         delay.min(self.options.stop_timeout / 2)
+    }
+
+    pub(crate) fn with_restart(mut self, restart: Option<Restart>) -> Self {
+        self.restart = restart;
+        self
     }
 
     #[cfg(feature = "tls")]

@@ -638,6 +638,11 @@ impl Signal {
         self.number
     }
 
+    /// Whether the signal does what it does by default.
+    pub(crate) fn is_default(&self) -> io::Result<bool> {
+        Ok(self.action()?.sa_sigaction == libc::SIG_DFL)
+    }
+
     /// Whether the signal is ignored.
     pub(crate) fn is_ignored(&self) -> io::Result<bool> {
         Ok(self.action()?.sa_sigaction == libc::SIG_IGN)

@@ -8,17 +8,17 @@ use std::sync::Arc;
 
 use crate::events::Interest;
 use crate::process;
-use crate::{Builder, Dispatch, Error, Listener, Result, Server};
+use crate::{Builder, Dispatch, Error, Listener, Restart, Result, Server};
 
 use super::boundary::{Sized, borrow, duration_or, read_sized, slice, text};
 use super::callbacks::{self, CHandler, CStats, ForeignData, Host};
-use super::record;
 use super::server::httpdown_server;
 use super::tls;
 use super::types::{
     httpdown_dispatch, httpdown_event, httpdown_event_kind, httpdown_options, httpdown_stop_report,
     httpdown_tls,
 };
+use super::{record, restart};
 
 // SAFETY: zero is valid in each field, and the size comes first.
 unsafe impl Sized for httpdown_options {
@@ -71,6 +71,8 @@ pub unsafe extern "C" fn httpdown_tls_init(tls: *mut httpdown_tls, struct_size: 
 pub(super) struct Options {
     raw: httpdown_options,
     data: Arc<ForeignData>,
+    /// How a signal restarts the program. It owns data of its own.
+    restart: Option<Restart>,
 }
 
 impl Options {
@@ -83,11 +85,16 @@ impl Options {
             pointer: raw.user_data,
             destroy: raw.destroy,
         });
+        let restart = (!raw.restart.is_null()).then(|| {
+            // SAFETY: the same promise.
+            unsafe { restart::read(raw.restart) }
+        });
         understood?;
         if process::forked() {
             return Err(Error::Forked);
         }
-        Ok(Self { raw, data })
+        let restart = restart.transpose()?;
+        Ok(Self { raw, data, restart })
     }
 
     pub(super) fn data(&self) -> Arc<ForeignData> {
@@ -107,17 +114,30 @@ impl Options {
 
     /// Whether SIGHUP is for this server.
     pub(super) fn wants_hangup(&self) -> bool {
-        self.raw.reload_on_hup != 0
+        let restarts = self.restart.as_ref().is_some_and(Restart::is_by_hangup);
+        restarts || self.raw.reload_on_hup != 0
+    }
+
+    /// Whether SIGUSR2 may restart the program.
+    pub(super) fn wants_restart(&self) -> bool {
+        self.restart.as_ref().is_none_or(Restart::is_by_signal)
+    }
+
+    pub(super) fn has_restart(&self) -> bool {
+        self.restart.is_some()
     }
 
     /// Starts the server that the options describe. Callbacks get `server`.
     pub(super) fn serve(self, server: &Arc<httpdown_server>) -> Result<()> {
-        let Self { raw, data } = self;
+        let Self { raw, data, restart } = self;
         let host = Host {
             server: Arc::clone(server),
             data,
         };
         let mut builder = builder(&raw, &host)?;
+        if let Some(restart) = restart {
+            builder = builder.restart(restart);
+        }
         let dispatch = dispatch(&raw)?;
         let listeners = listeners(&raw, &mut builder)?;
         // The callbacks get it from there.

@@ -155,7 +155,7 @@ pub unsafe extern "C" fn httpdown_restart_info(
 ///
 /// # Safety
 /// The pointer is NULL or points to options, as the header describes them.
-unsafe fn read(options: *const httpdown_restart_options) -> Result<Restart> {
+pub(super) unsafe fn read(options: *const httpdown_restart_options) -> Result<Restart> {
     if options.is_null() {
         return Ok(Restart::default());
     }
@@ -201,6 +201,8 @@ unsafe fn read(options: *const httpdown_restart_options) -> Result<Restart> {
         HTTPDOWN_RESTART_DROP_UNCLAIMED,
         HTTPDOWN_RESTART_KEEP_FDS,
         HTTPDOWN_RESTART_PLAIN_STDERR,
+        HTTPDOWN_RESTART_ON_HUP,
+        HTTPDOWN_RESTART_NO_SIGNAL,
     ];
     let known = all.into_iter().fold(0, |known, flag| known | flag as u32);
     if raw.flags & !known != 0 {
@@ -211,7 +213,9 @@ unsafe fn read(options: *const httpdown_restart_options) -> Result<Restart> {
     Ok(restart
         .drop_unclaimed(has(HTTPDOWN_RESTART_DROP_UNCLAIMED))
         .keep_fds(has(HTTPDOWN_RESTART_KEEP_FDS))
-        .plain_stderr(has(HTTPDOWN_RESTART_PLAIN_STDERR)))
+        .plain_stderr(has(HTTPDOWN_RESTART_PLAIN_STDERR))
+        .on_hup(has(HTTPDOWN_RESTART_ON_HUP))
+        .no_signal(has(HTTPDOWN_RESTART_NO_SIGNAL)))
 }
 
 fn callbacks(raw: &httpdown_restart_options, data: &Arc<ForeignData>) -> Restart {

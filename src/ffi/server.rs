@@ -177,7 +177,15 @@ unsafe fn read_all(options: *const *const httpdown_options, count: usize) -> Res
     });
     // All, before the first error counts.
     let read: Vec<_> = read.collect();
-    read.into_iter().collect()
+    let read: Vec<Options> = read.into_iter().collect::<Result<_>>()?;
+    match read.iter().skip(1).position(Options::has_restart) {
+        None => Ok(read),
+        Some(before) => {
+            let index = before + 1;
+            let why = format!("options[{index}].restart must be NULL: that of the first counts");
+            Err(Error::InvalidArgument(why))
+        }
+    }
 }
 
 /// Runs servers until a signal. `blame` says in an error whose it is: it gets the index, and where the servers should
@@ -190,6 +198,9 @@ fn run(
     let mut signals = Signals::catch()?;
     if all.iter().any(Options::wants_hangup) {
         signals = signals.with_hangup()?;
+    }
+    if all.first().is_some_and(Options::wants_restart) {
+        signals = signals.with_restart()?;
     }
     let places: Vec<String> = all.iter().map(Options::place).collect();
     let mut handles = Vec::new();

@@ -716,6 +716,12 @@ pub struct httpdown_options {
     /// answer that does not come does so when the time to get ready is over. Handlers see an ordinary request, from an
     /// unnamed Unix socket; the report counts it. Default: no request.
     pub canary: *const c_char,
+    /// For httpdown_run: how SIGUSR2 restarts the program. By default it does so with all defaults, if its action is
+    /// the default one, which would end the program. HTTPDOWN_RESTART_NO_SIGNAL turns that off, and
+    /// HTTPDOWN_RESTART_ON_HUP adds SIGHUP. `on_restart` is told of each restart. If several servers run together, that
+    /// of the first one counts; those of the others must be NULL. Copied, like all options; its `destroy` is called
+    /// when the server has ended.
+    pub restart: *const httpdown_restart_options,
     // options: end fields
 }
 
@@ -820,6 +826,10 @@ pub enum httpdown_restart_flag {
     /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
     /// copied there, so that what it says of its failure is in the text of the result, too.
     HTTPDOWN_RESTART_PLAIN_STDERR = 4,
+    /// In httpdown_options.restart: SIGHUP restarts the program, too. Not together with `reload_on_hup`.
+    HTTPDOWN_RESTART_ON_HUP = 8,
+    /// In httpdown_options.restart: SIGUSR2 does what it does without httpdown.
+    HTTPDOWN_RESTART_NO_SIGNAL = 16,
 }
 
 /// Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
@@ -943,7 +953,7 @@ pub const HTTPDOWN_TO_END: u64 = u64::MAX;
 // Field-by-field assignment leaves padding unwritten, and a longer struct's unknown bytes must be zero.
 const _: () = {
     // options: begin size (made from src/options.toml by `make options`)
-    let pointers = size_of::<usize>() * 22;
+    let pointers = size_of::<usize>() * 23;
     let longs = size_of::<[u64; 1]>();
     let ints = size_of::<u32>() * 40;
     // options: end size

@@ -56,6 +56,10 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 /// ```
 #[derive(Clone)]
 #[must_use]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a setting of its own"
+)]
 pub struct Restart {
     program: Option<PathBuf>,
     args: Option<Vec<OsString>>,
@@ -67,6 +71,8 @@ pub struct Restart {
     drop_unclaimed: bool,
     keep_fds: bool,
     plain_stderr: bool,
+    by_hangup: bool,
+    no_signal: bool,
     before: Option<Arc<Veto>>,
     on_end: Option<Arc<Told>>,
 }
@@ -87,6 +93,8 @@ impl Default for Restart {
             drop_unclaimed: false,
             keep_fds: false,
             plain_stderr: false,
+            by_hangup: false,
+            no_signal: false,
             before: None,
             on_end: None,
         }
@@ -161,6 +169,29 @@ impl Restart {
     pub fn plain_stderr(mut self, plain: bool) -> Self {
         self.plain_stderr = plain;
         self
+    }
+
+    /// During a [run](crate::Server::run), SIGHUP restarts the program, too. Not together with
+    /// [`Builder::reload_on_hup`](crate::Builder::reload_on_hup). For [`Builder::restart`](crate::Builder::restart).
+    pub fn on_hup(mut self, restarts: bool) -> Self {
+        self.by_hangup = restarts;
+        self
+    }
+
+    /// During a [run](crate::Server::run), SIGUSR2 does what it does without us. By default it restarts the program, if
+    /// its action is the default one, which would end the program. For
+    /// [`Builder::restart`](crate::Builder::restart).
+    pub fn no_signal(mut self, leaves: bool) -> Self {
+        self.no_signal = leaves;
+        self
+    }
+
+    pub(crate) fn is_by_hangup(&self) -> bool {
+        self.by_hangup
+    }
+
+    pub(crate) fn is_by_signal(&self) -> bool {
+        !self.no_signal
     }
 
     /// Is asked before the new process is started. An error refuses the restart: its text is in
@@ -298,6 +329,14 @@ pub fn restart_ready() -> Result<()> {
     match inherited::predecessor() {
         Some(predecessor) => coordinator().say_ready(predecessor),
         None => Ok(()),
+    }
+}
+
+/// All servers of a run serve: with [`Restart::drop_unclaimed`], nothing else says that the process is ready.
+pub(crate) fn all_run() -> Result<()> {
+    match inherited::predecessor() {
+        Some(predecessor) if predecessor.drops_unclaimed => restart_ready(),
+        _ => Ok(()),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::options::Options;
 use crate::phase::Phase;
 use crate::process;
 use crate::record::RequestRecord;
+use crate::restart::Restart;
 use crate::shared::Shared;
 use crate::stats::Stats;
 use crate::sys::SignalMask;
@@ -62,6 +63,7 @@ pub struct Builder {
     pulled: Option<Interest>,
     runtime: Option<Arc<LentRuntime>>,
     on_start: OnStart,
+    restart: Option<Restart>,
     #[cfg(feature = "tls")]
     tls: Option<Tls>,
 }
@@ -574,6 +576,26 @@ impl Builder {
         self
     }
 
+    /// How a signal restarts the program during a [run](Server::run). Without this, SIGUSR2 restarts it with the
+    /// defaults; [`Restart::no_signal`] turns that off. If several servers run together, that of the first one counts.
+    ///
+    /// ```no_run
+    /// # use httpdown::{Dispatch, Exchange, Listener, Restart, Server};
+    /// # fn main() -> httpdown::Result<()> {
+    /// # let handler = |exchange: Exchange| drop(exchange);
+    /// let restart = Restart::default().on_hup(true);
+    /// let server = Server::builder()
+    ///     .restart(restart)
+    ///     .handle(Listener::bind("0.0.0.0:8080")?, Dispatch::default(), handler)?;
+    /// server.run()?; // kill -USR2 or -HUP: a new version; kill -TERM: the end
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = Some(restart);
+        self
+    }
+
     /// Accepts and drives connections on this runtime, instead of on the server's own threads. Its I/O and time must be
     /// enabled. The runtime must outlive the server, or the server stops with an error. The runtime that this is called
     /// on is used only if you pass it here: a server on its own threads stops on time whatever happens on the host's
@@ -808,6 +830,7 @@ impl Builder {
             runtime,
             self.runtime.clone(),
         );
+        let shared = shared.map(|shared| shared.with_restart(self.restart.clone()));
         if self.options.reload_on_hup && !self.reads_tls_files() {
             let why = "reload_on_hup is set, but nothing of tls is from a file";
             return Err(Error::InvalidArgument(why.into()));

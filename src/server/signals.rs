@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::orders::Order;
 use crate::phase::Phase;
-use crate::process::{self, HangupWatch, RunSignals, SignalWatch};
+use crate::process::{self, HangupWatch, RestartWatch, RunSignals, SignalWatch};
 use crate::report::Report;
+use crate::restart::{self, Restart};
 use crate::shared::Shared;
 use crate::threads;
 
@@ -58,6 +59,18 @@ impl Signals {
     /// [`Error::Io`].
     pub fn with_hangup(mut self) -> Result<Self> {
         let caught = self.0.catch_hangup();
+        caught.map_err(|error| Error::io("sigaction", error))?;
+        Ok(self)
+    }
+
+    /// Catches SIGUSR2, too, unless the program does something with it already: during the run, it
+    /// [restarts](Server::restart) the program. Without this call it is caught when the run begins, and ends the program
+    /// before.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn with_restart(mut self) -> Result<Self> {
+        let caught = self.0.catch_restart();
         caught.map_err(|error| Error::io("sigaction", error))?;
         Ok(self)
     }
@@ -144,12 +157,20 @@ impl Signals {
     }
 
     /// Catches what is caught only if a server wants it.
-    fn ready_for(self, servers: &[Server]) -> Result<Self> {
-        if servers.iter().any(wants_hangup) {
-            self.with_hangup()
-        } else {
-            Ok(self)
+    fn ready_for(mut self, servers: &[Server]) -> Result<Self> {
+        let restart = restart_of(servers);
+        if restart.is_by_hangup() && servers.iter().any(wants_hangup) {
+            let why = "SIGHUP cannot both restart the program and read the TLS files again";
+            return Err(Error::InvalidArgument(why.into()));
         }
+        if restart.is_by_hangup() || servers.iter().any(wants_hangup) {
+            self = self.with_hangup()?;
+        }
+        if restart.is_by_signal() {
+            self = self.with_restart()?;
+        }
+        restart::all_run()?;
+        Ok(self)
     }
 
     /// Makes the signals stop the servers. Each server is watched for by its own control thread, so that none needs
@@ -169,11 +190,35 @@ impl Signals {
                 all: Arc::clone(&all),
             };
             tasks.push(runtime.spawn(stop_on_signal(one, pause, Arc::clone(&caught))));
+            let restart = restart_of(servers);
+            if restart.is_by_signal() || restart.is_by_hangup() {
+                tasks.push(runtime.spawn(restart_on_signal(server.clone(), restart.clone())));
+            }
             if wants_hangup(server) {
                 tasks.push(runtime.spawn(reread_on_hangup(Arc::clone(&server.shared))));
             }
         }
         Watching { tasks, caught }
+    }
+}
+
+/// How a signal restarts the program: the first server says it.
+fn restart_of(servers: &[Server]) -> Restart {
+    let first = servers.first();
+    let restart = first.and_then(|server| server.shared.restart.clone());
+    restart.unwrap_or_default()
+}
+
+/// Restarts the program whenever a signal asks for it. Each server of a run waits for the signal, and one of them gets
+/// it, because each may end alone.
+async fn restart_on_signal(server: Server, restart: Restart) -> io::Result<()> {
+    let watch = RestartWatch::new(restart.is_by_hangup())?;
+    loop {
+        watch.next().await?;
+        if let Err(error) = server.restart_begin(restart.clone()) {
+            let text = format!("restart refused: {error:#}");
+            server.shared.events.log(LogLevel::Error, text);
+        }
     }
 }
 
@@ -233,14 +278,29 @@ async fn stop_on_signal(
     caught: Arc<Mutex<Option<RunSignals>>>,
 ) -> io::Result<()> {
     let mut watch = SignalWatch::new()?;
-    watch.next(pause).await?;
+    next_that_counts(&mut watch, &one.server, pause).await?;
     one.server.stop_begin();
-    watch.next(pause).await?;
+    next_that_counts(&mut watch, &one.server, pause).await?;
     one.server.kill_begin();
     // A signal that only repeats the second is not the third. By then, all servers have been told of the second.
     tokio::time::sleep(pause).await;
     let_go(&caught);
     Ok(())
+}
+
+/// Once a successor has taken over, a signal is meant for it: a supervisor signals all processes of a service, and whoever
+/// stops the service gets rid of those that drain by their stop timeout.
+async fn next_that_counts(
+    watch: &mut SignalWatch,
+    server: &Server,
+    pause: Duration,
+) -> io::Result<()> {
+    loop {
+        watch.next(pause).await?;
+        if server.shared.successor().is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// Reads the files of TLS again, whenever SIGHUP has come.

@@ -81,7 +81,8 @@ AT(httpdown_options, abort_on_close, 324);
 AT(httpdown_options, handler_timeout_ms, 328);
 AT(httpdown_options, trim_memory, 332);
 AT(httpdown_options, canary, 336);
-SIZE(httpdown_options, 344);
+AT(httpdown_options, restart, 344);
+SIZE(httpdown_options, 352);
 // options: end offsets
 
 SIZE(httpdown_stop_report, 248);

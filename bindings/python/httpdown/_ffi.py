@@ -270,6 +270,7 @@ class Options(ctypes.Structure):
         ("handler_timeout_ms", c_uint32),
         ("trim_memory", c_int),
         ("canary", c_char_p),
+        ("restart", c_void_p),
         # options: end fields
     ]
 
