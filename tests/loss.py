@@ -3,6 +3,7 @@ made to lose, raise no false alarm, and find nothing lost by build/hello."""
 
 import json
 import os
+import select
 import signal
 import socket
 import ssl
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -231,6 +233,106 @@ class Alarms(unittest.TestCase):
         self.assertIn("GET / is answered with 500", output)
 
 
+class Restarts(unittest.TestCase):
+    """Of servers that do it right, and of others that do not."""
+
+    def restart(self, kind, *args, mode="new", count=3, place="{ip} {port}", before=""):
+        server = f"{kind}={before} {sys.executable} {os.path.abspath(__file__)} {kind} {place}"
+        few = ("--restart", str(count), "--clients", "8", "--load", "200ms", "--modes", mode, "--think", "100ms")
+        limits = ("--stop-limit", "5s", "--request-limit", "1s")
+        status, rows, output = measure(*few, *limits, server, *args)
+        (row,) = rows.values()
+        return status, row, output
+
+    def loses_nothing(self, *args, count=3, **how):
+        status, row, output = self.restart("inherits", *args, count=count, **how)
+        self.assertEqual((status, row["lost"], row["restarts"], row["failed"]), (0, 0, count, 0), output)
+        self.assertEqual((row["ledgers"], row["ledger_differences"]), (1, []), output)
+        self.assertEqual(len(row["restart_ms"]), count, output)
+
+    def test_a_restart_that_passes_on_the_socket_loses_nothing(self):
+        for mode in ("new", "silent", "keepalive"):
+            with self.subTest(mode):
+                self.loses_nothing(mode=mode)
+
+    def test_nor_does_it_on_a_unix_socket(self):
+        for mode in ("new", "keepalive"):
+            with self.subTest(mode):
+                self.loses_nothing(mode=mode, place="{unix}")
+
+    def test_nor_does_it_with_tls(self):
+        with tempfile.TemporaryDirectory() as directory:
+            for mode in ("new", "keepalive"):
+                with self.subTest(mode):
+                    self.loses_nothing("--tls", mode=mode, before=f"LOSS_TLS={self_signed(directory)}")
+
+    def test_a_server_may_go_into_the_background(self):
+        self.loses_nothing(before="setsid", place="{ip} {port} &")
+
+    def test_what_restarts_lose_is_found(self):
+        for kind, mode, outcome in (
+            # It closes its socket, and the successor binds anew.
+            ("rebinds", "new", "refused_early"),
+            ("rebinds", "silent", "refused_early"),
+            # It ends without an answer to what it has accepted.
+            ("leaves", "new", "lost"),
+            # The successor answers something else, or nothing.
+            ("differs", "new", "bad"),
+            ("hangs", "new", "timed_out"),
+        ):
+            with self.subTest(kind, mode=mode):
+                status, row, output = self.restart(kind, mode=mode)
+                self.assertEqual((status, row[outcome] > 0), (1, True), output)
+                self.assertEqual(row["restarts_with_loss"] > 0, row["lost"] > 0, output)
+
+    def test_a_restart_that_fails_is_the_last_one(self):
+        for kind, why in (
+            ("dies", "successor"),
+            ("stays", "the old process did not end in time"),
+            ("ignores", "no successor told its PID in time"),
+        ):
+            with self.subTest(kind):
+                status, row, output = self.restart(kind, "--stop-limit", "1s")
+                self.assertEqual((status, row["restarts"], row["failed"]), (1, 1, 1), output)
+                self.assertIn("restart failed: ", output)
+                self.assertIn(why, output)
+
+    def test_a_command_can_restart_it(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "pids")
+            # The last line is that of the successor.
+            other = f'[ "$(tail -n 1 {path})" != {{pid}} ]'
+            command = f"kill -USR2 {{pid}}; until {other}; do sleep 0.01; done; echo pid $(tail -n 1 {path})"
+            self.loses_nothing("--restart-by", command, before=f"LOSS_PIDS={path}")
+            with open(path, encoding="ascii") as pids:
+                self.assertEqual(len(pids.readlines()), 4)
+
+    def test_a_command_can_leave_the_main_process_as_it_is(self):
+        self.loses_nothing("--restart-by", "test {port} -gt 0 && kill -HUP {pid}")
+
+    def test_a_command_that_fails_is_a_restart_that_fails(self):
+        for command, why in (
+            ("echo not today >&2; exit 3", "exit status 3: not today"),
+            ("kill -KILL {pid}; echo so", "ended, and no successor"),
+            ("exec sleep 60", "the command did not end in time"),
+        ):
+            with self.subTest(command):
+                status, row, output = self.restart("inherits", "--stop-limit", "1s", "--restart-by", command)
+                self.assertEqual((status, row["restarts"], row["failed"]), (1, 1, 1), output)
+                self.assertIn(why, output)
+
+    def test_nothing_is_left_of_any_process(self):
+        for kind in ("inherits", "stays", "ignores"):
+            with self.subTest(kind), tempfile.TemporaryDirectory() as directory:
+                path = os.path.join(directory, "pids")
+                self.restart(kind, "--stop-limit", "1s", before=f"LOSS_PIDS={path} LOSS_LITTER=1")
+                with open(path, encoding="ascii") as file:
+                    pids = file.read().split()
+                self.assertGreaterEqual(len(pids), 2)
+                # Zombies have a directory, too.
+                self.assertEqual([pid for pid in pids if os.path.exists(f"/proc/{pid}")], [])
+
+
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 CLOSE = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\na: b\r\n\r\n"
@@ -281,12 +383,15 @@ class FaultyServer:
         if "LOSS_TLS" in os.environ:
             self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             self.tls.load_cert_chain(os.environ["LOSS_TLS"])
-        if port is None:
-            self.listener = socket.socket(socket.AF_UNIX)
-            self.listener.bind(place)
-            self.listener.listen(128)
-        else:
-            self.listener = socket.create_server((place, int(port)), backlog=128)
+        self.listener = self.listen(place, port)
+
+    def listen(self, place, port):
+        if port is not None:
+            return socket.create_server((place, int(port)), backlog=128)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(place)
+        listener.listen(128)
+        return listener
 
     def run(self):
         if self.fault == "endless":
@@ -373,6 +478,131 @@ class FaultyServer:
         return self.fault in ("close", "close-abrupt", "reset", "silence") or (self.fault in ("drop", "race") and used)
 
 
+class RestartingServer(FaultyServer):
+    """Is replaced by a successor at SIGUSR2. It does that right if it "inherits" the socket: then it ends when it has
+    answered what it has accepted, and prints its ledger. The other kinds do something wrong."""
+
+    def __init__(self, kind, place, port=None):
+        self.is_successor = "LOSS_READY" in os.environ
+        self.fd = os.environ.pop("LOSS_FD", None)
+        if port is None and self.fd is None and os.path.exists(place):
+            os.unlink(place)
+        super().__init__(kind, place, port)
+        self.kind = kind
+        self.drains = False
+        self.change = threading.Condition()
+        self.open = 0
+        self.accepting = threading.Thread(target=self.accept)
+        self.stop, self.stopper = os.pipe()
+
+    def listen(self, place, port):
+        listener = super().listen(place, port) if self.fd is None else socket.socket(fileno=int(self.fd))
+        # What two processes wait for, one of them gets.
+        listener.setblocking(False)
+        return listener
+
+    def run(self):
+        signals = {signal.SIGUSR2, signal.SIGHUP, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+        self.tell()
+        if self.is_successor and self.kind == "dies":
+            return
+        self.accepting.start()
+        if self.is_successor:
+            os.write(int(os.environ.pop("LOSS_READY")), b"!")
+        while (got := signal.sigwait(signals)) != signal.SIGTERM:
+            if got == signal.SIGUSR2 and self.kind != "ignores" and self.restart():
+                break
+        if self.kind == "leaves":
+            os._exit(0)
+        self.drains = True
+        self.stop_accepting()
+        if got == signal.SIGTERM:
+            # Nobody else accepts what still waits.
+            while self.accept_one():
+                pass
+        with self.change:
+            self.change.wait_for(lambda: self.open == 0)
+        print(json.dumps({"connections": self.connections, "served": self.served}), flush=True)
+        os._exit(0)
+
+    def tell(self):
+        """Which process this is: to lossmeter, and to a test that wants to know all of them."""
+        pids = [os.getpid()]
+        if "LOSS_LITTER" in os.environ:
+            pids.append(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
+        if "LOSS_PIDS" in os.environ:
+            with open(os.environ["LOSS_PIDS"], "a", encoding="ascii") as file:
+                file.writelines(f"{pid}\n" for pid in pids)
+        print(f"serving with pid {os.getpid()}", flush=True)
+
+    def restart(self):
+        """Whether a successor serves."""
+        ready, tell = os.pipe()
+        environment = {**os.environ, "LOSS_READY": str(tell)}
+        pass_on = [tell]
+        if self.kind == "rebinds":
+            self.stop_accepting()
+            self.listener.close()
+        else:
+            environment["LOSS_FD"] = str(self.listener.fileno())
+            pass_on.append(self.listener.fileno())
+        successor = subprocess.Popen([sys.executable, *sys.argv], env=environment, pass_fds=pass_on)
+        os.close(tell)
+        is_ready = os.read(ready, 1) != b""
+        os.close(ready)
+        if not is_ready:
+            successor.wait()
+        return is_ready and self.kind != "stays"
+
+    def accept(self):
+        while select.select([self.listener, self.stop], [], [])[0] == [self.listener]:
+            self.accept_one()
+
+    def stop_accepting(self):
+        if self.accepting.is_alive():
+            os.close(self.stopper)
+            self.accepting.join()
+
+    def accept_one(self):
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:
+            return False
+        connection.setblocking(True)
+        with self.change:
+            self.connections += 1
+            self.open += 1
+        threading.Thread(target=self.serve, args=(connection,)).start()
+        return True
+
+    def serve(self, connection):
+        super().serve(connection)
+        with self.change:
+            self.open -= 1
+            self.change.notify()
+
+    def serve_requests(self, connection):
+        while until_blank_line(connection):
+            if self.kind == "leaves":
+                time.sleep(0.02)  # The work that is lost.
+            if self.is_successor and self.kind == "hangs":
+                until_fin(connection)
+                return
+            closes = self.drains
+            answer = CLOSE if closes else ANSWER
+            if self.is_successor and self.kind == "differs":
+                answer = INSTEAD["other-body"]
+            with self.change:
+                self.served += 1
+            connection.sendall(answer)
+            if closes:
+                return
+
+
+RESTARTING = {"inherits", "rebinds", "leaves", "differs", "hangs", "dies", "stays", "ignores"}
+
+
 def self_signed(directory):
     """The path of a certificate and its key."""
     path = os.path.join(directory, "tls.pem")
@@ -427,4 +657,7 @@ def until_blank_line(connection):
 if __name__ == "__main__":
     if len(sys.argv) in (3, 4) and sys.argv[1] in FAULTS:
         FaultyServer(*sys.argv[1:]).run()
+    if len(sys.argv) in (3, 4) and sys.argv[1] in RESTARTING:
+        RestartingServer(*sys.argv[1:]).run()
+        sys.exit()
     unittest.main(verbosity=2)

@@ -10,8 +10,10 @@ use rustix::process::Signal;
 use crate::client::Patience;
 use crate::modes::{MODES, Mode, Targets};
 use crate::net::Way;
+use crate::restart::How;
 use crate::server::{ServerSpec, signal_named};
 use crate::tls::Sessions;
+use crate::trial::Event;
 
 /// What was asked for.
 #[derive(Debug)]
@@ -19,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) servers: Vec<ServerSpec>,
     pub(crate) modes: Vec<&'static Mode>,
     pub(crate) stops: u32,
+    /// `--restart`: so many of each server, and no stops.
+    pub(crate) restarts: Option<u32>,
     /// `--no-stop`: so many requests, then a stop of an idle server.
     pub(crate) requests: Option<u64>,
     pub(crate) clients: u32,
@@ -40,6 +44,13 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    pub(crate) fn event(&self) -> Event {
+        match self.restarts {
+            None => Event::Stop,
+            Some(_) => Event::Restart,
+        }
+    }
+
     pub(crate) fn stops_under_load(&self) -> bool {
         self.requests.is_none()
     }
@@ -62,7 +73,7 @@ pub(crate) fn help() -> String {
 }
 
 const BEGIN_OF_HELP: &str = "\
-lossmeter: finds requests that an HTTP/1.1 server loses when it is stopped by a signal under load.
+lossmeter: finds requests that an HTTP/1.1 server loses when it is stopped by a signal under load, or restarted.
 
 It starts the server, loads it, sends the signal, lets the clients go on until they are refused, and says of each
 request what became of it, as the client saw it at its socket. Again and again, at moments left to chance.
@@ -70,6 +81,7 @@ request what became of it, as the client saw it at its socket. Again and again, 
     lossmeter 'build/hello -addr {addr}'
     lossmeter --tls 'build/hello -addr {addr} -tls-cert cert.pem -tls-key key.pem'
     lossmeter --modes new,keepalive --stops 100 'ours=build/hello -addr {addr}' 'nginx:QUIT=nginx.sh {addr}'
+    lossmeter --restart 20 'server {addr}' 'nginx:QUIT=nginx.sh {addr}' --restart-by 'restart.sh nginx {pid} {addr}'
 
 USAGE
   lossmeter [OPTIONS] SERVER...
@@ -95,6 +107,9 @@ OPTIONS
   --tls                the servers are spoken to by TLS; any certificate will do
   --tls-no-resumption  the same, but no client resumes a session: each handshake is a full one
 
+  --restart N          no stops under load, but so many restarts of each server in each mode; see RESTARTS
+  --restart-by HOW     how the SERVER before it is restarted; before the first: all of them
+
   --no-stop            no stop under load: --requests, all to be answered, then a stop without load; once
   --requests N         with --no-stop (default 100000)
   --compare SERVER     the same as SERVER
@@ -108,12 +123,12 @@ OPTIONS
 
   --connect-limit D    a connection that takes longer counts as refused (default 15s)
   --request-limit D    an answer that takes longer counts as timed out (default 60s)
-  --stop-limit D       a server that takes longer to end is killed (default 90s)
+  --stop-limit D       a server that takes longer to end, or to be restarted, is killed (default 90s)
   --crossing D         see RACE (default 50ms; 1s if frames are lost)
 
   --json FILE          the results for programs
   --svg FILE           the results as a chart
-  --verbose            a line for each stop
+  --verbose            a line for each stop or restart
   --help
 ";
 
@@ -133,7 +148,8 @@ WHAT BECOMES OF A REQUEST
   truncated      the answer is cut
   pipelined      sent together with a request that was answered or cut, and not answered itself: also behind an answer
                  with 'Connection: close', because it was sent before that could be known
-  timed_out, bad (no HTTP, or another answer than the first), refused_early (before the signal)
+  timed_out, bad (no HTTP, or another answer than the first)
+  refused_early  refused, or not connected in time, before the signal to stop: in a restart, at any time
 
   By TLS, a handshake is a part of the first request: see TLS.
 
@@ -159,26 +175,40 @@ TLS
   A client that is connected begins the handshake at once; pauses come behind it. If the handshake ends early, a request
   is lost: reset_unused, closed_unused, timed_out (--request-limit), bad.
 
+RESTARTS
+  A server is started once, and restarted N times, one restart after the other. Each restart has clients of its own,
+  which begin before it and end after it, each time by about --load. A connection that is refused is lost, too; its
+  client tries again 50 ms later. In the end the server gets its :SIGNAL, without load. HOW is one of these:
+
+  a signal's name      goes to the main process (default USR2). Its successor must inherit standard output or error, and
+                       print a line with 'pid N'. The restart is done when the old process has ended, and an answer
+                       comes.
+  a command line       for the shell, with {addr} and its like, and with {pid}: the main process. It ends when the
+                       restart is done, and with an error if it has failed. If it prints 'pid N', that process succeeds
+                       the old one, whose end is waited for; if not, the main process stays the same (a reload).
+
+  A server that is to be restarted may go into the background, if it prints 'pid N' before.
+  A restart that is not done within --stop-limit, or whose successor ends, has failed, and is the last one. What a
+  server has started is killed with it, and at the end of lossmeter also what has left the server's process group.
+
 LEDGER
   A server may print a line with a JSON object when it has ended. Its numbers are compared with the clients', to the
   last unit: connections; served (whole answers); requests (whole and truncated answers); raced (connections with a
-  race or closed_fresh). The one request that finds the server started is among them.
+  race or closed_fresh). The one request that finds the server started is among them. With --restart, each main process
+  must print such a line, and the sums are compared.
 
 EXIT STATUS
-  0 if nothing was lost, no 5xx was seen, every server ended by itself and every ledger agrees; 1 if not; 2 if the
-  measurement could not be made.
+  0 if nothing was lost, no 5xx was seen, every server ended by itself, every restart was done and every ledger agrees;
+  1 if not; 2 if the measurement could not be made.
 ";
 
-/// Reads the command line.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, lexopt::Error> {
-    let mut parser = lexopt::Parser::from_args(args);
-    let (mut servers, mut signal) = (Vec::new(), Signal::TERM);
-    let (mut no_stop, mut requests, mut crossing) = (false, None, None);
-    let (mut round_trip, mut loss) = (None, 0.0);
-    let mut options = Options {
+/// What holds if nothing else is said; there is no server yet.
+fn defaults() -> Options {
+    Options {
         servers: Vec::new(),
         modes: MODES.iter().collect(),
-        stops: 20,
+        stops: 1,
+        restarts: None,
         requests: None,
         clients: 64,
         load: Duration::from_secs(1),
@@ -204,11 +234,26 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
         json: None,
         svg: None,
         verbose: false,
-    };
+    }
+}
+
+/// Reads the command line.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, lexopt::Error> {
+    let mut parser = lexopt::Parser::from_args(args);
+    let (mut servers, mut signal) = (Vec::<(String, Option<How>)>::new(), Signal::TERM);
+    let (mut stops, mut how) = (None, None);
+    let (mut no_stop, mut requests, mut crossing) = (false, None, None);
+    let (mut round_trip, mut loss) = (None, 0.0);
+    let mut options = defaults();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("modes") => options.modes = modes(&parser.value()?.string()?)?,
-            Long("stops") => options.stops = parser.value()?.parse()?,
+            Long("stops") => stops = Some(parser.value()?.parse()?),
+            Long("restart") => options.restarts = Some(parser.value()?.parse()?),
+            Long("restart-by") => {
+                let its_own = servers.last_mut().map(|(_, how)| how);
+                *its_own.unwrap_or(&mut how) = Some(How::new(&parser.value()?.string()?));
+            }
             Long("clients") => options.clients = parser.value()?.parse()?,
             Long("load") => options.load = duration(&mut parser)?,
             Long("signal") => signal = named(&parser.value()?.string()?)?,
@@ -236,8 +281,8 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
             Long("verbose") => options.verbose = true,
             Long("help") | Short('h') => return Ok(Task::Help),
             Long("serve-peer") => return Ok(Task::ServePeer(parser.value()?.string()?)),
-            Long("compare") => servers.push(parser.value()?.string()?),
-            Value(server) => servers.push(server.string()?),
+            Long("compare") => servers.push((parser.value()?.string()?, None)),
+            Value(server) => servers.push((server.string()?, None)),
             other => return Err(other.unexpected()),
         }
     }
@@ -256,17 +301,28 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, le
     if requests.is_some() && !no_stop {
         return Err("--requests is for --no-stop".into());
     }
-    if no_stop {
-        options.stops = 1;
+    if options.restarts.is_some() && (no_stop || stops.is_some()) {
+        return Err("--restart goes with neither --stops nor --no-stop".into());
     }
+    if options.restarts.is_none() && (how.is_some() || servers.iter().any(|(_, how)| how.is_some()))
+    {
+        return Err("--restart-by is for --restart".into());
+    }
+    options.stops = match options.event() {
+        Event::Stop if !no_stop => stops.unwrap_or(20),
+        _ => 1,
+    };
     if servers.is_empty() {
         return Err("no server; see --help".into());
     }
-    if options.stops == 0 || options.clients == 0 || options.jobs == 0 {
-        return Err("--stops, --clients and --jobs begin with 1".into());
+    let restarts = options.restarts.unwrap_or(1);
+    if [options.stops, restarts, options.clients].contains(&0) || options.jobs == 0 {
+        return Err("--stops, --restart, --clients and --jobs begin with 1".into());
     }
-    for server in servers {
-        options.servers.push(spec(&server, signal)?);
+    let how = how.unwrap_or(How::Signal(Signal::USR2));
+    for (server, its_own) in servers {
+        let how = its_own.unwrap_or_else(|| how.clone());
+        options.servers.push(spec(&server, signal, how)?);
     }
     if options.way.is_some() && options.servers.iter().any(ServerSpec::takes_path) {
         return Err("a Unix socket has no --rtt".into());
@@ -298,7 +354,7 @@ fn named(signal: &str) -> Result<Signal, lexopt::Error> {
 }
 
 /// `[NAME[:SIGNAL]=]COMMAND`.
-fn spec(text: &str, signal: Signal) -> Result<ServerSpec, lexopt::Error> {
+fn spec(text: &str, signal: Signal, restart: How) -> Result<ServerSpec, lexopt::Error> {
     let is_name = |name: &&str| !name.contains(|c: char| c.is_whitespace() || c == '/' || c == '{');
     let (name, command) = match text.split_once('=') {
         Some((name, command)) if is_name(&name) => (name, command),
@@ -321,5 +377,6 @@ fn spec(text: &str, signal: Signal) -> Result<ServerSpec, lexopt::Error> {
         name: name.rsplit('/').next().unwrap_or(name).into(),
         command: command.into(),
         signal,
+        restart,
     })
 }

@@ -1,20 +1,21 @@
-//! The results as a chart: lost requests per stop, by mode and server; races in words.
+//! The results as a chart: lost requests per stop or restart, by mode and server; races in words.
 
 use crate::bars::{Bar, Chart, Group, Scale, label};
 use crate::output::Row;
 use crate::tally::Outcome;
+use crate::trial::Event;
 
 /// The chart. Nothing lost is a 0 without a bar.
-pub(crate) fn chart(rows: &[Row]) -> String {
+pub(crate) fn chart(event: Event, rows: &[Row]) -> String {
     let mut servers: Vec<&str> = Vec::new();
     let mut groups: Vec<Group<'_>> = Vec::new();
-    for row in rows.iter().filter(|row| row.stops > 0) {
+    for row in rows.iter().filter(|row| row.trials > 0) {
         if !servers.contains(&&*row.server) {
             servers.push(&row.server);
         }
         let colour = servers.iter().position(|&server| server == row.server);
-        let lost = row.sum.lost() as f64 / row.stops as f64;
-        let raced = row.sum.get(Outcome::Race) as f64 / row.stops as f64;
+        let lost = row.sum.lost() as f64 / row.trials as f64;
+        let raced = row.sum.get(Outcome::Race) as f64 / row.trials as f64;
         let bar = Bar {
             name: &row.server,
             value: lost,
@@ -37,8 +38,9 @@ pub(crate) fn chart(rows: &[Row]) -> String {
             }),
         }
     }
+    let title = format!("Requests lost per {} under load", event.name());
     let chart = Chart {
-        title: "Requests lost per stop under load",
+        title: &title,
         note: "logarithmic scale; less is better",
         scale: Scale::Logarithmic,
         groups,

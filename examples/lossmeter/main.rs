@@ -3,7 +3,8 @@
 //! It starts the server, drives clients in one of several modes (`modes.rs`), sends the signal at a random moment, lets the
 //! clients go on until they are refused, and says of each request what became of it. It knows no server in particular:
 //! all it needs is a command line with a place for an address. Servers that tell at their end what they have counted
-//! have their books compared with the clients' (`tally.rs`).
+//! have their books compared with the clients' (`tally.rs`). With `--restart` it restarts the server instead
+//! (`restart.rs`), and nobody may be refused.
 //!
 //! The clients are written on bare sockets, because an HTTP library hides what matters here: whether the connection
 //! was still open when the request was written, whether it ended with a FIN or with a reset, before or within an
@@ -24,6 +25,8 @@ mod modes;
 mod net;
 mod output;
 mod peer;
+mod process;
+mod restart;
 mod server;
 mod stream;
 mod sys;
@@ -45,7 +48,7 @@ use tokio::task::JoinSet;
 use args::{Options, Task};
 use net::Net;
 use output::Row;
-use trial::{Problem, Stop};
+use trial::{Problem, Trial};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -78,9 +81,19 @@ fn serve_or_measure() -> Result<bool, Failure> {
             Ok(true)
         }
         Task::Measure(options) => {
+            let restarts = options.restarts.is_some();
+            if restarts {
+                process::adopt_orphans()?;
+            }
             let measuring = measure(options.into(), net.into());
             // On a thread of the runtime: those are where the clients are.
-            runtime.block_on(async { runtime.spawn(or_interrupted(measuring)).await? })
+            let result =
+                runtime.block_on(async { runtime.spawn(or_interrupted(measuring)).await? });
+            drop(runtime);
+            if restarts {
+                process::kill_survivors();
+            }
+            result
         }
     }
 }
@@ -100,22 +113,23 @@ async fn or_interrupted(
     }
 }
 
-/// Makes all stops, and tells the results. Whether there is nothing to complain of.
+/// Makes all stops or restarts, and tells the results. Whether there is nothing to complain of.
 async fn measure(options: Arc<Options>, net: Arc<Net>) -> Result<bool, Failure> {
     eprintln!("seed {}", options.seed);
-    let rows = stop_all(&options, net).await?;
-    print!("{}", output::table(&rows));
+    let rows = try_all(&options, net).await?;
+    print!("{}", output::table(options.event(), &rows));
     if let Some(path) = &options.json {
         fs::write(path, format!("{:#}\n", output::to_json(&options, &rows)))?;
     }
     if let Some(path) = &options.svg {
-        fs::write(path, chart::chart(&rows))?;
+        fs::write(path, chart::chart(options.event(), &rows))?;
     }
     Ok(rows.iter().all(Row::is_good))
 }
 
-/// Makes all stops: mode by mode, and within a mode the servers take turns.
-async fn stop_all(options: &Arc<Options>, net: Arc<Net>) -> Result<Vec<Row>, Failure> {
+/// Makes all stops or restarts: mode by mode, and within a mode the servers take turns. The restarts of a server follow
+/// each other.
+async fn try_all(options: &Arc<Options>, net: Arc<Net>) -> Result<Vec<Row>, Failure> {
     let servers = options.servers.len();
     let mut rows: Vec<_> = options
         .modes
@@ -124,10 +138,11 @@ async fn stop_all(options: &Arc<Options>, net: Arc<Net>) -> Result<Vec<Row>, Fai
             options
                 .servers
                 .iter()
-                .map(|server| Row::new(&server.name, mode))
+                .map(|server| Row::new(options.event(), &server.name, mode))
         })
         .collect();
-    let mut progress = Progress::new(options.modes.len() * servers * options.stops as usize);
+    let each = options.restarts.unwrap_or(options.stops) as usize;
+    let mut progress = Progress::new(options.modes.len() * servers * each);
     let slots = Arc::new(Semaphore::new(options.jobs));
     let mut running = JoinSet::new();
     for (m, &mode) in options.modes.iter().enumerate() {
@@ -164,37 +179,49 @@ async fn stop_all(options: &Arc<Options>, net: Arc<Net>) -> Result<Vec<Row>, Fai
     Ok(rows)
 }
 
-/// Enters a stop into its row, and shows the progress.
+/// Enters a stop, or the restarts of a server, into its row, and shows the progress.
 fn enter(
-    (row, number, result): (usize, u32, Result<Stop, Problem>),
+    (row, number, result): (usize, u32, Result<Vec<Trial>, Problem>),
     rows: &mut [Row],
     progress: &mut Progress,
     options: &Options,
 ) -> Result<(), Failure> {
     let row = &mut rows[row];
-    let what = format!("{} {} #{number}", row.server, row.mode.name);
+    let what = format!("{} {} #", row.server, row.mode.name);
     match result {
-        Ok(stop) => {
-            let losses = stop.tally.losses();
-            let losses = losses.map(|(outcome, count)| format!(", {count} {}", outcome.name()));
-            let differences = stop.ledger.iter().flatten();
-            let differences = differences.map(|difference| format!(", {difference}"));
-            let complaints: Vec<_> = losses.chain(differences).collect();
-            if options.verbose || !complaints.is_empty() {
-                let requests = stop.tally.requests();
-                let lost = stop.tally.lost();
-                let complaints = complaints.concat();
-                progress.say(&format!(
-                    "{what}: {requests} requests, {lost} lost{complaints}"
-                ));
+        Ok(trials) => {
+            for (number, trial) in (number..).zip(trials) {
+                let what = format!("{what}{number}");
+                report(&what, &trial, progress, options);
+                progress.step(&what);
+                row.add(trial);
             }
-            progress.step(&what);
-            row.add(stop);
         }
         Err(Problem::Unsupported(why)) => row.skipped = Some(why),
-        Err(Problem::Broken(why)) => return Err(format!("{what}: {why}").into()),
+        Err(Problem::Broken(why)) => return Err(format!("{what}{number}: {why}").into()),
     }
     Ok(())
+}
+
+/// Says what there is to complain of.
+fn report(what: &str, trial: &Trial, progress: &Progress, options: &Options) {
+    let losses = trial.tally.losses();
+    let losses = losses.map(|(outcome, count)| format!(", {count} {}", outcome.name()));
+    let differences = trial.ledger.iter().flatten();
+    let failed = trial.status.iter().filter(|_| trial.time.is_none());
+    let others = differences.chain(failed).map(|text| format!(", {text}"));
+    let complaints: Vec<_> = losses.chain(others).collect();
+    if options.verbose || !complaints.is_empty() {
+        let requests = trial.tally.requests();
+        let lost = trial.tally.lost();
+        let complaints = complaints.concat();
+        let time = trial.time.filter(|_| options.verbose);
+        let time = time.map(|time| format!(" in {} ms", time.as_millis()));
+        let time = time.unwrap_or_default();
+        progress.say(&format!(
+            "{what}{time}: {requests} requests, {lost} lost{complaints}"
+        ));
+    }
 }
 
 /// Tells on stderr how far the run has come: in one line that changes, if that is a terminal.

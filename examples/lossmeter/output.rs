@@ -10,38 +10,41 @@ use crate::args::Options;
 use crate::modes::Mode;
 use crate::tally::{Outcome, Tally};
 use crate::tls::{Handshakes, Sessions};
-use crate::trial::Stop;
+use crate::trial::{Event, Trial};
 
-/// All stops of one server in one mode.
+/// All stops or restarts of one server in one mode.
 #[derive(Debug)]
 pub(crate) struct Row {
+    event: Event,
     pub(crate) server: String,
     pub(crate) mode: &'static Mode,
     pub(crate) sum: Tally,
-    pub(crate) stops: usize,
-    pub(crate) stops_with_loss: usize,
+    pub(crate) trials: usize,
+    trials_with_loss: usize,
     /// Of those that ended by themselves, in order.
     times: Vec<Duration>,
-    killed: usize,
+    /// The others: the server was killed.
+    failed: usize,
     /// How many ledgers were compared, and where they differ.
     ledgers: usize,
     differences: Vec<String>,
     /// Ways in which processes ended, and how often.
     statuses: BTreeMap<String, usize>,
-    /// Why there are no stops, if there are none.
+    /// Why there are no trials, if there are none.
     pub(crate) skipped: Option<String>,
 }
 
 impl Row {
-    pub(crate) fn new(server: &str, mode: &'static Mode) -> Self {
+    pub(crate) fn new(event: Event, server: &str, mode: &'static Mode) -> Self {
         Self {
+            event,
             server: server.into(),
             mode,
             sum: Tally::default(),
-            stops: 0,
-            stops_with_loss: 0,
+            trials: 0,
+            trials_with_loss: 0,
             times: Vec::new(),
-            killed: 0,
+            failed: 0,
             ledgers: 0,
             differences: Vec::new(),
             statuses: BTreeMap::new(),
@@ -49,22 +52,22 @@ impl Row {
         }
     }
 
-    pub(crate) fn add(&mut self, stop: Stop) {
-        self.stops += 1;
-        self.stops_with_loss += usize::from(stop.tally.lost() > 0);
-        self.sum.merge(&stop.tally);
-        match stop.time {
+    pub(crate) fn add(&mut self, trial: Trial) {
+        self.trials += 1;
+        self.trials_with_loss += usize::from(trial.tally.lost() > 0);
+        self.sum.merge(&trial.tally);
+        match trial.time {
             Some(time) => self.times.push(time),
-            None => self.killed += 1,
+            None => self.failed += 1,
         }
         self.times.sort_unstable();
-        if let Some(differences) = stop.ledger {
+        if let Some(differences) = trial.ledger {
             self.ledgers += 1;
             if !differences.is_empty() {
                 self.differences.push(differences.join("; "));
             }
         }
-        if let Some(status) = stop.status {
+        if let Some(status) = trial.status {
             *self.statuses.entry(status).or_default() += 1;
         }
     }
@@ -76,13 +79,13 @@ impl Row {
         serves
             && self.sum.lost() == 0
             && self.sum.get(Outcome::ErrorStatus) == 0
-            && self.killed == 0
+            && self.failed == 0
             && self.differences.is_empty()
     }
 
     /// Whether the mode could be run.
     fn is_there(&self) -> bool {
-        self.stops > 0
+        self.trials > 0
     }
 
     fn cells(&self) -> [String; COLUMNS] {
@@ -107,14 +110,18 @@ impl Row {
         [
             self.server.clone(),
             self.mode.name.into(),
-            self.stops.to_string(),
+            self.trials.to_string(),
             self.sum.requests().to_string(),
             self.sum.get(Outcome::Ok).to_string(),
             lost,
-            self.stops_with_loss.to_string(),
+            self.trials_with_loss.to_string(),
             self.sum.get(Outcome::Race).to_string(),
             self.sum.get(Outcome::ErrorStatus).to_string(),
-            self.sum.refused.to_string(),
+            match self.event {
+                Event::Stop => self.sum.refused.to_string(),
+                // Those are among the lost.
+                Event::Restart => dash(),
+            },
             self.sum.closed_idle.to_string(),
             format!(
                 "{} / {}",
@@ -148,14 +155,19 @@ impl Row {
     fn to_json(&self) -> Value {
         let mut map = self.sum.to_json();
         let times: Vec<_> = self.times.iter().map(Duration::as_millis).collect();
+        let event = self.event.name();
+        let failed = match self.event {
+            Event::Stop => "never_ended",
+            Event::Restart => "failed",
+        };
         let rest = json!({
             "server": self.server,
             "mode": self.mode.name,
             "skipped": self.skipped,
-            "stops": self.stops,
-            "stops_with_loss": self.stops_with_loss,
-            "stop_ms": times,
-            "never_ended": self.killed,
+            format!("{event}s"): self.trials,
+            format!("{event}s_with_loss"): self.trials_with_loss,
+            format!("{event}_ms"): times,
+            failed: self.failed,
             "ledgers": self.ledgers,
             "ledger_differences": self.differences,
             "statuses": self.statuses,
@@ -169,21 +181,24 @@ impl Row {
 
 const COLUMNS: usize = 13;
 
-const TITLES: [&str; COLUMNS] = [
-    "server",
-    "mode",
-    "stops",
-    "requests",
-    "ok",
-    "lost",
-    "stops with loss",
-    "race",
-    "5xx",
-    "refused",
-    "closed idle",
-    "stop ms median / max",
-    "ledger",
-];
+fn titles(event: Event) -> [String; COLUMNS] {
+    let event = event.name();
+    [
+        "server".into(),
+        "mode".into(),
+        format!("{event}s"),
+        "requests".into(),
+        "ok".into(),
+        "lost".into(),
+        format!("{event}s with loss"),
+        "race".into(),
+        "5xx".into(),
+        "refused".into(),
+        "closed idle".into(),
+        format!("{event} ms median / max"),
+        "ledger".into(),
+    ]
+}
 
 /// The first two columns, and the losses, are words.
 fn is_text(column: usize) -> bool {
@@ -199,13 +214,14 @@ fn legend(rows: &[Row]) -> Vec<String> {
 }
 
 /// The table, a legend, and notes below it. It is Markdown, too.
-pub(crate) fn table(rows: &[Row]) -> String {
+pub(crate) fn table(event: Event, rows: &[Row]) -> String {
     let there: Vec<_> = rows
         .iter()
         .filter(|row| row.is_there())
         .map(Row::cells)
         .collect();
-    let mut widths = TITLES.map(str::len);
+    let titles = titles(event);
+    let mut widths = titles.each_ref().map(String::len);
     for cells in &there {
         for (width, cell) in widths.iter_mut().zip(cells) {
             *width = (*width).max(cell.len());
@@ -223,7 +239,7 @@ pub(crate) fn table(rows: &[Row]) -> String {
         }
         text += "|\n";
     };
-    line(TITLES);
+    line(titles.each_ref().map(String::as_str));
     let rules: Vec<_> = widths
         .iter()
         .enumerate()

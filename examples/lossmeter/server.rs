@@ -6,22 +6,27 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Map, Value};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Child;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::process::{self, Process};
+use crate::restart::How;
 use crate::stream::Place;
+use crate::tally;
 
-/// What to run, and how to stop it.
+/// What to run, and how to stop and restart it.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerSpec {
     pub(crate) name: String,
     /// For the shell, with placeholders.
     pub(crate) command: String,
     pub(crate) signal: Signal,
+    pub(crate) restart: How,
 }
 
 impl ServerSpec {
@@ -37,35 +42,49 @@ impl ServerSpec {
 
     /// The command for a certain address.
     pub(crate) fn command(&self, place: &Place) -> Command {
-        let line = match place {
-            Place::Ip(addr) => self
-                .command
-                .replace("{addr}", &addr.to_string())
-                .replace("{ip}", &addr.ip().to_string())
-                .replace("{port}", &addr.port().to_string()),
-            Place::Unix(path) => self.command.replace("{unix}", &path.to_string_lossy()),
-        };
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", &line]);
-        command
+        shell(&self.command, place)
     }
+}
+
+/// A command line for the shell, with a certain address in its places.
+pub(crate) fn shell(line: &str, place: &Place) -> Command {
+    let line = match place {
+        Place::Ip(addr) => line
+            .replace("{addr}", &addr.to_string())
+            .replace("{ip}", &addr.ip().to_string())
+            .replace("{port}", &addr.port().to_string()),
+        Place::Unix(path) => line.replace("{unix}", &path.to_string_lossy()),
+    };
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &line]);
+    command
 }
 
 /// A running server. Dropped, it is killed, with what it has started.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
+    /// What the child and its successors are in.
     group: Option<Pid>,
-    stdout: JoinHandle<Vec<String>>,
-    stderr: JoinHandle<Vec<String>>,
+    /// The main process, once the server has been restarted by a new one.
+    pub(crate) successor: Option<Process>,
+    /// One that should have taken over, but did not.
+    pub(crate) pretender: Option<Process>,
+    /// How many main processes there have been.
+    pub(crate) processes: usize,
+    /// The numbers of processes that the output tells.
+    pub(crate) told: UnboundedReceiver<Pid>,
+    stdout: JoinHandle<Said>,
+    stderr: JoinHandle<Said>,
 }
 
 /// How a server ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    pub(crate) status: ExitStatus,
-    /// The last line of its output that is a JSON object.
-    pub(crate) report: Option<Map<String, Value>>,
+    /// `None` if another process has waited for it.
+    pub(crate) status: Option<ExitStatus>,
+    /// The ledgers in its output.
+    pub(crate) ledgers: Vec<Map<String, Value>>,
 }
 
 impl Server {
@@ -78,55 +97,93 @@ impl Server {
             .process_group(0);
         let mut child = tokio::process::Command::from(command).spawn()?;
         let group = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let stdout = tokio::spawn(last_lines(child.stdout.take()));
-        let stderr = tokio::spawn(last_lines(child.stderr.take()));
+        let (tell, told) = unbounded_channel();
+        let stdout = tokio::spawn(listen(child.stdout.take(), tell.clone()));
+        let stderr = tokio::spawn(listen(child.stderr.take(), tell));
         Ok(Self {
             child,
             group,
+            successor: None,
+            pretender: None,
+            processes: 1,
+            told,
             stdout,
             stderr,
         })
     }
 
+    /// Whether the main process has ended.
     pub(crate) fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        match &self.successor {
+            None => !matches!(self.child.try_wait(), Ok(None)),
+            Some(successor) => successor.has_ended(),
+        }
     }
 
-    /// Waits until it has ended by itself.
-    pub(crate) async fn gone(&mut self) {
-        let _ = self.child.wait().await;
+    /// Whether the main process lives. One that goes into the background tells its number before.
+    pub(crate) async fn lives(&mut self) -> bool {
+        if !self.has_ended() {
+            return true;
+        }
+        if let (None, Some(first)) = (&self.successor, self.group) {
+            let told = timeout(LAST_WORDS, other(&mut self.told, first)).await;
+            self.successor = told.ok().flatten();
+            return self.successor.is_some();
+        }
+        false
+    }
+
+    /// Waits until the main process has ended. The status is `None` if another process has waited for it.
+    pub(crate) async fn gone(&mut self) -> Option<ExitStatus> {
+        match &self.successor {
+            None => self.child.wait().await.ok(),
+            Some(successor) => successor.ended().await,
+        }
     }
 
     /// Why it did not start, in its own words.
     pub(crate) async fn complaint(mut self) -> String {
         self.kill();
-        let lines = timeout(LAST_WORDS, &mut self.stderr).await;
-        let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
-        lines
-            .last()
-            .cloned()
-            .unwrap_or_else(|| "it said nothing".into())
+        let said = timeout(LAST_WORDS, &mut self.stderr).await;
+        said.ok().and_then(Result::ok).unwrap_or_default().last()
+    }
+
+    /// The number of the main process.
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        match &self.successor {
+            None => self.group.map(|pid| beyond_the_shell(pid).unwrap_or(pid)),
+            Some(successor) => Some(successor.pid),
+        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
-        let pid = self.group.ok_or(io::ErrorKind::NotFound)?;
-        Ok(kill_process(beyond_the_shell(pid).unwrap_or(pid), signal)?)
+        match &self.successor {
+            None => Ok(kill_process(
+                self.pid().ok_or(io::ErrorKind::NotFound)?,
+                signal,
+            )?),
+            Some(successor) => successor.signal(signal),
+        }
     }
 
     /// Waits for the end; `None` if it does not come in time. Then the server is to be dropped.
     pub(crate) async fn end(&mut self, limit: Duration) -> Option<Ended> {
-        let status = timeout(limit, self.child.wait()).await.ok()?.ok()?;
-        let lines = timeout(LAST_WORDS, &mut self.stdout).await;
-        let lines = lines.ok().and_then(Result::ok).unwrap_or_default();
-        let objects = lines.iter().rev().map(|line| serde_json::from_str(line));
-        let report = objects.flatten().next();
-        Some(Ended { status, report })
+        let status = timeout(limit, self.gone()).await.ok()?;
+        let said = timeout(LAST_WORDS, &mut self.stdout).await;
+        let said = said.ok().and_then(Result::ok).unwrap_or_default();
+        Some(Ended {
+            status,
+            ledgers: said.ledgers,
+        })
     }
 
+    /// Kills it, with what it has started.
     fn kill(&self) {
-        // A process that has been waited for has no number any more that would be ours.
-        if let (Some(_), Some(group)) = (self.child.id(), self.group) {
-            let _ = kill_process_group(group, Signal::KILL);
+        if let Some(successor) = &self.successor {
+            let _ = successor.signal(Signal::KILL);
+        }
+        if let Some(group) = self.group {
+            process::kill_group(group);
         }
     }
 }
@@ -157,19 +214,67 @@ fn beyond_the_shell(pid: Pid) -> Option<Pid> {
 /// How long output may take to arrive when its process has ended: others may still hold the pipe.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Reads to the end, so that the server is never held up by its output.
-async fn last_lines(output: Option<impl AsyncRead + Unpin>) -> Vec<String> {
-    let mut last = Vec::new();
-    if let Some(output) = output {
-        let mut lines = BufReader::new(output).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            if last.len() == 10 {
-                last.remove(0);
+/// What is kept of an output.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    last: Option<String>,
+    /// The lines that are ledgers.
+    ledgers: Vec<Map<String, Value>>,
+}
+
+impl Said {
+    /// The last words.
+    pub(crate) fn last(self) -> String {
+        self.last.unwrap_or_else(|| "it said nothing".into())
+    }
+}
+
+/// Reads to the end, so that the writer is never held up by its output. Tells the numbers of processes as they come.
+pub(crate) async fn listen(
+    output: Option<impl AsyncRead + Unpin>,
+    tell: UnboundedSender<Pid>,
+) -> Said {
+    let mut said = Said::default();
+    let Some(output) = output else { return said };
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        for pid in pids(&line) {
+            // If nobody wants to know, the output must still be read.
+            let _ = tell.send(pid);
+        }
+        said.ledgers.extend(tally::ledger(&line));
+        said.last = Some(line);
+    }
+    said
+}
+
+/// The numbers of processes in a line: "serving on 127.0.0.1:80 with pid 17", "[PID: 17]".
+fn pids(line: &str) -> impl Iterator<Item = Pid> {
+    let mut words = line
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .peekable();
+    std::iter::from_fn(move || {
+        loop {
+            let word = words.next()?;
+            let number = words.peek().and_then(|next| next.parse().ok());
+            if let (true, Some(number)) = (word.eq_ignore_ascii_case("pid"), number)
+                && let Some(pid) = Pid::from_raw(number)
+            {
+                return Some(pid);
             }
-            last.push(line);
+        }
+    })
+}
+
+/// The first process of which is told, and that is not this one. `None` if nothing more is told.
+pub(crate) async fn other(told: &mut UnboundedReceiver<Pid>, than: Pid) -> Option<Process> {
+    loop {
+        let pid = told.recv().await?;
+        if let Some(process) = (pid != than).then(|| Process::ours(pid)).flatten() {
+            return Some(process);
         }
     }
-    last
 }
 
 /// A signal by its name, with or without SIG.

@@ -1,11 +1,21 @@
-//! The one system call that no dependency offers.
+//! What no dependency offers without unsafe code.
 #![allow(
     unsafe_code,
-    reason = "no dependency wraps this request of ioctl for sockets"
+    reason = "a request of ioctl for sockets, and a promise to tokio about a descriptor"
 )]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor of which tokio tells when it is readable.
+pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd is open, and stays the same until it is dropped.
+    let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    fd.map_err(io::Error::from)
+}
 
 /// How many of the bytes written to a TCP socket the other side's kernel has not acknowledged.
 pub(crate) fn unacknowledged(socket: &impl AsFd) -> io::Result<usize> {

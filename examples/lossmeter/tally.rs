@@ -30,7 +30,7 @@ pub(crate) enum Outcome {
     TimedOut,
     /// The answer was no HTTP, or not what the server had answered before.
     Bad,
-    /// Refused before the server was asked to stop.
+    /// Refused, and the server had not been asked to stop.
     RefusedEarly,
 }
 
@@ -54,7 +54,7 @@ impl Outcome {
             }
             Self::TimedOut => "no whole answer in time",
             Self::Bad => "no HTTP, or another answer than the first one",
-            Self::RefusedEarly => "refused before the signal",
+            Self::RefusedEarly => "refused, though nobody had told the server to stop",
         }
     }
 
@@ -120,6 +120,12 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// An answer that lossmeter has waited for, to see whether the server serves. It is no request of a client.
+    pub(crate) fn add_probe(&mut self) {
+        self.connections += 1;
+        self.complete += 1;
+    }
+
     pub(crate) fn add(&mut self, outcome: Outcome, count: u64) {
         self.outcomes[outcome as usize] += count;
     }
@@ -183,6 +189,43 @@ impl Tally {
     }
 }
 
+/// The fields of a ledger.
+const FIELDS: [&str; 4] = ["connections", "served", "requests", "raced"];
+
+/// A line of a server's output, if it is a ledger: a JSON object with some of the fields.
+pub(crate) fn ledger(line: &str) -> Option<Map<String, Value>> {
+    let ledger: Map<_, _> = serde_json::from_str(line).ok()?;
+    let some = FIELDS.iter().any(|field| ledger.contains_key(*field));
+    some.then_some(ledger)
+}
+
+/// Compares the ledgers of a server's processes, of which there were so many, with what the clients saw. Says where
+/// they differ; `None` if there are none.
+pub(crate) fn audit(
+    ledgers: &[Map<String, Value>],
+    processes: usize,
+    clients: &Tally,
+) -> Option<Vec<String>> {
+    if ledgers.is_empty() {
+        return None;
+    }
+    // A process that tells several times is right in the end.
+    let Some(start) = ledgers.len().checked_sub(processes) else {
+        let found = ledgers.len();
+        return Some(vec![format!("{found} ledgers of {processes} processes")]);
+    };
+    let mut sum = Map::new();
+    for ledger in &ledgers[start..] {
+        for field in FIELDS {
+            if let Some(count) = ledger.get(field).and_then(Value::as_u64) {
+                let before = sum.get(field).and_then(Value::as_u64).unwrap_or_default();
+                sum.insert(field.into(), json!(before + count));
+            }
+        }
+    }
+    Some(compare(&sum, clients))
+}
+
 /// Compares the server's report with what the clients saw, and says where they differ.
 ///
 /// | the server's | must equal the clients' |
@@ -192,10 +235,10 @@ impl Tally {
 /// | `requests` | whole answers, and truncated ones |
 /// | `raced` | connections on which a request crossed the server's FIN: `race`, and `closed_fresh` |
 ///
-/// The one connection and request with which lossmeter waits for the server to start is among them. Clients end no
+/// The connections and requests with which lossmeter waits for the server to serve are among them. Clients end no
 /// request themselves, so these are equal to the last unit, or something is lost or counted wrong. A loss that the
 /// server cannot know of (a reset from its listening socket) makes a difference too: in `connections`.
-pub(crate) fn compare(report: &Map<String, Value>, clients: &Tally) -> Vec<String> {
+fn compare(report: &Map<String, Value>, clients: &Tally) -> Vec<String> {
     let pairs = [
         ("connections", clients.connections),
         ("served", clients.complete),

@@ -1,34 +1,52 @@
-//! One stop: a server is started, loaded, signalled, and watched until it and its clients have ended.
+//! A server is started, loaded, and stopped or restarted, and watched until it and its clients have ended.
 
 use std::fmt::Display;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::args::Options;
 use crate::client::{self, Expected, Load};
-use crate::http::Body;
+use crate::http::{Answer, Body};
 use crate::modes::{Mode, Requests, Think};
 use crate::net::Net;
+use crate::restart;
 use crate::server::{Server, ServerSpec, describe};
 use crate::stream::Place;
-use crate::tally::{Tally, compare};
+use crate::tally::{Tally, audit};
 use crate::tls::Tls;
 
-/// What a stop came to.
+/// What is done to a server under load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Stop,
+    Restart,
+}
+
+impl Event {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// What a stop or a restart came to.
 #[derive(Debug)]
-pub(crate) struct Stop {
+pub(crate) struct Trial {
     pub(crate) tally: Tally,
-    /// From the signal to the end of the process; `None` if it had to be killed.
+    /// From the signal to the end of the process, or to the successor's answer; `None` if it had to be killed.
     pub(crate) time: Option<Duration>,
     /// Where the server's report differs from what the clients saw; `None` if it made no report.
     pub(crate) ledger: Option<Vec<String>>,
-    /// How the process ended, if not with success.
+    /// How the process ended, if not with success, or why the restart failed.
     pub(crate) status: Option<String>,
 }
 
@@ -49,15 +67,28 @@ impl Problem {
 /// How long a server may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs one; `random` decides all that is left to chance.
+/// Runs one stop, or several restarts of one server; `random` decides all that is left to chance.
 pub(crate) async fn run(
     options: &Options,
     net: &Net,
     spec: &ServerSpec,
     mode: &'static Mode,
+    random: Rng,
+) -> Result<Vec<Trial>, Problem> {
+    let (server, load) = start(options, net, spec, mode).await?;
+    match options.restarts {
+        None => Ok(vec![stop(options, spec, server, load, random).await?]),
+        Some(count) => restarts(options, net, spec, count, server, load, random).await,
+    }
+}
+
+async fn stop(
+    options: &Options,
+    spec: &ServerSpec,
+    mut server: Server,
+    mut load: Load,
     mut random: Rng,
-) -> Result<Stop, Problem> {
-    let (mut server, mut load) = start(options, net, spec, mode).await?;
+) -> Result<Trial, Problem> {
     let duration = options.load.mul_f64(0.5 + random.f64());
     load.deadline = Instant::now()
         + if options.stops_under_load() {
@@ -67,14 +98,10 @@ pub(crate) async fn run(
         };
     let load = Arc::new(load);
 
-    let mut clients = JoinSet::new();
-    for _ in 0..options.clients {
-        clients.spawn(client::run(Arc::clone(&load), random.fork()));
-    }
+    let mut clients = clients(options, &load, &mut random);
     let mut tally = Tally::default();
     // The first answer.
-    tally.connections = 1;
-    tally.complete = 1;
+    tally.add_probe();
     if options.stops_under_load() {
         sleep(duration).await;
     } else {
@@ -100,19 +127,115 @@ pub(crate) async fn run(
     });
     tally.handshakes = load.tls.as_ref().map(Tls::handshakes).unwrap_or_default();
     Ok(match ended {
-        None => Stop {
+        None => Trial {
             tally,
             time: None,
             ledger: None,
-            status: Some("never ended, and was killed".into()),
+            status: Some(NEVER_ENDED.into()),
         },
-        Some((ended, time)) => Stop {
-            ledger: ended.report.map(|report| compare(&report, &tally)),
+        Some((ended, time)) => Trial {
+            ledger: audit(&ended.ledgers, 1, &tally),
             tally,
             time: Some(time),
-            status: describe(ended.status),
+            status: ended.status.and_then(describe),
         },
     })
+}
+
+const NEVER_ENDED: &str = "never ended, and was killed";
+
+/// Restarts a server again and again, and stops it in the end, without load. Each restart has its own clients, so that
+/// what is lost is its own, too. A restart that fails is the last one.
+async fn restarts(
+    options: &Options,
+    net: &Net,
+    spec: &ServerSpec,
+    count: u32,
+    mut server: Server,
+    mut load: Load,
+    mut random: Rng,
+) -> Result<Vec<Trial>, Problem> {
+    load.deadline =
+        Instant::now() + (options.load * 3 + options.stop_limit + options.patience.request) * count;
+    let load = Arc::new(load);
+    let mut trials = Vec::new();
+    let mut all = Tally::default();
+    all.add_probe();
+    for _ in 0..count {
+        load.enough.store(false, Ordering::Relaxed);
+        let mut duration = || options.load.mul_f64(0.5 + random.f64());
+        let (before, behind) = (duration(), duration());
+        let mut clients = clients(options, &load, &mut random);
+        sleep(before).await;
+        let begin = Instant::now();
+        let restarted = restart(options, net, spec, &mut server, &load).await;
+        let time = begin.elapsed();
+        let mut tally = Tally::default();
+        if restarted.is_ok() {
+            tally.add_probe();
+            sleep(behind).await;
+        }
+        load.enough.store(true, Ordering::Relaxed);
+        add_up(&mut clients, &mut tally).await;
+        all.merge(&tally);
+        let failed = restarted.is_err();
+        trials.push(Trial {
+            tally,
+            time: (!failed).then_some(time),
+            ledger: None,
+            status: restarted.err().map(|why| format!("restart failed: {why}")),
+        });
+        if failed {
+            return Ok(trials);
+        }
+    }
+    server
+        .signal(spec.signal)
+        .map_err(Problem::broken("cannot be signalled"))?;
+    let ended = server.end(options.stop_limit).await;
+    if let Some(last) = trials.last_mut() {
+        last.tally.handshakes = load.tls.as_ref().map(Tls::handshakes).unwrap_or_default();
+        match ended {
+            None => {
+                last.time = None;
+                last.status = Some(NEVER_ENDED.into());
+            }
+            Some(ended) => {
+                last.ledger = audit(&ended.ledgers, server.processes, &all);
+                last.status = ended.status.and_then(describe);
+            }
+        }
+    }
+    Ok(trials)
+}
+
+/// Restarts a server, and waits until it answers. The error says why it is not restarted.
+async fn restart(
+    options: &Options,
+    net: &Net,
+    spec: &ServerSpec,
+    server: &mut Server,
+    load: &Load,
+) -> Result<(), String> {
+    let deadline = Instant::now() + options.stop_limit;
+    if !server.lives().await {
+        return Err("ended under load".into());
+    }
+    restart::restart(server, &spec.restart, &load.place, net, deadline).await?;
+    let answer = async {
+        while client::ask_once(load).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        answered = timeout_at(deadline, answer) => answered.map_err(|_| "does not answer".into()),
+        _ = server.gone() => Err("ended, and no successor told its PID".into()),
+    }
+}
+
+fn clients(options: &Options, load: &Arc<Load>, random: &mut Rng) -> JoinSet<Tally> {
+    let run = |_| client::run(Arc::clone(load), random.fork());
+    (0..options.clients).map(run).collect()
 }
 
 /// Starts a server, and asks it once: it is ready then, and the answer is the measure of all others.
@@ -153,11 +276,7 @@ async fn start(
         budget: AtomicU64::new(options.requests.unwrap_or(u64::MAX)),
         deadline: Instant::now() + START_LIMIT,
     };
-    let answer = tokio::select! {
-        answer = client::ask_once(&load) => answer,
-        () = server.gone() => Err(io::ErrorKind::NotConnected.into()),
-    };
-    let answer = match answer {
+    let answer = match first_answer(&mut server, &load).await {
         Ok(answer) => answer,
         Err(error) => {
             let complaint = server.complaint().await;
@@ -178,6 +297,19 @@ async fn start(
         load.expected.body = Body::Same(answer.kept.into());
     }
     Ok((server, load))
+}
+
+/// Asks a server that starts, unless it ends.
+async fn first_answer(server: &mut Server, load: &Load) -> io::Result<Answer> {
+    let mut asking = pin!(client::ask_once(load));
+    loop {
+        tokio::select! {
+            answer = &mut asking => return answer,
+            _ = server.gone() => if !server.lives().await {
+                return Err(io::ErrorKind::NotConnected.into());
+            }
+        }
+    }
 }
 
 /// Waits for all clients.

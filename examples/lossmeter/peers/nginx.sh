@@ -1,8 +1,10 @@
 #!/bin/sh
 # nginx in the foreground, on the address that is given: nginx.sh 127.0.0.1:8080. Stop it with QUIT. With the absolute
-# paths of a certificate and its key behind the address, it speaks TLS.
+# paths of a certificate and its key behind the address, it speaks TLS. With DAEMON=on in the environment, it goes into
+# the background, and its number is printed: in the foreground, it ignores USR2 as long as its parent lives.
 # GET /: "Hello, World!". GET /bytes/8000000: so many zeroes. There is no /echo: a body is read, and "Hello, World!" the answer.
 set -e
+nginx=$(command -v nginx) # With its path, because USR2 makes nginx execute this anew.
 prefix=$(cd "$(dirname "$0")/../../.." && pwd)/build/peers/nginx
 dir=$prefix/$1
 mkdir -p "$dir/bytes"
@@ -11,7 +13,7 @@ ln -sf "$prefix/8000000" "$dir/bytes/8000000"
 tls=
 [ -z "$2" ] || tls="ssl; ssl_certificate $2; ssl_certificate_key $3"
 cat >"$dir/nginx.conf" <<EOF
-daemon off;
+daemon ${DAEMON:=off};
 pid $dir/pid;
 error_log stderr error;
 worker_processes 2;
@@ -29,4 +31,8 @@ http {
     }
 }
 EOF
-exec nginx -p "$dir" -c "$dir/nginx.conf" -e stderr
+[ "$DAEMON" = on ] || exec "$nginx" -p "$dir" -c "$dir/nginx.conf" -e stderr
+rm -f "$dir/pid"
+"$nginx" -p "$dir" -c "$dir/nginx.conf" -e stderr
+until [ -s "$dir/pid" ]; do sleep 0.01; done
+echo "pid $(cat "$dir/pid")"
