@@ -5,6 +5,18 @@ use crate::output::Row;
 use crate::tally::Outcome;
 use crate::trial::Event;
 
+/// What is no loss, but must be known.
+fn aside(raced: f64, row: &Row) -> String {
+    let crossed = (raced > 0.0).then(|| format!("{} races", label(raced)));
+    // Who serves nobody loses nothing.
+    let failed = (row.failed > 0).then(|| format!("{} failed of {}", row.failed, row.trials));
+    let all: Vec<_> = crossed.into_iter().chain(failed).collect();
+    match &all[..] {
+        [] => String::new(),
+        all => format!("and {}", all.join(", ")),
+    }
+}
+
 /// The chart. Nothing lost is a 0 without a bar.
 pub(crate) fn chart(event: Event, rows: &[Row]) -> String {
     let mut servers: Vec<&str> = Vec::new();
@@ -21,11 +33,7 @@ pub(crate) fn chart(event: Event, rows: &[Row]) -> String {
             value: lost,
             colour: colour.unwrap_or_default(),
             label: label(lost),
-            aside: if raced > 0.0 {
-                format!("and {} races", label(raced))
-            } else {
-                String::new()
-            },
+            aside: aside(raced, row),
         };
         match groups
             .last_mut()

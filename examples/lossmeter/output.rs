@@ -24,7 +24,7 @@ pub(crate) struct Row {
     /// Of those that ended by themselves, in order.
     times: Vec<Duration>,
     /// The others: the server was killed.
-    failed: usize,
+    pub(crate) failed: usize,
     /// How many ledgers were compared, and where they differ.
     ledgers: usize,
     differences: Vec<String>,
