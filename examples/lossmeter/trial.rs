@@ -189,6 +189,10 @@ async fn restarts(
             return Ok(trials);
         }
     }
+    // What clients have begun on a long way is there when this is answered: a stop without load has nothing to refuse.
+    if client::ask_once(&load).await.is_ok() {
+        all.add_probe();
+    }
     server
         .signal(spec.signal)
         .map_err(Problem::broken("cannot be signalled"))?;
