@@ -519,7 +519,7 @@ static void what_makes_no_sense_is_refused(void) {
         options = good;                                                          \
     } while (0)
     options = good;
-    options.flags = 8;
+    options.flags = 1u << 20;
     REFUSED(HTTPDOWN_STATUS_UNSUPPORTED, "options.flags 8");
     options.argv = nothing;
     REFUSED(INVALID, "there are no arguments");
