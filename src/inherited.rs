@@ -12,7 +12,6 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::parent_id;
 use std::process;
@@ -637,24 +636,36 @@ fn channel() -> Result<Option<Channel>> {
     let Some(text) = env::var_os(handover::VARIABLE) else {
         return Ok(None);
     };
-    let (fd, process) = text
-        .to_str()
-        .and_then(|text| text.split_once(':'))
-        .unwrap_or_default();
-    let process = number(handover::VARIABLE, OsStr::new(process), RawFd::MAX)?;
+    let parts = text.to_str().and_then(|text| text.split_once(':'));
+    let numbers = parts.and_then(|(fd, process)| Some((digits(fd)?, digits(process)?)));
+    let Some((fd, process)) = numbers else {
+        let (name, text) = (handover::VARIABLE, text.to_string_lossy());
+        let why = format!("{name} is {text:?}, not a descriptor and a process, with a colon");
+        return Err(Error::InvalidArgument(why));
+    };
     if process.unsigned_abs() != process::id() {
         // It was left over from a parent.
         return Ok(None);
     }
-    let fd = number(handover::VARIABLE, OsStr::new(fd), RawFd::MAX)?;
-    Ok(sys::take_inherited(fd).map(Channel::of))
+    // Without its predecessor, this process would be in its way.
+    let gone = || {
+        Error::InvalidArgument(format!(
+            "{}: descriptor {fd} is not open",
+            handover::VARIABLE
+        ))
+    };
+    let channel = sys::take_inherited(fd).ok_or_else(gone)?;
+    Ok(Some(Channel::of(channel)))
+}
+
+fn digits(text: &str) -> Option<RawFd> {
+    let is_number = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| is_number)
 }
 
 /// The number in a variable.
 fn number(variable: &str, text: &OsStr, most: RawFd) -> Result<RawFd> {
-    let digits = text.to_str();
-    let digits = digits.filter(|_| text.as_bytes().iter().all(u8::is_ascii_digit));
-    let number = digits.and_then(|digits| digits.parse().ok());
+    let number = text.to_str().and_then(digits);
     number.filter(|number| *number <= most).ok_or_else(|| {
         let text = text.to_string_lossy();
         let why = format!("{variable} is {text:?}, not a number from 0 to {most}");

@@ -9,6 +9,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
@@ -17,7 +18,7 @@ use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{self, Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -54,7 +55,8 @@ const KEY: &str = "HTTPDOWN_TEST_KEY";
 #[test]
 fn service() {
     let Ok(addrs) = env::var(ADDRS) else { return };
-    let is_successor = env::var_os("HTTPDOWN_RESTART").is_some();
+    let predecessor = env::var("HTTPDOWN_RESTART").unwrap_or_default();
+    let is_successor = predecessor.ends_with(&format!(":{}", process::id()));
     let names = env::var("LISTEN_FDNAMES").unwrap_or_default();
     say(format_args!("starts with {names:?}"));
     let (host, fault) = (env::var(HOST).unwrap_or_default(), env::var(FAULT));
@@ -107,7 +109,7 @@ fn service() {
     }
     if !is_successor {
         for server in &servers {
-            println!("serving {}", server.local_addrs()[0]);
+            say(format_args!("serves {}", server.local_addrs()[0]));
         }
     }
     for server in servers {
@@ -285,7 +287,7 @@ struct Start {
     program: Option<PathBuf>,
     dir: Option<PathBuf>,
     user: Option<u32>,
-    before: &'static str,
+    before: String,
     tls: bool,
 }
 
@@ -318,8 +320,8 @@ impl Start {
     }
 
     /// What a shell does first.
-    fn before(mut self, commands: &'static str) -> Self {
-        self.before = commands;
+    fn before(mut self, commands: &str) -> Self {
+        self.before = commands.into();
         self
     }
 
@@ -338,11 +340,11 @@ impl Start {
             .env(HOST, &self.host)
             .process_group(0)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        if !self.fds.is_empty() {
+        if !self.names.is_empty() {
             command
-                .env("LISTEN_FDS", self.fds.len().to_string())
+                .env("LISTEN_FDS", self.names.len().to_string())
                 .env("LISTEN_FDNAMES", self.names.join(":"));
         }
         if self.tls || tls::is_everywhere() {
@@ -371,35 +373,33 @@ impl Start {
     }
 
     fn start(self) -> Service {
+        let mut service = self.begin();
+        let serves = format!("{} serves ", service.first());
+        let find = |lines: &[String]| {
+            let addrs = lines.iter().filter_map(|line| line.strip_prefix(&serves));
+            addrs.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let count = self.addrs.len();
+        service.lines.wait_until(|lines| find(lines).len() == count);
+        service.addrs = find(&service.lines.all());
+        service
+    }
+
+    /// Does not wait until it serves.
+    fn begin(&self) -> Service {
         let mut first = self.command().spawn().unwrap();
         let lines = Journal::new();
         let (written, errors) = (lines.clone(), first.stderr.take().unwrap());
         // All generations write there.
         thread::spawn(move || {
-            BufReader::new(errors)
-                .lines()
-                .map_while(Result::ok)
-                .for_each(|line| written.write(line));
+            let lines = BufReader::new(errors).lines().map_while(Result::ok);
+            lines.for_each(|line| written.write(line));
         });
-        let mut service = Service {
+        Service {
             first,
             addrs: Vec::new(),
             lines,
-        };
-        let mut says = BufReader::new(service.first.stdout.take().unwrap()).lines();
-        let serving = says.by_ref().map_while(Result::ok).filter_map(|line| {
-            let addr = line.split_once("serving ")?.1;
-            Some(addr.to_owned())
-        });
-        service.addrs = serving.take(self.addrs.len()).collect();
-        assert_eq!(
-            service.addrs.len(),
-            self.addrs.len(),
-            "{:?}",
-            service.lines.all()
-        );
-        thread::spawn(move || says.for_each(drop));
-        service
+        }
     }
 }
 
@@ -484,7 +484,9 @@ impl Service {
     #[track_caller]
     fn restart(&self, how: &str) -> u32 {
         let answer = self.get(&format!("/restart?{how}"));
-        succeeded(&answer)
+        let pid = succeeded(&answer);
+        self.line(&format!("{pid} Info: restart: took over"));
+        pid
     }
 
     /// Ends the process that serves now, which must lose nothing. Then nobody may listen any more.
@@ -1124,4 +1126,558 @@ fn the_host_is_told_how_it_ends_and_may_take_its_time() {
     succeeded(&text(&mut asked));
     service.assert_ended_well(first);
     service.stop();
+}
+
+#[test]
+fn the_host_may_refuse_a_restart() {
+    let service = Service::start();
+    let answer = service.get("/restart?veto=not+now");
+    assert_eq!(answer, "failed: refused: not now");
+    let answer = service.get("/restart?veto=panic");
+    assert_eq!(answer, "failed: refused: the check before it panicked");
+    assert!(
+        !service
+            .lines
+            .all()
+            .iter()
+            .any(|line| line.contains("started PID"))
+    );
+    service.restart("");
+    service.stop();
+}
+
+#[test]
+fn there_is_one_restart_at_a_time() {
+    let service = Service::start_with("grace=20000");
+    let first = service.first();
+    let mut asked = service.ask("/restart?probation=1000");
+    let second = service.started(&[]);
+    service.line(&format!("PID {second} is ready"));
+    let answer = service.ask_one(first, "/restart");
+    assert_eq!(answer, "busy: a restart is under way");
+    let answer = service.ask_one(second, "/restart");
+    assert_eq!(
+        answer,
+        "busy: this process has not taken over from its predecessor yet"
+    );
+    let held = service.hold_one(first);
+    succeeded(&text(&mut asked));
+    service.line(&format!("{second} Info: restart: took over"));
+    assert_eq!(held.ends(), first);
+    service.assert_ended_well(first);
+    service.stop();
+}
+
+#[test]
+fn a_process_that_has_handed_over_is_not_restarted_again() {
+    let service = Service::start_with("grace=20000");
+    let mut idle = service.ask("/");
+    idle.answer();
+    let second = service.restart("");
+    idle.ask("/restart");
+    assert_eq!(
+        text(&mut idle),
+        format!("busy: process {second} has taken over")
+    );
+    service.stop();
+}
+
+#[test]
+fn many_old_processes_may_drain_but_not_too_many() {
+    let service = Service::start();
+    let first = service.first();
+    let slow = service.hold_one(first);
+    let second = service.restart("most=1");
+    let slower = service.hold_one(second);
+    let answer = service.get("/restart?most=1");
+    assert_eq!(
+        answer,
+        format!("busy: 1 earlier processes still drain: {first}")
+    );
+    let third = service.restart("most=2");
+    let info = service.get("/info");
+    assert!(
+        info.contains(&format!("predecessors: [{second}, {first}]")),
+        "{info}"
+    );
+    let answer = service.get("/restart?most=2");
+    assert_eq!(
+        answer,
+        format!("busy: 2 earlier processes still drain: {second}, {first}")
+    );
+    assert_eq!(slow.ends(), first);
+    service.assert_ended_well(first);
+    // Nobody has told the third process: it has seen it.
+    let fourth = service.restart("most=2");
+    assert_ne!(third, fourth);
+    assert_eq!(slower.ends(), second);
+    service.assert_ended_well(second);
+    service.stop();
+}
+
+// Sockets.
+
+#[test]
+fn a_socket_that_is_not_asked_for_any_more_is_stopped_without_loss() {
+    let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0"])
+        .host("ready")
+        .start();
+    let first = service.first();
+    let dropped = service.addrs[1].clone();
+    let answer = service.get("/restart?forget");
+    assert!(
+        answer.contains(&format!("says: nobody listens on {dropped}")),
+        "{answer}"
+    );
+    let load = Load::on(&dropped, 8);
+    load.answered_by(first);
+    load.ends_at_refusals();
+    let second = service.restart("forget&drop");
+    service.line(&format!("{second} Warning: restart: closed {dropped}"));
+    load.lost_none();
+    service.assert_ended_well(first);
+    assert_refuses(&dropped);
+    assert_eq!(service.get("/"), second.to_string());
+}
+
+#[test]
+fn the_file_of_a_unix_socket_stays_until_the_last_stop() {
+    let addr = socket_path("stays");
+    let path = addr.strip_prefix("unix:").unwrap();
+    let inode = || fs::metadata(path).unwrap().ino();
+    let service = Start::at(&[&addr]).start();
+    let before = inode();
+    for how in ["", "panic", ""] {
+        let pid: u32 = service.get("/").parse().unwrap();
+        let answer = service.get(&format!("/restart?{how}"));
+        if how.is_empty() {
+            succeeded(&answer);
+            service.assert_ended_well(pid);
+        }
+        assert_eq!(inode(), before);
+    }
+    service.stop();
+    assert!(!Path::new(path).exists());
+}
+
+#[test]
+fn sockets_that_the_host_has_bound_come_back_by_their_name() {
+    let service = Start::at(&["own:127.0.0.1:0"]).start();
+    for _ in 0..2 {
+        let pid: u32 = service.get("/").parse().unwrap();
+        let next = service.restart("");
+        service.assert_ended_well(pid);
+        assert_eq!(service.get("/"), next.to_string());
+    }
+    service.stop();
+}
+
+/// The text that the kernel has for a descriptor of a process.
+fn link_of(pid: u32, fd: usize) -> String {
+    let link = fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap();
+    link.to_string_lossy().into_owned()
+}
+
+#[test]
+fn what_a_supervisor_has_passed_on_goes_on() {
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = web.local_addr().unwrap();
+    let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let start = Start::at(&[
+        "fd:web",
+        &at.to_string().replace(&at.port().to_string(), "0"),
+    ]);
+    let service = start.fd("dns", &udp).fd("web", &web).start();
+    let dns = link_of(service.first(), 3);
+    for _ in 0..2 {
+        let pid: u32 = service.get("/").parse().unwrap();
+        service.restart("");
+        service.assert_ended_well(pid);
+    }
+    let third: u32 = service.get("/").parse().unwrap();
+    let starts = service.line(&format!("{third} starts with"));
+    let names = starts
+        .split('"')
+        .nth(1)
+        .unwrap()
+        .split(':')
+        .collect::<Vec<_>>();
+    assert_eq!(names.len(), 3, "{names:?}");
+    let place = names.iter().position(|name| *name == "dns").unwrap();
+    assert_eq!(link_of(third, 3 + place), dns);
+    assert_eq!(get(&service.addrs[1], "/"), third.to_string());
+    for addr in &service.addrs {
+        get(addr, "/stop");
+    }
+    service.assert_ended_well(third);
+    assert_refuses(&service.addrs[1]);
+    // The supervisor's socket still listens.
+    let _client = TcpStream::connect(at).unwrap();
+    web.accept().unwrap();
+}
+
+// The program.
+
+/// A folder of its own, with this program in it as `app`.
+fn folder_with_app(name: &str) -> (PathBuf, PathBuf) {
+    let folder = folder().join(name);
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    let app = folder.join("app");
+    symlink(env::current_exe().unwrap(), &app).unwrap();
+    (folder, app)
+}
+
+/// A new version of the program: says so, and is the same.
+fn write_version(path: &Path, version: &str) {
+    let exe = env::current_exe().unwrap();
+    let script = format!(
+        "#!/bin/sh\nVERSION={version} exec {} \"$@\"\n",
+        exe.display()
+    );
+    fs::write(path, script).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn the_program_is_the_one_that_stands_there_at_the_restart() {
+    let (folder, app) = folder_with_app("version");
+    let mut start = Start::at(&["127.0.0.1:0"]);
+    start.program = Some(app.clone());
+    let service = start.start();
+    let version = || service.get("/variable?name=VERSION");
+    assert_eq!(version(), "");
+    // Another file is moved to its place.
+    write_version(&folder.join("app.new"), "2");
+    fs::rename(folder.join("app.new"), &app).unwrap();
+    service.restart("");
+    assert_eq!(version(), "2");
+}
+
+#[test]
+fn a_link_to_the_program_is_followed_anew() {
+    let (folder, app) = folder_with_app("link");
+    let mut start = Start::at(&["127.0.0.1:0"]);
+    start.program = Some(app.clone());
+    let service = start.start();
+    let next = folder.join("app-2");
+    write_version(&next, "2");
+    symlink(&next, folder.join("app.new")).unwrap();
+    fs::rename(folder.join("app.new"), &app).unwrap();
+    service.restart("");
+    assert_eq!(service.get("/variable?name=VERSION"), "2");
+}
+
+// What is short.
+
+fn fds(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+#[test]
+fn if_descriptors_are_short_the_restart_says_so_and_leaves_none_behind() {
+    let service = Service::start();
+    let first = service.first();
+    let mut client = service.ask("/");
+    text(&mut client);
+    let before = fds(first);
+    let mut failures = BTreeSet::new();
+    for limit in before.. {
+        client.ask(&format!("/limit?of=nofile&to={limit}"));
+        text(&mut client);
+        client.ask("/restart");
+        let answer = text(&mut client);
+        if answer.starts_with("ok ") {
+            break;
+        }
+        assert!(limit < before + 60, "{answer}");
+        assert!(
+            answer.contains("Too many open files") || answer.contains("OutOfResources"),
+            "{limit}: {answer}"
+        );
+        let began = Instant::now();
+        // Its thread ends a little later.
+        while fds(first) != before {
+            assert!(
+                began.elapsed() < LONG,
+                "{answer}: {} of {before}",
+                fds(first)
+            );
+            thread::yield_now();
+        }
+        failures.insert(answer);
+    }
+    assert!(failures.len() > 2, "{failures:#?}");
+    service.assert_ended_well(first);
+}
+
+/// How many threads a user has.
+fn threads_of(user: u32) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().map_while(Result::ok);
+    let theirs = processes.filter(|process| process.metadata().is_ok_and(|it| it.uid() == user));
+    let threads =
+        theirs.filter_map(|process| Some(fs::read_dir(process.path().join("task")).ok()?.count()));
+    threads.sum()
+}
+
+#[test]
+fn if_there_may_be_no_more_processes_the_restart_says_so() {
+    const NOBODY: u32 = 65_534;
+    let exe = fs::metadata(env::current_exe().unwrap()).unwrap();
+    if !rustix::process::getuid().is_root() || exe.mode() & 0o5 != 0o5 {
+        return skip(&"only root may start the service as another user");
+    }
+    let mut start = Start::at(&["127.0.0.1:0"]);
+    start.user = Some(NOBODY);
+    let service = start.start();
+    let first = service.first();
+    let mut client = service.ask("/");
+    text(&mut client);
+    let before = threads_of(NOBODY);
+    let mut failures = Vec::new();
+    for limit in before.. {
+        client.ask(&format!("/limit?of=nproc&to={limit}"));
+        text(&mut client);
+        client.ask("/restart");
+        let answer = text(&mut client);
+        if answer.starts_with("ok ") {
+            break;
+        }
+        assert!(limit < before + 30, "{answer}");
+        assert!(
+            answer.contains("Resource temporarily unavailable"),
+            "{limit}: {answer}"
+        );
+        failures.push(answer);
+    }
+    let fails = |why: &str| {
+        assert!(
+            failures.iter().any(|answer| answer.contains(why)),
+            "{failures:#?}"
+        )
+    };
+    fails("making a process");
+    service.assert_ended_well(first);
+}
+
+// Generations.
+
+/// What must not grow: bytes of environment, descriptors, threads.
+fn weight(pid: u32) -> [usize; 3] {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().count();
+    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap();
+    let variables = environ.split(|byte| *byte == 0).map(|variable| {
+        // These have numbers, which may have more digits.
+        let pid = pid.to_string();
+        String::from_utf8_lossy(variable).replace(&pid, "PID")
+    });
+    [
+        variables.map(|variable| variable.len()).sum(),
+        fds(pid),
+        threads,
+    ]
+}
+
+#[test]
+fn twenty_generations_leave_nothing_behind() {
+    let service = Service::start_with("grace=20");
+    let mut pid = service.first();
+    let mut weights = Vec::new();
+    for generation in 1..=20 {
+        let next = service.restart("plainly&probation=0");
+        service.assert_ended_well(pid);
+        pid = next;
+        let info = service.get("/info");
+        let expected = format!("generation: {generation}, successor: None, predecessors: []");
+        assert!(info.contains(&expected), "{info}");
+        weights.push(weight(pid));
+    }
+    let (early, late) = weights.split_at(10);
+    for at in 0..3 {
+        let before = early.iter().map(|weight| weight[at]).max();
+        let after = late.iter().map(|weight| weight[at]).max();
+        assert!(after <= before, "{weights:?}");
+    }
+    service.stop();
+}
+
+/// A number in hexadecimal digits, from the kernel's description of a process.
+fn status(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .unwrap();
+    u64::from_str_radix(line.trim_start_matches(':').trim(), 16).unwrap()
+}
+
+#[test]
+fn ignored_signals_stay_ignored_and_no_others() {
+    let start = Start::at(&["127.0.0.1:0"]).before("trap '' HUP USR2");
+    let service = start.start();
+    service.get("/catch");
+    let bit = |signal: libc::c_int| 1 << (signal - 1);
+    let caught = status(service.first(), "SigCgt");
+    assert_ne!(caught & bit(libc::SIGUSR1), 0);
+    let second = service.restart("");
+    let ignored = status(second, "SigIgn");
+    for signal in [libc::SIGHUP, libc::SIGUSR2] {
+        assert_ne!(ignored & bit(signal), 0, "{signal}");
+    }
+    assert_eq!(ignored & bit(libc::SIGUSR1), 0);
+    assert_eq!(status(second, "SigCgt") & bit(libc::SIGUSR1), 0);
+    assert_eq!(status(second, "SigBlk"), 0, "of the first thread");
+    service.stop();
+}
+
+#[test]
+fn a_host_that_takes_the_status_of_all_children_does_no_harm() {
+    for host in ["children=ignored", "children=waited+for"] {
+        let service = Service::start_with(host);
+        let answer = service.get("/restart?panic");
+        let ended = answer.contains("has ended before it was ready")
+            || answer.contains("has exited with status 101 before it was ready");
+        assert!(ended, "{answer}");
+        let second = service.restart("");
+        service.assert_ended_well(service.first());
+        assert_eq!(service.get("/"), second.to_string());
+        service.stop();
+    }
+}
+
+#[test]
+fn a_grandchild_that_has_copies_of_all_descriptors_does_no_harm() {
+    let service = Service::start();
+    let began = Instant::now();
+    let answer = service.get("/restart?panic&grandchild");
+    assert!(
+        answer.contains("has exited with status 101 before it was ready"),
+        "{answer}"
+    );
+    assert!(began.elapsed() < LONG / 2, "its end is seen at once");
+    let first = service.first();
+    let second = service.restart("grandchild");
+    service.assert_ended_well(first);
+    assert_eq!(service.get("/"), second.to_string());
+    // Its copies of the sockets do not keep them open.
+    service.stop();
+}
+
+// Variables that make no sense.
+
+/// What the service says that ends because of this variable.
+#[track_caller]
+fn complaint(variable: &str, fds: Vec<OwnedFd>) -> String {
+    let mut start =
+        Start::at(&["127.0.0.1:0"]).before(&format!("export HTTPDOWN_RESTART={variable}"));
+    start.fds = fds;
+    let service = start.command().spawn().unwrap();
+    wait_for_end(service.id());
+    let output = service.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(101));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_variable_that_makes_no_sense_is_an_error() {
+    for variable in ["nonsense", "3", "3:", ":$$", "x:$$", "-1:$$"] {
+        let complaint = complaint(variable, Vec::new());
+        let shown = variable.replace("$$", "");
+        let is_named = complaint.contains("HTTPDOWN_RESTART is ") && complaint.contains(&shown);
+        assert!(is_named, "{variable}: {complaint}");
+    }
+    let gone = complaint("7:$$", Vec::new());
+    assert!(
+        gone.contains("HTTPDOWN_RESTART: descriptor 7 is not open"),
+        "{gone}"
+    );
+    let file = fs::File::open("/dev/null").unwrap();
+    let file = complaint("3:$$", vec![file.into()]);
+    assert!(
+        file.contains("HTTPDOWN_RESTART: Socket operation on non-socket"),
+        "{file}"
+    );
+    // It is left over from long ago, and for another process.
+    let start = Start::at(&["127.0.0.1:0"]).before("export HTTPDOWN_RESTART=7:1");
+    start.start().stop();
+}
+
+// A predecessor of another version.
+
+fn channel() -> (OwnedFd, OwnedFd) {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+    let socket = Socket::from(ours);
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    (socket.into(), theirs)
+}
+
+fn hear(channel: &OwnedFd) -> String {
+    let mut buffer = [0; 4096];
+    let count = nix::unistd::read(channel, &mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..count]).into_owned()
+}
+
+fn tell(channel: &OwnedFd, text: &str) {
+    let count = nix::unistd::write(channel, text.as_bytes()).unwrap();
+    assert_eq!(count, text.len());
+}
+
+#[test]
+fn another_protocol_is_refused() {
+    for (first, why) in [
+        ("HELLO 2\ngeneration=x", "speaks version 2 of the restart"),
+        ("PING 1", "did not begin with HELLO"),
+    ] {
+        let (ours, theirs) = channel();
+        tell(&ours, first);
+        let complaint = complaint("3:$$", vec![theirs]);
+        assert!(complaint.contains(why), "{complaint}");
+        let failed = hear(&ours);
+        assert!(
+            failed.starts_with("FAILED ") && failed.contains(why),
+            "{failed}"
+        );
+    }
+    let (ours, theirs) = channel();
+    drop(ours);
+    let complaint = complaint("3:$$", vec![theirs]);
+    assert!(
+        complaint.contains("the other process has gone"),
+        "{complaint}"
+    );
+}
+
+#[test]
+fn both_processes_are_told_of_a_socket_that_was_forgotten() {
+    let (ours, theirs) = channel();
+    let (one, other) = (
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+        TcpListener::bind("127.0.0.1:0").unwrap(),
+    );
+    let at = one.local_addr().unwrap().to_string();
+    let mut start = Start::at(&[&at])
+        .host("ready")
+        .before("export HTTPDOWN_RESTART=5:$$");
+    start = start.fd("httpdown", &one).fd("httpdown", &other);
+    start
+        .fds
+        .push(rustix::io::fcntl_dupfd_cloexec(theirs, 100).unwrap());
+    let pid = process::id();
+    tell(
+        &ours,
+        &format!("HELLO 1\ngeneration=4\npredecessor={pid}\nsocket needed\nsocket needed\nnew=1"),
+    );
+    let service = start.begin();
+    let forgotten = other.local_addr().unwrap();
+    let why = format!("nobody listens on {forgotten} (descriptor 4, \"httpdown\")");
+    service.line(&format!("restart_ready: Err(RestartFailed({why:?}))"));
+    loop {
+        let heard = hear(&ours);
+        if !heard.starts_with("NOTE ") {
+            assert_eq!(heard, format!("FAILED {why}"));
+            break;
+        }
+    }
 }
