@@ -1368,6 +1368,54 @@ fn a_link_to_the_program_is_followed_anew() {
     assert_eq!(service.get("/variable?name=VERSION"), "2");
 }
 
+#[test]
+fn what_cannot_be_started_says_why() {
+    let (folder, app) = folder_with_app("cannot");
+    let mut start = Start::at(&["127.0.0.1:0"]);
+    start.program = Some(app.clone());
+    let dir = folder.join("dir");
+    fs::create_dir(&dir).unwrap();
+    start.dir = Some(dir.clone());
+    let service = start.start();
+    let first = service.get("/");
+    let shown = app.display();
+    fs::remove_file(&app).unwrap();
+    let answer = service.get("/restart");
+    let why = "executing the program: No such file or directory";
+    assert!(
+        answer.starts_with(&format!("failed: {shown} was not started: {why}")),
+        "{answer}"
+    );
+    write_version(&app, "2");
+    fs::set_permissions(&app, fs::Permissions::from_mode(0o644)).unwrap();
+    let answer = service.get("/restart");
+    let why = "executing the program: Permission denied";
+    assert!(
+        answer.starts_with(&format!("failed: {shown} was not started: {why}")),
+        "{answer}"
+    );
+    fs::write(&app, "\x7fELF").unwrap();
+    fs::set_permissions(&app, fs::Permissions::from_mode(0o755)).unwrap();
+    let answer = service.get("/restart");
+    let why = "executing the program: Exec format error";
+    assert!(
+        answer.starts_with(&format!("failed: {shown} was not started: {why}")),
+        "{answer}"
+    );
+    write_version(&app, "2");
+    fs::remove_dir(&dir).unwrap();
+    let answer = service.get("/restart");
+    let why = format!(
+        "changing to the directory {}: No such file or directory",
+        dir.display()
+    );
+    assert!(answer.contains(&why), "{answer}");
+    assert_eq!(service.get("/"), first);
+    fs::create_dir(&dir).unwrap();
+    service.restart("");
+    service.stop();
+}
+
 // What is short.
 
 fn fds(pid: u32) -> usize {

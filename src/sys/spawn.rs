@@ -89,12 +89,18 @@ impl Env {
 pub(crate) struct NotSpawned {
     /// What has failed, in words that a path may follow.
     pub(crate) what: &'static str,
+    /// The directory, if it is about that.
+    pub(crate) dir: Option<CString>,
     pub(crate) why: io::Error,
 }
 
 impl fmt::Display for NotSpawned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.what, self.why)
+        f.write_str(self.what)?;
+        if let Some(dir) = &self.dir {
+            write!(f, " {}", dir.to_string_lossy())?;
+        }
+        write!(f, ": {}", self.why)
     }
 }
 
@@ -134,7 +140,13 @@ struct Plan {
 /// The system has no room for the copies of the descriptors, or for a process; there is no such directory, or no such
 /// program, or it cannot be executed.
 pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
-    let failed = |what| move |why| NotSpawned { what, why };
+    let failed = |what| {
+        move |why| NotSpawned {
+            what,
+            dir: None,
+            why,
+        }
+    };
     let mut env = spawn.env;
     let count = RawFd::try_from(spawn.fds.len()).unwrap_or(RawFd::MAX - FIRST - 1);
     // The copies are above all numbers that will be given, so that none of them is overwritten before its turn.
@@ -179,6 +191,10 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
             let why = io::Error::from_raw_os_error(plan.errno.load(Ordering::Relaxed));
             Err(NotSpawned {
                 what: step(number),
+                dir: spawn
+                    .dir
+                    .filter(|_| number == CHANGE_DIR)
+                    .map(CStr::to_owned),
                 why,
             })
         }
