@@ -81,7 +81,9 @@ pub use query::{Query, QueryPairs, percent_decode};
 pub use record::{RequestEnd, RequestRecord};
 pub use report::Report;
 pub use request::{Cancellation, Exchange, Ready, Stream};
-pub use restart::{Restart, RestartInfo, RestartState, Restarted, restart_info, restart_ready};
+pub use restart::{
+    Restart, RestartInfo, RestartState, Restarted, no_notify, restart_info, restart_ready,
+};
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};
 #[cfg(feature = "tls")]

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process;
 
 use crate::handover;
 use crate::sys::spawn::Env;
@@ -19,8 +20,10 @@ const REPLACED: [&str; 5] = [
     "LISTEN_PIDFDID",
     handover::VARIABLE,
 ];
-/// These say for which process other variables of systemd are. If they are there, they get the new number.
+/// These say for which process other variables of systemd are. If they mean this process, they get the new number.
 const FOR_PROCESS: [&str; 2] = ["WATCHDOG_PID", "SYSTEMD_EXEC_PID"];
+/// What a service manager has told this process. It goes to the next one as it is, whatever environment the host gives.
+const MANAGERS: [&str; 3] = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "MANAGERPID"];
 
 /// How this process was started. It is noted at the first use of the library, before the program changes its directory
 /// or is replaced. What the program adds to its environment later is not in it, so nothing grows over generations.
@@ -59,19 +62,31 @@ impl Origin {
         }
     }
 
+    /// The value that a variable had then.
+    pub(crate) fn var(&self, name: &str) -> Option<&OsStr> {
+        value(&self.env, name)
+    }
+
     /// The environment of the next program, which has sockets of these names from descriptor 3 on, and then the socket
     /// to this process. `given`: its variables otherwise, if they are not those with which this one was started.
     pub(crate) fn env(&self, given: Option<&[(OsString, OsString)]>, names: &[&str]) -> Env {
         let mut next = Env::default();
         let given = given.map(|given| given.iter().map(entry).collect::<Vec<_>>());
         for entry in given.as_ref().unwrap_or(&self.env) {
-            let name = name_of(entry);
-            if REPLACED.iter().any(|replaced| name == replaced.as_bytes()) {
-                continue;
+            if ![&REPLACED[..], &FOR_PROCESS, &MANAGERS]
+                .iter()
+                .any(|names| is_of(entry, names))
+            {
+                next.add(text(entry.as_bytes()));
             }
-            if FOR_PROCESS.iter().any(|ours| name == ours.as_bytes()) {
-                next.add_pid(&text([name, b"="].concat()));
-            } else {
+        }
+        for entry in &self.env {
+            let name = name_of(entry);
+            let prefix = [name, b"="].concat();
+            let ours = [&prefix, process::id().to_string().as_bytes()].concat();
+            if is_of(entry, &FOR_PROCESS) && entry.as_bytes() == ours {
+                next.add_pid(&text(prefix));
+            } else if is_of(entry, &FOR_PROCESS) || is_of(entry, &MANAGERS) {
                 next.add(text(entry.as_bytes()));
             }
         }
@@ -82,6 +97,11 @@ impl Origin {
         next.add_pid(&text(format!("{}={}:", handover::VARIABLE, 3 + count)));
         next
     }
+}
+
+/// Whether an entry is of one of these variables.
+fn is_of(entry: &OsStr, names: &[&str]) -> bool {
+    names.iter().any(|name| name_of(entry) == name.as_bytes())
 }
 
 /// A text of the kernel's form. What is behind a zero is cut off.
@@ -164,7 +184,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
     use std::os::unix::fs::symlink;
-    use std::process;
 
     use super::*;
 
@@ -196,7 +215,7 @@ mod tests {
                 "LISTEN_FDNAMES=old",
                 "LISTEN_PIDFDID=4",
                 "HTTPDOWN_RESTART=8:1",
-                "WATCHDOG_PID=1",
+                &format!("WATCHDOG_PID={}", process::id()),
                 "WATCHDOG_USEC=5",
                 "SYSTEMD_EXEC_PID=1",
                 "NOTIFY_SOCKET=/run/notify",
@@ -211,15 +230,15 @@ mod tests {
             env.texts(17),
             [
                 "A=1",
-                "WATCHDOG_USEC=5",
-                "NOTIFY_SOCKET=/run/notify",
                 "LISTEN_FDS_OF_MINE=1",
                 "=C:",
                 "odd",
+                "WATCHDOG_USEC=5",
+                "SYSTEMD_EXEC_PID=1",
+                "NOTIFY_SOCKET=/run/notify",
                 "LISTEN_FDS=2",
                 "LISTEN_FDNAMES=web:httpdown",
                 "WATCHDOG_PID=17",
-                "SYSTEMD_EXEC_PID=17",
                 "LISTEN_PID=17",
                 "HTTPDOWN_RESTART=5:17",
             ]

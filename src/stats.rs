@@ -51,6 +51,7 @@
 /// | `restart.failed` | sum | it failed, and this process goes on |
 /// | `restart.lost` | sum | connections that a new process had when it failed; a reset or an end is all that their clients saw |
 /// | `restart.time` | time | the new process has taken over; how long that took |
+/// | `restart.predecessors` | avg | earlier processes that have not ended, once a minute, if this one was started by a restart |
 /// | `restart.unclaimed` | sum | sockets on which the new process does not listen any more ([`Restart::drop_unclaimed`](crate::Restart::drop_unclaimed)) |
 /// | `listener.close.error` | sum | a listening socket could not be closed |
 ///

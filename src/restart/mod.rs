@@ -10,7 +10,9 @@
 
 mod canary;
 mod new;
+mod notify;
 mod old;
+mod pid_file;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -35,6 +37,9 @@ use crate::process;
 use crate::stats::StatKind;
 use crate::sys::{self, EventFd, SignalMask};
 use crate::threads;
+
+use notify::Manager;
+pub use notify::no_notify;
 
 /// How long a stop waits for the end of a restart that it has cancelled: for the new process to leave the sockets, and
 /// for that to be noticed.
@@ -73,6 +78,7 @@ pub struct Restart {
     plain_stderr: bool,
     by_hangup: bool,
     no_signal: bool,
+    pid_file: Option<PathBuf>,
     before: Option<Arc<Veto>>,
     on_end: Option<Arc<Told>>,
 }
@@ -95,6 +101,7 @@ impl Default for Restart {
             plain_stderr: false,
             by_hangup: false,
             no_signal: false,
+            pid_file: None,
             before: None,
             on_end: None,
         }
@@ -115,7 +122,8 @@ impl Restart {
         self
     }
 
-    /// The environment, without what a restart itself needs. Default: the one that this process was started with.
+    /// The environment, without what a restart itself needs, and without what systemd has told this process
+    /// (`NOTIFY_SOCKET` and the like): the new process gets both. Default: the one that this process was started with.
     pub fn env<T: Into<OsString>>(mut self, env: impl IntoIterator<Item = (T, T)>) -> Self {
         let env = env
             .into_iter()
@@ -192,6 +200,15 @@ impl Restart {
 
     pub(crate) fn is_by_signal(&self) -> bool {
         !self.no_signal
+    }
+
+    /// A file that has the process ID of the program, for those who look for it there. A restart replaces it when the new
+    /// process has proved itself. The new version is written beside it before that, with the process ID added to the
+    /// name; if that fails, so does the restart. The first process's file is written by the program, or by whoever
+    /// starts it. Default: none.
+    pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.pid_file = Some(path.into());
+        self
     }
 
     /// Is asked before the new process is started. An error refuses the restart: its text is in
@@ -307,10 +324,16 @@ pub fn restart_info() -> RestartInfo {
     COORDINATOR.get().map(Coordinator::info).unwrap_or_default()
 }
 
-/// Says that this process has started all its servers, if it was started by a restart. That is needed only with
-/// [`Restart::drop_unclaimed`]; otherwise the process is ready as soon as it serves all sockets that it was given. Call
-/// it anyway to be told of a socket that was forgotten. Returns at once. Does nothing in a process that was not started
-/// by a restart, and after the first call.
+/// Says that this process has started all its servers, and that they are the service. Returns at once. Does nothing
+/// after the first call.
+///
+/// In a process that was started by a restart, it is needed only with [`Restart::drop_unclaimed`]; otherwise the process
+/// is ready as soon as it serves all sockets that it was given. Call it anyway to be told of a socket that was forgotten.
+///
+/// To systemd (`Type=notify`) it says `READY=1`, if this process was not started by a restart; and from now on what
+/// becomes of the servers: `STOPPING=1` when the stop of the last one begins, and `WATCHDOG=1` if the unit has
+/// `WatchdogSec=`. [`Server::run`](crate::Server::run) and [`Signals`](crate::Signals) do so by themselves. A program
+/// that talks with systemd itself, or that goes on after its last server, calls [`no_notify`] first.
 ///
 /// ```
 /// # fn main() -> httpdown::Result<()> {
@@ -326,18 +349,31 @@ pub fn restart_ready() -> Result<()> {
     if process::forked() {
         return Err(Error::Forked);
     }
-    match inherited::predecessor() {
-        Some(predecessor) => coordinator().say_ready(predecessor),
-        None => Ok(()),
+    if let Some(predecessor) = inherited::predecessor() {
+        coordinator().say_ready(predecessor)?;
     }
+    coordinator().announce();
+    Ok(())
 }
 
-/// All servers of a run serve: with [`Restart::drop_unclaimed`], nothing else says that the process is ready.
+/// How many earlier processes have not ended. `None` if this process was not started by a restart.
+pub(crate) fn count_predecessors() -> Option<usize> {
+    inherited::predecessor()?;
+    let mut state = coordinator().lock();
+    state.forget_ended();
+    Some(state.predecessors.len())
+}
+
+/// All servers of a run serve, and they are the service. With [`Restart::drop_unclaimed`], nothing else says that the
+/// process is ready.
 pub(crate) fn all_run() -> Result<()> {
-    match inherited::predecessor() {
-        Some(predecessor) if predecessor.drops_unclaimed => restart_ready(),
-        _ => Ok(()),
+    if let Some(predecessor) = inherited::predecessor()
+        && predecessor.drops_unclaimed
+    {
+        coordinator().say_ready(predecessor)?;
     }
+    coordinator().announce();
+    Ok(())
 }
 
 /// A server, as a restart sees it.
@@ -358,6 +394,8 @@ pub(crate) trait Party: Send + Sync {
     fn canary(&self) -> Option<&str>;
     /// Serves a connection that did not come by the sockets. It speaks plain HTTP.
     fn inject(&self, stream: UnixStream) -> io::Result<()>;
+    /// Gives each thread that drives connections a copy of this, which the thread drops when it comes to it.
+    fn ask_threads(&self, given: &mpsc::Sender<()>);
     fn log(&self, level: LogLevel, text: String);
     fn stat(&self, kind: StatKind, key: &'static str, value: f64);
 }
@@ -381,6 +419,7 @@ pub(crate) struct Coordinator {
     state: Mutex<State>,
     /// Whether servers may accept.
     permit: watch::Sender<bool>,
+    manager: Option<Manager>,
 }
 
 #[derive(Default)]
@@ -399,6 +438,27 @@ struct State {
     has_said_ready: bool,
     /// That is no longer true, because a server stops.
     has_withdrawn: bool,
+    service: Service,
+    /// While it is there, the manager's watchdog is told that this process gets on.
+    watchdog: Option<mpsc::Sender<()>>,
+}
+
+/// What the service manager knows of this process's servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Service {
+    /// The host has not said what they are.
+    #[default]
+    Unannounced,
+    /// They are the service.
+    Announced,
+    /// So they were, and it ends.
+    Ending,
+}
+
+impl State {
+    fn forget_ended(&mut self) {
+        self.predecessors.retain(|(_, process)| !has_ended(process));
+    }
 }
 
 /// How far this process is in taking over from its predecessor.
@@ -463,6 +523,7 @@ fn coordinator() -> &'static Coordinator {
     COORDINATOR.get_or_init(|| Coordinator {
         state: Mutex::default(),
         permit: watch::Sender::new(inherited::predecessor().is_none()),
+        manager: Manager::of_this_process(),
     })
 }
 
@@ -510,6 +571,7 @@ impl Enrolment {
             let settled = settled.wait_for(|is_settled| *is_settled);
             let _ = tokio::time::timeout(CANCEL_TIMEOUT, settled).await;
         }
+        self.coordinator.tell_stop(&self.party);
     }
 }
 
@@ -610,9 +672,7 @@ impl Coordinator {
 
     fn info(&self) -> RestartInfo {
         let mut state = self.lock();
-        state
-            .predecessors
-            .retain(|(_, process)| !has_ended(process));
+        state.forget_ended();
         let attempt = state.attempt.as_ref();
         let started = attempt.map(|attempt| attempt.pid.load(Ordering::Relaxed));
         RestartInfo {
@@ -652,9 +712,7 @@ impl Coordinator {
         let Some(asker) = asker.filter(|_| !is_any_stopping).map(Arc::clone) else {
             return Err(Error::Stopped);
         };
-        state
-            .predecessors
-            .retain(|(_, process)| !has_ended(process));
+        state.forget_ended();
         if state.predecessors.len() >= restart.max_predecessors {
             let pids: Vec<_> = state
                 .predecessors
@@ -662,7 +720,10 @@ impl Coordinator {
                 .map(|(pid, _)| pid.to_string())
                 .collect();
             let (count, pids) = (pids.len(), pids.join(", "));
-            return busy(format!("{count} earlier processes still drain: {pids}"));
+            let why = format!("{count} earlier processes still drain: {pids}");
+            drop(state);
+            self.tell_refused(&why, &asker);
+            return busy(why);
         }
         let attempt = Arc::new(Attempt::new()?);
         state.attempt = Some(Arc::clone(&attempt));

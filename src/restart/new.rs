@@ -105,7 +105,7 @@ impl Coordinator {
         }
     }
 
-    fn parties(&self) -> Vec<Arc<dyn Party>> {
+    pub(super) fn parties(&self) -> Vec<Arc<dyn Party>> {
         self.lock().parties.clone()
     }
 }
@@ -345,5 +345,8 @@ impl Talk {
                 party.log(LogLevel::Warning, text);
             }
         }
+        let generation = predecessor.generation;
+        let status = format!("took over from PID {pid} (restart {generation})");
+        coordinator.tell_taken_over(&status);
     }
 }

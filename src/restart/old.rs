@@ -7,6 +7,7 @@ use std::io::{self, PipeReader, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{self, ExitStatus};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -24,7 +25,8 @@ use crate::sys::spawn::{Child, Spawn, spawn};
 use crate::sys::{self, SignalMask};
 use crate::threads;
 
-use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, Turn};
+use super::pid_file::PidFile;
+use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, Turn, notify};
 
 /// How often the new process is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,6 +36,8 @@ const MOST_UNANSWERED: u64 = 4;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a process that was killed may take to end. It takes longer only if the kernel is in trouble.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the service manager may take to note which process is the main one.
+const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How much of the new process's errors is kept for the error of the restart, in bytes.
 const KEPT: usize = 4096;
 /// How many of its notes are.
@@ -48,9 +52,10 @@ pub(super) fn can_restart() -> Result<()> {
              lame_duck, so that its clients go elsewhere), or let an init process run the program",
         );
     }
-    let is_main = std::env::var_os("SYSTEMD_EXEC_PID");
+    let origin = inherited::origin();
+    let is_main = origin.var("SYSTEMD_EXEC_PID");
     let is_main = is_main.is_some_and(|pid| pid.to_str() == Some(&process::id().to_string()));
-    if is_main && std::env::var_os("NOTIFY_SOCKET").is_none() {
+    if is_main && origin.var("NOTIFY_SOCKET").is_none() {
         return unsupported(
             "systemd takes the end of this process for the end of the service: set Type=notify and NotifyAccess=main",
         );
@@ -64,7 +69,10 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
     asker.stat(StatKind::Sum, "restart", 1.0);
     let mut successor = None;
     let attempt = Arc::clone(&turn.attempt);
-    let result = try_it(&turn, &attempt, asker, &restart, mask, &mut successor);
+    let permitted = ask(&restart, mask);
+    // A refusal, too, is the answer to a reload.
+    turn.coordinator.tell_reloading(asker);
+    let result = permitted.and_then(|()| try_it(&turn, &attempt, asker, &restart, &mut successor));
     let result = match result {
         Ok(pid) => {
             let took = began.elapsed();
@@ -76,6 +84,7 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
         Err(why) => {
             asker.stat(StatKind::Sum, "restart.failed", 1.0);
             asker.log(LogLevel::Error, format!("restart failed: {why}"));
+            turn.coordinator.tell_failed(&why, asker);
             Err(Error::RestartFailed(why))
         }
     };
@@ -102,22 +111,26 @@ fn with_host_signals<T>(mask: SignalMask, f: impl FnOnce() -> T) -> Option<T> {
     result
 }
 
+/// Asks the host whether the restart may begin.
+fn ask(restart: &Restart, mask: SignalMask) -> Result<(), String> {
+    let Some(before) = &restart.before else {
+        return Ok(());
+    };
+    let answer = with_host_signals(mask, || before());
+    let panicked = || Err("the check before it panicked".into());
+    answer
+        .unwrap_or_else(panicked)
+        .map_err(|why| format!("refused: {why}"))
+}
+
 /// Returns the new process. `left`: a process that lives, and must be reaped.
 fn try_it<'a>(
     turn: &Turn,
     attempt: &'a Attempt,
     asker: &Arc<dyn Party>,
     restart: &Restart,
-    mask: SignalMask,
     left: &mut Option<Successor<'a>>,
 ) -> Result<u32, String> {
-    if let Some(before) = &restart.before {
-        let answer = with_host_signals(mask, || before());
-        let panicked = || Err("the check before it panicked".into());
-        answer
-            .unwrap_or_else(panicked)
-            .map_err(|why| format!("refused: {why}"))?;
-    }
     let mut handed = turn
         .coordinator
         .handed()
@@ -131,6 +144,7 @@ fn try_it<'a>(
             at += 1;
             !dropped.contains(&(at - 1))
         });
+        successor.becomes_main(turn.coordinator, asker)?;
         turn.coordinator.commit(attempt, &successor, &handed)
     });
     match result {
@@ -140,6 +154,7 @@ fn try_it<'a>(
         }
         Err(failure) => {
             let (why, lives) = successor.give_up(&failure, asker);
+            successor.put_pid_file_back(asker);
             if lives {
                 *left = Some(successor);
             }
@@ -156,6 +171,8 @@ enum Failure {
     Hangs(String),
     /// It has said so.
     Says(String),
+    /// Something here has failed.
+    Ours(String),
     /// A stop of this process was asked for.
     Cancelled,
 }
@@ -207,6 +224,7 @@ impl Coordinator {
             tenure.lend();
         }
         state.successor = Some(pid);
+        state.watchdog = None;
         for party in &state.parties {
             party.leave(Some(pid));
         }
@@ -228,6 +246,9 @@ struct Successor<'a> {
     asked: u64,
     /// Since when it is ready.
     ready: Option<Instant>,
+    pid_file: Option<PidFile>,
+    /// The file has its number.
+    has_pid_file: bool,
 }
 
 /// What the new process brings.
@@ -292,6 +313,8 @@ impl<'a> Successor<'a> {
             pong: Pong::default(),
             asked: 0,
             ready: None,
+            pid_file: None,
+            has_pid_file: false,
         })
     }
 
@@ -314,6 +337,10 @@ impl<'a> Successor<'a> {
             }
         };
         let (pid, after) = (self.child.pid(), started.elapsed());
+        if let Some(path) = &restart.pid_file {
+            let prepared = PidFile::prepare(path, pid);
+            self.pid_file = Some(prepared.map_err(|error| cannot_write(path, &error))?);
+        }
         let text = format!("restart: PID {pid} is ready after {after:.1?}");
         asker.log(LogLevel::Info, text);
         self.ready = Some(Instant::now());
@@ -344,6 +371,41 @@ impl<'a> Successor<'a> {
         Ok(dropped)
     }
 
+    /// Tells the world outside that this is the program's process from now on.
+    fn becomes_main(
+        &mut self,
+        coordinator: &Coordinator,
+        asker: &Arc<dyn Party>,
+    ) -> Result<(), Failure> {
+        if let Some(file) = &self.pid_file {
+            let replaced = file.replace();
+            replaced.map_err(|error| cannot_write(file.path(), &error))?;
+            self.has_pid_file = true;
+        }
+        let Some(mut barrier) = coordinator.tell_main(self.child.pid(), asker) else {
+            return Ok(());
+        };
+        let until = Instant::now() + BARRIER_TIMEOUT;
+        // The manager closes the other end.
+        while barrier.read(&mut [0]).is_err() && Instant::now() < until {
+            self.wait_with(Some(barrier.as_fd()), until)?;
+        }
+        Ok(())
+    }
+
+    /// The restart has failed, and the file must have this process's number.
+    fn put_pid_file_back(&mut self, asker: &Arc<dyn Party>) {
+        let Some(file) = self.pid_file.take().filter(|_| self.has_pid_file) else {
+            return;
+        };
+        let path = file.path();
+        let restored = PidFile::prepare(path, process::id()).and_then(|file| file.replace());
+        if let Err(error) = restored {
+            let text = format!("restart: putting {} back: {error}", path.display());
+            asker.log(LogLevel::Error, text);
+        }
+    }
+
     fn ask(&mut self) -> Result<(), Failure> {
         self.asked += 1;
         self.say(&Message::Ping(self.asked))
@@ -361,14 +423,19 @@ impl<'a> Successor<'a> {
 
     /// What comes next, at most until then. Copies the errors of the new process meanwhile.
     fn wait(&mut self, until: Instant) -> Result<News, Failure> {
+        self.wait_with(None, until)
+    }
+
+    /// Like [`Successor::wait`], or until this can be read.
+    fn wait_with(&mut self, also: Option<BorrowedFd<'_>>, until: Instant) -> Result<News, Failure> {
         if self.attempt.is_cancelled() {
             return Err(Failure::Cancelled);
         }
         let wake = self.attempt.wake.as_fd();
-        self.errors.poll_with(
-            &[self.channel.as_fd(), self.child.pidfd(), wake],
-            until.saturating_duration_since(Instant::now()),
-        );
+        let all = [self.channel.as_fd(), self.child.pidfd(), wake];
+        let all: Vec<_> = all.into_iter().chain(also).collect();
+        let left = until.saturating_duration_since(Instant::now());
+        self.errors.poll_with(&all, left);
         loop {
             match self.channel.receive() {
                 Ok(Some((Message::Pong(pong), _))) => self.pong = pong,
@@ -417,10 +484,11 @@ impl<'a> Successor<'a> {
         let pid = self.child.pid();
         let mut text = format!("PID {pid} ");
         // It may work on requests. If it hangs, there is no use in asking it.
-        let may_leave = matches!(failure, Failure::Cancelled | Failure::Says(_));
+        let may_leave = !matches!(failure, Failure::Ended | Failure::Hangs(_));
         if may_leave && self.ready.is_some() && self.leaves() {
             match failure {
                 Failure::Says(why) => drop(write!(text, "says: {why}")),
+                Failure::Ours(why) => drop(write!(text, "was told to stop, because {why}")),
                 _ => text.push_str("was told to stop, because this process stops"),
             }
             return (text, true);
@@ -437,6 +505,9 @@ impl<'a> Successor<'a> {
             Failure::Hangs(how) => text.push_str(how),
             Failure::Says(why) => {
                 let _ = write!(text, "says: {why}");
+            }
+            Failure::Ours(why) => {
+                let _ = write!(text, "was killed, because {why}");
             }
             Failure::Cancelled => text.push_str("was killed, because this process stops"),
         }
@@ -498,6 +569,10 @@ impl<'a> Successor<'a> {
         }
         self.child.wait();
     }
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> Failure {
+    Failure::Ours(format!("{} cannot be written: {error}", path.display()))
 }
 
 /// How a process has ended.
@@ -562,7 +637,7 @@ impl Prepared {
                 fds: &fds,
                 stderr: self.stderr.as_ref().map(AsFd::as_fd),
                 keep_fds: self.keep_fds,
-                sibling: false,
+                sibling: notify::is_managers_child(),
             });
             if let Err(mpsc::SendError(Ok(child))) = give.send(child) {
                 child.kill();

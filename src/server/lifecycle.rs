@@ -171,7 +171,8 @@ async fn live(
     let census = Census::new();
     begin(shared, &listeners);
     let mut accepting = Accepting::new(listeners, shared, executor, serve);
-    let enrolment = restart::enrol(Arc::new(Member::new(shared, accepting.entrance())));
+    let member = Member::new(shared, accepting.entrance(), executor);
+    let enrolment = restart::enrol(Arc::new(member));
     drop(enrols);
     let (may_accept, mut serve_error) = serve_until_stop(&inbox, &enrolment, &mut accepting).await;
 
@@ -408,6 +409,10 @@ async fn count_connections(shared: Arc<Shared>) {
                 report.conns_new + report.conns_active + report.conns_idle,
             ),
         ] {
+            shared.events.stat(StatKind::Avg, key, count as f64);
+        }
+        if let Some(count) = restart::count_predecessors() {
+            let key = "restart.predecessors";
             shared.events.stat(StatKind::Avg, key, count as f64);
         }
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Weak, mpsc};
 
 use socket2::SockRef;
 
@@ -16,6 +16,7 @@ use crate::orders::Order;
 use crate::restart::{Handed, Party};
 use crate::shared::Shared;
 use crate::stats::StatKind;
+use crate::threads::{Executor, Spawn as _};
 
 use super::accept::Entrance;
 
@@ -25,13 +26,15 @@ const NAME: &str = "httpdown";
 pub(super) struct Member {
     shared: Arc<Shared>,
     entrance: Weak<Entrance>,
+    executor: Executor,
 }
 
 impl Member {
-    pub(super) fn new(shared: &Arc<Shared>, entrance: Weak<Entrance>) -> Self {
+    pub(super) fn new(shared: &Arc<Shared>, entrance: Weak<Entrance>, executor: &Executor) -> Self {
         Self {
             shared: Arc::clone(shared),
             entrance,
+            executor: executor.clone(),
         }
     }
 }
@@ -100,6 +103,13 @@ impl Party for Member {
             is_ours: true,
         });
         Ok(())
+    }
+
+    fn ask_threads(&self, given: &mpsc::Sender<()>) {
+        for worker in self.executor.workers() {
+            let given = given.clone();
+            worker.spawn(async move { drop(given) });
+        }
     }
 
     fn log(&self, level: LogLevel, text: String) {
