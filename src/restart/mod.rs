@@ -202,10 +202,10 @@ impl Restart {
         !self.no_signal
     }
 
-    /// A file that has the process ID of the program, for those who look for it there. A restart replaces it when the new
-    /// process has proved itself. The new version is written beside it before that, with the process ID added to the
-    /// name; if that fails, so does the restart. The first process's file is written by the program, or by whoever
-    /// starts it. Default: none.
+    /// A file that has the process ID of the program, for those who look for it there. A restart replaces the file when
+    /// the new process has proved itself. The new version is written beside the file before that, with the process ID
+    /// added to the name; if that fails, so does the restart. The first process's file is written by the program, or by
+    /// whoever starts it. Default: none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.pid_file = Some(path.into());
         self
@@ -327,8 +327,9 @@ pub fn restart_info() -> RestartInfo {
 /// Says that this process has started all its servers, and that they are the service. Returns at once. Does nothing
 /// after the first call.
 ///
-/// In a process that was started by a restart, it is needed only with [`Restart::drop_unclaimed`]; otherwise the process
-/// is ready as soon as it serves all sockets that it was given. Call it anyway to be told of a socket that was forgotten.
+/// In a process that was started by a restart, it is needed only with [`Restart::drop_unclaimed`]; otherwise the
+/// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told of a socket that was
+/// forgotten.
 ///
 /// To systemd (`Type=notify`) it says `READY=1`, if this process was not started by a restart; and from now on what
 /// becomes of the servers: `STOPPING=1` when the stop of the last one begins, and `WATCHDOG=1` if the unit has

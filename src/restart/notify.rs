@@ -32,14 +32,14 @@ const PAUSE: Duration = Duration::from_millis(10);
 const EXTENSION: Duration = Duration::from_secs(10);
 const EXTEND_EVERY: Duration = Duration::from_secs(5);
 /// How much of a status the manager gets, in characters.
-const LONGEST: usize = 1000;
+const LONGEST: usize = 400;
 
 /// The host speaks with the manager itself.
 static IS_SILENT: AtomicBool = AtomicBool::new(false);
 
-/// Leaves it to the program to talk with systemd (`sd_notify(3)`): nothing is sent to `NOTIFY_SOCKET`, neither of starts
-/// and stops nor of restarts. A program that uses `sd_notify` itself calls this first, before its first server is
-/// started, in each process. Any thread may call it.
+/// Leaves it to the program to talk with systemd (`sd_notify(3)`): nothing is sent to `NOTIFY_SOCKET`, neither of
+/// starts and stops nor of restarts. A program that uses `sd_notify` itself calls this first, before its first server
+/// is started, in each process. Any thread may call it.
 ///
 /// ```
 /// httpdown::no_notify();
@@ -48,8 +48,8 @@ pub fn no_notify() {
     IS_SILENT.store(true, Ordering::Relaxed);
 }
 
-/// Whether a program that this one starts should be a child of our parent, because that is the manager. Then the manager
-/// learns of its end at once, and not only when this process has ended, too.
+/// Whether a program that this one starts should be a child of our parent, because that is the manager. Then the
+/// manager learns of its end at once, and not only when this process has ended, too.
 pub(super) fn is_managers_child() -> bool {
     let origin = inherited::origin();
     let manager = origin.var("MANAGERPID").and_then(OsStr::to_str);
@@ -75,8 +75,8 @@ impl Manager {
         })
     }
 
-    /// Sends a datagram, and a descriptor with it. Blocks for at most `patience`, while the manager's queue is full. The
-    /// first failure is logged.
+    /// Sends a datagram, and a descriptor with it. Blocks for at most `patience`, while the manager's queue is full.
+    /// The first failure is logged.
     fn send(
         &self,
         text: &str,
