@@ -84,6 +84,7 @@ fn serve(mode: &str) -> Server {
     let builder = Server::builder()
         .idle_grace(Duration::from_millis(100))
         .io_threads(NonZeroUsize::MIN)
+        .restart(restart(&Query::new("")))
         .on_log(move |level, text| {
             eprintln!("{} {level:?}: {text}", std::process::id());
             told.lock().unwrap().push(text.to_owned());
@@ -489,6 +490,23 @@ fn each_step_of_a_restart_is_told_in_its_order() {
     service.stop();
     manager.hears_stop(third);
     until(|| is_gone(third));
+    manager.has_heard_all();
+}
+
+#[test]
+fn the_signal_that_the_unit_sends_restarts_the_service() {
+    let manager = Manager::new();
+    let service = manager.start("run");
+    let first = service.pid();
+    manager.hears(first, "READY=1");
+    kill_process(pid_of(first), Signal::USR2).unwrap();
+    manager.hears_reloading(first);
+    let second = manager.hears_of_main(first);
+    close(manager.hears_barrier(first));
+    manager.hears_of_success([first, second], 1);
+    kill_process(pid_of(second), Signal::TERM).unwrap();
+    manager.hears_stop(second);
+    until(|| is_gone(second));
     manager.has_heard_all();
 }
 
