@@ -27,7 +27,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::Response;
 use httpdown::{
-    Dispatch, Exchange, Listener, Query, Restart, Server, no_notify, restart_info, restart_ready,
+    Dispatch, Exchange, Listener, MockClock, Query, Restart, Server, Stats, no_notify,
+    restart_info, restart_ready,
 };
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -81,7 +82,7 @@ fn service() {
 fn serve(mode: &str) -> Server {
     let log = Arc::new(Mutex::new(Vec::<String>::new()));
     let told = Arc::clone(&log);
-    let builder = Server::builder()
+    let mut builder = Server::builder()
         .idle_grace(Duration::from_millis(100))
         .io_threads(NonZeroUsize::MIN)
         .restart(restart(&Query::new("")))
@@ -89,16 +90,29 @@ fn serve(mode: &str) -> Server {
             eprintln!("{} {level:?}: {text}", std::process::id());
             told.lock().unwrap().push(text.to_owned());
         });
+    let clock = MockClock::new();
+    if mode == "counted" {
+        builder = builder.clock(clock.clone()).stats(Counts(Arc::clone(&log)));
+    }
     let dispatch = match mode {
         "inline" => Dispatch::Inline,
         _ => Dispatch::default(),
     };
     let listener = Listener::bind("127.0.0.1:0").unwrap();
-    let handler = move |exchange: Exchange| answer(exchange, &log);
+    let handler = move |exchange: Exchange| answer(exchange, &log, &clock);
     builder.handle(listener, dispatch, handler).unwrap()
 }
 
-fn answer(exchange: Exchange, log: &Arc<Mutex<Vec<String>>>) {
+/// Averages come into the log.
+struct Counts(Arc<Mutex<Vec<String>>>);
+
+impl Stats for Counts {
+    fn bump_avg(&mut self, key: &str, value: f64) {
+        self.0.lock().unwrap().push(format!("{key} = {value}"));
+    }
+}
+
+fn answer(exchange: Exchange, log: &Arc<Mutex<Vec<String>>>, clock: &MockClock) {
     let server = exchange.server();
     let target = exchange.uri().clone();
     let query = Query::new(target.query().unwrap_or(""));
@@ -106,6 +120,10 @@ fn answer(exchange: Exchange, log: &Arc<Mutex<Vec<String>>>) {
         "/" => std::process::id().to_string(),
         "/info" => format!("{:?}", restart_info()),
         "/log" => log.lock().unwrap().join("\n"),
+        "/minute" => {
+            clock.advance(Duration::from_secs(60));
+            "passes".into()
+        }
         "/stop" => {
             server.stop_begin();
             "stops".into()
@@ -678,6 +696,34 @@ fn the_managers_new_child_dies_before_its_eyes_while_the_old_one_drains() {
     service.waits_for_first();
     // It has drained in silence.
     manager.has_heard_all();
+}
+
+#[test]
+fn predecessors_are_counted_until_they_have_ended() {
+    let manager = Manager::new();
+    let mut service = manager.start("counted");
+    let first = service.pid();
+    manager.hears(first, "READY=1");
+    let count_of = |count: u32| format!("restart.predecessors = {count}");
+    let passes_a_minute = |expected: &str| {
+        until(|| {
+            service.get("/minute");
+            service.get("/log").contains(expected)
+        });
+    };
+    passes_a_minute("http-state.total");
+    assert!(!service.get("/log").contains("restart.predecessors"));
+    let (addr, release) = (service.addrs[0].clone(), manager.path("release"));
+    let target = format!("/hold?until={}", release.display());
+    let held = thread::spawn(move || get(&addr, &target));
+    until(|| manager.path("release.begun").exists());
+    manager.restarts(&service, first, 1);
+    passes_a_minute(&count_of(1));
+    assert!(!service.get("/log").contains(&count_of(0)));
+    fs::write(&release, "").unwrap();
+    assert_eq!(held.join().unwrap(), "held");
+    passes_a_minute(&count_of(0));
+    service.waits_for_first();
 }
 
 #[test]

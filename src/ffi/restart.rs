@@ -105,10 +105,16 @@ pub unsafe extern "C" fn httpdown_restart_begin(
     })
 }
 
-/// Says that this process has started all its servers, if it was started by a restart. That is needed only with
-/// HTTPDOWN_RESTART_DROP_UNCLAIMED; otherwise the process is ready as soon as it serves all sockets that it was given.
-/// Call it anyway to be told at once of a socket that was forgotten. Does nothing in a process that was not started by a
-/// restart, and after the first call. Never blocks.
+/// Says that this process has started all its servers, and that they are the service. Does nothing after the first call.
+/// Never blocks.
+///
+/// In a process that was started by a restart, it is needed only with HTTPDOWN_RESTART_DROP_UNCLAIMED; otherwise the
+/// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told at once of a socket
+/// that was forgotten.
+///
+/// To systemd (`Type=notify`) it says `READY=1`, if this process was not started by a restart; and from now on
+/// `STOPPING=1` when the stop of the last server begins, and `WATCHDOG=1` if the unit has `WatchdogSec=`. httpdown_run
+/// and httpdown_run_all do so by themselves.
 ///
 /// Returns OK, RESTART_FAILED (a socket is not served: httpdown_last_error says which; the restart has failed, and this
 /// process is ended), FORKED.
