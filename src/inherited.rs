@@ -161,12 +161,13 @@ pub(crate) struct Predecessor {
 impl Predecessor {
     /// Reads what the predecessor says first.
     fn meet(channel: Channel) -> Result<(Self, Vec<Passed>)> {
-        let hello = wait_for_hello(&channel).inspect_err(|error| {
-            let _ = channel.send(&Message::Failed(error.to_string()));
+        let met = wait_for_hello(&channel).and_then(|(hello, stderr)| {
+            let process = watch(&hello)?;
+            Ok((hello, stderr, process))
         });
-        let (hello, stderr) = hello?;
-        let first = hello.predecessors.first();
-        let process = first.and_then(|pid| sys::pidfd(*pid).ok());
+        let (hello, stderr, process) = met.inspect_err(|error| {
+            let _ = channel.send(&Message::Failed(format!("{error:#}")));
+        })?;
         let predecessor = Self {
             channel,
             process,
@@ -194,17 +195,32 @@ impl Predecessor {
     }
 }
 
+/// A descriptor that tells of the predecessor's end. `None`: it has ended.
+fn watch(hello: &Hello) -> Result<Option<OwnedFd>> {
+    let Some(pid) = hello.predecessors.first() else {
+        return Err(broken("the other process did not say which it is"));
+    };
+    match sys::pidfd(*pid) {
+        Ok(process) => Ok(Some(process)),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(error) => Err(Error::io(format!("watching process {pid}"), error)),
+    }
+}
+
+fn broken(why: impl fmt::Display) -> Error {
+    Error::InvalidArgument(format!("{}: {why}", handover::VARIABLE))
+}
+
 fn wait_for_hello(channel: &Channel) -> Result<(Hello, Option<OwnedFd>)> {
-    let broken = |why: String| Error::InvalidArgument(format!("{}: {why}", handover::VARIABLE));
     let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(HELLO_TIMEOUT).unwrap_or(PollTimeout::MAX);
     // An interruption counts as the end of the wait: a message is there, or it is not.
     let _ = poll(&mut watched, timeout);
     match channel.receive() {
         Ok(Some((Message::Hello(hello), stderr))) => Ok((hello, stderr)),
-        Ok(Some(_)) => Err(broken("the other process did not begin with HELLO".into())),
-        Ok(None) => Err(broken("the other process has gone".into())),
-        Err(error) => Err(broken(error.to_string())),
+        Ok(Some(_)) => Err(broken("the other process did not begin with HELLO")),
+        Ok(None) => Err(broken("the other process has gone")),
+        Err(error) => Err(broken(error)),
     }
 }
 
@@ -648,12 +664,7 @@ fn channel() -> Result<Option<Channel>> {
         return Ok(None);
     }
     // Without its predecessor, this process would be in its way.
-    let gone = || {
-        Error::InvalidArgument(format!(
-            "{}: descriptor {fd} is not open",
-            handover::VARIABLE
-        ))
-    };
+    let gone = || broken(format_args!("descriptor {fd} is not open"));
     let channel = sys::take_inherited(fd).ok_or_else(gone)?;
     Ok(Some(Channel::of(channel)))
 }

@@ -36,6 +36,7 @@ use rustix::process::{
 };
 use socket2::{SockAddr, Socket};
 
+use common::deny;
 use common::tls::{self, Authority};
 use common::{Client, Journal, LONG, Place, skip, unconnected};
 
@@ -75,6 +76,9 @@ fn service() {
     }
     if let Some(gate) = fault.get("gate") {
         stand_at(&gate);
+    }
+    if is("no pidfd") {
+        deny::deny_everywhere(libc::SYS_pidfd_open, libc::EPERM);
     }
     assert!(!is("panic"), "something is missing");
     let (mut bound, mut servers) = (Vec::new(), Vec::new());
@@ -123,6 +127,11 @@ fn service() {
             report.successor
         ));
         server.close();
+    }
+    if is("again") {
+        let server = serve(0, listen(addrs.lines().next().unwrap(), is_successor), host);
+        say(format_args!("serves again"));
+        server.wait_blocking(None).unwrap();
     }
 }
 
@@ -247,6 +256,10 @@ fn restart(server: &Server, query: Query<'_>, fault: &str) -> String {
         let veto = veto.into_owned();
         restart = restart.before(move || match &*veto {
             "panic" => panic!("the veto panics"),
+            gate if gate.starts_with("127.0.0.1") => {
+                stand_at(gate);
+                Ok(())
+            }
             why => Err(why.to_owned()),
         });
     }
@@ -338,6 +351,7 @@ impl Start {
             .args(["--exact", "service", "--nocapture"])
             .env(ADDRS, self.addrs.join("\n"))
             .env(HOST, &self.host)
+            .env("RUST_BACKTRACE", "0")
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -501,6 +515,23 @@ impl Service {
         for addr in &self.addrs {
             assert_refuses(addr);
         }
+    }
+
+    /// Waits for the end of all processes, of which those that have served must have lost nothing.
+    #[track_caller]
+    fn assert_all_ended_well(&self) {
+        let all = self.lines.all();
+        let starts = all.iter().filter(|line| line.contains(" starts with "));
+        let pids = starts.map(|line| line.split(' ').next().unwrap().parse().unwrap());
+        for pid in pids.collect::<BTreeSet<u32>>() {
+            wait_for_end(pid);
+        }
+        let all = self.lines.all();
+        let mut ended = all.iter().filter(|line| line.contains(" ended: "));
+        assert!(
+            ended.all(|line| line.contains("ended: true, lost [0, 0, 0]")),
+            "{all:#?}"
+        );
     }
 
     /// Waits for the end of a process, which must have lost nothing.
@@ -867,7 +898,8 @@ fn tls_sessions_are_resumed_by_the_new_process() {
     let restart = |how: &str| {
         let mut client = Client::secure(At(service.addr()), &new);
         client.ask(how);
-        succeeded(&text(&mut client))
+        let pid = succeeded(&text(&mut client));
+        service.line(&format!("{pid} Info: restart: took over"));
     };
     for _ in 0..2 {
         restart("/restart");
@@ -1012,6 +1044,17 @@ fn a_new_process_whose_server_is_stopped_in_its_probation_has_failed() {
     service.stop();
 }
 
+#[test]
+fn a_new_process_that_cannot_watch_the_old_one_does_not_take_over() {
+    let service = Service::start();
+    let first = service.first();
+    let answer = service.get("/restart?no+pidfd");
+    let why = format!("watching process {first}: Operation not permitted");
+    assert!(answer.contains(&why), "{answer}");
+    assert_eq!(service.get("/"), first.to_string());
+    service.stop();
+}
+
 // A stop.
 
 #[test]
@@ -1056,31 +1099,74 @@ fn a_stop_in_the_probation_loses_nothing_in_either_process() {
     load.lost_none();
 }
 
+#[test]
+fn a_stop_may_come_at_any_moment() {
+    let delays = (0..12).map(|step| Duration::from_millis(step * 12));
+    let tries = delays.map(|delay| thread::spawn(move || stop_after(delay)));
+    let tries: Vec<_> = tries.collect();
+    for one in tries {
+        one.join().unwrap();
+    }
+}
+
+/// Stops a service at this time after a restart was asked for.
+fn stop_after(delay: Duration) {
+    let service = Service::start();
+    let first = service.first();
+    let load = Load::on(service.addr(), 4);
+    load.answered_by(first);
+    load.ends_at_refusals();
+    let mut idle = [service.ask("/"), service.ask("/")];
+    for client in &mut idle {
+        text(client);
+    }
+    let [mut restarts, mut stops] = idle;
+    restarts.ask("/restart?probation=30");
+    thread::sleep(delay);
+    stops.ask("/stop");
+    assert_eq!(text(&mut stops), "stops");
+    let answer = text(&mut restarts);
+    if answer.starts_with("ok ") {
+        // It came too late.
+        let second = succeeded(&answer);
+        service.assert_ended_well(first);
+        service.line(&format!("{second} Info: restart: took over"));
+        get(service.addr(), "/stop");
+    }
+    load.lost_none();
+    service.assert_all_ended_well();
+    assert_refuses(service.addr());
+}
+
 // The death of the old process.
 
 #[test]
 fn if_the_old_process_dies_the_new_one_that_starts_takes_over() {
-    let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0", "own:127.0.0.1:0"]).start();
-    let gate = Gate::new();
-    let _asked = service.ask(&format!("/restart?between={}", gate.addr()));
-    // The new process serves the first of its sockets.
-    let reached = gate.reached();
-    let second = service.started(&[]);
-    send_signal(service.first(), Signal::KILL);
-    assert_eq!(service.get("/"), second.to_string());
-    service.line("has ended before it handed over");
-    let mut waits = service.addrs[1..]
-        .iter()
-        .map(|addr| ask(addr, "/"))
-        .collect::<Vec<_>>();
-    drop(reached);
-    for client in &mut waits {
-        assert_eq!(text(client), second.to_string(), "nobody is lost");
+    // The new process has not looked for its sockets yet; or it serves the first of them.
+    for place in ["gate", "between"] {
+        let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0", "own:127.0.0.1:0"]).start();
+        let gate = Gate::new();
+        let _asked = service.ask(&format!("/restart?{place}={}", gate.addr()));
+        let reached = gate.reached();
+        let second = service.started(&[]);
+        send_signal(service.first(), Signal::KILL);
+        wait_for_end(service.first());
+        let mut waits = Vec::new();
+        waits.extend(service.addrs.iter().map(|addr| ask(addr, "/")));
+        if place == "between" {
+            assert_eq!(text(&mut waits.remove(0)), second.to_string());
+            service.line("has ended before it handed over");
+        }
+        drop(reached);
+        for client in &mut waits {
+            assert_eq!(text(client), second.to_string(), "nobody is lost");
+        }
+        service.line("has ended before it handed over");
+        let third = service.restart("");
+        service.assert_ended_well(second);
+        assert_eq!(service.get("/"), third.to_string());
+        service.stop();
     }
-    let third = service.restart("");
-    service.assert_ended_well(second);
-    assert_eq!(service.get("/"), third.to_string());
-    service.stop();
 }
 
 #[test]
@@ -1502,9 +1588,9 @@ fn if_there_may_be_no_more_processes_the_restart_says_so() {
         assert!(
             failures.iter().any(|answer| answer.contains(why)),
             "{failures:#?}"
-        )
+        );
     };
-    fails("making a process");
+    fails("was not started: ");
     service.assert_ended_well(first);
 }
 
@@ -1615,10 +1701,11 @@ fn a_grandchild_that_has_copies_of_all_descriptors_does_no_harm() {
 
 /// What the service says that ends because of this variable.
 #[track_caller]
-fn complaint(variable: &str, fds: Vec<OwnedFd>) -> String {
+fn complaint(variable: &str, fds: &[OwnedFd]) -> String {
     let mut start =
         Start::at(&["127.0.0.1:0"]).before(&format!("export HTTPDOWN_RESTART={variable}"));
-    start.fds = fds;
+    let above = |fd| rustix::io::fcntl_dupfd_cloexec(fd, 100).unwrap();
+    start.fds = fds.iter().map(above).collect();
     let service = start.command().spawn().unwrap();
     wait_for_end(service.id());
     let output = service.wait_with_output().unwrap();
@@ -1629,18 +1716,18 @@ fn complaint(variable: &str, fds: Vec<OwnedFd>) -> String {
 #[test]
 fn a_variable_that_makes_no_sense_is_an_error() {
     for variable in ["nonsense", "3", "3:", ":$$", "x:$$", "-1:$$"] {
-        let complaint = complaint(variable, Vec::new());
+        let complaint = complaint(variable, &[]);
         let shown = variable.replace("$$", "");
         let is_named = complaint.contains("HTTPDOWN_RESTART is ") && complaint.contains(&shown);
         assert!(is_named, "{variable}: {complaint}");
     }
-    let gone = complaint("7:$$", Vec::new());
+    let gone = complaint("7:$$", &[]);
     assert!(
         gone.contains("HTTPDOWN_RESTART: descriptor 7 is not open"),
         "{gone}"
     );
     let file = fs::File::open("/dev/null").unwrap();
-    let file = complaint("3:$$", vec![file.into()]);
+    let file = complaint("3:$$", &[file.into()]);
     assert!(
         file.contains("HTTPDOWN_RESTART: Socket operation on non-socket"),
         "{file}"
@@ -1680,7 +1767,7 @@ fn another_protocol_is_refused() {
     ] {
         let (ours, theirs) = channel();
         tell(&ours, first);
-        let complaint = complaint("3:$$", vec![theirs]);
+        let complaint = complaint("3:$$", &[theirs]);
         assert!(complaint.contains(why), "{complaint}");
         let failed = hear(&ours);
         assert!(
@@ -1690,7 +1777,7 @@ fn another_protocol_is_refused() {
     }
     let (ours, theirs) = channel();
     drop(ours);
-    let complaint = complaint("3:$$", vec![theirs]);
+    let complaint = complaint("3:$$", &[theirs]);
     assert!(
         complaint.contains("the other process has gone"),
         "{complaint}"
