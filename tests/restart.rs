@@ -1055,6 +1055,26 @@ fn a_new_process_that_cannot_watch_the_old_one_does_not_take_over() {
     service.stop();
 }
 
+#[test]
+fn a_new_process_that_has_failed_does_not_come_back() {
+    let service = Service::start();
+    let first = service.first();
+    let mut asked = service.ask("/restart?probation=60000&again");
+    let second = service.started(&[]);
+    service.line(&format!("PID {second} is ready"));
+    let slow = service.hold_one(second);
+    service.ask_one(second, "/stop");
+    assert_eq!(
+        text(&mut asked),
+        format!("failed: PID {second} says: its servers stop")
+    );
+    assert_eq!(slow.ends(), second);
+    service.line(&format!("{second} serves again"));
+    wait_for_end(second);
+    assert_eq!(service.get("/"), first.to_string());
+    service.stop();
+}
+
 // A stop.
 
 #[test]

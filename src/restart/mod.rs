@@ -435,13 +435,23 @@ struct State {
     /// Whether the thread that talks with the predecessor was started.
     has_met: bool,
     succession: Succession,
-    /// The predecessor was told that all its sockets are served.
-    has_said_ready: bool,
-    /// That is no longer true, because a server stops.
-    has_withdrawn: bool,
+    standing: Standing,
     service: Service,
     /// While it is there, the manager's watchdog is told that this process gets on.
     watchdog: Option<mpsc::Sender<()>>,
+}
+
+/// What the predecessor knows of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Standing {
+    #[default]
+    Starts,
+    /// It was told that all its sockets are served.
+    IsReady,
+    /// That is no longer true, because a server stops.
+    Withdraws,
+    /// It goes on, and this process must leave the sockets to it.
+    Leaves,
 }
 
 /// What the service manager knows of this process's servers.
@@ -562,7 +572,9 @@ impl Enrolment {
             let mut state = self.coordinator.lock();
             if let Succession::Under(call) = &state.succession {
                 call.wake();
-                state.has_withdrawn |= state.has_said_ready && self.party.borrows();
+                if state.standing == Standing::IsReady && self.party.borrows() {
+                    state.standing = Standing::Withdraws;
+                }
             }
             state.attempt.clone()
         };

@@ -16,7 +16,7 @@ use crate::sys::EventFd;
 use crate::threads;
 
 use super::canary::Canary;
-use super::{Coordinator, Party, Succession, has_ended, living};
+use super::{Coordinator, Party, Standing, Succession, has_ended, living};
 
 /// Wakes the thread that talks with the predecessor.
 #[derive(Debug)]
@@ -47,6 +47,11 @@ impl Coordinator {
         party: &Arc<dyn Party>,
     ) {
         let mut state = self.lock();
+        if state.standing == Standing::Leaves {
+            drop(state);
+            party.leave(None);
+            return;
+        }
         if let Succession::Under(call) = &state.succession {
             call.wake();
         }
@@ -134,7 +139,6 @@ struct Progress {
     dropped: Vec<usize>,
     /// What was said to be missing last.
     missing: Vec<String>,
-    is_stopping: bool,
     /// It was said that this process has failed.
     has_failed: bool,
     /// The predecessor says no more.
@@ -164,14 +168,16 @@ impl Talk {
         let Self {
             predecessor, call, ..
         } = self;
-        self.look_whether_ready(progress);
-        let has_withdrawn = self.coordinator.lock().has_withdrawn;
-        if has_withdrawn && !progress.is_stopping && !progress.has_failed {
+        let standing = self.coordinator.lock().standing;
+        if standing == Standing::Starts {
+            self.look_whether_ready(progress);
+        }
+        if standing == Standing::Withdraws && !progress.has_failed {
             progress.has_failed = true;
             let failed = Message::Failed("its servers stop".into());
             let _ = predecessor.channel.send(&failed);
         }
-        if progress.is_stopping && self.coordinator.lock().parties.is_empty() {
+        if standing == Standing::Leaves && self.coordinator.lock().parties.is_empty() {
             self.coordinator.lock().succession = Succession::Over;
             let _ = predecessor.channel.send(&Message::Left);
             return true;
@@ -201,7 +207,7 @@ impl Talk {
                     self.take_over(true);
                     return true;
                 }
-                Ok(Some((message, _))) => self.hear(&message, progress),
+                Ok(Some((message, _))) => self.hear(&message),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
                 Ok(None) | Err(_) => progress.is_silent = true,
@@ -214,7 +220,7 @@ impl Talk {
         false
     }
 
-    fn hear(&self, message: &Message, progress: &mut Progress) {
+    fn hear(&self, message: &Message) {
         match message {
             Message::Accept => {
                 self.coordinator.permit.send_replace(true);
@@ -232,8 +238,13 @@ impl Talk {
                 let _ = self.predecessor.channel.send(&Message::Pong(pong));
             }
             Message::Stop => {
-                progress.is_stopping = true;
-                for party in self.coordinator.parties() {
+                let parties = {
+                    let mut state = self.coordinator.lock();
+                    // What starts from now on leaves at once, too.
+                    state.standing = Standing::Leaves;
+                    state.parties.clone()
+                };
+                for party in parties {
                     party.log(LogLevel::Warning, "restart: the predecessor goes on".into());
                     party.leave(None);
                 }
@@ -276,7 +287,7 @@ impl Talk {
             progress.readiness = Readiness::Missing;
             return;
         }
-        state.has_said_ready = true;
+        state.standing = Standing::IsReady;
         drop(state);
         self.predecessor.restore_stderr();
         let ready = Message::Ready(std::mem::take(&mut progress.dropped));
