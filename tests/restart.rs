@@ -1120,6 +1120,24 @@ fn a_stop_in_the_probation_loses_nothing_in_either_process() {
 }
 
 #[test]
+fn a_stop_before_the_new_process_is_started_keeps_it_from_starting() {
+    let service = Service::start();
+    let (first, gate) = (service.first(), Gate::new());
+    let mut asked = service.ask(&format!("/restart?veto={}", gate.addr()));
+    let reached = gate.reached();
+    let mut idle = service.ask("/");
+    text(&mut idle);
+    service.get("/stop");
+    // The stop goes on without the restart, which does not end.
+    idle.assert_ended();
+    drop(reached);
+    assert_eq!(text(&mut asked), "failed: this process stops");
+    service.assert_ended_well(first);
+    let is_start = |line: &String| line.contains("started PID");
+    assert!(!service.lines.all().iter().any(is_start));
+}
+
+#[test]
 fn a_stop_may_come_at_any_moment() {
     let delays = (0..12).map(|step| Duration::from_millis(step * 12));
     let tries = delays.map(|delay| thread::spawn(move || stop_after(delay)));

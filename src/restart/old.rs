@@ -131,6 +131,9 @@ fn try_it<'a>(
     restart: &Restart,
     left: &mut Option<Successor<'a>>,
 ) -> Result<u32, String> {
+    if attempt.is_cancelled() {
+        return Err("this process stops".into());
+    }
     let mut handed = turn
         .coordinator
         .handed()
@@ -542,22 +545,20 @@ impl<'a> Successor<'a> {
             return false;
         }
         let until = Instant::now() + ANSWER_TIMEOUT;
-        while Instant::now() < until {
+        loop {
+            // What it has said before its end counts.
+            let is_over = self.child.has_ended() || Instant::now() >= until;
             match self.channel.receive() {
                 Ok(Some((Message::Left, _))) => return true,
                 Ok(Some(_)) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && !is_over => {
                     let left = until.saturating_duration_since(Instant::now());
                     let watched = [self.channel.as_fd(), self.child.pidfd()];
                     self.errors.poll_with(&watched, left);
-                    if self.child.has_ended() {
-                        return false;
-                    }
                 }
                 Ok(None) | Err(_) => return false,
             }
         }
-        false
     }
 
     /// Waits for the end of the new process, so that it does not stay a zombie; and copies what it writes to the pipe
