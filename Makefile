@@ -36,7 +36,7 @@ TARGET_DIR = $(eval TARGET_DIR := $$(shell $(CARGO) metadata --no-deps --format-
     sed 's/.*"target_directory":"\([^"]*\)".*/\1/'))$(TARGET_DIR)
 
 .DEFAULT_GOAL := build
-.PHONY: FORCE build lib options header demo lossmeter lossmeter-compare bench bench-gate certs test check fmt lint doc rust-tests tools install uninstall clean help
+.PHONY: FORCE build lib options header demo demo-restart lossmeter lossmeter-compare bench bench-gate certs test check fmt lint doc rust-tests tools install uninstall clean help
 .DELETE_ON_ERROR:
 
 build: lib build/demo build/hello ## the library and the C programs, into build/
@@ -94,6 +94,9 @@ build/rust/%: FORCE
 
 demo: build/demo ## the graceful stop, shown in seconds
 	@$(PYTHON) examples/story.py build/demo
+
+demo-restart: build/grace ## restarts under load: a new version, a broken one, one that is killed
+	@$(PYTHON) examples/restart_story.py build/grace
 
 LOSSMETER := build/rust/lossmeter
 SERVERS := 'hello=build/hello -addr {addr}' 'demo=build/demo -addr {addr}' --path '/?duration=5ms'

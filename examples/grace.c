@@ -1,6 +1,9 @@
-/* Three servers in one program, which stop together and lose no request: the demo of Facebook's grace, in C.
+/* Three servers in one program, which stop and restart together and lose no request: the demo of Facebook's grace, in C.
  *
- *     build/grace & curl 'http://localhost:48567/sleep/?duration=3s' & sleep 1; kill %1; wait
+ *     build/grace & curl 'http://localhost:48567/sleep/?duration=5s' & sleep 1; kill -USR2 %1; wait
+ *
+ * The signal starts the program anew. The new process takes over the sockets, and the old one answers what it has begun:
+ * the answer says from which process it is. `make demo-restart` shows more of it.
  *
  * A request that sleeps takes no thread: each server has one thread, which takes requests from the server's queue, and
  * answers those whose time has come.
@@ -142,10 +145,17 @@ static void on_phase(const httpdown_server *server, int phase, void *user_data) 
     if (phase == HTTPDOWN_PHASE_STOPPED && s->has_thread) pthread_join(s->thread, NULL);
 }
 
+/* Above all, what restarts tell. */
+static void on_log(int level, const char *message, void *user_data) {
+    (void)user_data;
+    fprintf(stderr, "%s %d: %s\n", level == HTTPDOWN_LOG_ERROR ? "error" : "log", getpid(), message);
+}
+
 int main(int argc, char **argv) {
     static service services[COUNT] = {{.name = "Zero"}, {.name = "First"}, {.name = "Second"}};
     const char *addrs[COUNT] = {":48567", ":48568", ":48569"};
     uint32_t stop_timeout_ms = 0, kill_timeout_ms = 0;
+    httpdown_restart_options restart = {.struct_size = sizeof restart};
     for (int i = 1; i < argc; i++) {
         const char *value;
         if ((value = cli_flag(argv, &i, "a0"))) addrs[0] = value;
@@ -153,8 +163,10 @@ int main(int argc, char **argv) {
         else if ((value = cli_flag(argv, &i, "a2"))) addrs[2] = value;
         else if ((value = cli_flag(argv, &i, "stop-timeout"))) stop_timeout_ms = cli_timeout(argv[0], value);
         else if ((value = cli_flag(argv, &i, "kill-timeout"))) kill_timeout_ms = cli_timeout(argv[0], value);
+        else if ((value = cli_flag(argv, &i, "probation"))) restart.probation_ms = cli_timeout(argv[0], value);
         else if (!cli_tls_flag(argv, &i)) {
-            const char *flags = "[-a0 A] [-a1 A] [-a2 A] [-stop-timeout D] [-kill-timeout D] [-tls-cert F -tls-key F]";
+            const char *flags = "[-a0 A] [-a1 A] [-a2 A] [-stop-timeout D] [-kill-timeout D] [-probation D] "
+                                "[-tls-cert F -tls-key F]";
             return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
         }
     }
@@ -169,16 +181,18 @@ int main(int argc, char **argv) {
             .dispatch = HTTPDOWN_DISPATCH_QUEUE,
             .user_data = &services[i],
             .on_phase = on_phase,
+            .on_log = on_log,
             .stop_timeout_ms = stop_timeout_ms,
             .kill_timeout_ms = kill_timeout_ms,
             .tls = cli_tls_settings(),
             .reload_on_hup = cli_tls_settings() != NULL,
+            .restart = i == 0 ? &restart : NULL, /* the first server says it for all */
         };
         all[i] = &options[i];
         reports[i] = (httpdown_stop_report){.struct_size = sizeof reports[i]};
     }
     char error[512];
-    int status = httpdown_run_all(all, COUNT, reports, error, sizeof error); /* until TERM or INT */
+    int status = httpdown_run_all(all, COUNT, reports, error, sizeof error); /* until TERM, INT or USR2 */
     for (int i = 0; i < COUNT; i++) cli_print_report(&reports[i]);
     if (status != 0) fprintf(stderr, "%s: %s: %s\n", argv[0], httpdown_status_string(status), error);
     return status != 0;

@@ -973,7 +973,8 @@ fn a_new_process_that_is_killed_in_its_probation_loses_at_most_what_it_holds() {
     let answer = text(&mut asked);
     let why = format!("failed: PID {second} was killed by signal 9, ");
     assert!(
-        answer.starts_with(&why) && answer.contains("after it was ready; it held"),
+        answer.starts_with(&why)
+            && answer.contains("after it was ready; when it last answered, it held"),
         "{answer}"
     );
     load.answered_by(first);

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::process;
-use crate::{Error, Restart, Restarted, Result, restart_info, restart_ready};
+use crate::restart::{restart_info, restart_ready};
+use crate::{Error, Restart, Restarted, Result};
 
 use super::boundary::{
     Sized, borrow, duration_or, explained, read_sized, room, size_of_callers, status, status_of,

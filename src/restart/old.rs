@@ -29,9 +29,9 @@ use super::pid_file::PidFile;
 use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, Turn, notify};
 
 /// How often the new process is asked whether it is there.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
+const PING_INTERVAL: Duration = Duration::from_millis(250);
 /// How many questions may be without an answer. A thread that does nothing else answers.
-const MOST_UNANSWERED: u64 = 4;
+const MOST_UNANSWERED: u64 = 16;
 /// How long the last answer before the hand-over may take, and how long the new process may take to leave the sockets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a process that was killed may take to end. It takes longer only if the kernel is in trouble.
@@ -523,7 +523,7 @@ impl<'a> Successor<'a> {
                 } = self.pong;
                 let _ = write!(
                     text,
-                    ", {:.1?} after it was ready; it held {requests} requests on {conns} connections",
+                    ", {:.1?} after it was ready; when it last answered, it held {requests} requests on {conns} connections",
                     ready.elapsed()
                 );
                 asker.stat(StatKind::Sum, "restart.lost", conns as f64);
