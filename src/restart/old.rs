@@ -358,7 +358,8 @@ impl<'a> Successor<'a> {
                     return Err(Failure::Hangs(format!("has not answered for {time:?}")));
                 }
                 self.ask()?;
-                ask_at += PING_INTERVAL;
+                // Not so many at once, if this process was suspended: the other needs time for each.
+                ask_at = Instant::now() + PING_INTERVAL;
             }
             self.wait(ask_at.min(probation_until))?;
         }
