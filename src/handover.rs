@@ -5,9 +5,10 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
+use nix::sys::socket::{Shutdown, shutdown};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use crate::sys::{seqpacket, wipe};
@@ -125,6 +126,11 @@ impl Channel {
         let sent = seqpacket::send(self.0.as_fd(), &text, fd);
         wipe(&mut text);
         sent
+    }
+
+    /// Nothing more will be said, from either side.
+    pub(crate) fn end(&self) {
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 
     /// The next message, and the descriptor that came with it. `None` at the end.

@@ -1044,6 +1044,27 @@ fn if_both_processes_were_suspended_the_new_one_has_time_to_answer() {
 }
 
 #[test]
+fn the_error_has_what_the_new_process_writes_unless_that_is_switched_off() {
+    let service = Service::start();
+    let answer = service.get("/restart?panic&plain");
+    assert!(
+        answer.ends_with("has exited with status 101 before it was ready"),
+        "{answer}"
+    );
+    service.line("something is missing");
+    let answer = service.get("/restart?panic");
+    assert!(answer.contains("something is missing"), "{answer}");
+    let pipe = link_of(service.first(), 2);
+    for how in ["plain", ""] {
+        let pid: u32 = service.get("/").parse().unwrap();
+        let next = service.restart(how);
+        assert_eq!(link_of(next, 2), pipe, "once it is ready, it has the same");
+        service.assert_ended_well(pid);
+    }
+    service.stop();
+}
+
+#[test]
 fn a_new_process_whose_server_is_stopped_in_its_probation_has_failed() {
     let service = Service::start();
     let first = service.first();
@@ -1670,6 +1691,29 @@ fn weight(pid: u32) -> [usize; 3] {
         fds(pid),
         threads,
     ]
+}
+
+#[test]
+fn twenty_generations_leave_nothing_behind() {
+    let service = Service::start_with("grace=20");
+    let mut pid = service.first();
+    let mut weights = Vec::new();
+    for generation in 1..=20 {
+        let next = service.restart("plainly&probation=0");
+        service.assert_ended_well(pid);
+        pid = next;
+        let info = service.get("/info");
+        let expected = format!("generation: {generation}, successor: None, predecessors: []");
+        assert!(info.contains(&expected), "{info}");
+        weights.push(weight(pid));
+    }
+    let (early, late) = weights.split_at(10);
+    for at in 0..3 {
+        let before = early.iter().map(|weight| weight[at]).max();
+        let after = late.iter().map(|weight| weight[at]).max();
+        assert!(after <= before, "{weights:?}");
+    }
+    service.stop();
 }
 
 /// A number in hexadecimal digits, from the kernel's description of a process.

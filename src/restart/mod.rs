@@ -151,7 +151,8 @@ impl Restart {
         self
     }
 
-    /// A restart is refused while so many earlier processes still drain, because each of them holds memory. Default: 8.
+    /// While so many earlier processes still drain, a restart is refused ([`Error::Busy`]): each of them holds memory.
+    /// Default: 8.
     pub fn max_predecessors(mut self, count: usize) -> Self {
         self.max_predecessors = count;
         self

@@ -347,6 +347,8 @@ impl Talk {
         }
         coordinator.lock().succession = Succession::Done;
         coordinator.permit.send_replace(true);
+        // The predecessor waits for that.
+        predecessor.channel.end();
         let pid = predecessor.pids.first().copied().unwrap_or(0);
         if let Some(party) = coordinator.parties().first() {
             if was_handed_over {

@@ -90,6 +90,9 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
     };
     // The servers' stop does not wait for the host's code, which may itself wait for the stop.
     attempt.settle();
+    if let (Ok(_), Some(successor)) = (&result, &mut successor) {
+        successor.takes_over();
+    }
     // What the host has given is dropped here, so that a caller who waits may rely on it. This thread lives longer.
     with_host_signals(mask, || {
         if let Some(on_end) = &restart.on_end {
@@ -558,6 +561,22 @@ impl<'a> Successor<'a> {
                     self.errors.poll_with(&watched, left);
                 }
                 Ok(None) | Err(_) => return false,
+            }
+        }
+    }
+
+    /// Waits until the new process has taken over: then it ends the talk, and can be restarted itself.
+    fn takes_over(&mut self) {
+        let until = Instant::now() + ANSWER_TIMEOUT;
+        while !self.child.has_ended() && Instant::now() < until {
+            match self.channel.receive() {
+                Ok(Some(_)) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    let watched = [self.channel.as_fd(), self.child.pidfd()];
+                    self.errors.poll_with(&watched, left);
+                }
+                Ok(None) | Err(_) => return,
             }
         }
     }
