@@ -964,6 +964,13 @@ class Story(unittest.TestCase):
         for word in ("going to sleep", "refused", "slept", "exit status 0", "1 served"):
             self.assertIn(word, done.stdout)
 
+    def test_and_so_does_the_demo_of_restarts(self):
+        command = [sys.executable, os.path.join(ROOT, "examples", "restart_story.py"), os.path.join(BUILD, "grace")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        for word in ("has handed over", "the database is not there", "killed by signal 9", " 0 failed"):
+            self.assertIn(word, done.stdout)
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)
