@@ -927,10 +927,10 @@ fn if_the_new_process_fails_the_old_one_goes_on() {
     let answer = service.get(&format!("/restart?gate={}&timeout=300", gate.addr()));
     assert!(answer.contains("was not ready after 300ms"), "{answer}");
     let forgotten = &service.addrs[1];
-    let answer = service.get("/restart?forget&timeout=300");
+    let answer = service.get("/restart?forget&timeout=3000");
     assert!(
         answer.contains(&format!(
-            "was not ready after 300ms: nobody listens on {forgotten}"
+            "was not ready after 3s: nobody listens on {forgotten}"
         )),
         "{answer}"
     );
@@ -989,13 +989,13 @@ fn a_new_process_that_is_stopped_before_it_is_ready_is_killed() {
     let service = Service::start();
     let (first, gate) = (service.first(), Gate::new());
     let load = Load::on(service.addr(), 8);
-    let mut asked = service.ask(&format!("/restart?timeout=500&gate={}", gate.addr()));
+    let mut asked = service.ask(&format!("/restart?timeout=4000&gate={}", gate.addr()));
     let reached = gate.reached();
     let second = service.started(&[]);
     send_signal(second, Signal::STOP);
     drop(reached);
     let answer = text(&mut asked);
-    assert!(answer.contains("was not ready after 500ms"), "{answer}");
+    assert!(answer.contains("was not ready after 4s"), "{answer}");
     wait_for_end(second);
     load.answered_by(first);
     load.lost_none();
@@ -1034,7 +1034,8 @@ fn if_both_processes_were_suspended_the_new_one_has_time_to_answer() {
     // More questions would be due than may be without an answer.
     thread::sleep(Duration::from_millis(5_500));
     send_signal(first, Signal::CONT);
-    for _ in 0..100 {
+    let goes_on = Instant::now();
+    while goes_on.elapsed() < Duration::from_millis(300) {
         assert_eq!(service.get("/"), first.to_string());
     }
     send_signal(second, Signal::CONT);
@@ -1223,6 +1224,9 @@ fn stop_after(delay: Duration) {
 
 #[test]
 fn if_the_old_process_dies_the_new_one_that_starts_takes_over() {
+    if tls::is_everywhere() {
+        return skip(&"clients cannot wait in the queue before their handshake");
+    }
     // The new process has not looked for its sockets yet; or it serves the first of them.
     for place in ["gate", "between"] {
         let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0", "own:127.0.0.1:0"]).start();
@@ -1288,7 +1292,8 @@ fn the_host_is_told_how_it_ends_and_may_take_its_time() {
     // Meanwhile the old process stops.
     idle.assert_ended();
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // It would wait for 3 s.
+    assert!(took < Duration::from_millis(2_800), "{took:?}");
     drop(reached);
     succeeded(&text(&mut asked));
     service.assert_ended_well(first);
