@@ -22,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -636,9 +636,23 @@ pub(crate) fn begin(
 pub(crate) fn wait(
     begin: impl FnOnce(Box<dyn FnOnce(Result<Restarted>) + Send>) -> Result<()>,
 ) -> Result<Restarted> {
-    let (tell, told) = mpsc::channel();
-    begin(Box::new(move |result| drop(tell.send(result))))?;
-    told.recv().unwrap_or(Err(Error::Panicked))
+    // No channel of std: on the thread that waits, it would leave behind what valgrind takes for a leak.
+    let told = Arc::new((Mutex::new(None), Condvar::new()));
+    let tells = Arc::clone(&told);
+    begin(Box::new(move |result| {
+        let (told, changed) = &*tells;
+        *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+        changed.notify_all();
+    }))?;
+    let (told, changed) = &*told;
+    let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+    // It is told whatever happens: `Turn`.
+    loop {
+        if let Some(result) = told.take() {
+            return result;
+        }
+        told = changed.wait(told).unwrap_or_else(PoisonError::into_inner);
+    }
 }
 
 /// The same, without blocking.
