@@ -22,7 +22,7 @@
 ///  5. Without exceptions (-fno-exceptions) nothing is thrown, and nothing aborts. A call that would have thrown
 ///     returns `false`, an empty optional, an empty text, -1, or a report; `request::status` and `stop_report::status`
 ///     say why. Then start a server by `server::start`, or by `run` with a status, and replace its certificates by
-///     `tls_reload` with a status.
+///     `tls_reload` with a status. A restart has a status, too.
 ///  6. Durations are rounded to what the library can count: milliseconds, up to 49 days. A longer duration means no
 ///     limit.
 #ifndef HTTPDOWN_HPP
@@ -640,6 +640,67 @@ struct item {
     std::uint32_t ready = 0;
 };
 
+/// How the program is restarted: `server_ref::restart`. A field that you do not set means the default.
+struct restart_options {
+    /// The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
+    /// looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
+    std::string program{};
+    /// The arguments; the first one is the program's name. Default: those of this process.
+    std::vector<std::string> args{};
+    /// The environment, as texts of the form NAME=VALUE, without what a restart itself needs. Default: the one that
+    /// this process was started with.
+    std::optional<std::vector<std::string>> env{};
+    /// The working directory. Default: the one that this process was started in.
+    std::string directory{};
+    /// How long the new process may take until it serves all sockets. Default: 1 minute. In real time.
+    std::optional<milliseconds> ready_timeout{};
+    /// How long both processes accept, once the new one is ready. If the new one dies within this time, this one goes
+    /// on. Default: 3 seconds. In real time.
+    std::optional<milliseconds> probation{};
+    /// A restart is refused (BUSY) while so many earlier processes still drain, because each of them holds memory. 0:
+    /// 8.
+    std::uint32_t max_predecessors = 0;
+    /// A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise
+    /// it makes the restart fail, because it is a mistake more often than not. With this setting the new process must
+    /// call `restart_ready` when all its servers serve.
+    bool drop_unclaimed = false;
+    /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
+    /// be out of the way of the sockets, which have the numbers from 3 on.
+    bool keep_fds = false;
+    /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, so that
+    /// what it says of its failure is in the error of the restart, too.
+    bool plain_stderr = false;
+    /// Says why there must be no restart now; an empty text means that it may begin. An exception refuses it, too.
+    /// Called on the restart's own thread, before the new process is started.
+    std::function<std::string()> before{};
+    /// Is told how a restart that has begun has ended: OK or RESTART_FAILED, why, and the process that has taken over
+    /// (0 if it has failed). Called on the restart's own thread, and before `restart` returns. Must not wait for the
+    /// stop of the servers, which has begun then. What it throws is told to nobody.
+    callback<int, std::string_view, std::uint32_t> on_restart{};
+};
+
+/// What is known of the restarts of this program: `restart_info`.
+struct restarts {
+    /// Where this process is in a restart.
+    httpdown_restart_state state = HTTPDOWN_RESTART_IDLE;
+    /// How many restarts led to this process.
+    std::uint64_t generation = 0;
+    /// The new process, from its start on; 0 if there is none.
+    std::uint32_t successor_pid = 0;
+    /// The earlier processes that have not ended, the youngest first.
+    std::vector<std::uint32_t> predecessors{};
+};
+
+/// Returns what is known of the restarts of this program. Never blocks. Any thread may call it. Throws error: FORKED.
+restarts restart_info();
+
+/// Says that this process has started all its servers, if it was started by a restart. That is needed only with
+/// `restart_options::drop_unclaimed`; otherwise the process is ready as soon as it serves all sockets that it was
+/// given. Call it anyway to be told at once of a socket that was forgotten. Does nothing in a process that was not
+/// started by a restart, and after the first call. Returns true. Never blocks. Throws error: RESTART_FAILED if a socket
+/// is not served (the restart has failed, and this process is ended), FORKED.
+bool restart_ready();
+
 /// A reference to a server that somebody else owns; callbacks get one. Cheap to copy. It must not outlive the server.
 ///
 /// Any thread may call the functions, several at once. Unless a function says more, it throws error only in a child
@@ -705,6 +766,26 @@ public:
     /// `reload_on_hup` has `run` do this on SIGHUP. Also UNSUPPORTED if nothing is from files.
     void tls_reload() const;
     bool tls_reload(int &status, std::string *what = nullptr) const;
+
+    /// Restarts the program without a loss: starts it as a new process, which takes over the listening sockets of all
+    /// servers of this process, and returns its process ID when it has. Then all these servers stop; the report of
+    /// `wait` has `successor_pid`. If the new process ends or hangs before, it is ended, and this one goes on as before:
+    /// it has never ceased to accept. httpdown.h says more, at httpdown_restart.
+    ///
+    /// Blocks for as long as the new process needs, at most about ready_timeout + probation. Any thread may make this
+    /// call, also in a handler, but with INLINE dispatch the handler's thread serves nobody meanwhile: use
+    /// `restart_begin`. Throws error, with the reason as text: RESTART_FAILED, BUSY, STOPPED if a stop was asked for,
+    /// UNSUPPORTED where a restart cannot work (the first process of a container, a service of systemd that is not of
+    /// Type=notify), INVALID_ARGUMENT, OUT_OF_RESOURCES.
+    std::uint32_t restart(restart_options options = {}) const;
+
+    /// Like the other `restart`, but throws nothing (except std::bad_alloc). `status` is OK or the reason, and `*what`
+    /// is the reason as text (unless `what` is nullptr). Returns 0 if it has failed.
+    std::uint32_t restart(restart_options options, int &status, std::string *what = nullptr) const;
+
+    /// Like `restart`, but returns as soon as the restart has begun; `on_restart` and the log are told how it ends.
+    /// Returns true. Throws error: BUSY and the others, except RESTART_FAILED.
+    bool restart_begin(restart_options options = {}) const;
 
     /// Takes a request from the queue (QUEUE dispatch). Waits for a request at most for the timeout:
     ///
@@ -1240,6 +1321,82 @@ public:
 private:
     std::vector<httpdown_certificate> more_{};
     httpdown_tls raw_{};
+};
+
+/// The options of a restart in the form of the C interface, for one call. The call must be made; otherwise nobody ends
+/// the callbacks.
+class c_restart {
+public:
+    explicit c_restart(restart_options &&from) : of_(std::move(from)) {
+        raw_.struct_size = sizeof raw_;
+        raw_.program = file(of_.program);
+        if (!of_.args.empty()) raw_.argv = pointers(of_.args, argv_);
+        if (of_.env) raw_.envp = pointers(*of_.env, envp_);
+        raw_.directory = file(of_.directory);
+        raw_.ready_timeout_ms = to_ms(of_.ready_timeout);
+        raw_.probation_ms = to_ms(of_.probation);
+        raw_.max_predecessors = of_.max_predecessors;
+        if (of_.drop_unclaimed) raw_.flags |= HTTPDOWN_RESTART_DROP_UNCLAIMED;
+        if (of_.keep_fds) raw_.flags |= HTTPDOWN_RESTART_KEEP_FDS;
+        if (of_.plain_stderr) raw_.flags |= HTTPDOWN_RESTART_PLAIN_STDERR;
+        if (of_.before) raw_.before = before;
+        if (of_.on_restart) raw_.on_restart = on_restart;
+        raw_.destroy = [](void *data) noexcept { delete static_cast<callbacks *>(data); };
+        raw_.user_data = new callbacks{std::move(of_.before), std::move(of_.on_restart)};
+    }
+    c_restart(const c_restart &) = delete;
+    c_restart &operator=(const c_restart &) = delete;
+
+    const httpdown_restart_options *get() const noexcept { return &raw_; }
+
+private:
+    /// The library has the only pointer to it.
+    struct callbacks {
+        std::function<std::string()> before;
+        callback<int, std::string_view, std::uint32_t> on_restart;
+    };
+
+    static char *const *pointers(std::vector<std::string> &texts, std::vector<char *> &all) {
+        all.reserve(texts.size() + 1);
+        for (std::string &text : texts) all.push_back(text.data());
+        all.push_back(nullptr);
+        return all.data();
+    }
+
+    static int before(char *why, std::size_t size, void *data) noexcept {
+        const auto refuse = [&](std::string_view text) {
+            why[text.copy(why, size - 1)] = '\0';
+            return !text.empty();
+        };
+#ifdef __cpp_exceptions
+        try {
+            return refuse(static_cast<callbacks *>(data)->before());
+        } catch (const std::exception &thrown) {
+            refuse(thrown.what());
+            return true;
+        } catch (...) {
+            return refuse("the check before it has thrown something that is not a std::exception");
+        }
+#else
+        return refuse(static_cast<callbacks *>(data)->before());
+#endif
+    }
+
+    static void on_restart(int status, const char *text, std::uint32_t pid, void *data) noexcept {
+#ifdef __cpp_exceptions
+        try {
+            static_cast<callbacks *>(data)->on_restart(status, text, pid);
+        } catch (...) { // There is nobody to tell.
+        }
+#else
+        static_cast<callbacks *>(data)->on_restart(status, text, pid);
+#endif
+    }
+
+    restart_options of_;
+    std::vector<char *> argv_{};
+    std::vector<char *> envp_{};
+    httpdown_restart_options raw_{};
 };
 
 /// Tells the program what its callbacks have thrown, and what the library says: by `on_log`. The server has it, and
@@ -1818,6 +1975,53 @@ inline bool server_ref::reload(const httpdown_tls *tls, int &status, std::string
     status = httpdown_tls_reload(handle_, tls, why, sizeof why);
     if (what != nullptr) *what = why;
     return status == HTTPDOWN_STATUS_OK;
+}
+
+inline std::uint32_t server_ref::restart(restart_options options) const {
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    const auto pid = restart(std::move(options), status, &what);
+    if (status != HTTPDOWN_STATUS_OK) detail::raise(error(status, what));
+    return pid;
+}
+
+inline std::uint32_t server_ref::restart(restart_options options, int &status, std::string *what) const {
+    const detail::c_restart raw(std::move(options));
+    // More than the last words of the new process.
+    std::string why(8192, '\0');
+    status = httpdown_restart(handle_, raw.get(), why.data(), why.size());
+    if (what != nullptr) *what = why.c_str();
+    return status == HTTPDOWN_STATUS_OK ? restart_info().successor_pid : 0;
+}
+
+inline bool server_ref::restart_begin(restart_options options) const {
+    const detail::c_restart raw(std::move(options));
+    const int status = httpdown_restart_begin(handle_, raw.get());
+    detail::check(status);
+    return status == HTTPDOWN_STATUS_OK;
+}
+
+inline bool restart_ready() {
+    const int status = httpdown_restart_ready();
+    detail::check(status);
+    return status == HTTPDOWN_STATUS_OK;
+}
+
+inline restarts restart_info() {
+    restarts all;
+    httpdown_restarts found{};
+    found.struct_size = sizeof found;
+    do {
+        all.predecessors.resize(found.predecessor_count);
+        const int status = httpdown_restart_info(&found, all.predecessors.data(), all.predecessors.size());
+        detail::check(status);
+        if (status != HTTPDOWN_STATUS_OK) return restarts();
+    } while (found.predecessor_count > all.predecessors.size());
+    all.predecessors.resize(found.predecessor_count);
+    all.state = static_cast<httpdown_restart_state>(found.state);
+    all.generation = found.generation;
+    all.successor_pid = found.successor_pid;
+    return all;
 }
 
 inline std::optional<request> server_ref::next(milliseconds timeout) const {

@@ -7,7 +7,7 @@ header=include/httpdown.h wrapper=bindings/cpp/httpdown.hpp
 # Why not: value initialization makes structs of zeros; `stop` begins the stop and waits; the header has the type of
 # texts, and compares them; `reply_text` is `reply` with a header field; a constant of the C header tells the version.
 # `reserved` is for an option to come.
-unused="httpdown_options_init httpdown_tls_init httpdown_stop httpdown_reply_text httpdown_str httpdown_bytes_equal
+unused="httpdown_options_init httpdown_tls_init httpdown_restart_options_init httpdown_stop httpdown_reply_text httpdown_str httpdown_bytes_equal
     httpdown_version"
 
 missing=

@@ -24,7 +24,7 @@ for standard in ${STANDARDS:-17 20}; do
         build "$standard" -fno-exceptions -fno-rtti -Weffc++ -c tests/cpp/without_exceptions.cpp \
             -o "$out/$standard/without_exceptions.o"
         build "$standard" tests/cpp/test.cpp tests/cpp/ready.cpp tests/cpp/upgrade.cpp tests/cpp/tls.cpp \
-            tests/cpp/second.cpp \
+            tests/cpp/restart.cpp tests/cpp/second.cpp \
             "$out/$standard/without_exceptions.o" -o "$out/$standard/test"
     ) &
     compilers="$compilers $!"

@@ -862,7 +862,10 @@ static void two_files_can_include_it() {
     CHECK(ends_with(ask_a_server_of_the_other_file(), "from the other file"));
 }
 
-int main() {
+int main(int argc, char **argv) {
+    this_program = argv[0];
+    int status = 0;
+    if (argc > 1 && is_for_restarts(argv[1], status)) return status;
 #define TEST(name) {#name, name}
     const struct {
         const char *name;
@@ -918,6 +921,8 @@ int main() {
         TEST(callbacks_tell_what_happens),
         TEST(events_can_be_pulled),
         TEST(records_tell_what_became_of_each_request),
+        TEST(a_program_restarts_itself),
+        TEST(a_restart_can_be_refused),
         TEST(a_run_ends_with_a_signal),
         TEST(several_servers_end_with_one_signal),
         TEST(two_files_can_include_it),

@@ -196,6 +196,12 @@ httpdown::options serving(Handler handler) {
 // In the other file: a header whose functions were not inline could not be in both.
 std::string ask_a_server_of_the_other_file();
 
+// In the file about restarts.
+extern std::string this_program;
+bool is_for_restarts(const char *what, int &status);
+void a_program_restarts_itself();
+void a_restart_can_be_refused();
+
 // In the file about TLS.
 void a_request_by_tls_says_how_it_came();
 void clients_can_have_certificates();

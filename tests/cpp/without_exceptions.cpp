@@ -83,7 +83,21 @@ static void tls_tells_what_is_wrong_with_it() {
     CHECK(!httpdown::request().tls() && !httpdown::request().peer_credentials());
 }
 
+static void a_restart_tells_why_it_failed() {
+    const httpdown::server server(serving(handle));
+    httpdown::restart_options options;
+    options.before = [] { return std::string("not now"); };
+    int status = -1;
+    std::string what;
+    CHECK(server.restart(options, status, &what) == 0 && status == HTTPDOWN_STATUS_RESTART_FAILED);
+    CHECK(what == "refused: not now");
+    CHECK(server.restart(options) == 0 && httpdown::restart_ready());
+    options.program = "not/absolute";
+    CHECK(!server.restart_begin(options) && httpdown::restart_info().predecessors.empty());
+}
+
 void without_exceptions() {
+    a_restart_tells_why_it_failed();
     tls_tells_what_is_wrong_with_it();
     servers_tell_what_they_came_to();
     a_cut_is_in_the_report();
