@@ -558,6 +558,11 @@ typedef struct {
     uint32_t max_predecessors;
     // httpdown_restart_flag, or-ed.
     uint32_t flags;
+    // A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
+    // replaces the file when the new process has proved itself. The new version is written beside the file before that,
+    // with the process ID added to the name; if that fails, so does the restart. The first process's file is written by
+    // the program, or by whoever starts it. Default: none.
+    const char *pid_file;
 } httpdown_restart_options;
 
 // The settings of a server. Zero in a field means its default, so set `struct_size` and the fields that you need:
@@ -1834,6 +1839,11 @@ int httpdown_restart_begin(const httpdown_server *server,
 // Returns OK, RESTART_FAILED (a socket is not served: httpdown_last_error says which; the restart has failed, and this
 // process is ended), FORKED.
 int httpdown_restart_ready(void);
+
+// Leaves it to the program to talk with systemd (sd_notify(3)): nothing is sent to NOTIFY_SOCKET, neither of starts and
+// stops nor of restarts. A program that uses sd_notify itself calls this first, before its first server is started, in
+// each process. Any thread may call it. Never blocks.
+void httpdown_no_notify(void);
 
 // Writes into `*restarts` what is known of the restarts of this program. Set `restarts->struct_size` before. Writes the
 // process IDs of up to `capacity` earlier processes that have not ended into `predecessors` (NULL is fine if `capacity`

@@ -670,6 +670,13 @@ struct restart_options {
     /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, so that
     /// what it says of its failure is in the error of the restart, too.
     bool plain_stderr = false;
+    /// In `options::restart`: SIGHUP restarts the program, too. Not together with `reload_on_hup`.
+    bool on_hup = false;
+    /// In `options::restart`: SIGUSR2 does what it does without httpdown.
+    bool no_signal = false;
+    /// A file that has the process ID of the program: an absolute path. A restart replaces it when the new process has
+    /// proved itself. The first process's file is written by the program, or by whoever starts it. Default: none.
+    std::string pid_file{};
     /// Says why there must be no restart now; an empty text means that it may begin. An exception refuses it, too.
     /// Called on the restart's own thread, before the new process is started.
     std::function<std::string()> before{};
@@ -700,6 +707,9 @@ restarts restart_info();
 /// started by a restart, and after the first call. Returns true. Never blocks. Throws error: RESTART_FAILED if a socket
 /// is not served (the restart has failed, and this process is ended), FORKED.
 bool restart_ready();
+
+/// Leaves it to the program to talk with systemd (`sd_notify`). Call it before the first server is started.
+inline void no_notify() noexcept { httpdown_no_notify(); }
 
 /// A reference to a server that somebody else owns; callbacks get one. Cheap to copy. It must not outlive the server.
 ///
@@ -934,6 +944,11 @@ struct options {
 
     /// TLS on every connection. A client that speaks HTTP without TLS then gets a 400, in plain text. Not set: no TLS.
     std::optional<tls_options> tls{};
+
+    /// For `run`: how SIGUSR2 restarts the program. Not set: it does so with all defaults, if its action is the default
+    /// one, which would end the program. `on_restart` is told of each restart. If several servers run together, that of
+    /// the first one counts; the others must not have one.
+    std::optional<restart_options> restart{};
 
     /// Answers a request now, or moves the request elsewhere and answers later. Called from several threads at once. It
     /// may block, unless dispatch is INLINE. Required, but not with QUEUE dispatch.
@@ -1339,6 +1354,9 @@ public:
         if (of_.drop_unclaimed) raw_.flags |= HTTPDOWN_RESTART_DROP_UNCLAIMED;
         if (of_.keep_fds) raw_.flags |= HTTPDOWN_RESTART_KEEP_FDS;
         if (of_.plain_stderr) raw_.flags |= HTTPDOWN_RESTART_PLAIN_STDERR;
+        if (of_.on_hup) raw_.flags |= HTTPDOWN_RESTART_ON_HUP;
+        if (of_.no_signal) raw_.flags |= HTTPDOWN_RESTART_NO_SIGNAL;
+        raw_.pid_file = file(of_.pid_file);
         if (of_.before) raw_.before = before;
         if (of_.on_restart) raw_.on_restart = on_restart;
         raw_.destroy = [](void *data) noexcept { delete static_cast<callbacks *>(data); };
@@ -1482,7 +1500,8 @@ void bump(const char *key, double value, void *data) noexcept {
 class c_options {
 public:
     explicit c_options(options &&from)
-        : addr_(std::move(from.addr)), fds_(std::move(from.fds)), tls_(std::exchange(from.tls, std::nullopt)) {
+        : addr_(std::move(from.addr)), fds_(std::move(from.fds)), tls_(std::exchange(from.tls, std::nullopt)),
+          restart_(std::exchange(from.restart, std::nullopt)) {
         raw_.struct_size = sizeof raw_;
         if (!addr_.empty()) raw_.addr = addr_.c_str();
         raw_.fds = fds_.data();
@@ -1493,6 +1512,7 @@ public:
         raw_.pull_events = from.pull_events;
         raw_.clock = from.clock == nullptr ? nullptr : from.clock->get();
         if (tls_) raw_.tls = c_tls_.emplace(*tls_).get();
+        if (restart_) raw_.restart = c_restart_.emplace(std::move(*restart_)).get();
         // options: begin give (made from src/options.toml by `make options`)
         raw_.stop_timeout_ms = to_ms(from.stop_timeout);
         raw_.kill_timeout_ms = to_ms(from.kill_timeout);
@@ -1594,6 +1614,8 @@ private:
     std::vector<int> fds_;
     std::optional<tls_options> tls_;
     std::optional<c_tls> c_tls_{};
+    std::optional<restart_options> restart_;
+    std::optional<c_restart> c_restart_{};
     // options: begin kept (made from src/options.toml by `make options`)
     std::string ready_path_{};
     std::string proxy_protocol_from_{};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::process;
-use crate::restart::{restart_info, restart_ready};
+use crate::restart::{no_notify, restart_info, restart_ready};
 use crate::{Error, Restart, Restarted, Result};
 
 use super::boundary::{
@@ -124,6 +124,14 @@ pub extern "C" fn httpdown_restart_ready() -> c_int {
     status(restart_ready)
 }
 
+/// Leaves it to the program to talk with systemd (sd_notify(3)): nothing is sent to NOTIFY_SOCKET, neither of starts and
+/// stops nor of restarts. A program that uses sd_notify itself calls this first, before its first server is started, in
+/// each process. Any thread may call it. Never blocks.
+#[unsafe(no_mangle)]
+pub extern "C" fn httpdown_no_notify() {
+    no_notify();
+}
+
 /// Writes into `*restarts` what is known of the restarts of this program. Set `restarts->struct_size` before. Writes the
 /// process IDs of up to `capacity` earlier processes that have not ended into `predecessors` (NULL is fine if `capacity`
 /// is 0), the youngest first. Any thread may make this call. Never blocks.
@@ -194,6 +202,10 @@ pub(super) unsafe fn read(options: *const httpdown_restart_options) -> Result<Re
     // SAFETY: the header's preface: NULL or NUL-terminated.
     if let Some(directory) = unsafe { os_text(raw.directory) } {
         restart = restart.directory(Path::new(directory));
+    }
+    // SAFETY: the same.
+    if let Some(file) = unsafe { os_text(raw.pid_file) } {
+        restart = restart.pid_file(Path::new(file));
     }
     if raw.ready_timeout_ms != 0 {
         restart = restart.ready_timeout(duration_or(raw.ready_timeout_ms, Duration::ZERO));

@@ -884,6 +884,11 @@ pub struct httpdown_restart_options {
     pub max_predecessors: u32,
     /// httpdown_restart_flag, or-ed.
     pub flags: u32,
+    /// A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
+    /// replaces the file when the new process has proved itself. The new version is written beside the file before that,
+    /// with the process ID added to the name; if that fails, so does the restart. The first process's file is written by
+    /// the program, or by whoever starts it. Default: none.
+    pub pid_file: *const c_char,
 }
 
 /// Where a process is in a restart.
@@ -963,7 +968,7 @@ const _: () = {
     let (words, ints) = (size_of::<usize>() * 17, size_of::<u32>() * 4);
     assert!(size_of::<httpdown_tls>() == words + ints);
     assert!(size_of::<httpdown_tls_info>() == size_of::<usize>() * 13 + 8 + 32);
-    let (words, ints) = (size_of::<usize>() * 9, size_of::<u32>() * 4);
+    let (words, ints) = (size_of::<usize>() * 10, size_of::<u32>() * 4);
     assert!(size_of::<httpdown_restart_options>() == words + ints);
     assert!(size_of::<httpdown_restarts>() == size_of::<usize>() * 2 + 8 + 8);
 };

@@ -211,7 +211,7 @@ AT(httpdown_tls_info, client_subject, 80);
 AT(httpdown_tls_info, client_names, 96);
 AT(httpdown_tls_info, client_fingerprint, 112);
 
-SIZE(httpdown_restart_options, 88);
+SIZE(httpdown_restart_options, 96);
 AT(httpdown_restart_options, struct_size, 0);
 AT(httpdown_restart_options, program, 8);
 AT(httpdown_restart_options, argv, 16);
@@ -225,6 +225,7 @@ AT(httpdown_restart_options, ready_timeout_ms, 72);
 AT(httpdown_restart_options, probation_ms, 76);
 AT(httpdown_restart_options, max_predecessors, 80);
 AT(httpdown_restart_options, flags, 84);
+AT(httpdown_restart_options, pid_file, 88);
 
 SIZE(httpdown_restarts, 32);
 AT(httpdown_restarts, struct_size, 0);

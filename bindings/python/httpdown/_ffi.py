@@ -437,6 +437,7 @@ class RestartOptions(ctypes.Structure):
         ("probation_ms", c_uint32),
         ("max_predecessors", c_uint32),
         ("flags", c_uint32),
+        ("pid_file", c_char_p),
     ]
 
 
@@ -873,6 +874,8 @@ httpdown_restart = _plain(
 #     *options);
 httpdown_restart_begin = _status("httpdown_restart_begin", c_void_p, POINTER(RestartOptions))
 
+# void httpdown_no_notify(void);
+httpdown_no_notify = _plain("httpdown_no_notify", None)
 # int httpdown_restart_ready(void);
 httpdown_restart_ready = _status("httpdown_restart_ready")
 
