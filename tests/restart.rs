@@ -568,16 +568,31 @@ fn free_addr() -> String {
     )
 }
 
-/// A Unix socket with a file.
-fn socket_path(name: &str) -> String {
-    format!("unix:{}", folder().join(name).display())
+/// A folder that ends with this value.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let name = format!("httpdown-restart-{}-{name}", process::id());
+        let folder = env::temp_dir().join(name);
+        fs::create_dir(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// The address of a Unix socket with a file.
+    fn socket(&self) -> String {
+        format!("unix:{}", self.join("socket").display())
+    }
 }
 
-/// A folder of this process's, which ends with the tests.
-fn folder() -> PathBuf {
-    let folder = PathBuf::from(format!("/tmp/httpdown-restart-{}", process::id()));
-    fs::create_dir_all(&folder).unwrap();
-    folder
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// What a service has said its address is.
@@ -1256,7 +1271,8 @@ fn if_the_old_process_dies_the_new_one_that_starts_takes_over() {
 
 #[test]
 fn if_the_old_process_dies_in_the_probation_the_new_one_owns_the_socket() {
-    for addr in [free_addr(), socket_path("dies")] {
+    let folder = Folder::new("dies");
+    for addr in [free_addr(), folder.socket()] {
         let service = Start::at(&[&addr]).start();
         let mut asked = service.ask("/restart?probation=60000");
         let second = service.started(&[]);
@@ -1414,7 +1430,8 @@ fn a_socket_that_is_not_asked_for_any_more_is_stopped_without_loss() {
 
 #[test]
 fn the_file_of_a_unix_socket_stays_until_the_last_stop() {
-    let addr = socket_path("stays");
+    let folder = Folder::new("stays");
+    let addr = folder.socket();
     let path = addr.strip_prefix("unix:").unwrap();
     let inode = || fs::metadata(path).unwrap().ino();
     let service = Start::at(&[&addr]).start();
@@ -1491,10 +1508,8 @@ fn what_a_supervisor_has_passed_on_goes_on() {
 // The program.
 
 /// A folder of its own, with this program in it as `app`.
-fn folder_with_app(name: &str) -> (PathBuf, PathBuf) {
-    let folder = folder().join(name);
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
+fn folder_with_app(name: &str) -> (Folder, PathBuf) {
+    let folder = Folder::new(name);
     let app = folder.join("app");
     symlink(env::current_exe().unwrap(), &app).unwrap();
     (folder, app)
