@@ -19,8 +19,8 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -182,6 +182,11 @@ fn serve(at: usize, listener: Listener, host: Query<'_>) -> Server {
         }
         _ => builder,
     };
+    let fault = env::var(FAULT).unwrap_or_default();
+    let builder = match Query::new(&fault).get("canary") {
+        Some(target) => builder.canary(target),
+        None => builder,
+    };
     builder
         .handle(listener, Dispatch::default(), move |exchange: Exchange| {
             answer(at, exchange);
@@ -196,6 +201,18 @@ fn answer(at: usize, exchange: Exchange) {
     let text = match (exchange.method().clone(), target.path()) {
         (Method::GET, "/") => process::id().to_string(),
         (_, "/at") => at.to_string(),
+        (_, "/well") => {
+            let conn = exchange.conn();
+            let is_canary = conn.peer == conn.local && conn.credentials.is_some();
+            assert!(is_canary, "{conn:?}");
+            "well".into()
+        }
+        // Never answered.
+        (_, "/kept") => {
+            static KEPT: Mutex<Vec<Exchange>> = Mutex::new(Vec::new());
+            KEPT.lock().unwrap().push(exchange);
+            return;
+        }
         (_, "/hold") => {
             stand_at(&query.get("gate").unwrap());
             process::id().to_string()
@@ -921,6 +938,28 @@ fn tls_sessions_are_resumed_by_the_new_process() {
 }
 
 // A new process that fails.
+
+#[test]
+fn a_canary_shows_whether_the_new_process_works() {
+    let service = Service::start();
+    let first = service.get("/");
+    for (target, said) in [
+        ("/nothing", "the canary GET /nothing was answered by 404"),
+        (
+            "/kept",
+            "was not ready after 3s: the canary is not answered",
+        ),
+    ] {
+        let answer = service.get(&format!("/restart?canary={target}&timeout=3000"));
+        assert!(
+            answer.starts_with("failed") && answer.contains(said),
+            "{answer}"
+        );
+        assert_eq!(service.get("/"), first);
+    }
+    let answer = service.get("/restart?canary=/well");
+    assert!(answer.starts_with("ok"), "{answer}");
+}
 
 #[test]
 fn if_the_new_process_fails_the_old_one_goes_on() {
