@@ -35,9 +35,10 @@ from ._errors import (
     WouldDeadlock,
 )
 from ._ffi import VERSION as __version__
-from ._ffi import ConnState, LogLevel, Phase, RequestEnd
+from ._ffi import ConnState, LogLevel, Phase, RequestEnd, RestartState
 from ._record import RequestRecord
 from ._request import Address, Credentials, Headers, Query, Reply, Request, content_type
+from ._restart import Restart, RestartInfo, restart_info, restart_ready
 from ._server import Report, Server, Stats, run, run_all
 from ._stream import Stream
 from ._tls import Certificate, Tls, TlsInfo
@@ -70,7 +71,10 @@ __all__ = [
     "Request",
     "RequestEnd",
     "RequestRecord",
+    "Restart",
     "RestartFailed",
+    "RestartInfo",
+    "RestartState",
     "Server",
     "Stats",
     "Status",
@@ -87,6 +91,8 @@ __all__ = [
     "WouldDeadlock",
     "__version__",
     "content_type",
+    "restart_info",
+    "restart_ready",
     "run",
     "run_all",
 ]

@@ -20,20 +20,21 @@ from dataclasses import dataclass, fields
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
-from . import _arguments, _exit, _ffi, _reports, _tls
+from . import _arguments, _exit, _ffi, _reports, _restart, _tls
 from ._clock import MockClock
-from ._errors import HttpdownError, InvalidArgument, Status, Stopped
+from ._errors import HttpdownError, InvalidArgument, RestartFailed, Status, Stopped
 from ._ffi import ConnState, EventKind, LogLevel, Phase, StatKind
 from ._record import RequestRecord
 from ._request import Address, Request
+from ._restart import Restart
 from ._stream import Stream
 from ._tls import Tls
 
 # The default of `stop_timeout` and `kill_timeout`, in seconds.
 _DEFAULT_TIMEOUT = 60.0
 _DEFAULT_SECOND_SIGNAL = 0.5
-# How systemd tells a program of the sockets that it passes on.
-_LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+# How systemd, and a restart, tell a program of the sockets that they pass on.
+_LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "HTTPDOWN_RESTART")
 # The most requests that wait in Python, and not in C, which could refuse them. (While there are so
 # many, no request is told of events.)
 _MOST_WAITING = 1000
@@ -191,7 +192,8 @@ class Server:
     "fd:NAME" takes the socket of that name (FileDescriptorName= in a .socket unit), and never
     binds. A stop treats it as with `fds_shared`. The first server with a `bind` removes the
     variables from `os.environ`, so that no child takes the sockets for its own. A socket on which
-    nobody listens is logged as an error, 10 seconds after the first server has started.
+    nobody listens is logged as an error, 10 seconds after the first server has started. A restart
+    (`restart`) passes its sockets on in the same way, but a stop treats them as the server's own.
 
     `fds` are descriptors or sockets that already listen. The server owns them from now on, unless
     the constructor raises. `fds_shared`: these sockets outlive this server (systemd, or workers
@@ -391,9 +393,10 @@ class Server:
 
     The observers `stats`, `on_conn_state(server, conn_id, state, peer)`, `on_phase(server, phase)`,
     `on_log(level, text)` and `on_done(record)` are called for events, one after the other, in one
-    thread, which serves no requests. So a slow observer delays only later events. Exceptions of
-    observers are logged. Without an `on_log`, the library's messages (for example, that accepting
-    pauses because there are no descriptors) also go to the logger "httpdown".
+    thread, which serves no requests. So a slow observer delays only later events. (Only of a
+    restart that was refused, another thread tells.) Exceptions of observers are logged. Without an
+    `on_log`, the library's messages (for example, that accepting pauses because there are no
+    descriptors) also go to the logger "httpdown".
 
     `on_done` is called with a RequestRecord for each request that has ended, for an access log:
     `on_done=lambda record: print(record.combined_log())`. Every request of the Report is told
@@ -592,6 +595,8 @@ class Server:
             tuple[type[Request | Stream], int | None], weakref.ref[Request | Stream]
         ] = {}
         self._is_spare_started = False
+        # Observers are called one at a time.
+        self._observing = threading.Lock()
         self._numbers = itertools.count()
         self._handle: _Handle | None = _start(options)
         self._addresses = _addresses(self._handle)
@@ -605,10 +610,11 @@ class Server:
 
     def _begin(self, handle: _Handle) -> None:
         targets = [self._deliver] + [self._serve] * self._most
-        self._threads += [self._thread(target, handle) for target in targets]
+        threads = [self._thread(target, handle) for target in targets]
+        self._threads += threads
         _exit.stop_at_exit(self)
         try:
-            for thread in self._threads:
+            for thread in threads:
                 thread.start()
         except BaseException:
             self.kill_begin()
@@ -760,11 +766,28 @@ class Server:
                 _ffi.httpdown_next_event(handle.pointer, _ffi.FOREVER, ctypes.byref(event))
             except Stopped:
                 return
-            told, observer, arguments = self._observer(event, self)
+            self._observe(*self._observer(event, self))
+
+    def _observe(
+        self, told: str, observer: Callable[..., object], arguments: tuple[object, ...]
+    ) -> None:
+        with self._observing:
             try:
                 _reports.returned(told, observer(*arguments))
             except BaseException as error:
                 _reports.observer_failed(told, error)
+
+    def _log_error(self, text: str) -> None:
+        """Tells the log of something that C does not know."""
+        self._observe("on_log", self._on_log, (LogLevel.ERROR, text))
+
+    def _vetoed(self, text: str) -> None:
+        """Tells of a restart that the program has refused, as C does of others that fail."""
+        bump = self._bump.get(StatKind.SUM)
+        if bump is not None:
+            for key in ("restart", "restart.failed"):
+                self._observe("stats.bump_sum", bump, (key, 1.0))
+        self._log_error(text)
 
     def _observer(
         self, event: _ffi.Event, server: object
@@ -850,6 +873,40 @@ class Server:
         if status != Status.OK:
             raise _ffi.failure(status, why.value.decode("utf-8", "replace"))
 
+    def restart(self, restart: Restart | None = None) -> int:
+        """Restarts the program without a loss. Returns the new process, when it has taken over.
+
+        The program is started as a new process, which does what this one did: it starts servers
+        with the same `bind`, and gets the listening sockets of all servers of this process. When it
+        serves all of them, both processes accept connections for `probation`. If the new process
+        ends or hangs before that is over, it is ended, and this one goes on as before: it has never
+        ceased to accept. Then the call raises RestartFailed, whose text has the traceback of the
+        new process. Only the connections that a failed process had accepted are lost; the text says
+        how many they were.
+
+        From the return on, all servers of this process stop, without a lame duck: they finish their
+        requests (`wait`), and the Report has `successor_pid`. `on_log` and the statistics of this
+        server tell of the restart.
+
+        Blocks as long as the new process needs, at most about `ready_timeout` + `probation`. Any
+        thread may make this call, also a handler. Ctrl-C only ends the waiting: the restart goes
+        on.
+
+        Raises RestartFailed; Busy (a restart is under way, or was a success; this process has not
+        taken over from its own predecessor yet; too many earlier processes still drain), Stopped (a
+        stop was asked for), Unsupported (this is the first process of a container, or a service of
+        systemd that is not of Type=notify), OutOfResources, Forked; TypeError.
+        """
+        return _restart.Attempt(self, restart, self._vetoed).result.result()
+
+    def restart_begin(self, restart: Restart | None = None) -> None:
+        """Like `restart`, but returns as soon as the restart has begun.
+
+        `on_end` is told how it ends, and so is `on_log`. Raises like `restart`, but not
+        RestartFailed.
+        """
+        _restart.Attempt(self, restart, self._vetoed).wait_begun()
+
     def stop_begin(self) -> None:
         """Begins the stop and returns at once. A second call does nothing. Raises Forked."""
         handle = self._handle
@@ -933,7 +990,7 @@ class Server:
         """
         if final.status == Status.TIMED_OUT:
             return
-        for thread in self._threads:
+        for thread in list(self._threads):
             while thread.is_alive():
                 # Calculated again each time, because a kill may come meanwhile.
                 bound = min(
@@ -948,7 +1005,13 @@ class Server:
                     raise _ffi.failure(Status.WOULD_BLOCK)
                 thread.join(min(bound - now, deadline - now, _arguments.SLICE))
 
-    def run(self, started: Callable[[Server], object] | None = None) -> Report:
+    def run(
+        self,
+        started: Callable[[Server], object] | None = None,
+        *,
+        restart: Restart | None = None,
+        restart_on_hup: bool = False,
+    ) -> Report:
         """Serves until SIGTERM or SIGINT, and stops: for programs that do nothing else.
 
         A second signal goes straight to the kill, unless it comes within `second_signal` of the
@@ -958,7 +1021,7 @@ class Server:
         the moment to tell others about the server. During the run the thread takes the signals,
         even if it blocks them. If SIGINT is ignored, it stays ignored (a shell that is not
         interactive ignores it for programs in the background); SIGTERM always stops. Only in the
-        main thread.
+        main thread. `restart` and `restart_on_hup` are those of `httpdown.run`.
 
         A signal that comes before this call has its usual effect: SIGTERM ends the program, and
         cuts the requests that the server has by then, because the server serves from its
@@ -970,10 +1033,13 @@ class Server:
         self._check_serves()
         if started is not None:
             _reports.plain("started", started)
-        with _RunSignals(int(self._reload_on_hup)) as signals:
+        restarts = _RestartSignals(restart, restart_on_hup, self._reload_on_hup)
+        with _RunSignals(int(self._reload_on_hup)) as signals, restarts:
             signals.serve([self])
+            restarts.serve([self])
             if started is not None:
                 started(self)
+            _restart.restart_ready()
             return self.wait()
 
     def close(self) -> None:
@@ -1054,6 +1120,8 @@ def run(
     bind: str | None = None,
     *,
     started: Callable[[Server], object] | None = None,
+    restart: Restart | None = None,
+    restart_on_hup: bool = False,
     **options: Any,
 ) -> Report:
     """Serves until SIGTERM or SIGINT (Ctrl-C), and stops. Most programs need only this.
@@ -1066,10 +1134,19 @@ def run(
     that it had before this call. The earlier actions of the signals are restored at the end, and
     also apply in a forked child. Only in the main thread.
 
+    SIGUSR2 restarts the program, as `restart` says (`Server.restart`), if its action is the default
+    one, which would end the program. `restart_on_hup`: so does SIGHUP; then `reload_on_hup` must
+    not be set. A restart that fails is logged (`on_log`), and the run goes on. After one that has
+    succeeded, the process finishes its requests and returns; SIGTERM and SIGINT do nothing more,
+    because a process manager sends them to all processes, and the end is certain by `stop_timeout`.
+    In the new process, all other servers of the program must serve when `started` returns, because
+    then it is ready (`restart_ready`).
+
     Returns the report of the server. Blocks until the server has ended. Raises what `Server`
     raises; like `Server.stop`, Killed, TimedOut and IOFailed, which have the report in `report`;
-    and ValueError in another thread. If `started` raises, the server is stopped, and this call
-    raises the exception.
+    RestartFailed if this is the new process of a restart, and has not taken a socket that it was
+    given; and ValueError in another thread. If `started` raises, the server is stopped, and this
+    call raises the exception.
     """
     if started is not None:
         _reports.plain("started", started)
@@ -1078,7 +1155,8 @@ def run(
         if started is not None:
             started(servers[0])
 
-    [report] = _run([{"handler": handler, "bind": bind, **options}], all_started)
+    arguments = {"handler": handler, "bind": bind, **options}
+    [report] = _run([arguments], all_started, restart, restart_on_hup)
     return report
 
 
@@ -1086,6 +1164,8 @@ def run_all(
     servers: Iterable[Mapping[str, Any]],
     *,
     started: Callable[[list[Server]], object] | None = None,
+    restart: Restart | None = None,
+    restart_on_hup: bool = False,
 ) -> list[Report]:
     """Like `run`, for several servers. Each of `servers` has the arguments of one `Server`.
 
@@ -1097,7 +1177,8 @@ def run_all(
     The signals are caught before the first server exists. The first signal stops all servers at the
     same time, and a second one kills all. Of `second_signal`, the longest counts, so nothing is cut
     earlier than any server permits. SIGHUP is for every server that has set `reload_on_hup`.
-    `started(servers)` is called when all servers serve.
+    `started(servers)` is called when all servers serve. SIGUSR2 restarts all of them together, as
+    `restart` and `restart_on_hup` say.
 
     Returns the reports of the servers, in the same order, when all have ended. A server that is
     stopped in another way (by `stop_begin` in a handler, for example) ends alone, and the others go
@@ -1111,18 +1192,22 @@ def run_all(
     """
     if started is not None:
         _reports.plain("started", started)
-    return _run([dict(arguments) for arguments in servers], started, _name)
+    all_arguments = [dict(arguments) for arguments in servers]
+    return _run(all_arguments, started, restart, restart_on_hup, _name)
 
 
 def _run(
     all_arguments: list[dict[str, Any]],
     started: Callable[[list[Server]], object] | None,
+    restart: Restart | None,
+    restart_on_hup: bool,
     blame: Callable[[Exception, int, dict[str, Any]], object] = lambda *_: None,
 ) -> list[Report]:
     if not all_arguments:
         raise ValueError("there are no servers to run")
     hangups = sum(bool(arguments.get("reload_on_hup")) for arguments in all_arguments)
-    with _RunSignals(hangups) as signals:
+    restarts = _RestartSignals(restart, restart_on_hup, bool(hangups))
+    with _RunSignals(hangups) as signals, restarts:
         servers: list[Server] = []
         try:
             try:
@@ -1135,8 +1220,10 @@ def _run(
             finally:
                 # If one could not be started, a second signal still ends the others.
                 signals.serve(servers)
+            restarts.serve(servers)
             if started is not None:
                 started(servers)
+            _restart.restart_ready()
             return _wait(servers)
         finally:
             for server in servers:
@@ -1237,6 +1324,8 @@ class _RunSignals:
         if number == signal.SIGHUP:
             self._put(True)
             return
+        if _restart.has_handed_over():
+            return
         now = time.monotonic()
         if self._servers is None:
             # Nothing can be cut yet, so all signals up to now count as one.
@@ -1272,6 +1361,97 @@ class _RunSignals:
         signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
         self._restore()
         self._put(False)
+
+
+class _RestartSignals:
+    """While this context is entered, SIGUSR2 restarts the program, and SIGHUP, if that is wanted.
+
+    A signal that comes before there are servers restarts it as soon as they serve.
+    """
+
+    def __init__(self, restart: Restart | None, on_hup: bool, reload_on_hup: bool) -> None:
+        if restart is not None and not isinstance(restart, Restart):
+            raise TypeError(f"restart must be a Restart, not {type(restart).__name__}")
+        if on_hup and reload_on_hup:
+            why = "SIGHUP cannot do both: restart_on_hup, and reload_on_hup"
+            raise _ffi.failure(Status.INVALID_ARGUMENT, why)
+        self._restart = restart
+        self._on_hup = on_hup
+        self._pid = os.getpid()
+        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._blocked: set[int] = set()
+        # True for each signal; False at the end. (`put` may be called in a signal handler.)
+        self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def __enter__(self) -> _RestartSignals:
+        if _has_default_action(signal.SIGUSR2):
+            self._catch(signal.SIGUSR2)
+        if self._on_hup:
+            self._catch(signal.SIGHUP)
+        return self
+
+    def _catch(self, number: int) -> None:
+        self._old[number] = signal.signal(number, self._on_signal)
+        self._blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]) & {number}
+
+    def serve(self, servers: list[Server]) -> None:
+        """Sets the servers, one of which restarts the program, and all of them with it."""
+        if self._old:
+            # Not joined, because a restart takes long. The server's end waits for a restart.
+            threading.Thread(
+                target=_restart_again,
+                args=(servers, self._restart, self._wanted),
+                name="httpdown-restarts",
+                daemon=True,
+            ).start()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            # A forked child has nothing to restart, so the signal gets its earlier effect.
+            self._restore()
+            os.kill(os.getpid(), number)
+            return
+        self._wanted.put(True)
+
+    def _restore(self) -> None:
+        while self._old:
+            number, action = self._old.popitem()
+            signal.signal(number, signal.SIG_DFL if action is None else action)
+
+    def __exit__(self, *_: object) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
+        self._restore()
+        self._wanted.put(False)
+
+
+def _has_default_action(number: int) -> bool:
+    if signal.getsignal(number) is not signal.SIG_DFL:
+        return False
+    # Python does not know of a handler that C has set: `faulthandler.register`, for example.
+    with contextlib.suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            name, _, mask = line.partition(":")
+            if name in ("SigCgt", "SigIgn") and int(mask, 16) >> (number - 1) & 1:
+                return False
+    return True
+
+
+def _restart_again(
+    servers: list[Server], restart: Restart | None, wanted: queue.SimpleQueue[bool]
+) -> None:
+    while wanted.get():
+        # Signals that have come meanwhile count as one.
+        while not wanted.empty():
+            if not wanted.get():
+                return
+        server = next((each for each in servers if each.phase is Phase.SERVING), servers[0])
+        try:
+            server.restart(restart)
+            return
+        except RestartFailed:
+            pass  # The log says it.
+        except Exception as error:
+            server._log_error(f"restart failed: {error}")
 
 
 def _reread_tls(server: Server, hangups: queue.SimpleQueue[bool]) -> None:

@@ -17,7 +17,8 @@ async def main():
 
 asyncio.run(main())
 
-Nothing here blocks the loop, and no other thread runs Python code. The loop needs `add_reader`.
+Nothing here blocks the loop, and no other thread runs Python code, except the callables of a
+Restart. The loop needs `add_reader`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import Any, Callable
 
-from . import _arguments, _ffi, _reports, _request, _server, _stream
+from . import _arguments, _ffi, _reports, _request, _restart, _server, _stream
 from ._errors import (
     AlreadyReplied,
     BadBody,
@@ -47,6 +48,7 @@ from ._errors import (
     WouldDeadlock,
 )
 from ._request import Address, Credentials, Headers, Query
+from ._restart import Restart
 from ._server import Report
 from ._tls import Tls, TlsInfo
 
@@ -816,6 +818,20 @@ class Server:
     def kill_begin(self) -> None:
         """Goes straight to the kill, whether a stop has begun or not, and returns at once."""
         self._inner.kill_begin()
+
+    async def restart(self, restart: Restart | None = None) -> int:
+        """Restarts the program without a loss: like `httpdown.Server.restart`.
+
+        The loop goes on meanwhile. If the call is cancelled, the restart goes on.
+        """
+        self._check_entered()
+        attempt = _restart.Attempt(self._inner, restart, self._vetoed)
+        return await asyncio.wrap_future(attempt.result)
+
+    def _vetoed(self, text: str) -> None:
+        # Observers are called on the loop, unless it was closed meanwhile.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._inner._vetoed, text)
 
     async def stop(self) -> Report:
         """Begins the stop, and waits like `wait`. Other tasks must go on and take the requests."""
