@@ -38,7 +38,7 @@ from ._ffi import VERSION as __version__
 from ._ffi import ConnState, LogLevel, Phase, RequestEnd, RestartState
 from ._record import RequestRecord
 from ._request import Address, Credentials, Headers, Query, Reply, Request, content_type
-from ._restart import Restart, RestartInfo, restart_info, restart_ready
+from ._restart import Restart, RestartInfo, no_notify, restart_info, restart_ready
 from ._server import Report, Server, Stats, run, run_all
 from ._stream import Stream
 from ._tls import Certificate, Tls, TlsInfo
@@ -91,6 +91,7 @@ __all__ = [
     "WouldDeadlock",
     "__version__",
     "content_type",
+    "no_notify",
     "restart_info",
     "restart_ready",
     "run",

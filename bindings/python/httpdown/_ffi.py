@@ -181,6 +181,8 @@ class RestartFlag(IntFlag):
     DROP_UNCLAIMED = 1
     KEEP_FDS = 2
     PLAIN_STDERR = 4
+    ON_HUP = 8
+    NO_SIGNAL = 16
 
 
 class Ready(IntFlag):

@@ -57,6 +57,9 @@ class Restart:
     - `plain_stderr`: The new process writes to this one's standard error at once. Otherwise it gets
       a pipe until it is ready, which is copied there, so that its traceback is in the text of
       RestartFailed, too. Default: False.
+    - `pid_file`: A file that has the process ID of the program. A restart replaces it when the new
+      process has proved itself. The first process's file is written by the program, or by whoever
+      starts it. Default: none.
     - `before()`: Is asked whether the restart may begin. If it raises, the restart is refused: the
       exception's text is in that of RestartFailed. It may block, and the restart waits for it.
     - `on_end(pid, error)`: Is told how a restart has ended that has begun: with the new process and
@@ -76,6 +79,7 @@ class Restart:
     drop_unclaimed: bool
     keep_fds: bool
     plain_stderr: bool
+    pid_file: str | None
     before: Callable[[], object] | None
     on_end: Callable[[int | None, HttpdownError | None], object] | None
 
@@ -92,6 +96,7 @@ class Restart:
         drop_unclaimed: bool = False,
         keep_fds: bool = False,
         plain_stderr: bool = False,
+        pid_file: Path | None = None,
         before: Callable[[], object] | None = None,
         on_end: Callable[[int | None, HttpdownError | None], object] | None = None,
     ) -> None:
@@ -109,6 +114,7 @@ class Restart:
             "drop_unclaimed": bool(drop_unclaimed),
             "keep_fds": bool(keep_fds),
             "plain_stderr": bool(plain_stderr),
+            "pid_file": None if pid_file is None else os.path.abspath(_path("pid_file", pid_file)),
             "before": None if before is None else _reports.plain("before", before),
             "on_end": None if on_end is None else _reports.plain("on_end", on_end),
         }.items():
@@ -202,6 +208,15 @@ def restart_ready() -> None:
     _ffi.httpdown_restart_ready()
 
 
+def no_notify() -> None:
+    """Leaves it to the program to talk with systemd (`sd_notify`).
+
+    Nothing is sent to NOTIFY_SOCKET then, neither of starts and stops nor of restarts. Call it
+    before the first server is started, in each process. Never blocks.
+    """
+    _ffi.httpdown_no_notify()
+
+
 def has_handed_over() -> bool:
     """Whether a successor has taken over from this process."""
     return restart_info().state is RestartState.HANDED_OVER
@@ -259,6 +274,7 @@ def _to_c(restart: Restart) -> _ffi.RestartOptions:
         probation_ms=_arguments.milliseconds("probation", restart.probation),
         max_predecessors=restart.max_predecessors or 0,
         flags=sum(flag for flag, is_set in flags.items() if is_set),
+        pid_file=_encoded(restart.pid_file),
     )
 
 

@@ -107,6 +107,7 @@ SET_OTHERWISE = {
     "pull_events": "which observers there are",
     "dispatch": "always the queue",
     "pool_threads": "threads",
+    "restart": "only Python's own signal handlers run Python code: run restarts",
     "on_done": "records are pulled",
 }
 
