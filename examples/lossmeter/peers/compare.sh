@@ -25,11 +25,7 @@ case " $* " in *" --restart "* | *" --restart="*) restart=1 ;; esac
 upgrade="$peers/restart.sh upgrade {pid}"
 reload="$peers/restart.sh reload {pid}"
 
-if [ -n "$restart" ]; then
-    skip "httpdown (has no restart yet)"
-else
-    set -- "$@" "httpdown=build/hello -addr {addr} $(tls -tls-cert -tls-key)"
-fi
+set -- "$@" "httpdown=build/hello -addr {addr} $(tls -tls-cert -tls-key)"
 
 if [ -n "$restart" ]; then
     skip "hyper, go (have no restart)"
