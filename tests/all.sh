@@ -55,6 +55,7 @@ python() {
         build/venv/bin/python -m mypy --strict --cache-dir=build/mypy bindings/python/httpdown
 }
 programs() { interruptible "${PYTHON:-python3}" tests/programs.py; }
+restarts() { "${PYTHON:-python3}" tests/restarts.py; }
 interop() {
     for program in curl openssl; do
         command -v $program >/dev/null || { echo "skipped: no $program (make tools)"; return 77; }
@@ -96,7 +97,7 @@ end_beside() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-suites=${*:-rust c unix secure python programs interop websocket abi options install valgrind cpp loss tsan}
+suites=${*:-rust c unix secure python programs restarts interop websocket abi options install valgrind cpp loss tsan}
 for suite in $suites; do
     for pair in $BESIDE; do
         case " $suites " in

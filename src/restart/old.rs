@@ -76,6 +76,10 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
     let result = match result {
         Ok(pid) => {
             let took = began.elapsed();
+            // Whoever reads that it has taken over may restart it at once.
+            if let Some(successor) = &mut successor {
+                successor.takes_over();
+            }
             asker.stat(StatKind::Time, "restart.time", took.as_secs_f64());
             let text = format!("restart: handed over to PID {pid} after {took:.1?}");
             asker.log(LogLevel::Info, text);
@@ -90,9 +94,6 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
     };
     // The servers' stop does not wait for the host's code, which may itself wait for the stop.
     attempt.settle();
-    if let (Ok(_), Some(successor)) = (&result, &mut successor) {
-        successor.takes_over();
-    }
     // What the host has given is dropped here, so that a caller who waits may rely on it. This thread lives longer.
     with_host_signals(mask, || {
         if let Some(on_end) = &restart.on_end {
