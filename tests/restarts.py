@@ -57,10 +57,14 @@ class Load(threading.Thread):
                     raise ValueError(f"{response.status} {text!r}")
                 self.answered += 1
                 if response.will_close:
+                    client.close()
                     client = None
             except (OSError, ValueError, http.client.HTTPException) as error:
                 self.failed.append(error)
+                client.close()
                 client = None
+        if client is not None:
+            client.close()
 
     def wait_for_answer(self):
         before, deadline = self.answered, time.monotonic() + PATIENCE
