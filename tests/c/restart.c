@@ -520,7 +520,7 @@ static void what_makes_no_sense_is_refused(void) {
     } while (0)
     options = good;
     options.flags = 1u << 20;
-    REFUSED(HTTPDOWN_STATUS_UNSUPPORTED, "options.flags 8");
+    REFUSED(HTTPDOWN_STATUS_UNSUPPORTED, "options.flags 1048576");
     options.argv = nothing;
     REFUSED(INVALID, "there are no arguments");
     options.envp = no_value;
