@@ -149,6 +149,7 @@ static inline void cli_print_report(const httpdown_stop_report *report) {
         {"conns_tls_timed_out", report->conns_tls_timed_out},
         {"timed_out", report->timed_out},
         {"overdue", report->overdue},
+        {"successor_pid", report->successor_pid},
     };
     if (report->phase != HTTPDOWN_PHASE_STOPPED) return;
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)

@@ -9,6 +9,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -878,3 +879,36 @@ def test_a_thread_can_ask_while_another_one_waits() -> None:
         assert info.state is RestartState.STARTING
         with pytest.raises(httpdown.RestartFailed, match="was not ready after 500ms"):
             result.result(LONG)
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_systemd_is_told_of_a_run_unless_the_program_tells_it(
+    tmp_path: Path, is_silent: bool
+) -> None:
+    # Here, nobody listens.
+    httpdown.no_notify()
+    program = f"""
+import httpdown
+if {is_silent}:
+    httpdown.no_notify()
+httpdown.run(lambda request: None, "127.0.0.1:0", started=lambda _: print("serves", flush=True))
+"""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(LONG)
+        env = {**os.environ, "PYTHONPATH": str(PYTHON), "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with subprocess.Popen(
+            [sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True
+        ) as run:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "serves\n"
+            if not is_silent:
+                assert b"READY=1" in manager.recv(4096)
+            run.terminate()
+            assert run.wait(LONG) == 0
+        manager.setblocking(False)
+        if is_silent:
+            with pytest.raises(BlockingIOError):
+                manager.recv(4096)
+        else:
+            assert b"STOPPING=1" in manager.recv(4096)
