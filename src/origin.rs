@@ -105,7 +105,7 @@ fn is_of(entry: &OsStr, names: &[&str]) -> bool {
 }
 
 /// A text of the kernel's form. What is behind a zero is cut off.
-fn text(bytes: impl Into<Vec<u8>>) -> CString {
+pub(crate) fn text(bytes: impl Into<Vec<u8>>) -> CString {
     let mut bytes = bytes.into();
     let end = bytes.iter().position(|byte| *byte == 0);
     bytes.truncate(end.unwrap_or(bytes.len()));

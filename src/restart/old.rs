@@ -1,7 +1,7 @@
 //! The old process's side of a restart: it starts the new one, watches it, and leaves the sockets to it; or ends it, and
 //! goes on.
 
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fmt::Write as _;
 use std::io::{self, PipeReader, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::events::LogLevel;
 use crate::handover::{Channel, Hello, Message, Passed, Pong};
 use crate::inherited::{self, Spare};
+use crate::origin::text;
 use crate::stats::StatKind;
 use crate::sys::spawn::{Child, Spawn, spawn};
 use crate::sys::{self, SignalMask};
@@ -138,7 +139,7 @@ fn try_it<'a>(
     if attempt.is_cancelled() {
         return Err("this process stops".into());
     }
-    let mut handed = turn
+    let handed = turn
         .coordinator
         .handed()
         .map_err(|error| format!("{error:#}"))?;
@@ -146,11 +147,9 @@ fn try_it<'a>(
     let pid = successor.child.pid();
     asker.log(LogLevel::Info, format!("restart: started PID {pid}"));
     let result = successor.prove(restart, asker).and_then(|dropped| {
-        let mut at = 0;
-        handed.retain(|_| {
-            at += 1;
-            !dropped.contains(&(at - 1))
-        });
+        let kept = handed.into_iter().enumerate();
+        let kept = kept.filter(|(place, _)| !dropped.contains(place));
+        let handed: Vec<_> = kept.map(|(_, handed)| handed).collect();
         successor.becomes_main(turn.coordinator, asker)?;
         turn.coordinator.commit(attempt, &successor, &handed)
     });
@@ -300,9 +299,9 @@ impl<'a> Successor<'a> {
             .chain([Ok(theirs)])
             .collect();
         let what = Prepared {
-            program: text(program.as_os_str()),
-            args: args.iter().map(|arg| text(arg)).collect(),
-            dir: text(dir.as_os_str()),
+            program: text(program.as_os_str().as_bytes()),
+            args: args.iter().map(|arg| text(arg.as_bytes())).collect(),
+            dir: text(dir.as_os_str().as_bytes()),
             fds: copies.map_err(|error| format!("copying a socket: {error}"))?,
             stderr,
             keep_fds: restart.keep_fds,
@@ -506,7 +505,10 @@ impl<'a> Successor<'a> {
             self.child.kill();
             self.ends_within(KILL_TIMEOUT);
         }
-        let status = self.child.wait().filter(|_| had_ended);
+        // One that cannot be killed, because a filter of system calls does not allow it, is left to its end.
+        let lives = !self.child.has_ended();
+        let status = if lives { None } else { self.child.wait() };
+        let status = status.filter(|_| had_ended);
         self.errors.read_all();
         match failure {
             Failure::Ended => text.push_str(&ended(status)),
@@ -541,7 +543,7 @@ impl<'a> Successor<'a> {
         if !errors.trim().is_empty() {
             let _ = write!(text, "; its errors: {}", errors.trim());
         }
-        (text, false)
+        (text, lives)
     }
 
     /// Tells the new process to leave the sockets. Returns whether it has.
@@ -620,13 +622,6 @@ impl Coordinator {
             sockets: handed.iter().map(|handed| handed.passed.clone()).collect(),
         })
     }
-}
-
-/// A text of the kernel's form. What is behind a zero is cut off.
-fn text(text: &OsStr) -> CString {
-    let bytes = text.as_bytes();
-    let end = bytes.iter().position(|byte| *byte == 0);
-    CString::new(&bytes[..end.unwrap_or(bytes.len())]).unwrap_or_default()
 }
 
 /// What is to be started, in a form that can go to another thread.

@@ -457,7 +457,8 @@ impl Child {
         while unsafe { libc::poll(&raw mut watched, 1, -1) } < 0 && errno() == libc::EINTR {}
     }
 
-    /// Ends the process (SIGKILL). An error means that it has ended already.
+    /// Ends the process (SIGKILL). An error means that it has ended already, or that a filter of system calls does not
+    /// allow it.
     pub(crate) fn kill(&self) {
         let fd = self.pidfd.as_raw_fd();
         let nothing = ptr::null::<libc::siginfo_t>();
