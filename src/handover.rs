@@ -37,12 +37,15 @@ pub(crate) enum Message {
     Stop,
     /// Something has failed; there may be another try.
     Note(String),
+    /// The descriptor that comes with this shows what it holds (holdings.rs).
+    Holds,
     /// Why it is not ready yet.
     Waits(String),
     /// All is served, but for these sockets, which are closed.
     Ready(Vec<usize>),
     Failed(String),
-    Pong(Pong),
+    /// The answer to this number.
+    Pong(u64),
     /// The sockets are left.
     Left,
     /// A kind that this version does not know.
@@ -82,15 +85,6 @@ pub(crate) struct File {
     pub(crate) path: String,
     pub(crate) device: u64,
     pub(crate) inode: u64,
-}
-
-/// The answer to a [`Message::Ping`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Pong {
-    pub(crate) number: u64,
-    /// Open connections, and those of them that have a request.
-    pub(crate) conns: u64,
-    pub(crate) requests: u64,
 }
 
 /// One end of the pair.
@@ -168,20 +162,14 @@ impl Message {
             Self::Go => "GO".into(),
             Self::Stop => "STOP".into(),
             Self::Note(text) => format!("NOTE {text}"),
+            Self::Holds => "HOLDS".into(),
             Self::Waits(why) => format!("WAITS {why}"),
             Self::Ready(dropped) => dropped.iter().fold("READY".into(), |mut text, at| {
                 let _ = write!(text, "\ndropped={at}");
                 text
             }),
             Self::Failed(text) => format!("FAILED {text}"),
-            Self::Pong(pong) => {
-                let Pong {
-                    number,
-                    conns,
-                    requests,
-                } = pong;
-                format!("PONG {number}\nconns={conns}\nrequests={requests}")
-            }
+            Self::Pong(number) => format!("PONG {number}"),
             Self::Left => "LEFT".into(),
             Self::Unknown => "UNKNOWN".into(),
         }
@@ -198,6 +186,7 @@ impl Message {
             "GO" => Self::Go,
             "STOP" => Self::Stop,
             "NOTE" => Self::Note(free()),
+            "HOLDS" => Self::Holds,
             "WAITS" => Self::Waits(free()),
             "READY" => {
                 let dropped = rest
@@ -206,7 +195,7 @@ impl Message {
                 Self::Ready(dropped.map(number).collect::<Result<_, _>>()?)
             }
             "FAILED" => Self::Failed(free()),
-            "PONG" => Self::Pong(Pong::parse(rest)?),
+            "PONG" => Self::Pong(number(rest)?),
             "LEFT" => Self::Left,
             _ => Self::Unknown,
         })
@@ -300,24 +289,6 @@ impl File {
     }
 }
 
-impl Pong {
-    fn parse(text: &str) -> Result<Self, String> {
-        let mut lines = text.lines();
-        let mut pong = Self {
-            number: number(lines.next().unwrap_or(""))?,
-            ..Self::default()
-        };
-        for line in lines {
-            match line.split_once('=').unwrap_or((line, "")) {
-                ("conns", value) => pong.conns = number(value)?,
-                ("requests", value) => pong.requests = number(value)?,
-                _ => {}
-            }
-        }
-        Ok(pong)
-    }
-}
-
 fn number<T: FromStr>(text: &str) -> Result<T, String> {
     let why = || format!("the other process says {text:?} where a number belongs");
     text.parse().map_err(|_| why())
@@ -359,11 +330,6 @@ mod tests {
                 },
             ],
         };
-        let pong = Pong {
-            number: 3,
-            conns: 2,
-            requests: 1,
-        };
         let messages = [
             Message::Hello(hello),
             Message::Accept,
@@ -371,11 +337,12 @@ mod tests {
             Message::Go,
             Message::Stop,
             Message::Note("first\nsecond".into()),
+            Message::Holds,
             Message::Waits("for".into()),
             Message::Ready(Vec::new()),
             Message::Ready(vec![0, 3]),
             Message::Failed(String::new()),
-            Message::Pong(pong),
+            Message::Pong(3),
             Message::Left,
             Message::Unknown,
         ];

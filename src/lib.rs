@@ -36,6 +36,7 @@ mod events;
 mod ffi;
 mod forwarded;
 mod handover;
+mod holdings;
 mod inherited;
 mod ledger;
 mod limits;

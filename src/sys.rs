@@ -5,6 +5,7 @@
 )]
 
 pub(crate) mod seqpacket;
+pub(crate) mod shared_memory;
 pub(crate) mod spawn;
 
 use std::fmt;

@@ -14,6 +14,7 @@ use socket2::SockRef;
 
 use crate::conn_info::{ConnInfo, ConnState};
 use crate::events::LogLevel;
+use crate::holdings;
 use crate::ledger::{Count, Ledger};
 use crate::limits::Limit;
 use crate::net::Connected;
@@ -182,6 +183,7 @@ impl Conn {
         if shared.options.max_conns.is_some() {
             shared.limits.conns.enter();
         }
+        holdings::changes(None, state);
         conn.tell(state);
         Socket {
             open: Open(conn),
@@ -299,6 +301,7 @@ impl Conn {
 
     #[inline]
     fn set_state(&self, state: ConnState) {
+        holdings::changes(Some(self.state()), state);
         self.state.store(state as u8, Ordering::Relaxed);
         self.tell(state);
     }

@@ -390,8 +390,6 @@ pub(crate) trait Party: Send + Sync {
     fn borrows(&self) -> bool;
     /// Leaves the sockets to others, and stops. `successor`: who has them, if that is a new process.
     fn leave(&self, successor: Option<u32>);
-    /// Open connections, and those of them that have a request.
-    fn counts(&self) -> (u64, u64);
     /// What is to be asked of a new process, before it is ready.
     fn canary(&self) -> Option<&str>;
     /// Serves a connection that did not come by the sockets. It speaks plain HTTP.

@@ -9,7 +9,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::handover::{Message, Pong};
+use crate::handover::Message;
+use crate::holdings;
 use crate::inherited::{self, Predecessor, Sockets};
 use crate::stats::StatKind;
 use crate::sys::EventFd;
@@ -61,6 +62,12 @@ impl Coordinator {
         state.has_met = true;
         state.generation = predecessor.generation;
         state.predecessors = living(&predecessor.pids);
+        // Without it, the predecessor does not know what is lost if this process dies; that is no reason to fail.
+        if let Ok(shown) = holdings::show() {
+            let _ = predecessor
+                .channel
+                .send_with(&Message::Holds, Some(shown.as_fd()));
+        }
         let begun = Call::new()
             .map_err(|error| Error::io("eventfd", error))
             .and_then(|call| {
@@ -226,16 +233,7 @@ impl Talk {
                 self.coordinator.permit.send_replace(true);
             }
             Message::Ping(number) => {
-                let mut pong = Pong {
-                    number: *number,
-                    ..Pong::default()
-                };
-                for party in self.coordinator.parties() {
-                    let (conns, requests) = party.counts();
-                    pong.conns += conns;
-                    pong.requests += requests;
-                }
-                let _ = self.predecessor.channel.send(&Message::Pong(pong));
+                let _ = self.predecessor.channel.send(&Message::Pong(*number));
             }
             Message::Stop => {
                 let parties = {
@@ -345,6 +343,7 @@ impl Talk {
         if let Some(sockets) = inherited::known() {
             sockets.succeed();
         }
+        holdings::hide();
         coordinator.lock().succession = Succession::Done;
         coordinator.permit.send_replace(true);
         // The predecessor waits for that.

@@ -18,7 +18,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::handover::{Channel, Hello, Message, Passed, Pong};
+use crate::handover::{Channel, Hello, Message, Passed};
+use crate::holdings::Holdings;
 use crate::inherited::{self, Spare};
 use crate::origin::text;
 use crate::stats::StatKind;
@@ -247,8 +248,10 @@ struct Successor<'a> {
     notes: Vec<String>,
     /// Why it is not ready yet, if it has said so.
     waits: Option<String>,
-    /// The last answer, and the number of questions so far.
-    pong: Pong,
+    /// What shows what it holds.
+    holds: Option<OwnedFd>,
+    /// The number of the last question that it has answered, and of the last one.
+    answered: u64,
     asked: u64,
     /// Since when it is ready.
     ready: Option<Instant>,
@@ -316,7 +319,8 @@ impl<'a> Successor<'a> {
             errors,
             notes: Vec::new(),
             waits: None,
-            pong: Pong::default(),
+            holds: None,
+            answered: 0,
             asked: 0,
             ready: None,
             pid_file: None,
@@ -356,7 +360,7 @@ impl<'a> Successor<'a> {
         let mut ask_at = Instant::now();
         while Instant::now() < probation_until {
             if Instant::now() >= ask_at {
-                if self.asked - self.pong.number >= MOST_UNANSWERED {
+                if self.asked - self.answered >= MOST_UNANSWERED {
                     let time = PING_INTERVAL * u32::try_from(MOST_UNANSWERED).unwrap_or(1);
                     return Err(Failure::Hangs(format!("has not answered for {time:?}")));
                 }
@@ -369,7 +373,7 @@ impl<'a> Successor<'a> {
         // It must be there now, not only a second ago.
         self.ask()?;
         let answer_until = Instant::now() + ANSWER_TIMEOUT;
-        while self.pong.number < self.asked {
+        while self.answered < self.asked {
             if Instant::now() >= answer_until {
                 return Err(Failure::Hangs("does not answer any more".into()));
             }
@@ -445,7 +449,8 @@ impl<'a> Successor<'a> {
         self.errors.poll_with(&all, left);
         loop {
             match self.channel.receive() {
-                Ok(Some((Message::Pong(pong), _))) => self.pong = pong,
+                Ok(Some((Message::Pong(number), _))) => self.answered = number,
+                Ok(Some((Message::Holds, shown))) => self.holds = shown,
                 Ok(Some((Message::Note(note), _))) => {
                     self.notes.push(note);
                     if self.notes.len() > MOST_NOTES {
@@ -525,15 +530,17 @@ impl<'a> Successor<'a> {
             None if matches!(failure, Failure::Ended) => text.push_str(" before it was ready"),
             None => {}
             Some(ready) => {
-                let Pong {
-                    conns, requests, ..
-                } = self.pong;
-                let _ = write!(
-                    text,
-                    ", {:.1?} after it was ready; when it last answered, it held {requests} requests on {conns} connections",
-                    ready.elapsed()
-                );
-                asker.stat(StatKind::Sum, "restart.lost", conns as f64);
+                let _ = write!(text, ", {:.1?} after it was ready; ", ready.elapsed());
+                let held = self
+                    .holds
+                    .as_ref()
+                    .map(|shown| Holdings::read(shown.as_fd()));
+                if let Some(Ok(Holdings { conns, requests })) = held {
+                    let _ = write!(text, "it held {requests} requests on {conns} connections");
+                    asker.stat(StatKind::Sum, "restart.lost", conns as f64);
+                } else {
+                    text.push_str("it did not show what it held");
+                }
             }
         }
         if !self.notes.is_empty() {

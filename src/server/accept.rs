@@ -19,6 +19,7 @@ use crate::addr::Addr;
 use crate::conn::{Accepted, Conn};
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
+use crate::holdings;
 use crate::limits::Limit;
 use crate::net::census::{self, Census, Spot, View};
 use crate::net::group::{self, Leaving};
@@ -78,7 +79,10 @@ impl Entrance {
 
     /// Takes a connection from the kernel's queue, and enters it into the registry, unless the door is closed.
     fn accept_if_open(&self, listener: &Listener) -> std::result::Result<Accepted, NotAccepted> {
-        let accept = || Ok(self.enter(listener.accept()?));
+        let accept = || {
+            let _expected = holdings::expect();
+            Ok(self.enter(listener.accept()?))
+        };
         let accepted = self.door.pass(accept);
         accepted.unwrap_or(Err(NotAccepted::Empty))
     }

@@ -82,11 +82,6 @@ impl Party for Member {
         self.shared.leave(successor);
     }
 
-    fn counts(&self) -> (u64, u64) {
-        let report = self.shared.report();
-        (report.conns_open, report.conns_active)
-    }
-
     fn canary(&self) -> Option<&str> {
         self.shared.options.canary.as_deref()
     }
