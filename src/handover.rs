@@ -179,10 +179,11 @@ impl Message {
         let text = String::from_utf8_lossy(bytes);
         let (kind, rest) = text.split_once([' ', '\n']).unwrap_or((&text, ""));
         let free = || rest.to_owned();
+        let first = rest.lines().next().unwrap_or("");
         Ok(match kind {
             "HELLO" => Self::Hello(Hello::parse(rest)?),
             "ACCEPT" => Self::Accept,
-            "PING" => Self::Ping(number(rest)?),
+            "PING" => Self::Ping(number(first)?),
             "GO" => Self::Go,
             "STOP" => Self::Stop,
             "NOTE" => Self::Note(free()),
@@ -195,7 +196,7 @@ impl Message {
                 Self::Ready(dropped.map(number).collect::<Result<_, _>>()?)
             }
             "FAILED" => Self::Failed(free()),
-            "PONG" => Self::Pong(number(rest)?),
+            "PONG" => Self::Pong(number(first)?),
             "LEFT" => Self::Left,
             _ => Self::Unknown,
         })
@@ -375,6 +376,10 @@ mod tests {
         assert_eq!(hello.generation, 2);
         assert_eq!(hello.sockets[0].asked.as_deref(), Some(":80"));
         assert!(hello.sockets[0].is_needed);
+        assert_eq!(
+            Message::parse(b"PONG 3\ncolour=red").unwrap(),
+            Message::Pong(3)
+        );
         assert_eq!(Message::parse(b"DANCE 3").unwrap(), Message::Unknown);
         let other = Message::parse(b"HELLO 2\nsomething=else").unwrap_err();
         assert!(other.contains("version 2"), "{other}");

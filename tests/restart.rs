@@ -80,6 +80,9 @@ fn service() {
     if is("no pidfd") {
         deny::deny_everywhere(libc::SYS_pidfd_open, libc::EPERM);
     }
+    if is("no memfd") {
+        deny::deny_everywhere(libc::SYS_memfd_create, libc::EPERM);
+    }
     assert!(!is("panic"), "something is missing");
     let (mut bound, mut servers) = (Vec::new(), Vec::new());
     for (at, addr) in addrs.lines().enumerate() {
@@ -1062,6 +1065,19 @@ fn what_a_killed_process_held_is_known_exactly() {
         );
         assert_eq!(service.get("/"), first.to_string());
     }
+    service.stop();
+}
+
+#[test]
+fn a_new_process_that_cannot_show_what_it_holds_takes_over_all_the_same() {
+    let service = Service::start();
+    let mut asked = service.ask("/restart?no+memfd&probation=60000");
+    let second = service.started(&[]);
+    let _idle = service.connect_to(second);
+    send_signal(second, Signal::KILL);
+    let answer = text(&mut asked);
+    assert!(answer.contains("it did not show what it held"), "{answer}");
+    service.restart("no+memfd");
     service.stop();
 }
 
