@@ -132,7 +132,9 @@ impl Channel {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is none yet; [`io::ErrorKind::InvalidData`] if it cannot be understood.
     pub(crate) fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
-        let mut buffer = vec![0; LONGEST];
+        // Most messages are short. Nobody else receives meanwhile.
+        let length = seqpacket::next_length(self.0.as_fd())?;
+        let mut buffer = vec![0; length.min(LONGEST)];
         let received = match seqpacket::receive(self.0.as_fd(), &mut buffer) {
             Ok(Some((bytes, fd))) => {
                 let parsed = Message::parse(bytes);

@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv,
+    recvmsg, sendmsg, socketpair,
 };
 
 /// Makes a pair. Both ends are close-on-exec.
@@ -33,6 +33,16 @@ pub(crate) fn send(
     let (bytes, rights) = ([IoSlice::new(message)], rights.as_slice());
     sendmsg::<()>(socket.as_raw_fd(), &bytes, rights, flags, None)?;
     Ok(())
+}
+
+/// How long the next message is, in bytes. 0 at the end. Does not block.
+pub(crate) fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+    match recv(socket.as_raw_fd(), &mut [], flags) {
+        // The other process has ended with messages unread.
+        Err(Errno::ECONNRESET) => Ok(0),
+        length => Ok(length?),
+    }
 }
 
 /// Receives a message, and the descriptor that was sent with it; it is close-on-exec. `None` at the end. Does not block.
