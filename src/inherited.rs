@@ -258,7 +258,7 @@ pub(crate) struct Claim {
 pub(crate) struct Spare {
     pub(crate) copy: OwnedFd,
     pub(crate) name: &'static str,
-    pub(crate) is_declared: bool,
+    pub(crate) passed: Passed,
 }
 
 /// While this value lives, nobody else gets the socket.
@@ -503,7 +503,12 @@ impl Sockets {
             Some(Spare {
                 copy: given.copy().ok()?,
                 name: &given.name,
-                is_declared: given.tenure.is_declared(),
+                // The next process may ask for it like those before. But it need not serve what this one does not.
+                passed: Passed {
+                    is_needed: false,
+                    is_declared: given.tenure.is_declared(),
+                    ..given.passed.clone().unwrap_or_default()
+                },
             })
         };
         free.filter_map(spare).collect()
@@ -589,7 +594,7 @@ impl Given {
     fn settle(&self) {
         // Of two threads, one that says that it is served, and one that says whose it is, one sees both.
         fence(Ordering::SeqCst);
-        if self.is_needed() && self.is_served() && !self.tenure.is_shared() {
+        if self.passed.is_some() && self.is_served() && !self.tenure.is_shared() {
             self.close();
         }
     }

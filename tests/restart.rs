@@ -1382,6 +1382,31 @@ fn if_the_old_process_dies_in_the_probation_the_new_one_owns_the_socket() {
     }
 }
 
+#[test]
+fn a_socket_that_nobody_serves_after_that_is_found_by_a_later_process() {
+    if tls::is_everywhere() {
+        return skip(&"clients cannot wait in the queue before their handshake");
+    }
+    let service = Start::at(&["127.0.0.1:0", "127.0.0.1:0"]).start();
+    let gate = Gate::new();
+    let _asked = service.ask(&format!("/restart?forget&gate={}", gate.addr()));
+    let reached = gate.reached();
+    let second = service.started(&[]);
+    send_signal(service.first(), Signal::KILL);
+    wait_for_end(service.first());
+    let mut waits = ask(&service.addrs[1], "/");
+    drop(reached);
+    service.line("has ended before it handed over");
+    let third = service.restart("");
+    service.assert_ended_well(second);
+    assert_eq!(text(&mut waits), third.to_string());
+    let fourth = service.restart("");
+    for addr in &service.addrs {
+        assert_eq!(get(addr, "/"), fourth.to_string());
+    }
+    service.stop();
+}
+
 // What the host is told.
 
 #[test]

@@ -18,7 +18,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::contain::contain;
 use crate::error::{Error, Result};
 use crate::events::LogLevel;
-use crate::handover::{Channel, Hello, Message, Passed};
+use crate::handover::{Channel, Hello, Message};
 use crate::holdings::Holdings;
 use crate::inherited::{self, Spare};
 use crate::origin::text;
@@ -199,10 +199,7 @@ impl Coordinator {
             order: u64::MAX,
             copy: spare.copy,
             name: spare.name,
-            passed: Passed {
-                is_declared: spare.is_declared,
-                ..Passed::default()
-            },
+            passed: spare.passed,
             tenure: None,
         };
         handed.extend(spares.into_iter().map(spare));
