@@ -234,6 +234,8 @@ struct Given {
     tenure: Arc<Tenure>,
     /// The descriptor is closed: the socket is the listener's alone.
     is_over: AtomicBool,
+    /// The host has given away this very descriptor, so it is not ours to close.
+    is_given_away: AtomicBool,
     /// The number by which the kernel knows the socket. `None`: the descriptor was not open.
     inode: Option<u64>,
     /// `None`: not a listening socket that we could serve; it is meant for somebody else in this process.
@@ -400,10 +402,14 @@ impl Sockets {
         Err(Error::Io(format!("listening on {text}"), Arc::new(why)))
     }
 
-    /// The host has given a copy of a socket: nobody else gets the same one. `None` if it was not inherited.
-    pub(crate) fn claim_inode(&'static self, inode: u64) -> Option<Kept> {
+    /// The host has given a socket by this descriptor: nobody else gets the same one. `None` if it was not inherited.
+    pub(crate) fn claim_inode(&'static self, inode: u64, fd: RawFd) -> Option<Kept> {
         let mut same = self.given.iter().filter(|given| given.inode == Some(inode));
-        same.find_map(Given::keep)
+        let kept = same.find_map(Given::keep)?;
+        if kept.0.fd == fd {
+            kept.0.is_given_away.store(true, Ordering::Release);
+        }
+        Some(kept)
     }
 
     /// Why there is no socket of a name.
@@ -535,6 +541,7 @@ impl Given {
                 ..Tenure::default()
             }),
             is_over: AtomicBool::new(false),
+            is_given_away: AtomicBool::new(false),
             inode: None,
             addr: None,
             is_claimed: AtomicBool::new(false),
@@ -599,8 +606,11 @@ impl Given {
         }
     }
 
-    /// Closes the descriptor, if it still is the socket that was passed on.
+    /// Closes the descriptor, if it still is the socket that was passed on, and nobody else will close it.
     fn close(&self) {
+        if self.is_given_away.load(Ordering::Acquire) {
+            return;
+        }
         if self.copy().is_ok() && !self.is_over.swap(true, Ordering::AcqRel) {
             drop(sys::take_inherited(self.fd));
         }

@@ -14,7 +14,7 @@ use std::env;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,19 @@ fn service() {
     if is("grandchild") {
         // It gets all that is not close-on-exec.
         let _ = Command::new("sleep").arg("1000").spawn().unwrap().id();
+    }
+    if let Some(number) = host.get("keeps").filter(|_| !is_successor) {
+        let kept = fs::File::open("/dev/zero").unwrap();
+        // SAFETY: no pointers, and nothing of ours has that number.
+        assert!(unsafe { libc::dup2(kept.as_raw_fd(), number.parse().unwrap()) } > 0);
+    }
+    if let Some(pipe) = fault.get("writer") {
+        start_writer(&pipe);
+    }
+    if let Some(log) = fault.get("log") {
+        let log = fs::File::create(&*log).unwrap();
+        // SAFETY: no pointers.
+        assert!(unsafe { libc::dup2(log.as_raw_fd(), 2) } == 2);
     }
     if let Some(gate) = fault.get("gate") {
         stand_at(&gate);
@@ -161,14 +174,16 @@ fn stand_at(gate: &str) {
 }
 
 fn listen(addr: &str, is_successor: bool) -> Listener {
-    // A socket that the host binds itself, and gets back by the name that such sockets have.
-    let Some(own) = addr.strip_prefix("own:") else {
-        return Listener::bind(addr).unwrap();
-    };
-    if is_successor {
-        return Listener::bind("fd:httpdown").unwrap();
+    let bound = |addr| Listener::try_from(TcpListener::bind(addr).unwrap()).unwrap();
+    match addr.split_once(':') {
+        Some(("group", addr)) => Listener::bind_reuse_port(addr).unwrap(),
+        // A socket that the host binds itself, and gets back by the name that such sockets have, or by its number.
+        Some(("own" | "given", addr)) if !is_successor => bound(addr),
+        Some(("own", _)) => Listener::bind("fd:httpdown").unwrap(),
+        // SAFETY: the process was started with it, and nobody else takes it.
+        Some(("given", _)) => Listener::from_fd(unsafe { OwnedFd::from_raw_fd(3) }).unwrap(),
+        _ => Listener::bind(addr).unwrap(),
     }
-    Listener::try_from(TcpListener::bind(own).unwrap()).unwrap()
 }
 
 fn serve(at: usize, listener: Listener, host: Query<'_>) -> Server {
@@ -253,6 +268,17 @@ fn answer(at: usize, exchange: Exchange) {
     let _ = exchange.reply(Response::new(Bytes::from(text)));
 }
 
+/// Starts a process that keeps our standard error. It writes to it when somebody writes to the pipe of this name, and
+/// says there that it goes on.
+fn start_writer(pipe: &str) {
+    let script = "read line <$0; echo first words >&2; echo last words >&2; echo lives >$0";
+    let _ = Command::new("sh")
+        .args(["-c", script, pipe])
+        .spawn()
+        .unwrap()
+        .id();
+}
+
 fn restart(server: &Server, query: Query<'_>, fault: &str) -> String {
     let millis = |name: &str| Some(Duration::from_millis(query.get(name)?.parse().unwrap()));
     let mut restart = Restart::default();
@@ -265,6 +291,7 @@ fn restart(server: &Server, query: Query<'_>, fault: &str) -> String {
     restart = restart
         .probation(millis("probation").unwrap_or(Duration::from_millis(100)))
         .drop_unclaimed(query.get("drop").is_some())
+        .keep_fds(query.get("keep").is_some())
         .plain_stderr(query.get("plain").is_some());
     if let Some(timeout) = millis("timeout") {
         restart = restart.ready_timeout(timeout);
@@ -1567,15 +1594,74 @@ fn the_file_of_a_unix_socket_stays_until_the_last_stop() {
 }
 
 #[test]
-fn sockets_that_the_host_has_bound_come_back_by_their_name() {
-    let service = Start::at(&["own:127.0.0.1:0"]).start();
-    for _ in 0..2 {
-        let pid: u32 = service.get("/").parse().unwrap();
-        let next = service.restart("");
-        service.assert_ended_well(pid);
-        assert_eq!(service.get("/"), next.to_string());
+fn sockets_that_the_host_has_bound_come_back_by_their_name_or_number() {
+    for addr in ["own:127.0.0.1:0", "given:127.0.0.1:0"] {
+        let service = Start::at(&[addr]).start();
+        for _ in 0..2 {
+            let pid: u32 = service.get("/").parse().unwrap();
+            let next = service.restart("");
+            service.assert_ended_well(pid);
+            assert_eq!(service.get("/"), next.to_string());
+        }
+        service.stop();
     }
-    service.stop();
+}
+
+/// An address in a group of `SO_REUSEPORT`, and what keeps it free: a socket that does not listen is no member.
+fn group() -> (Socket, String) {
+    let place = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    place.set_reuse_port(true).unwrap();
+    let at: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    place.bind(&at.into()).unwrap();
+    let at = place.local_addr().unwrap().as_socket().unwrap();
+    (place, format!("group:{at}"))
+}
+
+#[test]
+fn a_group_of_sockets_at_one_address_is_passed_on_without_loss() {
+    let (_place, addr) = group();
+    let service = Start::at(&[&addr, &addr]).host("grace=20000").start();
+    let load = Load::on(service.addr(), 32);
+    let mut pid = service.first();
+    load.answered_by(pid);
+    for _ in 0..2 {
+        let next = service.restart("probation=200");
+        load.answered_by(next);
+        service.assert_ended_well(pid);
+        pid = next;
+    }
+    load.lost_none();
+    for at in ["0", "1"] {
+        let mut client = service.ask("/at");
+        while text(&mut client) != at {
+            client = service.ask("/at");
+        }
+        client.ask("/stop");
+        text(&mut client);
+    }
+    service.assert_ended_well(pid);
+    assert_refuses(service.addr());
+}
+
+#[test]
+fn one_of_two_services_in_a_group_is_restarted_and_stopped_without_loss() {
+    let (_place, addr) = group();
+    let start = || Start::at(&[&addr]).host("grace=20000").start();
+    let (one, other) = (start(), start());
+    let load = Load::on(one.addr(), 32);
+    load.answered_by(other.first());
+    let mut pid = one.first();
+    for _ in 0..2 {
+        let next = succeeded(&one.ask_one(pid, "/restart?probation=200"));
+        load.answered_by(next);
+        one.assert_ended_well(pid);
+        pid = next;
+    }
+    one.ask_one(pid, "/stop");
+    one.assert_ended_well(pid);
+    load.answered_by(other.first());
+    load.lost_none();
+    other.stop();
 }
 
 /// The text that the kernel has for a descriptor of a process.
@@ -1620,6 +1706,21 @@ fn what_a_supervisor_has_passed_on_goes_on() {
     // The supervisor's socket still listens.
     let _client = TcpStream::connect(at).unwrap();
     web.accept().unwrap();
+}
+
+#[test]
+fn a_descriptor_of_the_host_is_kept_if_that_is_asked_for() {
+    const NUMBER: usize = 150;
+    let service = Service::start_with(&format!("keeps={NUMBER}"));
+    for _ in 0..2 {
+        let pid: u32 = service.get("/").parse().unwrap();
+        let next = service.restart("keep");
+        service.assert_ended_well(pid);
+        assert_eq!(link_of(next, NUMBER), "/dev/zero");
+    }
+    let last = service.restart("");
+    assert!(!Path::new(&format!("/proc/{last}/fd/{NUMBER}")).exists());
+    service.stop();
 }
 
 // The program.

@@ -269,7 +269,8 @@ impl Listener {
     pub(crate) fn from_copy(copy: OwnedFd, given: RawFd) -> Result<Self> {
         let mut listener = Self::new(Socket::from(copy), given)?;
         let inherited = inherited::look();
-        listener.kept = inherited.and_then(|inherited| inherited.claim_inode(listener.inode()));
+        listener.kept =
+            inherited.and_then(|inherited| inherited.claim_inode(listener.inode(), given));
         // Of what a supervisor has passed on, the host says itself whether it is shared.
         if let Some(kept) = listener.kept.as_ref().filter(|it| it.passed().is_some()) {
             listener.tenure = Arc::clone(kept.tenure());
