@@ -255,6 +255,10 @@ fn answer(at: usize, exchange: Exchange) {
             unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as libc::sighandler_t) };
             String::new()
         }
+        (_, "/merciful") => {
+            deny::deny_everywhere(libc::SYS_pidfd_send_signal, libc::EPERM);
+            String::new()
+        }
         (_, "/stop") => {
             server.stop_begin();
             "stops".into()
@@ -1196,6 +1200,31 @@ fn the_error_has_what_the_new_process_writes_unless_that_is_switched_off() {
         assert_eq!(link_of(next, 2), pipe, "once it is ready, it has the same");
         service.assert_ended_well(pid);
     }
+    service.stop();
+}
+
+#[test]
+fn a_new_process_that_cannot_be_killed_leaves_by_itself() {
+    let service = Service::start();
+    let (first, gate) = (service.get("/"), Gate::new());
+    service.get("/merciful");
+    let asks = format!("/restart?timeout=300&gate={}", gate.addr());
+    let mut asked = service.ask(&asks);
+    let reached = gate.reached();
+    let second = service.started(&[]);
+    let answer = text(&mut asked);
+    assert!(answer.contains("was not ready after 300ms"), "{answer}");
+    let lives = pidfd_open(id_of(second), PidfdFlags::empty());
+    let lives = lives.expect("it was not killed");
+    let mut watched = [PollFd::new(&lives, PollFlags::IN)];
+    assert_eq!(poll(&mut watched, Some(&Timespec::default())), Ok(0));
+    // It would serve now.
+    drop(reached);
+    wait_for_end(second);
+    assert_eq!(service.get("/"), first);
+    let third = service.restart("");
+    service.assert_ended_well(first.parse().unwrap());
+    assert_eq!(service.get("/"), third.to_string());
     service.stop();
 }
 

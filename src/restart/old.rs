@@ -507,8 +507,12 @@ impl<'a> Successor<'a> {
             self.child.kill();
             self.ends_within(KILL_TIMEOUT);
         }
-        // One that cannot be killed, because a filter of system calls does not allow it, is left to its end.
+        // One that cannot be killed, because a filter of system calls does not allow it, is left to its end. It must not
+        // take over when this process ends.
         let lives = !self.child.has_ended();
+        if lives {
+            let _ = self.channel.send(&Message::Stop);
+        }
         let status = if lives { None } else { self.child.wait() };
         let status = status.filter(|_| had_ended);
         self.errors.read_all();
