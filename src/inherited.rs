@@ -185,7 +185,13 @@ impl Predecessor {
         let _ = self.channel.send(&Message::Note(what.to_string()));
     }
 
-    /// Ceases to write errors to the predecessor.
+    /// This process does not take over.
+    pub(crate) fn fail(&self, why: String) -> Error {
+        let _ = self.channel.send(&Message::Failed(why.clone()));
+        Error::RestartFailed(why)
+    }
+
+    /// Ceases to write errors to the predecessor. If the host has chosen another standard error meanwhile, it stays.
     pub(crate) fn restore_stderr(&self) {
         let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = { stderr }.take();

@@ -84,6 +84,7 @@ pub use report::Report;
 pub use request::{Cancellation, Exchange, Ready, Stream};
 pub use restart::{
     Restart, RestartInfo, RestartState, Restarted, no_notify, restart_info, restart_ready,
+    run_ready,
 };
 pub use server::{Builder, Server, Signals};
 pub use stats::{StatKind, Stats};

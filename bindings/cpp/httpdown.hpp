@@ -703,10 +703,18 @@ restarts restart_info();
 
 /// Says that this process has started all its servers, if it was started by a restart. That is needed only with
 /// `restart_options::drop_unclaimed`; otherwise the process is ready as soon as it serves all sockets that it was
-/// given. Call it anyway to be told at once of a socket that was forgotten. Does nothing in a process that was not
-/// started by a restart, and after the first call. Returns true. Never blocks. Throws error: RESTART_FAILED if a socket
-/// is not served (the restart has failed, and this process is ended), FORKED.
+/// given. Call it anyway to be told at once of a socket that was forgotten. It also tells systemd that the servers are
+/// the service; `run` does so by itself. Does nothing after the first call that has succeeded. Returns true. Never
+/// blocks. Throws error: RESTART_FAILED if a socket is not served, or no server was started (the restart has failed, and
+/// this process is ended); INVALID_ARGUMENT if no server was started, in a process that was not started by a restart;
+/// FORKED.
 bool restart_ready();
+
+/// Says what `run` says when its servers serve: that they are the service. For a program that waits for its signals
+/// itself. Like `restart_ready`, but other threads may start more servers later: a socket that is not served yet is no
+/// error; with `restart_options::drop_unclaimed` it is closed. Returns true. Throws what `restart_ready` throws, but for
+/// such sockets.
+bool run_ready();
 
 /// Leaves it to the program to talk with systemd (`sd_notify`). Call it before the first server is started.
 inline void no_notify() noexcept { httpdown_no_notify(); }
@@ -2025,6 +2033,12 @@ inline bool server_ref::restart_begin(restart_options options) const {
 
 inline bool restart_ready() {
     const int status = httpdown_restart_ready();
+    detail::check(status);
+    return status == HTTPDOWN_STATUS_OK;
+}
+
+inline bool run_ready() {
+    const int status = httpdown_run_ready();
     detail::check(status);
     return status == HTTPDOWN_STATUS_OK;
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::process;
-use crate::restart::{no_notify, restart_info, restart_ready};
+use crate::restart::{no_notify, restart_info, restart_ready, run_ready};
 use crate::{Error, Restart, Restarted, Result};
 
 use super::boundary::{
@@ -106,8 +106,8 @@ pub unsafe extern "C" fn httpdown_restart_begin(
     })
 }
 
-/// Says that this process has started all its servers, and that they are the service. Does nothing after the first call.
-/// Never blocks.
+/// Says that this process has started all its servers, and that they are the service. Does nothing after the first call
+/// that has succeeded. Never blocks.
 ///
 /// In a process that was started by a restart, it is needed only with HTTPDOWN_RESTART_DROP_UNCLAIMED; otherwise the
 /// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told at once of a socket
@@ -117,11 +117,22 @@ pub unsafe extern "C" fn httpdown_restart_begin(
 /// `STOPPING=1` when the stop of the last server begins, and `WATCHDOG=1` if the unit has `WatchdogSec=`. httpdown_run
 /// and httpdown_run_all do so by themselves.
 ///
-/// Returns OK, RESTART_FAILED (a socket is not served: httpdown_last_error says which; the restart has failed, and this
-/// process is ended), FORKED.
+/// Returns OK, RESTART_FAILED (a socket is not served, or no server was started: httpdown_last_error says which; the
+/// restart has failed, and this process is ended), INVALID_ARGUMENT (no server was started, in a process that was not
+/// started by a restart; nothing was said), FORKED.
 #[unsafe(no_mangle)]
 pub extern "C" fn httpdown_restart_ready() -> c_int {
     status(restart_ready)
+}
+
+/// Says what httpdown_run says when its servers serve: that they are the service. For a program that waits for its
+/// signals itself. Like httpdown_restart_ready, but other threads may start more servers later: a socket that is not
+/// served yet is no error. In a process that was started by a restart with HTTPDOWN_RESTART_DROP_UNCLAIMED, it is closed.
+///
+/// Returns what httpdown_restart_ready returns, but for sockets that are not served.
+#[unsafe(no_mangle)]
+pub extern "C" fn httpdown_run_ready() -> c_int {
+    status(run_ready)
 }
 
 /// Leaves it to the program to talk with systemd (sd_notify(3)): nothing is sent to NOTIFY_SOCKET, neither of starts and

@@ -44,6 +44,8 @@ pub use notify::no_notify;
 /// How long a stop waits for the end of a restart that it has cancelled: for the new process to leave the sockets, and
 /// for that to be noticed.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Why a process is not ready.
+const NO_SERVER: &str = "no server was started";
 
 /// How the program is restarted: [`Server::restart`](crate::Server::restart).
 ///
@@ -326,7 +328,7 @@ pub fn restart_info() -> RestartInfo {
 }
 
 /// Says that this process has started all its servers, and that they are the service. Returns at once. Does nothing
-/// after the first call.
+/// after the first call that has succeeded.
 ///
 /// In a process that was started by a restart, it is needed only with [`Restart::drop_unclaimed`]; otherwise the
 /// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told of a socket that was
@@ -338,23 +340,64 @@ pub fn restart_info() -> RestartInfo {
 /// that talks with systemd itself, or that goes on after its last server, calls [`no_notify`] first.
 ///
 /// ```
+/// # use httpdown::{Dispatch, Exchange, Listener, Server};
 /// # fn main() -> httpdown::Result<()> {
+/// # let handler = |exchange: Exchange| drop(exchange);
+/// let web = Server::builder().handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
 /// httpdown::restart_ready()?;
+/// # web.stop_blocking()?;
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
-/// [`Error::RestartFailed`] if a socket is not served: the restart has failed then, and this process is ended.
-/// [`Error::Forked`].
+/// [`Error::RestartFailed`] if a socket is not served, or no server was started: the restart has failed then, and this
+/// process is ended. [`Error::InvalidArgument`] if no server was started, in a process that was not started by a
+/// restart: nothing is said then. [`Error::Forked`].
 pub fn restart_ready() -> Result<()> {
+    say_ready(true)
+}
+
+/// Says what a [run](crate::Server::run) says when its servers serve: that they are the service. For a program that
+/// waits for its signals itself. Like [`restart_ready`], but other threads may start more servers later: a socket that
+/// is not served yet is no error. In a process that was started by a restart with [`Restart::drop_unclaimed`], it is
+/// closed.
+///
+/// # Errors
+/// Those of [`restart_ready`], but for sockets that are not served.
+///
+/// ```
+/// # use httpdown::{Dispatch, Exchange, Listener, Server};
+/// # fn main() -> httpdown::Result<()> {
+/// # let handler = |exchange: Exchange| drop(exchange);
+/// let web = Server::builder().handle(Listener::bind("127.0.0.1:0")?, Dispatch::default(), handler)?;
+/// httpdown::run_ready()?;
+/// # web.stop_blocking()?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn run_ready() -> Result<()> {
+    say_ready(false)
+}
+
+fn say_ready(is_all: bool) -> Result<()> {
     if process::forked() {
         return Err(Error::Forked);
     }
-    if let Some(predecessor) = inherited::predecessor() {
-        coordinator().say_ready(predecessor)?;
+    // Without a server, nobody may have looked.
+    inherited::look();
+    let coordinator = coordinator();
+    let has_served = coordinator.lock().has_served;
+    match inherited::predecessor() {
+        Some(predecessor) if !has_served => return Err(predecessor.fail(NO_SERVER.into())),
+        None if !has_served => return Err(Error::InvalidArgument(NO_SERVER.into())),
+        // Nothing else says to a predecessor that drops the rest that there will be no more.
+        Some(predecessor) if is_all || predecessor.drops_unclaimed => {
+            coordinator.say_ready(predecessor)?;
+        }
+        _ => {}
     }
-    coordinator().announce();
+    coordinator.announce();
     Ok(())
 }
 
@@ -364,18 +407,6 @@ pub(crate) fn count_predecessors() -> Option<usize> {
     let mut state = coordinator().lock();
     state.forget_ended();
     Some(state.predecessors.len())
-}
-
-/// All servers of a run serve, and they are the service. With [`Restart::drop_unclaimed`], nothing else says that the
-/// process is ready.
-pub(crate) fn all_run() -> Result<()> {
-    if let Some(predecessor) = inherited::predecessor()
-        && predecessor.drops_unclaimed
-    {
-        coordinator().say_ready(predecessor)?;
-    }
-    coordinator().announce();
-    Ok(())
 }
 
 /// A server, as a restart sees it.
@@ -431,6 +462,8 @@ struct State {
     /// The earlier processes, and what tells of their ends.
     predecessors: Vec<(u32, OwnedFd)>,
     generation: u64,
+    /// Whether there was a server.
+    has_served: bool,
     /// Whether the thread that talks with the predecessor was started.
     has_met: bool,
     succession: Succession,
@@ -546,6 +579,7 @@ pub(crate) fn enrol(party: Arc<dyn Party>) -> Enrolment {
     if let Some(predecessor) = inherited::predecessor() {
         coordinator.succeed_to(predecessor, &party);
     }
+    coordinator.lock().has_served = true;
     Enrolment { coordinator, party }
 }
 

@@ -93,28 +93,17 @@ impl Coordinator {
 
     /// The host says that all its servers serve.
     pub(super) fn say_ready(&self, predecessor: &Predecessor) -> Result<()> {
-        let (succession, has_met) = {
-            let state = self.lock();
-            (state.succession.clone(), state.has_met)
-        };
-        let failed = |why: String| {
-            let _ = predecessor.channel.send(&Message::Failed(why.clone()));
-            Err(Error::RestartFailed(why))
-        };
-        match succession {
-            Succession::Under(call) => {
-                let unserved = unserved();
-                if !unserved.is_empty() && !predecessor.drops_unclaimed {
-                    let unserved = unserved.join(", ");
-                    return failed(format!("nobody listens on {unserved}"));
-                }
-                call.is_ready.store(true, Ordering::Release);
-                call.wake();
-                Ok(())
+        let succession = self.lock().succession.clone();
+        if let Succession::Under(call) = succession {
+            let unserved = unserved();
+            if !unserved.is_empty() && !predecessor.drops_unclaimed {
+                let unserved = unserved.join(", ");
+                return Err(predecessor.fail(format!("nobody listens on {unserved}")));
             }
-            Succession::Done if !has_met => failed("no server was started".into()),
-            Succession::Done | Succession::Over => Ok(()),
+            call.is_ready.store(true, Ordering::Release);
+            call.wake();
         }
+        Ok(())
     }
 
     pub(super) fn parties(&self) -> Vec<Arc<dyn Party>> {

@@ -169,7 +169,7 @@ impl Signals {
         if restart.is_by_signal() {
             self = self.with_restart()?;
         }
-        restart::all_run()?;
+        restart::run_ready()?;
         Ok(self)
     }
 

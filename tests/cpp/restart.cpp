@@ -148,7 +148,7 @@ void a_restart_can_be_refused() {
     CHECK(status_of([&] { server.restart(wrong); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
     CHECK(status_of([&] { httpdown::server_ref().restart(); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
     CHECK(restart_info().state == HTTPDOWN_RESTART_IDLE && restart_info().successor_pid == 0);
-    CHECK(httpdown::restart_ready());
+    CHECK(httpdown::restart_ready() && httpdown::run_ready());
     server.stop();
     CHECK(status_of([&] { server.restart(); }) == HTTPDOWN_STATUS_STOPPED);
 }

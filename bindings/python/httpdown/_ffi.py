@@ -880,6 +880,8 @@ httpdown_restart_begin = _status("httpdown_restart_begin", c_void_p, POINTER(Res
 httpdown_no_notify = _plain("httpdown_no_notify", None)
 # int httpdown_restart_ready(void);
 httpdown_restart_ready = _status("httpdown_restart_ready")
+# int httpdown_run_ready(void);
+httpdown_run_ready = _status("httpdown_run_ready")
 
 # int httpdown_restart_info(httpdown_restarts *restarts, uint32_t *predecessors, size_t
 #     capacity);

@@ -195,17 +195,24 @@ def restart_info() -> RestartInfo:
 
 
 def restart_ready() -> None:
-    """Says that this process has started all its servers, if it was started by a restart.
+    """Says that this process has started all its servers, and that they are the service.
 
-    That is needed only with `Restart(drop_unclaimed=True)`; otherwise the process is ready as soon
-    as it serves all sockets that it was given. Call it anyway to be told at once of a socket that
-    was forgotten. `run` calls it. Does nothing in a process that was not started by a restart, and
-    after the first call. Never blocks.
+    If the process was started by a restart, that is needed only with
+    `Restart(drop_unclaimed=True)`; otherwise it is ready as soon as it serves all sockets that it
+    was given. Call it anyway to be told at once of a socket that was forgotten. It also tells
+    systemd (`Type=notify`) that the servers are the service; `run` does so by itself. Does nothing
+    after the first call that has succeeded. Never blocks.
 
-    Raises RestartFailed (a socket is not served: the restart has failed, and this process is
-    ended), and Forked.
+    Raises RestartFailed (a socket is not served, or no server was started: the restart has failed,
+    and this process is ended), InvalidArgument (no server was started, in a process that was not
+    started by a restart), and Forked.
     """
     _ffi.httpdown_restart_ready()
+
+
+def run_ready() -> None:
+    """Says that the servers of a run are the service. Other threads may start more of them."""
+    _ffi.httpdown_run_ready()
 
 
 def no_notify() -> None:

@@ -1039,7 +1039,7 @@ class Server:
             restarts.serve([self])
             if started is not None:
                 started(self)
-            _restart.restart_ready()
+            _restart.run_ready()
             return self.wait()
 
     def close(self) -> None:
@@ -1139,14 +1139,13 @@ def run(
     not be set. A restart that fails is logged (`on_log`), and the run goes on. After one that has
     succeeded, the process finishes its requests and returns; SIGTERM and SIGINT do nothing more,
     because a process manager sends them to all processes, and the end is certain by `stop_timeout`.
-    In the new process, all other servers of the program must serve when `started` returns, because
-    then it is ready (`restart_ready`).
+    The new process is ready when it serves all sockets that it was given, whichever threads start
+    the servers. With `Restart(drop_unclaimed=True)`, all of them must serve when `started` returns.
 
     Returns the report of the server. Blocks until the server has ended. Raises what `Server`
     raises; like `Server.stop`, Killed, TimedOut and IOFailed, which have the report in `report`;
-    RestartFailed if this is the new process of a restart, and has not taken a socket that it was
-    given; and ValueError in another thread. If `started` raises, the server is stopped, and this
-    call raises the exception.
+    and ValueError in another thread. If `started` raises, the server is stopped, and this call
+    raises the exception.
     """
     if started is not None:
         _reports.plain("started", started)
@@ -1223,7 +1222,7 @@ def _run(
             restarts.serve(servers)
             if started is not None:
                 started(servers)
-            _restart.restart_ready()
+            _restart.run_ready()
             return _wait(servers)
         finally:
             for server in servers:

@@ -232,6 +232,33 @@ def test_a_signal_restarts_and_no_client_is_refused_or_lost(
     assert service.end() == ""
 
 
+LATE = """
+def late():
+    threading.Event().wait(0.3)  # It needs its time.
+    with httpdown.Server(answer, "127.0.0.1:0") as server:
+        say("late", server.address)
+        server.wait()
+
+def begins(server):
+    started(server)
+    threading.Thread(target=late).start()
+
+httpdown.run(answer, "127.0.0.1:0", on_log=tells, started=begins, restart=RESTART)
+"""
+
+
+def test_another_thread_may_start_a_server_later(serve: Serve) -> None:
+    service = serve(LATE)
+    run, late = service.address, service.says("late (.*)")[1]
+    service.first.send_signal(signal.SIGUSR2)
+    successor = service.has_taken_over()
+    assert service.first.wait(LONG) == 0
+    for service.address in (late, run):
+        assert service.about()["pid"] == successor
+        service.get("/stop")
+    assert service.end() == ""
+
+
 def by_script(folder: Path) -> dict[str, Any]:
     (folder / "program.py").write_text(PRELUDE + "os.chdir('/')\n" + RUN)
     return {"command": ["program.py", "argument"]}
@@ -631,7 +658,7 @@ def test_ctrl_c_while_the_thread_starts_changes_nothing(monkeypatch: pytest.Monk
 TWO = """
 def serve_two():
     other = None if IS_NEW else httpdown.Server(answer, "127.0.0.2:0")
-    main(restart=httpdown.Restart(probation=0.2, drop_unclaimed={drop}))
+    main(restart=httpdown.Restart(probation=0.2, drop_unclaimed={drop}, ready_timeout=3))
     if other:
         other.close()
 serve_two()
