@@ -61,6 +61,8 @@ pub(crate) struct Hello {
     pub(crate) predecessors: Vec<u32>,
     /// Inherited sockets that nobody claims are closed.
     pub(crate) drop_unclaimed: bool,
+    /// Device and inode of the pipe that is the new process's standard error.
+    pub(crate) stderr: Option<(u64, u64)>,
     pub(crate) sockets: Vec<Passed>,
 }
 
@@ -214,6 +216,9 @@ impl Hello {
         if self.drop_unclaimed {
             text.push_str("\ndrop_unclaimed");
         }
+        if let Some((device, inode)) = self.stderr {
+            let _ = write!(text, "\nstderr={device}:{inode}");
+        }
         for socket in &self.sockets {
             text.push_str("\nsocket");
             if let Some(asked) = &socket.asked {
@@ -255,6 +260,10 @@ impl Hello {
                 ("generation", value) => hello.generation = number(value)?,
                 ("predecessor", value) => hello.predecessors.push(number(value)?),
                 ("drop_unclaimed", _) => hello.drop_unclaimed = true,
+                ("stderr", value) => {
+                    let (device, inode) = value.split_once(':').unwrap_or((value, ""));
+                    hello.stderr = Some((number(device)?, number(inode)?));
+                }
                 ("socket", rest) => hello.sockets.push(Passed::parse(rest)?),
                 _ => {}
             }
@@ -315,6 +324,7 @@ mod tests {
             generation: 7,
             predecessors: vec![17, 4],
             drop_unclaimed: true,
+            stderr: Some((13, u64::MAX)),
             sockets: vec![
                 Passed {
                     asked: Some("unix:/run/a b=%\n".into()),
@@ -391,6 +401,7 @@ mod tests {
             "PING -",
             "PONG",
             "HELLO 1\nsocket file=1:x:/a",
+            "HELLO 1\nstderr=1",
         ] {
             Message::parse(broken.as_bytes()).unwrap_err();
         }

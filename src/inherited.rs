@@ -153,8 +153,9 @@ pub(crate) struct Predecessor {
     /// All that may still drain, with those before it.
     pub(crate) pids: Vec<u32>,
     pub(crate) drops_unclaimed: bool,
-    /// Where our standard error belongs, if that is a pipe to the predecessor now.
+    /// Where our standard error belongs, and which pipe to the predecessor is in its place now.
     stderr: Mutex<Option<OwnedFd>>,
+    pipe: Option<(u64, u64)>,
     for_process: u32,
 }
 
@@ -175,6 +176,7 @@ impl Predecessor {
             pids: hello.predecessors,
             drops_unclaimed: hello.drop_unclaimed,
             stderr: Mutex::new(stderr),
+            pipe: hello.stderr,
             for_process: process::id(),
         };
         Ok((predecessor, hello.sockets))
@@ -195,7 +197,8 @@ impl Predecessor {
     pub(crate) fn restore_stderr(&self) {
         let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         let taken = { stderr }.take();
-        if let Some(stderr) = taken {
+        let now = sys::with_fd(libc::STDERR_FILENO, sys::identity).ok();
+        if let Some(stderr) = taken.filter(|_| now == self.pipe) {
             let _ = sys::replace_stderr(stderr.as_fd());
         }
     }

@@ -516,6 +516,35 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether a program that is executed has this descriptor, too.
+pub(crate) fn outlives_exec(fd: RawFd) -> bool {
+    // SAFETY: no pointers; the kernel checks the number.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
+/// A copy of standard error. Without one it is /dev/null: a closed descriptor, or one that only this process has, got
+/// its number by chance.
+pub(crate) fn standard_error() -> io::Result<OwnedFd> {
+    if outlives_exec(libc::STDERR_FILENO) {
+        copy_of(libc::STDERR_FILENO)
+    } else {
+        null()
+    }
+}
+
+/// `/dev/null`, for reading and writing.
+pub(crate) fn null() -> io::Result<OwnedFd> {
+    let opened = File::options().read(true).write(true).open("/dev/null")?;
+    Ok(opened.into())
+}
+
+/// Device and number of a file, by its descriptor.
+pub(crate) fn identity(fd: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let facts = nix::sys::stat::fstat(fd)?;
+    Ok((facts.st_dev, facts.st_ino))
+}
+
 /// Puts another file in the place of standard error.
 pub(crate) fn replace_stderr(with: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: no pointers. The copy stays open at an exec.

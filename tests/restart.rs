@@ -1204,6 +1204,34 @@ fn the_error_has_what_the_new_process_writes_unless_that_is_switched_off() {
 }
 
 #[test]
+fn what_the_new_process_has_started_may_write_errors_after_the_old_one_has_ended() {
+    let folder = Folder::new("writer");
+    let pipe = folder.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let service = Service::start();
+    service.restart(&format!("writer={}", pipe.display()));
+    service.assert_ended_well(service.first());
+    fs::write(&pipe, "go on\n").unwrap();
+    service.line("first words");
+    service.line("last words");
+    assert_eq!(fs::read_to_string(&pipe).unwrap(), "lives\n");
+    service.stop();
+}
+
+#[test]
+fn a_standard_error_that_the_new_process_has_chosen_stays() {
+    let folder = Folder::new("log");
+    let log = folder.join("log");
+    let service = Service::start();
+    let second = service.restart(&format!("log={}", log.display()));
+    service.assert_ended_well(service.first());
+    assert_eq!(link_of(second, 2), log.display().to_string());
+    let third = service.restart("");
+    wait_for_end(second);
+    assert_eq!(link_of(third, 2), log.display().to_string());
+}
+
+#[test]
 fn a_new_process_that_cannot_be_killed_leaves_by_itself() {
     let service = Service::start();
     let (first, gate) = (service.get("/"), Gate::new());

@@ -9,6 +9,7 @@
 //! The coordinator knows the servers of this process, and which side of a restart the process is on.
 
 mod canary;
+mod errors;
 mod new;
 mod notify;
 mod old;

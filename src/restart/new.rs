@@ -1,7 +1,7 @@
 //! The new process's side of a restart: it says when it is ready, answers, and takes over; or leaves again.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,6 +17,7 @@ use crate::sys::EventFd;
 use crate::threads;
 
 use super::canary::Canary;
+use super::errors::Errors;
 use super::{Coordinator, Party, Standing, Succession, has_ended, living};
 
 /// Wakes the thread that talks with the predecessor.
@@ -115,6 +116,14 @@ fn unserved() -> Vec<String> {
     inherited::known().map_or_else(Vec::new, Sockets::unserved)
 }
 
+/// Processes that this one has started before it was ready have the pipe to the predecessor as their standard error.
+/// Reads it, so that they can go on to write when the predecessor has ended. Nearly always, there is no such process.
+fn copy_errors(pipe: Option<OwnedFd>) {
+    if let Some(Ok(mut errors)) = pipe.map(Errors::by) {
+        errors.copy_all();
+    }
+}
+
 /// Whether a server will not serve its sockets much longer.
 fn is_leaving(party: &Arc<dyn Party>) -> bool {
     party.is_stopping() && party.borrows()
@@ -199,8 +208,9 @@ impl Talk {
         // What it has said before its end counts.
         while !progress.is_silent {
             match predecessor.channel.receive() {
-                Ok(Some((Message::Go, _))) => {
+                Ok(Some((Message::Go, errors))) => {
                     self.take_over(true);
+                    copy_errors(errors);
                     return true;
                 }
                 Ok(Some((message, _))) => self.hear(&message),

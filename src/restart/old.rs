@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fmt::Write as _;
-use std::io::{self, PipeReader, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -12,8 +12,6 @@ use std::process::{self, ExitStatus};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::contain::contain;
 use crate::error::{Error, Result};
@@ -27,6 +25,7 @@ use crate::sys::spawn::{Child, Spawn, spawn};
 use crate::sys::{self, SignalMask};
 use crate::threads;
 
+use super::errors::Errors;
 use super::pid_file::PidFile;
 use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, Turn, notify};
 
@@ -40,9 +39,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the service manager may take to note which process is the main one.
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How much of the new process's errors is kept for the error of the restart, in bytes.
-const KEPT: usize = 4096;
-/// How many of its notes are.
+/// How many of the new process's notes are kept for the error of the restart.
 const MOST_NOTES: usize = 4;
 
 /// Whether a restart can work here.
@@ -81,6 +78,7 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
             // Whoever reads that it has taken over may restart it at once.
             if let Some(successor) = &mut successor {
                 successor.takes_over();
+                successor.errors.leave();
             }
             asker.stat(StatKind::Time, "restart.time", took.as_secs_f64());
             let text = format!("restart: handed over to PID {pid} after {took:.1?}");
@@ -219,7 +217,11 @@ impl Coordinator {
             return Err(Failure::Cancelled);
         }
         let pid = successor.child.pid();
-        if let Err(error) = successor.channel.send(&Message::Go) {
+        // What others write to the pipe that they have got from it comes to it from now on.
+        let sent = successor
+            .channel
+            .send_with(&Message::Go, successor.errors.pipe());
+        if let Err(error) = sent {
             return Err(Failure::Hangs(format!(
                 "does not take the sockets: {error}"
             )));
@@ -282,16 +284,17 @@ impl<'a> Successor<'a> {
         let env = origin.env(restart.env.as_deref(), &names);
         let (channel, theirs) =
             Channel::pair().map_err(|error| format!("making a socket pair: {error}"))?;
+        let mut hello = coordinator.hello(restart, handed);
         let (errors, stderr) = if restart.plain_stderr {
             (Errors::default(), None)
         } else {
-            let (reads, writes) = io::pipe().map_err(|error| format!("making a pipe: {error}"))?;
-            (Errors::of(reads), Some(OwnedFd::from(writes)))
+            let (errors, pipe) =
+                Errors::to_ours().map_err(|error| format!("making a pipe: {error}"))?;
+            hello.stderr = sys::identity(pipe.as_fd()).ok();
+            (errors, Some(pipe))
         };
-        let hello = coordinator.hello(restart, handed);
-        let stderr_of_ours = stderr.as_ref().and_then(|_| sys::copy_of(2).ok());
         channel
-            .send_with(&hello, stderr_of_ours.as_ref().map(AsFd::as_fd))
+            .send_with(&Message::Hello(hello), errors.stderr())
             .map_err(|error| format!("telling the new process of the sockets: {error}"))?;
         let copies: Result<Vec<OwnedFd>, _> = handed
             .iter()
@@ -547,7 +550,7 @@ impl<'a> Successor<'a> {
         if !self.notes.is_empty() {
             let _ = write!(text, "; it has said: {}", self.notes.join("; "));
         }
-        let errors = String::from_utf8_lossy(&self.errors.kept);
+        let errors = String::from_utf8_lossy(self.errors.kept());
         if !errors.trim().is_empty() {
             let _ = write!(text, "; its errors: {}", errors.trim());
         }
@@ -592,8 +595,7 @@ impl<'a> Successor<'a> {
         }
     }
 
-    /// Waits for the end of the new process, so that it does not stay a zombie; and copies what it writes to the pipe
-    /// that it had as its standard error, which others may have got from it.
+    /// Waits for the end of the new process, so that it does not stay a zombie. Copies its errors, if it has failed.
     fn reap(&mut self) {
         const FOR_EVER: Duration = Duration::from_secs(24 * 60 * 60);
         while !self.child.has_ended() {
@@ -620,15 +622,16 @@ fn ended(status: Option<ExitStatus>) -> String {
 }
 
 impl Coordinator {
-    fn hello(&self, restart: &Restart, handed: &[Handed]) -> Message {
+    fn hello(&self, restart: &Restart, handed: &[Handed]) -> Hello {
         let state = self.lock();
         let pids = state.predecessors.iter().map(|(pid, _)| *pid);
-        Message::Hello(Hello {
+        Hello {
             generation: state.generation + 1,
             predecessors: [process::id()].into_iter().chain(pids).collect(),
             drop_unclaimed: restart.drop_unclaimed,
+            stderr: None,
             sockets: handed.iter().map(|handed| handed.passed.clone()).collect(),
-        })
+        }
     }
 }
 
@@ -675,81 +678,5 @@ impl Prepared {
             Ok(Err(why)) => Err(format!("{shown} was not started: {why}")),
             Err(_) => Err(format!("{shown} was not started after {timeout:?}")),
         }
-    }
-}
-
-/// The standard error of the new process, until it is ready: copied to ours, and its end is kept.
-#[derive(Debug, Default)]
-struct Errors {
-    pipe: Option<PipeReader>,
-    kept: Vec<u8>,
-}
-
-impl Errors {
-    fn of(pipe: PipeReader) -> Self {
-        sys::ensure_nonblocking(pipe.as_fd());
-        Self {
-            pipe: Some(pipe),
-            kept: Vec::new(),
-        }
-    }
-
-    /// Waits until one of these can be read, or something has come by the pipe, which is copied.
-    fn poll_with(&mut self, others: &[BorrowedFd<'_>], time: Duration) {
-        let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX);
-        let mut watched: Vec<_> = others
-            .iter()
-            .chain(self.pipe.as_ref().map(AsFd::as_fd).as_ref())
-            .map(|fd| PollFd::new(*fd, PollFlags::POLLIN))
-            .collect();
-        // An interruption only makes the caller look once more.
-        let _ = poll(&mut watched, timeout);
-        drop(watched);
-        self.read_some();
-    }
-
-    /// Copies what is there, but not for ever.
-    fn read_all(&mut self) {
-        for _ in 0..64 {
-            if !self.read_some() {
-                break;
-            }
-        }
-    }
-
-    /// Returns whether there may be more.
-    fn read_some(&mut self) -> bool {
-        let Some(pipe) = &mut self.pipe else {
-            return false;
-        };
-        // A pipe that says that it can be written takes so much (PIPE_BUF).
-        let mut buffer = [0; 4096];
-        match pipe.read(&mut buffer) {
-            Ok(0) => self.pipe = None,
-            Ok(count) => {
-                let bytes = &buffer[..count];
-                write_to_stderr(bytes);
-                self.kept.extend_from_slice(bytes);
-                let too_many = self.kept.len().saturating_sub(KEPT);
-                self.kept.drain(..too_many);
-                return true;
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
-            Err(_) => self.pipe = None,
-        }
-        false
-    }
-}
-
-/// Leaves out what cannot be written at once: a reader that hangs must not hold up the restart.
-fn write_to_stderr(bytes: &[u8]) {
-    let mut stderr = io::stderr();
-    let takes = {
-        let mut watched = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
-        poll(&mut watched, PollTimeout::ZERO).is_ok_and(|count| count > 0)
-    };
-    if takes {
-        let _ = stderr.write_all(bytes);
     }
 }

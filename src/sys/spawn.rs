@@ -8,13 +8,13 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use super::{PTHREAD_CANCEL_DISABLE, no_action, poll_now, set_cancel_state};
+use super::{PTHREAD_CANCEL_DISABLE, no_action, null, outlives_exec, poll_now, set_cancel_state};
 
 /// The first descriptor that a program is given, behind its standard ones.
 const FIRST: RawFd = 3;
@@ -37,7 +37,7 @@ pub(crate) struct Spawn<'a> {
     pub(crate) dir: Option<&'a CStr>,
     /// The descriptors that the program has from 3 on.
     pub(crate) fds: &'a [BorrowedFd<'a>],
-    /// Its standard error; `None`: that of this process.
+    /// Its standard error; `None`: that of this process. What this process lacks of 0 to 2 is `/dev/null`.
     pub(crate) stderr: Option<BorrowedFd<'a>>,
     /// Leaves it all other descriptors of this process that are not close-on-exec.
     pub(crate) keep_fds: bool,
@@ -151,9 +151,17 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
     let count = RawFd::try_from(spawn.fds.len()).unwrap_or(RawFd::MAX - FIRST - 1);
     // The copies are above all numbers that will be given, so that none of them is overwritten before its turn.
     let end = FIRST + count;
-    let targets = (FIRST..).zip(spawn.fds).map(|(to, from)| (from, to));
-    let targets = targets.chain(spawn.stderr.iter().map(|from| (from, libc::STDERR_FILENO)));
-    let copied = targets.map(|(from, to)| Ok((copy_above(*from, end)?, to)));
+    let targets = (FIRST..).zip(spawn.fds).map(|(to, from)| (*from, to));
+    let stderr = spawn.stderr.iter();
+    let targets = targets.chain(stderr.map(|from| (*from, libc::STDERR_FILENO)));
+    // Without a standard descriptor, the program would get any file for it that it opens.
+    let mut missing = (0..FIRST).filter(|&fd| !outlives_exec(fd)).peekable();
+    let null = missing.peek().map(|_| null()).transpose();
+    let null = null.map_err(failed("opening /dev/null"))?;
+    let targets = missing
+        .filter_map(|to| Some((null.as_ref()?.as_fd(), to)))
+        .chain(targets);
+    let copied = targets.map(|(from, to)| Ok((copy_above(from, end)?, to)));
     let copied: Vec<(OwnedFd, RawFd)> = copied
         .collect::<io::Result<_>>()
         .map_err(failed("copying descriptors"))?;
@@ -410,7 +418,6 @@ impl Child {
 
     /// A descriptor that is readable when the process has ended.
     pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.pidfd.as_fd()
     }
 
