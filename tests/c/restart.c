@@ -33,6 +33,12 @@ static void who(httpdown_request *request, void *user_data) {
         return;
     }
     if (is_path(request, "/stop")) EQUAL(httpdown_stop_begin(httpdown_request_server(request)), 0);
+    if (is_path(request, "/again")) {
+        httpdown_restart_options options = {.struct_size = sizeof options, .probation_ms = 100};
+        int status = httpdown_restart(httpdown_request_server(request), &options, text, sizeof text);
+        httpdown_reply_text(request, 200, status == 0 ? "again" : text);
+        return;
+    }
     if (is_path(request, "/die") && getenv("HTTPDOWN_TEST_SUCCESSOR") != NULL) _exit(4);
     httpdown_restarts restarts = info_of_this_process(predecessors, 2);
     CHECK(getcwd(dir, sizeof dir) != NULL);
@@ -78,7 +84,40 @@ static httpdown_server *serve_again(fixture *f) {
     return start(&options);
 }
 
+/* Restarts it in its handler, as it was started. Returns the answer of the new process. */
+static answer restart_again(int port) {
+    int fd = connect_to(port), before = who_answers(port).generation;
+    CHECK(fd >= 0);
+    put(fd, GET_CLOSE("/again"));
+    expect(fd, 200, "again");
+    close(fd);
+    answer a;
+    UNTIL((a = who_answers(port)).generation != before); /* the old one leaves a little later */
+    EQUAL(a.generation, before + 1);
+    return a;
+}
+
+/* Whoever its parent is. */
+static void wait_for_end(int pid) {
+    char path[64], link[256];
+    snprintf(path, sizeof path, "/proc/%d/exe", pid);
+    UNTIL(readlink(path, link, sizeof link) < 0);
+}
+
 /* ---- the new process ---- */
+
+/* The host reads the variables itself, and binds nothing. */
+static httpdown_server *serve_given(fixture *f, bool is_shared) {
+    static const int fds[] = {3};
+    const char *count = getenv("LISTEN_FDS");
+    CHECK(count != NULL && strcmp(count, "1") == 0);
+    httpdown_options options = options_for(f, who);
+    options.addr = NULL;
+    options.fds = fds;
+    options.fd_count = 1;
+    options.fds_shared = is_shared;
+    return start(&options);
+}
 
 /* successor HOW COUNT: it listens COUNT times. */
 static int successor(const char *how, int count) {
@@ -90,10 +129,17 @@ static int successor(const char *how, int count) {
         return 3;
     }
     while (strcmp(how, "hangs") == 0) pause();
+    if (strcmp(how, "says-ready-first") == 0) {
+        EQUAL(httpdown_restart_ready(), FAILED);
+        CHECK(strcmp(httpdown_last_error(), "no server was started") == 0);
+        while (true) pause();
+    }
     setenv("HTTPDOWN_TEST_SUCCESSOR", "1", 1);
     for (int i = 0; i < count; i++) {
         fixtures[i] = new_fixture();
-        serve_again(fixtures[i]);
+        if (strncmp(how, "given", 5) == 0) serve_given(fixtures[i], strcmp(how, "given-shared") == 0);
+        else serve_again(fixtures[i]);
+        if (strcmp(how, "runs") == 0) EQUAL(httpdown_run_ready(), 0);
     }
     if (strcmp(how, "says-ready") == 0) EQUAL(httpdown_restart_ready(), 0);
     if (strcmp(how, "errs") == 0) {
@@ -486,6 +532,121 @@ static void a_socket_may_be_given_up(void) {
     end_new(port, f);
 }
 
+static void what_the_host_gives_comes_back_to_the_host(void) {
+    for (int is_shared = 0; is_shared < 2; is_shared++) {
+        struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        CHECK(bind(fd, (struct sockaddr *)&addr, sizeof addr) == 0 && listen(fd, 64) == 0);
+        pid_t child = fork(); /* no process can be restarted twice */
+        if (child == 0) {
+            fixture *f = new_fixture();
+            httpdown_options options = options_for(f, who);
+            options.addr = NULL;
+            options.fds = &fd;
+            options.fd_count = 1;
+            options.fds_shared = is_shared;
+            httpdown_server *server = start(&options);
+            int port = port_of(server);
+            httpdown_restart_options how = to(new_told(), is_shared ? "given-shared" : "given", 1);
+            EQUAL(httpdown_restart(server, &how, NULL, 0), 0);
+            EQUAL(end_server(f, 0).successor_pid, who_answers(port).pid);
+            int last = restart_again(port).pid;
+            end_new(port, f);
+            wait_for_end(last);
+            exit(0);
+        }
+        int status;
+        socklen_t size = sizeof addr;
+        CHECK(getsockname(fd, (struct sockaddr *)&addr, &size) == 0);
+        CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+        EQUAL(WEXITSTATUS(status), 0);
+        /* Only a socket that is shared still listens here. */
+        int client = connect_to(ntohs(addr.sin_port));
+        EQUAL(client >= 0, is_shared);
+        if (is_shared) CHECK(accept(fd, NULL, NULL) >= 0);
+        close(fd);
+    }
+}
+
+/* What the old process tells that has no standard error. */
+typedef struct {
+    int port;
+    char error[256];
+} report_of_closed;
+
+static void the_standard_descriptors_may_be_closed(void) {
+    int ends[2], status;
+    CHECK(pipe2(ends, O_CLOEXEC) == 0 && ends[0] > 2);
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(2 * PATIENCE_S);
+        for (int fd = 0; fd < 3; fd++) close(fd);
+        fixture *f = new_fixture();
+        httpdown_server *server = serve_again(f);
+        report_of_closed report = {.port = port_of(server)};
+        httpdown_restart_options options = to(new_told(), "dies", 1);
+        EQUAL(httpdown_restart(server, &options, report.error, sizeof report.error), FAILED);
+        options = to(new_told(), "serves", 1);
+        EQUAL(httpdown_restart(server, &options, NULL, 0), 0);
+        CHECK(write(ends[1], &report, sizeof report) == sizeof report);
+        end_server(f, 0);
+        exit(0);
+    }
+    close(ends[1]);
+    report_of_closed report = {0};
+    CHECK(read(ends[0], &report, sizeof report) == sizeof report);
+    CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+    EQUAL(WEXITSTATUS(status), 0);
+    says(report.error, "its errors: something is missing");
+    answer a = who_answers(report.port);
+    for (int generation = 1; generation <= 3; generation++) {
+        if (generation > 1) a = restart_again(report.port);
+        EQUAL(a.generation, generation);
+        for (int fd = 0; fd < 3; fd++) {
+            char path[64], link[64] = "";
+            snprintf(path, sizeof path, "/proc/%d/fd/%d", a.pid, fd);
+            CHECK(readlink(path, link, sizeof link - 1) > 0);
+            if (strcmp(link, "/dev/null") != 0) fprintf(stderr, "generation %d: %s is %s\n", generation, path, link);
+            CHECK(strcmp(link, "/dev/null") == 0);
+        }
+    }
+    CHECK(ask(report.port, "/stop", &a));
+    wait_for_end(a.pid);
+    CHECK(is_refused(report.port));
+}
+
+static void who_is_ready_has_a_server(void) {
+    EQUAL(httpdown_restart_ready(), INVALID);
+    CHECK(strcmp(httpdown_last_error(), "no server was started") == 0);
+    EQUAL(httpdown_run_ready(), INVALID);
+    fixture *f = new_fixture();
+    httpdown_server *server = serve_again(f);
+    EQUAL(httpdown_run_ready(), 0);
+    EQUAL(httpdown_restart_ready(), 0);
+    httpdown_restart_options options = to(new_told(), "says-ready-first", 1);
+    options.ready_timeout_ms = HTTPDOWN_FOREVER;
+    fails(server, options, "says: no server was started");
+    end_server(f, 0);
+    EQUAL(httpdown_restart_ready(), 0);
+    free_fixture(f);
+}
+
+/* Like httpdown_run, whose new process may start a server later. */
+static void a_server_that_comes_late_is_waited_for(void) {
+    fixture *f = new_fixture(), *other = new_fixture();
+    httpdown_server *server = serve_again(f), *second = serve_again(other);
+    int ports[] = {port_of(server), port_of(second)};
+    httpdown_restart_options options = to(new_told(), "runs", 2);
+    EQUAL(httpdown_restart(server, &options, NULL, 0), 0);
+    end_server(f, 0);
+    end_server(other, 0);
+    free(other);
+    CHECK(who_answers(ports[0]).pid == who_answers(ports[1]).pid);
+    answer a = {0};
+    CHECK(ask(ports[1], "/stop", &a));
+    end_new(ports[0], f);
+}
+
 static void what_makes_no_sense_is_refused(void) {
     fixture *f = new_fixture();
     httpdown_server *server = serve_again(f);
@@ -593,6 +754,10 @@ int main(int argc, char **argv) {
     RUN(a_stop_that_was_asked_for_excludes_a_restart);
     RUN(a_socket_that_is_forgotten_makes_the_restart_fail);
     RUN(a_socket_may_be_given_up);
+    RUN(what_the_host_gives_comes_back_to_the_host);
+    RUN(the_standard_descriptors_may_be_closed);
+    RUN(who_is_ready_has_a_server);
+    RUN(a_server_that_comes_late_is_waited_for);
     RUN(what_makes_no_sense_is_refused);
     RUN(a_forked_child_cannot_restart);
     return test_end(argv[0]);
