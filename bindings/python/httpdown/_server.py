@@ -1265,21 +1265,58 @@ def _wait(servers: list[Server]) -> list[Report]:
     return [server.report() for server in servers]
 
 
-class _RunSignals:
+class _Signals:
+    """Signals that are caught until this context is left. Then they have their earlier actions."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
+        self._blocked: set[int] = set()
+
+    def _catch(self, number: int) -> None:
+        self._old[number] = signal.signal(number, self._on_signal)
+        self._blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]) & {number}
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == self._pid:
+            self._act(number)
+        else:
+            # A forked child has no servers, so the signal gets its earlier effect.
+            self._pass_on(number)
+
+    def _act(self, number: int) -> None:
+        raise NotImplementedError
+
+    def _pass_on(self, number: int) -> None:
+        self._restore()
+        os.kill(os.getpid(), number)
+
+    def _restore(self) -> None:
+        while self._old:
+            number, action = self._old.popitem()
+            # None: Python did not set this action, and cannot set it again.
+            signal.signal(number, signal.SIG_DFL if action is None else action)
+
+    def __exit__(self, *_: object) -> None:
+        # First block again the signals that were blocked: such a signal must not have its earlier
+        # effect now.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
+        self._restore()
+
+
+class _RunSignals(_Signals):
     """While this context is entered, SIGTERM and SIGINT stop the servers, as soon as they exist.
 
     SIGHUP has those that want it read their TLS files again; `hangups` is their number.
     """
 
     def __init__(self, hangups: int) -> None:
-        self._pid = os.getpid()
+        super().__init__()
         self._servers: list[Server] | None = None
         self._seen = 0
         # When the last signal came that counted. A signal soon after it is a repetition.
         self._last = -math.inf
         self._pause = 0.0
-        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        self._blocked: set[int] = set()
         # For each server that wants it: True for each SIGHUP; False at the end. (`put` may be
         # called in a signal handler.)
         self._hangups: list[queue.SimpleQueue[bool]] = [queue.SimpleQueue() for _ in range(hangups)]
@@ -1292,10 +1329,6 @@ class _RunSignals:
         if self._hangups:
             self._catch(signal.SIGHUP)
         return self
-
-    def _catch(self, number: int) -> None:
-        self._old[number] = signal.signal(number, self._on_signal)
-        self._blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]) & {number}
 
     def serve(self, servers: list[Server]) -> None:
         """Sets the servers that signals stop. A signal that has come already stops them, too."""
@@ -1314,12 +1347,7 @@ class _RunSignals:
         for server in self._servers or ():
             order(server)
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            # A forked child has nothing to stop, so the signal gets its earlier effect.
-            self._restore()
-            os.kill(os.getpid(), number)
-            return
+    def _act(self, number: int) -> None:
         if number == signal.SIGHUP:
             self._put(True)
             return
@@ -1341,28 +1369,18 @@ class _RunSignals:
             if self._pause == 0:
                 self._restore()
         else:
-            self._restore()
-            os.kill(os.getpid(), number)
+            self._pass_on(number)
 
     def _put(self, is_hangup: bool) -> None:
         for hangups in self._hangups:
             hangups.put(is_hangup)
 
-    def _restore(self) -> None:
-        while self._old:
-            number, action = self._old.popitem()
-            # None: Python did not set this action, and cannot set it again.
-            signal.signal(number, signal.SIG_DFL if action is None else action)
-
-    def __exit__(self, *_: object) -> None:
-        # First block again the signals that were blocked: such a signal must not have its earlier
-        # effect now.
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
-        self._restore()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._put(False)
 
 
-class _RestartSignals:
+class _RestartSignals(_Signals):
     """While this context is entered, SIGUSR2 restarts the program, and SIGHUP, if that is wanted.
 
     A signal that comes before there are servers restarts it as soon as they serve.
@@ -1374,11 +1392,9 @@ class _RestartSignals:
         if on_hup and reload_on_hup:
             why = "SIGHUP cannot do both: restart_on_hup, and reload_on_hup"
             raise _ffi.failure(Status.INVALID_ARGUMENT, why)
+        super().__init__()
         self._restart = restart
         self._on_hup = on_hup
-        self._pid = os.getpid()
-        self._old: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
-        self._blocked: set[int] = set()
         # True for each signal; False at the end. (`put` may be called in a signal handler.)
         self._wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
@@ -1388,10 +1404,6 @@ class _RestartSignals:
         if self._on_hup:
             self._catch(signal.SIGHUP)
         return self
-
-    def _catch(self, number: int) -> None:
-        self._old[number] = signal.signal(number, self._on_signal)
-        self._blocked |= signal.pthread_sigmask(signal.SIG_UNBLOCK, [number]) & {number}
 
     def serve(self, servers: list[Server]) -> None:
         """Sets the servers, one of which restarts the program, and all of them with it."""
@@ -1404,22 +1416,11 @@ class _RestartSignals:
                 daemon=True,
             ).start()
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:
-            # A forked child has nothing to restart, so the signal gets its earlier effect.
-            self._restore()
-            os.kill(os.getpid(), number)
-            return
+    def _act(self, number: int) -> None:
         self._wanted.put(True)
 
-    def _restore(self) -> None:
-        while self._old:
-            number, action = self._old.popitem()
-            signal.signal(number, signal.SIG_DFL if action is None else action)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._blocked)
-        self._restore()
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self._wanted.put(False)
 
 
