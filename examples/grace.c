@@ -163,10 +163,11 @@ int main(int argc, char **argv) {
         else if ((value = cli_flag(argv, &i, "a2"))) addrs[2] = value;
         else if ((value = cli_flag(argv, &i, "stop-timeout"))) stop_timeout_ms = cli_timeout(argv[0], value);
         else if ((value = cli_flag(argv, &i, "kill-timeout"))) kill_timeout_ms = cli_timeout(argv[0], value);
+        else if ((value = cli_flag(argv, &i, "ready-timeout"))) restart.ready_timeout_ms = cli_timeout(argv[0], value);
         else if ((value = cli_flag(argv, &i, "probation"))) restart.probation_ms = cli_timeout(argv[0], value);
         else if (!cli_tls_flag(argv, &i)) {
-            const char *flags = "[-a0 A] [-a1 A] [-a2 A] [-stop-timeout D] [-kill-timeout D] [-probation D] "
-                                "[-tls-cert F -tls-key F]";
+            const char *flags = "[-a0 A] [-a1 A] [-a2 A] [-stop-timeout D] [-kill-timeout D] [-ready-timeout D] "
+                                "[-probation D] [-tls-cert F -tls-key F]";
             return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
         }
     }

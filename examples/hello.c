@@ -144,28 +144,31 @@ static void on_phase(const httpdown_server *server, int phase, void *user_data) 
 
 int main(int argc, char **argv) {
     httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:8080", .on_phase = on_phase};
+    httpdown_restart_options restart = {.struct_size = sizeof restart};
     for (int i = 1; i < argc; i++) {
         const char *value;
         if ((value = cli_flag(argv, &i, "addr"))) options.addr = value;
         else if ((value = cli_flag(argv, &i, "threads"))) options.io_threads = (uint32_t)strtoul(value, NULL, 10);
+        else if ((value = cli_flag(argv, &i, "probation"))) restart.probation_ms = cli_timeout(argv[0], value);
         else if (strcmp(argv[i], "-trim-memory") == 0) options.trim_memory = 1;
         else if ((value = cli_flag(argv, &i, "dispatch"))) {
             if (strcmp(value, "inline") == 0) dispatch = HTTPDOWN_DISPATCH_INLINE;
             else if (strcmp(value, "queue") == 0) dispatch = HTTPDOWN_DISPATCH_QUEUE;
             else if (strcmp(value, "pool") != 0) return fprintf(stderr, "%s: no dispatch '%s'\n", argv[0], value), 2;
         } else if (!cli_tls_flag(argv, &i)) {
-            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-trim-memory] "
-                                "[-tls-cert F -tls-key F]";
+            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-probation D] "
+                                "[-trim-memory] [-tls-cert F -tls-key F]";
             return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
         }
     }
     options.tls = cli_tls_settings();
     options.reload_on_hup = options.tls != NULL;
+    options.restart = &restart;
     options.dispatch = dispatch;
     options.handler = dispatch == HTTPDOWN_DISPATCH_QUEUE ? NULL : on_request;
     char error[256];
     httpdown_stop_report report = {.struct_size = sizeof report};
-    int status = httpdown_run(&options, &report, error, sizeof error); /* until TERM or INT */
+    int status = httpdown_run(&options, &report, error, sizeof error); /* until TERM, INT or USR2 */
     cli_print_report(&report);
     if (status != 0) fprintf(stderr, "%s: %s: %s\n", argv[0], httpdown_status_string(status), error);
     return status != 0;

@@ -1,13 +1,17 @@
-"""Restarts in a row, and new processes that are killed, under load: restarts.py. HTTPDOWN_TEST_SEED repeats the moments
-of a run; HTTPDOWN_TEST_KILLS says how many there are."""
+"""Restarts in a row, and what may befall them, under full load: restarts.py. HTTPDOWN_TEST_RESTARTS says how many there
+are in a row, HTTPDOWN_TEST_FAR how many over a long way, HTTPDOWN_TEST_MOMENTS how often something befalls one.
+HTTPDOWN_TEST_SEED makes the same choices again."""
 
 import contextlib
 import http.client
+import json
 import os
 import random
 import re
+import resource
+import select
+import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -19,67 +23,51 @@ import unittest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUILD = os.path.join(ROOT, "build")
 PATIENCE = 60  # seconds that nothing here takes unless it hangs
-RESTARTS = 100
-KILLS = int(os.environ.get("HTTPDOWN_TEST_KILLS", "100"))
+RESTARTS = int(os.environ.get("HTTPDOWN_TEST_RESTARTS", "100"))
+FAR = int(os.environ.get("HTTPDOWN_TEST_FAR", "25"))
+MOMENTS = int(os.environ.get("HTTPDOWN_TEST_MOMENTS", "200"))
+SEED = int(os.environ.get("HTTPDOWN_TEST_SEED", time.time_ns() % 1_000_000))
 
 
-class UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path):
-        super().__init__("localhost", timeout=PATIENCE)
-        self.path = path
+class Load:
+    """Clients in a process of their own."""
 
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE)
-        self.sock.connect(self.path)
+    CLIENTS = 3
 
-
-class Load(threading.Thread):
-    """A client: it sends one request after the other, each on a connection of its own or on the same one."""
-
-    def __init__(self, connect, keeps):
-        super().__init__(daemon=True)
-        self.connect, self.keeps = connect, keeps
-        self.goes_on = True
+    def __init__(self, place, keeps, ca):
+        command = [sys.executable, os.path.join(ROOT, "tests", "load.py"), f"--clients={self.CLIENTS}", place]
+        if keeps:
+            command.append("--keeps")
+        if ca is not None:
+            command.append(f"--ca={ca}")
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.answered = 0
-        self.failed = []
-        self.start()
 
-    def run(self):
-        client = None
-        while self.goes_on:
-            client = client or self.connect()
-            try:
-                client.request("GET", "/sleep/?duration=1ms", headers={} if self.keeps else {"Connection": "close"})
-                response = client.getresponse()
-                text = response.read()
-                if response.status != 200 or not re.search(rb"from pid \d+\.\n$", text):
-                    raise ValueError(f"{response.status} {text!r}")
-                self.answered += 1
-                if response.will_close:
-                    client.close()
-                    client = None
-            except (OSError, ValueError, http.client.HTTPException) as error:
-                self.failed.append(error)
-                client.close()
-                client = None
-        if client is not None:
-            client.close()
+    def ask(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
-    def wait_for_answer(self):
-        before, deadline = self.answered, time.monotonic() + PATIENCE
-        while self.answered == before and time.monotonic() < deadline:
-            time.sleep(0.001)
+    def hear(self):
+        """What has failed since the last time. Each client has begun and ended a request since it was asked."""
+        readable, _, _ = select.select([self.process.stdout], [], [], 2 * PATIENCE)
+        if not readable:
+            raise TimeoutError("a client gets no answer")
+        told = json.loads(self.process.stdout.readline())
+        self.answered = told["answered"]
+        return told["failed"]
+
+    def end(self):
+        self.process.kill()
+        self.process.communicate()
 
 
 class Grace:
     """build/grace in all its generations, which write to one pipe; and its clients."""
 
-    def __init__(self, *flags, second="127.0.0.1:0"):
-        self.stack = contextlib.ExitStack()
+    def __init__(self, *flags, second="127.0.0.1:0", program=os.path.join(BUILD, "grace"), ca=None):
         addrs = ("-a0", "127.0.0.1:0", "-a1", second, "-a2", "127.0.0.1:0")
         self.first = subprocess.Popen(
-            [os.path.join(BUILD, "grace"), *addrs, *flags],
+            [program, *addrs, *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -91,7 +79,9 @@ class Grace:
         self.changed = threading.Condition()
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
-        self.places = [self.line(r"serving on (?:https?://127\.0\.0\.1:|unix:)([^/ ]\d*|/\S+?)/? with")[1] for _ in range(3)]
+        serving = r"serving on (?:https?://127\.0\.0\.1:|unix:)([^/ ]\d*|/\S+?)/? with"
+        self.places = [self.line(serving)[1] for _ in range(3)]
+        self.ca = ca
         self.loads = []
 
     def __enter__(self):
@@ -99,7 +89,7 @@ class Grace:
 
     def __exit__(self, *_):
         for load in self.loads:
-            load.goes_on = False
+            load.end()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.first.pid, signal.SIGKILL)
         self.first.wait()
@@ -124,45 +114,84 @@ class Grace:
         with self.changed:
             found = self.changed.wait_for(lambda: self.find(pattern), time)
         if found is None and time == PATIENCE:
-            raise TimeoutError(f"no line like {pattern!r}: {''.join(self.lines[-5:])}")
+            raise TimeoutError(f"no line like {pattern!r}: {''.join(self.lines[-8:])}")
         return found
 
-    def connect(self, index, context=None):
-        place = self.places[index]
-        if place.startswith("/"):
-            return UnixConnection(place)
-        if context is None:
-            return http.client.HTTPConnection("127.0.0.1", int(place), timeout=PATIENCE)
-        return http.client.HTTPSConnection("127.0.0.1", int(place), timeout=PATIENCE, context=context)
+    def sees(self, pattern):
+        """Waits for a line like that, and passes over none."""
+        with self.changed:
+            seen = self.changed.wait_for(lambda: any(re.search(pattern, line) for line in self.lines), PATIENCE)
+        if not seen:
+            raise TimeoutError(f"no line like {pattern!r}")
 
-    def load(self, context=None):
-        for index in range(2):
+    def load(self):
+        for place in self.places[:2]:
             for keeps in (False, True):
-                self.loads.append(Load(lambda index=index: self.connect(index, context), keeps))
-        for load in self.loads:
-            load.wait_for_answer()
+                self.loads.append(Load(place, keeps, self.ca))
+        assert not self.failed(), "before there was a restart"
 
     def failed(self):
-        return [error for load in self.loads for error in load.failed]
+        """The requests that have failed since the last time: what has become of each, and how that was seen."""
+        for load in self.loads:
+            load.ask()
+        return [failed for load in self.loads for failed in load.hear()]
 
-    def restart(self):
-        """One restart that succeeds. It may have to wait for earlier processes."""
+    @property
+    def clients(self):
+        return len(self.loads) * Load.CLIENTS
+
+    @property
+    def answered(self):
+        return sum(load.answered for load in self.loads)
+
+    def begin(self):
+        """Begins a restart, which may have to wait for earlier ones. Returns the new process, or why there is none."""
         while True:
             os.kill(self.pid, signal.SIGUSR2)
-            told = self.line(r"restart(?:: handed over to PID (\d+)| refused: (.*)| failed: (.*))")
-            if told[1]:
-                self.pid = int(told[1])
-                return
-            if told[3] or "still drain" not in told[2]:
+            told = self.line(rf" {self.pid}: restart(?:: started PID (\d+)| refused: (.*)| failed: (.*))")
+            if told[1] or told[3]:
+                return int(told[1] or 0) or told[3]
+            if "still drain" not in told[2]:
                 raise AssertionError(told[0])
             time.sleep(0.05)
+
+    def end_of(self, new, time=PATIENCE):
+        """How the restart ends: True if the new process has taken over, or the text of the failure. None: not yet."""
+        old = self.pid
+        over = rf" {old}: restart: handed over to PID {new} | {new}: restart: PID {old} has ended before it handed over"
+        told = self.line(rf"{over}| {old}: restart failed: (.*)", time)
+        if told is None:
+            return None
+        if told[1] is None:
+            self.pid = new
+        return told[1] or True
+
+    def restart(self):
+        """A restart that succeeds."""
+        new = self.begin()
+        ended = self.end_of(new) if isinstance(new, int) else new
+        if ended is not True:
+            raise AssertionError(ended)
+
+    def get(self, target):
+        """A request that is not waited for."""
+        port = int(self.places[0])
+        if self.ca is None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        else:
+            context = ssl.create_default_context(cafile=self.ca)
+            context.check_hostname = False
+            connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
+        connection.request("GET", target)
+        return connection
 
     def state(self):
         """What must not grow from one generation to the next."""
         with open(f"/proc/{self.pid}/status") as status:
             text = status.read()
         with open(f"/proc/{self.pid}/environ", "rb") as environ:
-            length = len(environ.read())
+            # The process ID is in it, and may be longer than another.
+            length = len(environ.read().replace(str(self.pid).encode(), b"PID"))
         return {
             "kB": int(re.search(r"VmRSS:\s+(\d+)", text)[1]),
             "threads": int(re.search(r"Threads:\s+(\d+)", text)[1]),
@@ -172,6 +201,7 @@ class Grace:
 
     def processes(self):
         """All of them, by their states. Zombies whose parent has ended are those of init, which takes its time."""
+        self.first.poll()
         found = []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as stat:
@@ -183,9 +213,7 @@ class Grace:
     def end(self):
         """Ends the clients and the service. No process may be left."""
         for load in self.loads:
-            load.goes_on = False
-        for load in self.loads:
-            load.join(PATIENCE)
+            load.end()
         os.kill(self.pid, signal.SIGTERM)
         self.first.wait(PATIENCE)
         deadline = time.monotonic() + PATIENCE
@@ -194,87 +222,245 @@ class Grace:
         return left
 
 
+@contextlib.contextmanager
+def certificates():
+    """The certificate of who has signed, and the flags of a program that has one that is signed."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["sh", os.path.join(ROOT, "examples", "certs.sh"), folder], check=True, capture_output=True)
+        chain, key = os.path.join(folder, "server.pem"), os.path.join(folder, "server-key.pem")
+        yield os.path.join(folder, "ca.pem"), ("-tls-cert", chain, "-tls-key", key)
+
+
 class Rows(unittest.TestCase):
-    def row(self, grace, count, context=None, slow="20s"):
-        grace.load(context)
-        long = grace.connect(0, context)
-        long.request("GET", f"/sleep/?duration={slow}")
-        first = grace.pid
-        grace.restart()
-        before = grace.state()
-        for _ in range(count - 1):
-            grace.restart()
-        after = grace.state()
-        # Clients that connect and leave change these a little.
-        self.assertLess(after["kB"], before["kB"] * 1.2 + 1024, (before, after))
-        self.assertLessEqual(after["threads"], before["threads"] + 2, (before, after))
-        self.assertLessEqual(after["descriptors"], before["descriptors"] + 8, (before, after))
-        self.assertEqual(after["environment"], before["environment"])
-        self.assertFalse([state for state in grace.processes() if state == "Z"])
-        text = long.getresponse().read().decode()
-        self.assertTrue(text.endswith(f"from pid {first}.\n"), text)
-        long.close()
-        self.assertEqual(grace.end(), [])
-        self.assertEqual(grace.failed(), [])
-        return sum(load.answered for load in grace.loads)
+    def row(self, *flags, **where):
+        with Grace("-probation", "50ms", "-stop-timeout", "10m", *flags, **where) as grace:
+            grace.load()
+            began = time.monotonic()
+            for _ in range(3):
+                grace.restart()
+            takes = (time.monotonic() - began) / 3 * RESTARTS
+            # One of them is still under way when the last generation has taken over, and not for long.
+            lengths = [takes * 0.4 * 1.25**step for step in range(15)]
+            first, began = grace.pid, time.monotonic()
+            slow = {length: grace.get(f"/sleep/?duration={length:.3f}s") for length in lengths}
+            before = grace.state()
+            for _ in range(RESTARTS):
+                grace.restart()
+            took = time.monotonic() - began
+            after = grace.state()
+            # Clients that connect and leave change these a little.
+            self.assertLess(after["kB"], before["kB"] * 1.2 + 1024, (before, after))
+            self.assertLessEqual(after["threads"], before["threads"] + 2, (before, after))
+            self.assertLessEqual(after["descriptors"], before["descriptors"] + 8, (before, after))
+            self.assertEqual(after["environment"], before["environment"])
+            self.assertFalse([state for state in grace.processes() if state == "Z"])
+            self.assertEqual(grace.failed(), [])
+            under_way = [connection for length, connection in slow.items() if length > took]
+            text = under_way[0].getresponse().read().decode()
+            self.assertTrue(text.endswith(f"from pid {first}.\n"), text)
+            for connection in slow.values():
+                connection.close()
+            self.assertEqual(grace.failed(), [])
+            self.assertEqual(grace.end(), [])
+            print(f"{RESTARTS} restarts in {took:.1f} s, {grace.answered} answers, {after}", end=" ... ", flush=True)
 
     def test_a_hundred_restarts_lose_nothing_and_leave_nothing(self):
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "grace.sock")
-            with Grace("-probation", "50ms", second=f"unix:{path}") as grace:
-                answered = self.row(grace, RESTARTS)
+            self.row(second=f"unix:{path}")
             self.assertFalse(os.path.exists(path))
-        print(f"{RESTARTS} restarts, {answered} answers", end=" ... ", flush=True)
 
     def test_nor_do_they_by_tls(self):
-        with tempfile.TemporaryDirectory() as folder:
-            subprocess.run(["sh", os.path.join(ROOT, "examples", "certs.sh"), folder], check=True, capture_output=True)
-            chain, key = os.path.join(folder, "server.pem"), os.path.join(folder, "server-key.pem")
-            context = ssl.create_default_context(cafile=os.path.join(folder, "ca.pem"))
-            context.check_hostname = False
-            with Grace("-probation", "50ms", "-tls-cert", chain, "-tls-key", key) as grace:
-                self.row(grace, 20, context, slow="5s")
+        with certificates() as (ca, flags):
+            self.row(*flags, ca=ca)
 
 
-class Kills(unittest.TestCase):
-    def test_a_new_process_may_be_killed_at_any_moment(self):
-        seed = int(os.environ.get("HTTPDOWN_TEST_SEED", time.time_ns() % 1_000_000))
-        print(f"seed {seed}", end=" ... ", flush=True)
-        moments = random.Random(seed)
-        cut = taken = 0
-        with Grace("-probation", "400ms") as grace:
-            grace.load()
-            for _ in range(KILLS):
-                before = len(grace.failed())
-                moment = moments.choice((moments.uniform(0, 0.03), moments.uniform(0, 0.3)))
-                os.kill(grace.pid, signal.SIGUSR2)
-                pid = int(grace.line(r"restart: started PID (\d+)")[1])
-                told = grace.line(r"restart: handed over", moment)
-                if told is None:
-                    os.kill(pid, signal.SIGKILL)
-                    told = grace.line(r"restart(?:: handed over| failed: (.*))")
-                if told.re.groups == 0 or told[1] is None:
-                    # The machine was too slow, and it has proved itself. That it is killed now is another matter.
-                    self.assertNotIn("killed", told[0])
-                    grace.pid = pid
-                    taken += 1
-                    continue
-                self.assertIn("killed by signal 9", told[1])
-                for load in grace.loads:
-                    load.wait_for_answer()
-                lost = grace.failed()[before:]
-                cut += len(lost)
-                # Each client has one request at a time.
-                self.assertLessEqual(len(lost), len(grace.loads), told[0])
-                if "before it was ready" in told[1]:
-                    self.assertEqual(lost, [], told[0])
-            self.assertEqual(grace.end(), [])
-            refused = [error for error in grace.failed() if isinstance(error, ConnectionRefusedError)]
-            self.assertEqual(refused, [])
-            self.assertEqual(len(grace.failed()), cut)
-            answered = sum(load.answered for load in grace.loads)
-        print(f"{KILLS - taken} killed, {answered} answers, {cut} cut", end=" ... ", flush=True)
+class Far(unittest.TestCase):
+    """lossmeter knows how to make a long way between client and server. It also says whether a kept connection ended
+    while a request was on the way to it, which HTTP/1.1 cannot prevent: such a request is a race, and not lost."""
+
+    def begin(self, path, *flags, options=()):
+        """Most of the time is spent on the way, so others may go on meanwhile."""
+        server = " ".join(["hello=" + os.path.join(BUILD, "hello"), "-addr {addr} -probation 50ms", *flags])
+        command = [os.path.join(BUILD, "rust", "lossmeter"), "--json", path, "--seed", str(SEED)]
+        command += ["--restart", str(FAR), "--rtt", "20ms", "--modes", "new,keepalive", "--jobs", "2"]
+        command += ["--load", "50ms", "--clients", "24", "--think", "100ms", *options, server]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def check(self, how, path, output, status):
+        if "not allowed here" in output or "cannot be opened" in output:
+            self.skipTest(output.strip())
+        self.assertEqual(status, 0, output)
+        with open(path, encoding="utf-8") as file:
+            rows = json.load(file)["rows"]
+        for row in rows:
+            self.assertEqual((row["restarts"], row["failed"], row["ledger_differences"]), (FAR, 0, []), output)
+            bad = ("lost", "error_status", "refused_early", "truncated", "local_errors")
+            self.assertEqual({name: row[name] for name in bad}, dict.fromkeys(bad, 0), output)
+            if row["mode"] == "new":
+                self.assertEqual(row["race"], 0, output)
+            print(f"{how}, {row['mode']}: {row['ok']} answers, {row['race']} races", end=" ... ", flush=True)
+
+    def test_over_twenty_milliseconds_restarts_lose_nothing(self):
+        with certificates() as (_, flags), tempfile.TemporaryDirectory() as folder:
+            paths = [os.path.join(folder, name) for name in ("plain.json", "tls.json")]
+            plain, tls = self.begin(paths[0]), self.begin(paths[1], *flags, options=("--tls",))
+            outputs = [process.communicate(timeout=600)[0] for process in (plain, tls)]
+            self.check("plain", paths[0], outputs[0], plain.returncode)
+            self.check("TLS", paths[1], outputs[1], tls.returncode)
+
+
+# What may befall a restart, how often in a hundred, and how the restart may end then: with such a text, or (True) by a
+# success.
+SUCCESS = r"^True$"
+BEFALLS = {
+    "is_killed": (38, r"was killed by signal 9"),
+    "crashes": (18, r"was killed by signal (6|7|8|11)"),
+    # Before it listens for these signals they kill it, and before it is ready it ends by itself.
+    "is_told_to_stop": (14, r"says: its servers stop|has exited with status 0 before|killed by signal (2|15) before"),
+    "does_not_start": (10, r"."),
+    "loses_its_predecessor": (6, SUCCESS),
+    "is_restarted_itself": (4, rf"{SUCCESS}|killed by signal 12 before"),
+    "is_asked_for_twice": (3, SUCCESS),
+    "is_suspended": (3, SUCCESS),
+    "has_a_predecessor_that_is_suspended": (2, SUCCESS),
+    "hangs": (2, r"does not answer any more|was not ready after 5s"),
+}
+
+
+class Moments(unittest.TestCase):
+    PROBATION = 0.4
+    # The latest moment. The new process is ready some time after its start, so much of the probation is left.
+    LATEST = 0.25
+
+    def test_anything_may_befall_a_restart_at_any_moment(self):
+        print(f"seed {SEED}", end=" ... ", flush=True)
+        chance = random.Random(SEED)
+        deck = [what for what, (count, _) in BEFALLS.items() for _ in range(count)] * (MOMENTS // 100 + 1)
+        chance.shuffle(deck)
+        ends = {"have taken over": 0, "failed before they were ready": 0, "failed later": 0}
+        cut = held = 0
+        with tempfile.TemporaryDirectory() as self.folder:
+            self.program = os.path.join(self.folder, "grace")
+            shutil.copy(os.path.join(BUILD, "grace"), self.program)
+            for library in filter(lambda name: ".so" in name, os.listdir(BUILD)):
+                os.symlink(os.path.join(BUILD, library), os.path.join(self.folder, library))
+            flags = ("-probation", f"{self.PROBATION}s", "-ready-timeout", "5s")
+            with Grace(*flags, program=self.program) as self.grace:
+                self.grace.load()
+                for what in deck[:MOMENTS]:
+                    ended, failed = self.try_one(what, chance)
+                    if ended is True:
+                        ends["have taken over"] += 1
+                    elif " after it was ready" in ended:
+                        ends["failed later"] += 1
+                    else:
+                        ends["failed before they were ready"] += 1
+                    cut += len(failed)
+                    held += self.held(ended)
+                self.assertEqual(self.grace.end(), [])
+                ends = ", ".join(f"{count} {how}" for how, count in ends.items())
+                print(
+                    f"{MOMENTS} moments: {ends}; {self.grace.answered} answers, {cut} cut, {held} connections held",
+                    end=" ... ",
+                    flush=True,
+                )
+
+    def try_one(self, what, chance):
+        """Begins a restart, and lets this befall it. How the restart ends, and which requests have failed."""
+        moment = chance.choice((chance.uniform(0, 0.03), chance.uniform(0, self.LATEST)))
+        expected = BEFALLS[what][1]
+        if what == "does_not_start":
+            ended = self.does_not_start(chance)
+        else:
+            new, began = self.grace.begin(), time.monotonic()
+            ended = self.grace.end_of(new, moment)
+            # Nothing befalls one that takes over. Without a supervisor, that would be the end of the service.
+            if ended is None and time.monotonic() - began < self.LATEST + 0.1:
+                getattr(self, what)(new, chance)
+            else:
+                expected = SUCCESS
+            ended = ended or self.grace.end_of(new)
+        failed = self.grace.failed()
+        self.assertRegex(str(ended), expected, what)
+        # Nobody is refused, and no answer is wrong.
+        self.assertLessEqual({kind for kind, _ in failed}, {"lost", "truncated"}, (what, moment, ended, failed))
+        self.assertLessEqual(len(failed), self.most_lost(what, ended), (what, moment, ended, failed))
+        return ended, failed
+
+    def most_lost(self, what, ended):
+        """A process that is killed loses what it holds, and each client has one request at a time."""
+        if ended is True:
+            return self.grace.clients if what == "loses_its_predecessor" else 0
+        return self.grace.clients if " after it was ready" in ended else 0
+
+    @staticmethod
+    def held(ended):
+        """How many connections a new process held at its end, as the old one says."""
+        told = ended is not True and re.search(r"held (\d+) requests on (\d+) connections", ended)
+        return int(told[2]) if told else 0
+
+    def is_killed(self, new, _):
+        os.kill(new, signal.SIGKILL)
+
+    def crashes(self, new, chance):
+        os.kill(new, chance.choice((signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)))
+
+    def is_told_to_stop(self, new, chance):
+        os.kill(new, chance.choice((signal.SIGTERM, signal.SIGINT)))
+
+    def is_restarted_itself(self, new, _):
+        os.kill(new, signal.SIGUSR2)
+
+    def is_asked_for_twice(self, _, __):
+        old = self.grace.pid
+        os.kill(old, signal.SIGUSR2)
+        self.grace.sees(rf" {old}: restart refused: a restart is under way")
+
+    def loses_its_predecessor(self, _, __):
+        os.kill(self.grace.pid, signal.SIGKILL)
+
+    def is_suspended(self, new, chance):
+        os.kill(new, signal.SIGSTOP)
+        time.sleep(chance.uniform(0, 1))
+        os.kill(new, signal.SIGCONT)
+
+    def has_a_predecessor_that_is_suspended(self, _, chance):
+        self.is_suspended(self.grace.pid, chance)
+
+    def hangs(self, new, _):
+        os.kill(new, signal.SIGSTOP)
+
+    def does_not_start(self, chance):
+        """The file of the program is swapped for one that does not work, and swapped back."""
+        other, good = os.path.join(self.folder, "other"), os.path.join(self.folder, "good")
+        how, says = chance.choice(
+            (
+                ("script", "has exited with status 3 before it was ready; its errors: the new version is broken"),
+                ("link", "has exited with status 1 before it was ready"),
+                ("no program", "Exec format error"),
+                ("not executable", "Permission denied"),
+                ("nothing", "No such file or directory"),
+            )
+        )
+        os.rename(self.program, good)
+        try:
+            if how == "link":
+                os.symlink(shutil.which("false"), self.program)
+            elif how != "nothing":
+                with open(other, "w") as file:
+                    file.write("#!/bin/sh\necho 'the new version is broken' >&2; exit 3\n" if how == "script" else "?")
+                os.chmod(other, 0o644 if how == "not executable" else 0o755)
+                os.rename(other, self.program)
+            new = self.grace.begin()
+            ended = self.grace.end_of(new) if isinstance(new, int) else new
+        finally:
+            os.rename(good, self.program)
+        self.assertIn(says, ended)
+        return ended
 
 
 if __name__ == "__main__":
+    # Some processes crash here.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     unittest.main(argv=sys.argv, verbosity=2)
