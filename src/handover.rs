@@ -109,17 +109,13 @@ impl Channel {
     /// # Errors
     /// The other end is gone, or does not read.
     pub(crate) fn send(&self, message: &Message) -> io::Result<()> {
-        self.send_with(message, None)
+        self.send_with(message, &[])
     }
 
-    /// Sends a descriptor, too.
-    pub(crate) fn send_with(
-        &self,
-        message: &Message,
-        fd: Option<BorrowedFd<'_>>,
-    ) -> io::Result<()> {
+    /// Sends descriptors, too.
+    pub(crate) fn send_with(&self, message: &Message, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut text = message.to_text().into_bytes();
-        let sent = seqpacket::send(self.0.as_fd(), &text, fd);
+        let sent = seqpacket::send(self.0.as_fd(), &text, fds);
         wipe(&mut text);
         sent
     }
@@ -129,19 +125,19 @@ impl Channel {
         let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
 
-    /// The next message, and the descriptor that came with it. `None` at the end.
+    /// The next message, and the descriptors that came with it. `None` at the end.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] if there is none yet; [`io::ErrorKind::InvalidData`] if it cannot be understood.
-    pub(crate) fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+    pub(crate) fn receive(&self) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         // Most messages are short. Nobody else receives meanwhile.
         let length = seqpacket::next_length(self.0.as_fd())?;
         let mut buffer = vec![0; length.min(LONGEST)];
         let received = match seqpacket::receive(self.0.as_fd(), &mut buffer) {
-            Ok(Some((bytes, fd))) => {
+            Ok(Some((bytes, fds))) => {
                 let parsed = Message::parse(bytes);
                 let invalid = |why| io::Error::new(io::ErrorKind::InvalidData, why);
-                parsed.map(|message| Some((message, fd))).map_err(invalid)
+                parsed.map(|message| Some((message, fds))).map_err(invalid)
             }
             Ok(None) => Ok(None),
             Err(error) => Err(error),
@@ -363,15 +359,16 @@ mod tests {
             ours.send(message).unwrap();
         }
         for message in messages {
-            let (received, fd) = theirs.receive().unwrap().unwrap();
-            assert_eq!((received, fd.is_none()), (message, true));
+            let (received, fds) = theirs.receive().unwrap().unwrap();
+            assert_eq!((received, fds.len()), (message, 0));
         }
         let none = theirs.receive().unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::WouldBlock);
         let file = std::fs::File::open("/dev/null").unwrap();
-        ours.send_with(&Message::Go, Some(file.as_fd())).unwrap();
-        let (message, fd) = theirs.receive().unwrap().unwrap();
-        assert_eq!((message, fd.is_some()), (Message::Go, true));
+        ours.send_with(&Message::Go, &[file.as_fd(), file.as_fd()])
+            .unwrap();
+        let (message, fds) = theirs.receive().unwrap().unwrap();
+        assert_eq!((message, fds.len()), (Message::Go, 2));
         // One that has ended without reading.
         theirs.send(&Message::Left).unwrap();
         drop(ours);

@@ -156,27 +156,31 @@ pub(crate) struct Predecessor {
     /// Where our standard error belongs, and which pipe to the predecessor is in its place now.
     stderr: Mutex<Option<OwnedFd>>,
     pipe: Option<(u64, u64)>,
+    /// The other end of that pipe. While it is open here, the death of the predecessor does not break the pipe.
+    errors: Mutex<Option<OwnedFd>>,
     for_process: u32,
 }
 
 impl Predecessor {
     /// Reads what the predecessor says first.
     fn meet(channel: Channel) -> Result<(Self, Vec<Passed>)> {
-        let met = wait_for_hello(&channel).and_then(|(hello, stderr)| {
+        let met = wait_for_hello(&channel).and_then(|(hello, fds)| {
             let process = watch(&hello)?;
-            Ok((hello, stderr, process))
+            Ok((hello, fds, process))
         });
-        let (hello, stderr, process) = met.inspect_err(|error| {
+        let (hello, fds, process) = met.inspect_err(|error| {
             let _ = channel.send(&Message::Failed(format!("{error:#}")));
         })?;
+        let mut fds = fds.into_iter();
         let predecessor = Self {
             channel,
             process,
             generation: hello.generation,
             pids: hello.predecessors,
             drops_unclaimed: hello.drop_unclaimed,
-            stderr: Mutex::new(stderr),
+            stderr: Mutex::new(fds.next()),
             pipe: hello.stderr,
+            errors: Mutex::new(fds.next()),
             for_process: process::id(),
         };
         Ok((predecessor, hello.sockets))
@@ -202,6 +206,12 @@ impl Predecessor {
             let _ = sys::replace_stderr(stderr.as_fd());
         }
     }
+
+    /// What is read from the pipe to the predecessor, at the first call.
+    pub(crate) fn errors(&self) -> Option<OwnedFd> {
+        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        { errors }.take()
+    }
 }
 
 /// A descriptor that tells of the predecessor's end. `None`: it has ended.
@@ -220,13 +230,13 @@ fn broken(why: impl fmt::Display) -> Error {
     Error::InvalidArgument(format!("{}: {why}", handover::VARIABLE))
 }
 
-fn wait_for_hello(channel: &Channel) -> Result<(Hello, Option<OwnedFd>)> {
+fn wait_for_hello(channel: &Channel) -> Result<(Hello, Vec<OwnedFd>)> {
     let mut watched = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
     let timeout = PollTimeout::try_from(HELLO_TIMEOUT).unwrap_or(PollTimeout::MAX);
     // An interruption counts as the end of the wait: a message is there, or it is not.
     let _ = poll(&mut watched, timeout);
     match channel.receive() {
-        Ok(Some((Message::Hello(hello), stderr))) => Ok((hello, stderr)),
+        Ok(Some((Message::Hello(hello), fds))) => Ok((hello, fds)),
         Ok(Some(_)) => Err(broken("the other process did not begin with HELLO")),
         Ok(None) => Err(broken("the other process has gone")),
         Err(error) => Err(broken(error)),

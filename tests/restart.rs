@@ -90,6 +90,10 @@ fn service() {
     if let Some(gate) = fault.get("gate") {
         stand_at(&gate);
     }
+    if is("tells") {
+        // If nobody reads it, this panics; a program in C would be ended by SIGPIPE.
+        eprintln!("{} still starts", process::id());
+    }
     if is("no pidfd") {
         deny::deny_everywhere(libc::SYS_pidfd_open, libc::EPERM);
     }
@@ -1443,6 +1447,22 @@ fn if_the_old_process_dies_the_new_one_that_starts_takes_over() {
         assert_eq!(service.get("/"), third.to_string());
         service.stop();
     }
+}
+
+#[test]
+fn if_the_old_process_dies_the_new_one_may_still_write_errors() {
+    let service = Service::start();
+    let gate = Gate::new();
+    let _asked = service.ask(&format!("/restart?tells&gate={}", gate.addr()));
+    let reached = gate.reached();
+    let second = service.started(&[]);
+    send_signal(service.first(), Signal::KILL);
+    wait_for_end(service.first());
+    drop(reached);
+    service.line("has ended before it handed over");
+    service.line(&format!("{second} still starts"));
+    assert_eq!(service.get("/"), second.to_string());
+    service.stop();
 }
 
 #[test]

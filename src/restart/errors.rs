@@ -36,13 +36,11 @@ impl Errors {
         Ok((Self::by(reads.into())?, writes.into()))
     }
 
-    pub(super) fn pipe(&self) -> Option<BorrowedFd<'_>> {
-        self.way.as_ref().map(|(pipe, _)| pipe.as_fd())
-    }
-
-    /// Where they go.
-    pub(super) fn stderr(&self) -> Option<BorrowedFd<'_>> {
-        self.way.as_ref().map(|(_, stderr)| stderr.as_fd())
+    /// What the new process needs to do without this one: where they go, and where they come from.
+    pub(super) fn ends(&self) -> Vec<BorrowedFd<'_>> {
+        let ends = self.way.iter();
+        ends.flat_map(|(pipe, stderr)| [stderr.as_fd(), pipe.as_fd()])
+            .collect()
     }
 
     /// The end of all that was written.

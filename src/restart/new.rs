@@ -1,7 +1,7 @@
 //! The new process's side of a restart: it says when it is ready, answers, and takes over; or leaves again.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -67,7 +67,7 @@ impl Coordinator {
         if let Ok(shown) = holdings::show() {
             let _ = predecessor
                 .channel
-                .send_with(&Message::Holds, Some(shown.as_fd()));
+                .send_with(&Message::Holds, &[shown.as_fd()]);
         }
         let begun = Call::new()
             .map_err(|error| Error::io("eventfd", error))
@@ -116,14 +116,6 @@ fn unserved() -> Vec<String> {
     inherited::known().map_or_else(Vec::new, Sockets::unserved)
 }
 
-/// Processes that this one has started before it was ready have the pipe to the predecessor as their standard error.
-/// Reads it, so that they can go on to write when the predecessor has ended. Nearly always, there is no such process.
-fn copy_errors(pipe: Option<OwnedFd>) {
-    if let Some(Ok(mut errors)) = pipe.map(Errors::by) {
-        errors.copy_all();
-    }
-}
-
 /// Whether a server will not serve its sockets much longer.
 fn is_leaving(party: &Arc<dyn Party>) -> bool {
     party.is_stopping() && party.borrows()
@@ -166,6 +158,12 @@ impl Talk {
     fn run(&self) {
         let mut progress = Progress::default();
         while !self.step(&mut progress) {}
+        // What the predecessor has not read; and what those processes write that this one has started before it was
+        // ready, and that have the pipe. Nearly always, there is none.
+        let errors = self.predecessor.errors();
+        if let Some(Ok(mut errors)) = errors.map(Errors::by) {
+            errors.copy_all();
+        }
     }
 
     /// Returns whether it is over.
@@ -208,9 +206,8 @@ impl Talk {
         // What it has said before its end counts.
         while !progress.is_silent {
             match predecessor.channel.receive() {
-                Ok(Some((Message::Go, errors))) => {
+                Ok(Some((Message::Go, _))) => {
                     self.take_over(true);
-                    copy_errors(errors);
                     return true;
                 }
                 Ok(Some((message, _))) => self.hear(&message),

@@ -217,11 +217,7 @@ impl Coordinator {
             return Err(Failure::Cancelled);
         }
         let pid = successor.child.pid();
-        // What others write to the pipe that they have got from it comes to it from now on.
-        let sent = successor
-            .channel
-            .send_with(&Message::Go, successor.errors.pipe());
-        if let Err(error) = sent {
+        if let Err(error) = successor.channel.send(&Message::Go) {
             return Err(Failure::Hangs(format!(
                 "does not take the sockets: {error}"
             )));
@@ -294,7 +290,7 @@ impl<'a> Successor<'a> {
             (errors, Some(pipe))
         };
         channel
-            .send_with(&Message::Hello(hello), errors.stderr())
+            .send_with(&Message::Hello(hello), &errors.ends())
             .map_err(|error| format!("telling the new process of the sockets: {error}"))?;
         let copies: Result<Vec<OwnedFd>, _> = handed
             .iter()
@@ -450,7 +446,7 @@ impl<'a> Successor<'a> {
         loop {
             match self.channel.receive() {
                 Ok(Some((Message::Pong(number), _))) => self.answered = number,
-                Ok(Some((Message::Holds, shown))) => self.holds = shown,
+                Ok(Some((Message::Holds, mut shown))) => self.holds = shown.pop(),
                 Ok(Some((Message::Note(note), _))) => {
                     self.notes.push(note);
                     if self.notes.len() > MOST_NOTES {

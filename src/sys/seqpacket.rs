@@ -21,14 +21,17 @@ pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     )?)
 }
 
-/// Sends a message, and a descriptor with it. Does not block.
+/// How many descriptors go with a message.
+const MOST_FDS: usize = 2;
+
+/// Sends a message, and descriptors with it, at most [`MOST_FDS`]. Does not block.
 pub(crate) fn send(
     socket: BorrowedFd<'_>,
     message: &[u8],
-    fd: Option<BorrowedFd<'_>>,
+    fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let fds = fd.map(|fd| [fd.as_raw_fd()]);
-    let rights = fds.as_ref().map(|fds| ControlMessage::ScmRights(fds));
+    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = (!fds.is_empty()).then(|| ControlMessage::ScmRights(&fds));
     let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
     let (bytes, rights) = ([IoSlice::new(message)], rights.as_slice());
     sendmsg::<()>(socket.as_raw_fd(), &bytes, rights, flags, None)?;
@@ -45,12 +48,13 @@ pub(crate) fn next_length(socket: BorrowedFd<'_>) -> io::Result<usize> {
     }
 }
 
-/// Receives a message, and the descriptor that was sent with it; it is close-on-exec. `None` at the end. Does not block.
+/// Receives a message, and the descriptors that were sent with it; they are close-on-exec. `None` at the end. Does not
+/// block.
 pub(crate) fn receive<'a>(
     socket: BorrowedFd<'_>,
     buffer: &'a mut [u8],
-) -> io::Result<Option<(&'a [u8], Option<OwnedFd>)>> {
-    let mut space = cmsg_space!(RawFd);
+) -> io::Result<Option<(&'a [u8], Vec<OwnedFd>)>> {
+    let mut space = cmsg_space!([RawFd; MOST_FDS]);
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let mut bytes = [IoSliceMut::new(buffer)];
     let received = recvmsg::<()>(socket.as_raw_fd(), &mut bytes, Some(&mut space), flags);
@@ -60,12 +64,11 @@ pub(crate) fn receive<'a>(
         received => received?,
     };
     let (length, is_cut) = (received.bytes, received.flags.contains(MsgFlags::MSG_TRUNC));
-    let mut fd = None;
+    let mut fds = Vec::new();
     for message in received.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = message {
+        if let ControlMessageOwned::ScmRights(given) = message {
             // SAFETY: the kernel has just given us these descriptors; nobody else knows them.
-            let mut fds = fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) });
-            fd = fds.next();
+            fds.extend(given.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }));
         }
     }
     if is_cut {
@@ -73,5 +76,5 @@ pub(crate) fn receive<'a>(
         return Err(io::Error::new(io::ErrorKind::InvalidData, why));
     }
     // There are no empty messages.
-    Ok((length > 0).then(|| (&buffer[..length], fd)))
+    Ok((length > 0).then(|| (&buffer[..length], fds)))
 }
