@@ -1792,8 +1792,8 @@ int httpdown_request_tls(const httpdown_request *request,
 void httpdown_restart_options_init(httpdown_restart_options *options, size_t struct_size);
 
 // Restarts the program without a loss: starts it as a new process, which takes over the listening sockets of all
-// servers of this process, and returns when it has. From then on all these servers stop, without a lame duck: they finish
-// their requests (httpdown_wait), and the report has `successor_pid`.
+// servers of this process, and returns when it has. Whoever connects then comes to the new process. All servers of this
+// one stop, without a lame duck: they finish their requests (httpdown_wait), and the report has `successor_pid`.
 //
 // The new process does what this one did: it calls httpdown_serve with the same `addr`, and gets the sockets. When it
 // serves all of them, both processes accept connections for `probation_ms`. If the new process ends or hangs before

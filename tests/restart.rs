@@ -1837,6 +1837,18 @@ fn the_program_is_the_one_that_stands_there_at_the_restart() {
 }
 
 #[test]
+fn whoever_connects_after_a_restart_comes_to_the_new_process() {
+    let service = Service::start();
+    for _ in 0..10 {
+        let pid = service.restart("probation=0");
+        for _ in 0..5 {
+            assert_eq!(service.get("/"), pid.to_string());
+        }
+    }
+    service.stop();
+}
+
+#[test]
 fn a_link_to_the_program_is_followed_anew() {
     let (folder, app) = folder_with_app("link");
     let mut start = Start::at(&["127.0.0.1:0"]);

@@ -451,6 +451,8 @@ pub(crate) struct Coordinator {
     state: Mutex<State>,
     /// Whether servers may accept.
     permit: watch::Sender<bool>,
+    /// Notified when a server has left its sockets.
+    left: Condvar,
     manager: Option<Manager>,
 }
 
@@ -567,6 +569,7 @@ fn coordinator() -> &'static Coordinator {
     COORDINATOR.get_or_init(|| Coordinator {
         state: Mutex::default(),
         permit: watch::Sender::new(inherited::predecessor().is_none()),
+        left: Condvar::new(),
         manager: Manager::of_this_process(),
     })
 }
@@ -630,6 +633,7 @@ impl Drop for Enrolment {
             .retain(|party| !Arc::ptr_eq(party, &self.party));
         let succession = state.succession.clone();
         drop(state);
+        self.coordinator.left.notify_all();
         if let Succession::Under(call) = succession {
             call.wake();
         }

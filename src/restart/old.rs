@@ -27,13 +27,13 @@ use crate::threads;
 
 use super::errors::Errors;
 use super::pid_file::PidFile;
-use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, Turn, notify};
+use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, State, Turn, notify};
 
 /// How often the new process is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_millis(250);
 /// How many questions may be without an answer. A thread that does nothing else answers.
 const MOST_UNANSWERED: u64 = 16;
-/// How long the last answer before the hand-over may take, and how long the new process may take to leave the sockets.
+/// How long the last answer before the hand-over may take, and how long either process may take to leave the sockets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a process that was killed may take to end. It takes longer only if the kernel is in trouble.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,6 +94,10 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
     };
     // The servers' stop does not wait for the host's code, which may itself wait for the stop.
     attempt.settle();
+    if result.is_ok() {
+        // Who reads that, and connects, comes to the new process.
+        turn.coordinator.wait_until_left();
+    }
     // What the host has given is dropped here, so that a caller who waits may rely on it. This thread lives longer.
     with_host_signals(mask, || {
         if let Some(on_end) = &restart.on_end {
@@ -202,6 +206,15 @@ impl Coordinator {
         };
         handed.extend(spares.into_iter().map(spare));
         Ok(handed)
+    }
+
+    /// Waits until the servers have left their sockets. It takes long only if the host blocks their threads.
+    fn wait_until_left(&self) {
+        let is_there = |state: &mut State| state.parties.iter().any(|party| party.is_stopping());
+        drop(
+            self.left
+                .wait_timeout_while(self.lock(), ANSWER_TIMEOUT, is_there),
+        );
     }
 
     /// The last step: the sockets are the new process's, and the servers of this one stop.

@@ -386,8 +386,9 @@ impl Server {
     /// and this process goes on as before: it has never ceased to accept. Only the connections that the failed process
     /// had accepted are lost; the error says how many they were.
     ///
-    /// The answer comes when the new process has taken over: the stop has begun, and [`Server::wait`] waits for it. Any
-    /// thread and any runtime may wait, also in a handler.
+    /// The answer comes when the new process has taken over, and this one accepts no more: the stop has begun, and
+    /// [`Server::wait`] waits for it. Whoever connects then comes to the new process. Any thread and any runtime may
+    /// wait, also in a handler.
     ///
     /// ```no_run
     /// # use httpdown::{Dispatch, Exchange, Listener, Restart, Server};

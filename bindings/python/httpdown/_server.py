@@ -884,9 +884,9 @@ class Server:
         new process. Only the connections that a failed process had accepted are lost; the text says
         how many they were.
 
-        From the return on, all servers of this process stop, without a lame duck: they finish their
-        requests (`wait`), and the Report has `successor_pid`. `on_log` and the statistics of this
-        server tell of the restart.
+        Whoever connects after the return comes to the new process. All servers of this one stop,
+        without a lame duck: they finish their requests (`wait`), and the Report has
+        `successor_pid`. `on_log` and the statistics of this server tell of the restart.
 
         Blocks as long as the new process needs, at most about `ready_timeout` + `probation`. Any
         thread may make this call, also a handler. Ctrl-C only ends the waiting: the restart goes
