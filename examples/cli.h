@@ -71,6 +71,12 @@ static inline void cli_on_phase(const httpdown_server *server, int phase, void *
     if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server);
 }
 
+/* The callback for messages: above all, what restarts tell. */
+static inline void cli_on_log(int level, const char *message, void *user_data) {
+    (void)user_data;
+    fprintf(stderr, "%s %d: %s\n", level == HTTPDOWN_LOG_ERROR ? "error" : "log", getpid(), message);
+}
+
 /* The value of flag NAME ("addr" for -addr or --addr, VALUE behind a space or a '='), if argv[*i] is that flag. */
 static inline const char *cli_flag(char **argv, int *i, const char *name) {
     const char *flag = argv[*i];

@@ -145,12 +145,6 @@ static void on_phase(const httpdown_server *server, int phase, void *user_data) 
     if (phase == HTTPDOWN_PHASE_STOPPED && s->has_thread) pthread_join(s->thread, NULL);
 }
 
-/* Above all, what restarts tell. */
-static void on_log(int level, const char *message, void *user_data) {
-    (void)user_data;
-    fprintf(stderr, "%s %d: %s\n", level == HTTPDOWN_LOG_ERROR ? "error" : "log", getpid(), message);
-}
-
 int main(int argc, char **argv) {
     static service services[COUNT] = {{.name = "Zero"}, {.name = "First"}, {.name = "Second"}};
     const char *addrs[COUNT] = {":48567", ":48568", ":48569"};
@@ -182,7 +176,7 @@ int main(int argc, char **argv) {
             .dispatch = HTTPDOWN_DISPATCH_QUEUE,
             .user_data = &services[i],
             .on_phase = on_phase,
-            .on_log = on_log,
+            .on_log = cli_on_log,
             .stop_timeout_ms = stop_timeout_ms,
             .kill_timeout_ms = kill_timeout_ms,
             .tls = cli_tls_settings(),

@@ -1,5 +1,5 @@
 /* The server for benchmarks and test suites: "Hello, World!" everywhere, POST /echo, POST /upload, GET /bytes/N,
- * GET /sleep/MS. */
+ * GET /sleep/MS. Its flags about stops are those that matter behind a load balancer (docs/balancers.md). */
 #define _POSIX_C_SOURCE 200809L
 #include <httpdown.h>
 #include <pthread.h>
@@ -143,21 +143,42 @@ static void on_phase(const httpdown_server *server, int phase, void *user_data) 
 }
 
 int main(int argc, char **argv) {
-    httpdown_options options = {.struct_size = sizeof options, .addr = "127.0.0.1:8080", .on_phase = on_phase};
     httpdown_restart_options restart = {.struct_size = sizeof restart};
+    httpdown_options options = {
+        .struct_size = sizeof options,
+        .addr = "127.0.0.1:8080",
+        .on_phase = on_phase,
+        .on_log = cli_on_log,
+        .restart = &restart,
+    };
+    const struct {
+        const char *flag;
+        uint32_t *ms;
+    } durations[] = {
+        {"lame-duck", &options.lame_duck_ms},
+        {"lame-duck-min", &options.lame_duck_min_ms},
+        {"lame-duck-quiet", &options.lame_duck_quiet_ms},
+        {"idle-grace", &options.idle_grace_ms},
+        {"idle-timeout", &options.idle_timeout_ms},
+        {"probation", &restart.probation_ms},
+    };
     for (int i = 1; i < argc; i++) {
-        const char *value;
+        const char *value = NULL;
+        for (size_t j = 0; j < sizeof durations / sizeof *durations && value == NULL; j++)
+            if ((value = cli_flag(argv, &i, durations[j].flag))) *durations[j].ms = cli_timeout(argv[0], value);
+        if (value != NULL) continue;
         if ((value = cli_flag(argv, &i, "addr"))) options.addr = value;
+        else if ((value = cli_flag(argv, &i, "ready-path"))) options.ready_path = value;
         else if ((value = cli_flag(argv, &i, "threads"))) options.io_threads = (uint32_t)strtoul(value, NULL, 10);
-        else if ((value = cli_flag(argv, &i, "probation"))) restart.probation_ms = cli_timeout(argv[0], value);
         else if (strcmp(argv[i], "-trim-memory") == 0) options.trim_memory = 1;
         else if ((value = cli_flag(argv, &i, "dispatch"))) {
             if (strcmp(value, "inline") == 0) dispatch = HTTPDOWN_DISPATCH_INLINE;
             else if (strcmp(value, "queue") == 0) dispatch = HTTPDOWN_DISPATCH_QUEUE;
             else if (strcmp(value, "pool") != 0) return fprintf(stderr, "%s: no dispatch '%s'\n", argv[0], value), 2;
         } else if (!cli_tls_flag(argv, &i)) {
-            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-probation D] "
-                                "[-trim-memory] [-tls-cert F -tls-key F]";
+            const char *flags = "[-addr A] [-threads N] [-dispatch inline|pool|queue] [-trim-memory] [-ready-path P] "
+                                "[-lame-duck D] [-lame-duck-min D] [-lame-duck-quiet D] [-idle-grace D] "
+                                "[-idle-timeout D] [-probation D] [-tls-cert F -tls-key F]";
             return fprintf(stderr, "usage: %s %s\n", argv[0], flags), 2;
         }
     }

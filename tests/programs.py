@@ -253,7 +253,7 @@ class Hello(unittest.TestCase):
                 self.assertEqual(hello.end(), 0)
 
     def test_bad_flags_are_refused(self):
-        for flags in (["-nonsense"], ["-dispatch", "sideways"], ["-addr"]):
+        for flags in (["-nonsense"], ["-dispatch", "sideways"], ["-lame-duck", "soon"], ["-addr"]):
             done = subprocess.run([os.path.join(BUILD, "hello"), *flags], capture_output=True, timeout=PATIENCE)
             self.assertEqual(done.returncode, 2, flags)
             self.assertNotEqual(done.stderr, b"", flags)
