@@ -56,6 +56,7 @@ python() {
 }
 programs() { interruptible "${PYTHON:-python3}" tests/programs.py; }
 restarts() { "${PYTHON:-python3}" tests/restarts.py; }
+balancers() { "${PYTHON:-python3}" examples/balancer.py --seconds 10 --jobs 2; }
 interop() {
     for program in curl openssl; do
         command -v $program >/dev/null || { echo "skipped: no $program (make tools)"; return 77; }
@@ -97,7 +98,7 @@ end_beside() {
 }
 
 passed=0 failed=0 skipped=0 summary=
-suites=${*:-rust c unix secure python programs restarts interop websocket abi options install valgrind cpp loss tsan}
+suites=${*:-rust c unix secure python programs restarts balancers interop websocket abi options install valgrind cpp loss tsan}
 for suite in $suites; do
     for pair in $BESIDE; do
         case " $suites " in

@@ -2,10 +2,14 @@
 # Installs what the tests need beyond Rust, a C compiler and Python 3: from the distribution as root, and into a
 # virtualenv under build/ as anybody. What cannot be had is named; its tests are then skipped.
 cd "$(dirname "$0")/.." || exit 1
-missing=
+missing= balancers=
 for pair in valgrind:valgrind pkg-config:pkg-config g++:g++ setarch:util-linux nm:binutils cmake:cmake openssl:openssl \
     curl:curl wget:wget gnutls-cli:gnutls-bin systemd-socket-activate:systemd; do
     command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"
+done
+# Balancers are where only root looks for programs.
+for balancer in nginx haproxy; do
+    PATH="$PATH:/usr/sbin" command -v $balancer >/dev/null || balancers="$balancers $balancer"
 done
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || missing="$missing python3-venv"
 for pair in wslay/wslay.h:libwslay-dev nettle/sha1.h:nettle-dev; do
@@ -13,11 +17,15 @@ for pair in wslay/wslay.h:libwslay-dev nettle/sha1.h:nettle-dev; do
 done
 # The distribution's own Python, for a libcurl that has GnuTLS.
 ! /usr/bin/python3 -c '' 2>/dev/null || /usr/bin/python3 -c 'import pycurl' 2>/dev/null || missing="$missing python3-pycurl"
-if [ -n "$missing" ]; then
+if [ -n "$missing$balancers" ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        apt-get update -qq && apt-get install -qq -y --no-install-recommends $missing
+        apt-get update -qq && apt-get install -qq -y --no-install-recommends $missing $balancers
+        # The distribution starts what it installs; nobody here wants a server on port 80.
+        for balancer in $balancers; do
+            [ ! -d /run/systemd/system ] || systemctl disable --quiet --now $balancer
+        done
     else
-        echo "missing, and not installed without root and apt-get:$missing"
+        echo "missing, and not installed without root and apt-get:$missing$balancers"
     fi
 fi
 # Quick, if it is all there.
