@@ -184,7 +184,6 @@ int main(int argc, char **argv) {
     }
     options.tls = cli_tls_settings();
     options.reload_on_hup = options.tls != NULL;
-    options.restart = &restart;
     options.dispatch = dispatch;
     options.handler = dispatch == HTTPDOWN_DISPATCH_QUEUE ? NULL : on_request;
     char error[256];
