@@ -47,6 +47,7 @@ int main(int argc, char **argv) {
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .on_phase = cli_on_phase,
+        .on_log = cli_on_warning,
         .on_done = on_done,
     };
     for (int i = 1; i < argc; i++) {

@@ -77,6 +77,14 @@ static inline void cli_on_log(int level, const char *message, void *user_data) {
     fprintf(stderr, "%s %d: %s\n", level == HTTPDOWN_LOG_ERROR ? "error" : "log", getpid(), message);
 }
 
+/* The same for a program that says only what is amiss: above all, that the files of TLS could not be read again
+ * (SIGHUP), and that the program could not be restarted (SIGUSR2). */
+static inline void cli_on_warning(int level, const char *message, void *user_data) {
+    (void)user_data;
+    if (level > HTTPDOWN_LOG_WARNING) return;
+    fprintf(stderr, "%s: %s\n", level == HTTPDOWN_LOG_ERROR ? "error" : "warning", message);
+}
+
 /* The value of flag NAME ("addr" for -addr or --addr, VALUE behind a space or a '='), if argv[*i] is that flag. */
 static inline const char *cli_flag(char **argv, int *i, const char *name) {
     const char *flag = argv[*i];

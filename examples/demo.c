@@ -38,6 +38,7 @@ int main(int argc, char **argv) {
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .on_phase = cli_on_phase,
+        .on_log = cli_on_warning,
         .stop_timeout_ms = 10000,
         .kill_timeout_ms = 1000,
     };

@@ -53,6 +53,9 @@ int main(int argc, char **argv) {
     options.on_phase = [](httpdown::server_ref server, httpdown_phase_code phase) {
         if (phase == HTTPDOWN_PHASE_SERVING) cli_tell_address(server.get());
     };
+    options.on_log = [](httpdown_log_level level, std::string_view text) {
+        cli_on_warning(level, std::string(text).c_str(), nullptr);
+    };
     try {
         const auto report = httpdown::run(std::move(options)); // until TERM or INT
         std::cout << "stopped after " << report.stop_duration_ms << " ms: " << report.requests << " requests, "

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
-use httpdown::{Addr, Dispatch, Exchange, Identity, Listener, Result, Server, Signals, Tls};
+use httpdown::{
+    Addr, Dispatch, Exchange, Identity, Listener, LogLevel, Result, Server, Signals, Tls,
+};
 
 fn answer(mut exchange: Exchange) -> Result<()> {
     let text = exchange.query().get("duration");
@@ -63,7 +65,12 @@ fn serve() -> Result<(), Box<dyn Error>> {
     let signals = Signals::catch()?;
     let mut builder = Server::builder()
         .stop_timeout(stop_timeout)
-        .kill_timeout(kill_timeout);
+        .kill_timeout(kill_timeout)
+        .on_log(|level, text| match level {
+            LogLevel::Error => eprintln!("error: {text}"),
+            LogLevel::Warning => eprintln!("warning: {text}"),
+            _ => {}
+        });
     let scheme = if cert.is_some() { "https" } else { "http" };
     if let Some(cert) = cert {
         let key = key.ok_or("-tls-cert needs a -tls-key")?;

@@ -145,6 +145,7 @@ int main(int argc, char **argv) {
         .handler = on_request,
         .dispatch = HTTPDOWN_DISPATCH_INLINE,
         .on_phase = cli_on_phase,
+        .on_log = cli_on_warning,
         .stop_timeout_ms = 10000,
     };
     for (int i = 1; i < argc; i++) {

@@ -83,18 +83,13 @@ static void on_request(httpdown_request *request, void *user_data) {
     }
 }
 
-static void on_log(int level, const char *text, void *user_data) {
-    (void)level, (void)user_data;
-    fprintf(stderr, "%s\n", text);
-}
-
 int main(int argc, char **argv) {
     httpdown_options options = {
         .struct_size = sizeof options,
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .on_phase = cli_on_phase,
-        .on_log = on_log,
+        .on_log = cli_on_warning,
     };
     const char *folder = ".";
     for (int i = 1; i < argc; i++) {

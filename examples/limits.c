@@ -61,6 +61,7 @@ int main(int argc, char **argv) {
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .on_phase = cli_on_phase,
+        .on_log = cli_on_warning,
         .stats = {.bump_sum = bump_sum},
         .pool_threads = 1,
         .max_target_size = 1000,

@@ -114,6 +114,7 @@ int main(int argc, char **argv) {
         .addr = "127.0.0.1:8080",
         .handler = on_request,
         .on_phase = cli_on_phase,
+        .on_log = cli_on_warning,
         .abort_on_close = 1,       /* Who closes while it waits has left. */
         .tcp_keepalive_ms = 60000, /* Who has vanished without a word, too. */
     };

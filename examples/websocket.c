@@ -185,6 +185,7 @@ int main(int argc, char **argv) {
         .handler = on_request,
         .dispatch = HTTPDOWN_DISPATCH_INLINE,
         .on_phase = cli_on_phase,
+        .on_log = cli_on_warning,
         .stop_timeout_ms = 10000, /* So long a client may take for its Close. */
         .tcp_keepalive_ms = 60000, /* Sessions are silent for long. So the kernel asks whether their clients live. */
     };

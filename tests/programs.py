@@ -143,9 +143,13 @@ class Demo:
                 second = certificates.put(1, 1)
                 demo.signal(signal.SIGHUP)
                 until_served(second)
-                # What cannot be used changes nothing, and ends nothing.
+                # What cannot be used changes nothing, and ends nothing. The program says so.
                 certificates.put(0, 1)
                 demo.signal(signal.SIGHUP)
+                self.assertRegex(demo.process.stderr.readline(), "key")
+                until_served(second)
+                demo.signal(signal.SIGUSR2)
+                self.assertTrue(any("restart failed: " in line for line in demo.process.stderr))
                 until_served(second)
                 first = certificates.put(0, 0)
                 demo.signal(signal.SIGHUP)
