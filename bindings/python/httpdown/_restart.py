@@ -383,6 +383,15 @@ class Attempt:
         # It takes its turn itself, because Ctrl-C may interrupt this call here.
         threading.Thread(target=self._run, name="httpdown-py-restart", daemon=True).start()
 
+    def wait(self) -> int:
+        """Waits for the end. Returns the new process.
+
+        A signal that comes just before a lock is waited for does not interrupt the wait.
+        """
+        while not concurrent.futures.wait([self.result], _arguments.SLICE).done:
+            pass
+        return self.result.result()
+
     def wait_begun(self) -> None:
         """Waits until the restart has begun. Raises if it was refused at once."""
         while not concurrent.futures.wait([self.result], _LOOK).done:

@@ -897,7 +897,7 @@ class Server:
         stop was asked for), Unsupported (this is the first process of a container, or a service of
         systemd that is not of Type=notify), OutOfResources, Forked; TypeError.
         """
-        return _restart.Attempt(self, restart, self._vetoed).result.result()
+        return _restart.Attempt(self, restart, self._vetoed).wait()
 
     def restart_begin(self, restart: Restart | None = None) -> None:
         """Like `restart`, but returns as soon as the restart has begun.
