@@ -513,7 +513,8 @@ typedef void (*httpdown_done_fn)(const httpdown_request_record *record, void *us
 
 // Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
 // for `size` bytes, is "" before, and is to be NUL-terminated: it becomes part of the result's text. Called on the
-// restart's own thread, before the new process is started. It may block, and the restart waits for it.
+// restart's own thread, before the new process is started. It may block, and the restart waits for it; a stop does not,
+// but httpdown_run and httpdown_run_all return only when it has returned.
 typedef int (*httpdown_before_restart_fn)(char *why, size_t size, void *user_data);
 
 // Tells how a restart has ended. `status` is OK or RESTART_FAILED. `text` says why it has failed ("" on OK), and is

@@ -263,6 +263,13 @@ fn answer(at: usize, exchange: Exchange) {
             deny::deny_everywhere(libc::SYS_pidfd_send_signal, libc::EPERM);
             String::new()
         }
+        (_, "/another") => {
+            static OTHERS: Mutex<Vec<Server>> = Mutex::new(Vec::new());
+            let another = serve(1, listen("127.0.0.1:0", false), Query::new(""));
+            let addr = another.local_addrs()[0].to_string();
+            OTHERS.lock().unwrap().push(another);
+            addr
+        }
         (_, "/stop") => {
             server.stop_begin();
             "stops".into()
@@ -1124,6 +1131,21 @@ fn a_new_process_that_cannot_show_what_it_holds_takes_over_all_the_same() {
     assert!(answer.contains("it did not show what it held"), "{answer}");
     service.restart("no+memfd");
     service.stop();
+}
+
+#[test]
+fn a_server_that_is_started_during_a_restart_makes_it_fail() {
+    let service = Service::start();
+    let first = service.first().to_string();
+    let gate = Gate::new();
+    let mut asked = service.ask(&format!("/restart?probation=0&gate={}", gate.addr()));
+    let reached = gate.reached();
+    let another = service.get("/another");
+    drop(reached);
+    let answer = text(&mut asked);
+    let why = "was told to stop, because another server was started here";
+    assert!(answer.contains(why), "{answer}");
+    assert_eq!([service.get("/"), get(&another, "/")], [&*first; 2]);
 }
 
 #[test]

@@ -834,7 +834,8 @@ pub enum httpdown_restart_flag {
 
 /// Decides whether a restart may begin. Anything but 0 refuses it. The reason may be written into `why`, which has room
 /// for `size` bytes, is "" before, and is to be NUL-terminated: it becomes part of the result's text. Called on the
-/// restart's own thread, before the new process is started. It may block, and the restart waits for it.
+/// restart's own thread, before the new process is started. It may block, and the restart waits for it; a stop does not,
+/// but httpdown_run and httpdown_run_all return only when it has returned.
 pub type httpdown_before_restart_fn =
     Option<unsafe extern "C" fn(why: *mut c_char, size: usize, user_data: *mut c_void) -> c_int>;
 

@@ -216,7 +216,8 @@ impl Restart {
     }
 
     /// Is asked before the new process is started. An error refuses the restart: its text is in
-    /// [`Error::RestartFailed`]. Called on the restart's own thread.
+    /// [`Error::RestartFailed`]. Called on the restart's own thread. A stop that is asked for meanwhile does not wait for
+    /// the answer, but a [run](crate::Server::run) does.
     pub fn before(
         mut self,
         veto: impl Fn() -> std::result::Result<(), String> + Send + Sync + 'static,
@@ -388,7 +389,7 @@ fn say_ready(is_all: bool) -> Result<()> {
     // Without a server, nobody may have looked.
     inherited::look();
     let coordinator = coordinator();
-    let has_served = coordinator.lock().has_served;
+    let has_served = coordinator.lock().served > 0;
     match inherited::predecessor() {
         Some(predecessor) if !has_served => return Err(predecessor.fail(NO_SERVER.into())),
         None if !has_served => return Err(Error::InvalidArgument(NO_SERVER.into())),
@@ -453,6 +454,8 @@ pub(crate) struct Coordinator {
     permit: watch::Sender<bool>,
     /// Notified when a server has left its sockets.
     left: Condvar,
+    /// Whether a restart is under way.
+    restarts: watch::Sender<bool>,
     manager: Option<Manager>,
 }
 
@@ -465,8 +468,8 @@ struct State {
     /// The earlier processes, and what tells of their ends.
     predecessors: Vec<(u32, OwnedFd)>,
     generation: u64,
-    /// Whether there was a server.
-    has_served: bool,
+    /// How many servers there have been.
+    served: u64,
     /// Whether the thread that talks with the predecessor was started.
     has_met: bool,
     succession: Succession,
@@ -524,6 +527,8 @@ struct Attempt {
     stage: AtomicU8,
     /// 0: not started yet.
     pid: std::sync::atomic::AtomicU32,
+    /// The host has permitted it, and it was not cancelled before that.
+    has_begun: AtomicBool,
     is_cancelled: AtomicBool,
     /// Wakes the restart's thread when it is cancelled.
     wake: EventFd,
@@ -536,6 +541,7 @@ impl Attempt {
         Ok(Self {
             stage: AtomicU8::new(RestartState::Starting as u8),
             pid: 0.into(),
+            has_begun: AtomicBool::new(false),
             is_cancelled: AtomicBool::new(false),
             wake: EventFd::new().map_err(|error| Error::io("eventfd", error))?,
             is_settled: watch::Sender::new(false),
@@ -543,12 +549,21 @@ impl Attempt {
     }
 
     fn is_cancelled(&self) -> bool {
-        self.is_cancelled.load(Ordering::Acquire)
+        self.is_cancelled.load(Ordering::SeqCst)
     }
 
-    fn cancel(&self) {
-        self.is_cancelled.store(true, Ordering::Release);
+    /// Returns whether it may begin. Either this function sees that it was cancelled, or [`Attempt::cancel`] sees that it
+    /// has begun.
+    fn begins(&self) -> bool {
+        self.has_begun.store(true, Ordering::SeqCst);
+        !self.is_cancelled()
+    }
+
+    /// Returns whether it may have begun something, which it undoes now. While the host is still asked, it has not.
+    fn cancel(&self) -> bool {
+        self.is_cancelled.store(true, Ordering::SeqCst);
         self.wake.set();
+        self.has_begun.load(Ordering::SeqCst)
     }
 
     fn settle(&self) {
@@ -570,6 +585,7 @@ fn coordinator() -> &'static Coordinator {
         state: Mutex::default(),
         permit: watch::Sender::new(inherited::predecessor().is_none()),
         left: Condvar::new(),
+        restarts: watch::Sender::new(false),
         manager: Manager::of_this_process(),
     })
 }
@@ -583,7 +599,7 @@ pub(crate) fn enrol(party: Arc<dyn Party>) -> Enrolment {
     if let Some(predecessor) = inherited::predecessor() {
         coordinator.succeed_to(predecessor, &party);
     }
-    coordinator.lock().has_served = true;
+    coordinator.lock().served += 1;
     Enrolment { coordinator, party }
 }
 
@@ -615,9 +631,10 @@ impl Enrolment {
             }
             state.attempt.clone()
         };
-        if let Some(attempt) = attempt {
+        if let Some(attempt) = attempt
+            && attempt.cancel()
+        {
             let mut settled = attempt.is_settled.subscribe();
-            attempt.cancel();
             let settled = settled.wait_for(|is_settled| *is_settled);
             let _ = tokio::time::timeout(CANCEL_TIMEOUT, settled).await;
         }
@@ -664,9 +681,15 @@ pub(crate) fn begin(
         told: Some(Box::new(told)),
     };
     let started = threads::apart("httpdown-restart", move || {
-        old::run(thread, &asker, restart, mask);
+        old::run(thread, asker, restart, mask);
     });
     started.map(drop).inspect_err(|_| coordinator.end(&attempt))
+}
+
+/// Waits until no restart is under way. From then on, nothing is called that the host has given for one.
+pub(crate) async fn none_under_way() {
+    let mut restarts = coordinator().restarts.subscribe();
+    let _ = restarts.wait_for(|is_under_way| !is_under_way).await;
 }
 
 /// Waits for a restart: blocks.
@@ -792,11 +815,15 @@ impl Coordinator {
         }
         let attempt = Arc::new(Attempt::new()?);
         state.attempt = Some(Arc::clone(&attempt));
+        self.restarts.send_replace(true);
         Ok((attempt, asker))
     }
 
     fn end(&self, attempt: &Attempt) {
-        self.lock().attempt = None;
+        let mut state = self.lock();
+        state.attempt = None;
+        self.restarts.send_replace(false);
+        drop(state);
         attempt.settle();
     }
 }

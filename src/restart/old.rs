@@ -63,15 +63,18 @@ pub(super) fn can_restart() -> Result<()> {
 }
 
 /// The restart's thread.
-pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: SignalMask) {
+pub(super) fn run(turn: Turn, asker: Arc<dyn Party>, restart: Restart, mask: SignalMask) {
     let began = Instant::now();
     asker.stat(StatKind::Sum, "restart", 1.0);
     let mut successor = None;
     let attempt = Arc::clone(&turn.attempt);
     let permitted = ask(&restart, mask);
-    // A refusal, too, is the answer to a reload.
-    turn.coordinator.tell_reloading(asker);
-    let result = permitted.and_then(|()| try_it(&turn, &attempt, asker, &restart, &mut successor));
+    let begins = attempt.begins();
+    if begins {
+        // A refusal, too, is the answer to a reload.
+        turn.coordinator.tell_reloading(&asker);
+    }
+    let result = permitted.and_then(|()| try_it(&turn, &attempt, &asker, &restart, &mut successor));
     let result = match result {
         Ok(pid) => {
             let took = began.elapsed();
@@ -88,7 +91,9 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
         Err(why) => {
             asker.stat(StatKind::Sum, "restart.failed", 1.0);
             asker.log(LogLevel::Error, format!("restart failed: {why}"));
-            turn.coordinator.tell_failed(&why, asker);
+            if begins {
+                turn.coordinator.tell_failed(&why, &asker);
+            }
             Err(Error::RestartFailed(why))
         }
     };
@@ -105,6 +110,8 @@ pub(super) fn run(turn: Turn, asker: &Arc<dyn Party>, restart: Restart, mask: Si
         }
         drop(restart);
     });
+    // It may be the last that holds the server.
+    drop(asker);
     turn.end(result);
     if let Some(mut successor) = successor {
         successor.reap();
@@ -142,6 +149,7 @@ fn try_it<'a>(
     if attempt.is_cancelled() {
         return Err("this process stops".into());
     }
+    let served = turn.coordinator.lock().served;
     let handed = turn
         .coordinator
         .handed()
@@ -153,8 +161,11 @@ fn try_it<'a>(
         let kept = handed.into_iter().enumerate();
         let kept = kept.filter(|(place, _)| !dropped.contains(place));
         let handed: Vec<_> = kept.map(|(_, handed)| handed).collect();
+        // What cannot be taken back comes later.
+        turn.coordinator.lock().check(served)?;
         successor.becomes_main(turn.coordinator, asker)?;
-        turn.coordinator.commit(attempt, &successor, &handed)
+        turn.coordinator
+            .commit(attempt, &successor, &handed, served)
     });
     match result {
         Ok(()) => {
@@ -184,6 +195,17 @@ enum Failure {
     Ours(String),
     /// A stop of this process was asked for.
     Cancelled,
+}
+
+impl State {
+    /// The new process has the sockets of as many servers as this process had at the beginning.
+    fn check(&self, served: u64) -> Result<(), Failure> {
+        if self.served == served {
+            return Ok(());
+        }
+        let why = "another server was started here, of whose sockets it does not know";
+        Err(Failure::Ours(why.into()))
+    }
 }
 
 impl Coordinator {
@@ -223,8 +245,10 @@ impl Coordinator {
         attempt: &Attempt,
         successor: &Successor<'_>,
         handed: &[Handed],
+        served: u64,
     ) -> Result<(), Failure> {
         let mut state = self.lock();
+        state.check(served)?;
         let is_stopping = state.parties.iter().any(|party| party.is_stopping());
         if is_stopping || attempt.is_cancelled() {
             return Err(Failure::Cancelled);

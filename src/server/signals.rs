@@ -143,16 +143,19 @@ impl Signals {
         // been blocked.
         drop(hearing);
         drop(watching);
+        threads::block_on(restart::none_under_way(), None);
         result
     }
 
     async fn run_until_end_async(self, servers: &[Server]) -> Result<()> {
         refused(servers, Server::cannot_wait)?;
-        let _watching = self.ready_for(servers)?.watch(servers);
+        let watching = self.ready_for(servers)?.watch(servers);
         let mut results = Vec::new();
         for server in servers {
             results.push(server.wait().await);
         }
+        drop(watching);
+        restart::none_under_way().await;
         worst(results)
     }
 

@@ -647,6 +647,67 @@ static void a_server_that_comes_late_is_waited_for(void) {
     end_new(ports[0], f);
 }
 
+/* A run in this process, and the thread that sends it signals. */
+typedef struct {
+    fixture *f;
+    told_of *t;
+    gate serving;
+    int port;
+    bool ends; /* by SIGTERM, while the program is asked whether it may be restarted */
+} signalled;
+
+static void on_phase_of_run(const httpdown_server *server, int phase, void *user_data) {
+    signalled *s = ((fixture *)user_data)->extra;
+    if (phase == HTTPDOWN_PHASE_SERVING) {
+        s->port = port_of(server);
+        gate_add(&s->serving);
+    }
+    /* Only now the program answers. */
+    if (phase == HTTPDOWN_PHASE_STOPPED) gate_add(&s->t->may_go_on);
+}
+
+static void *signals(void *user_data) {
+    signalled *s = user_data;
+    gate_wait(&s->serving, 1);
+    CHECK(kill(getpid(), SIGUSR2) == 0);
+    gate_wait(&s->t->asked, 1);
+    if (s->ends) CHECK(kill(getpid(), SIGTERM) == 0);
+    return NULL;
+}
+
+/* When a run returns, all callbacks of its restart have been called. */
+static void run_with_signals(signalled *s) {
+    gate fresh = GATE;
+    char error[256];
+    pthread_t thread;
+    s->f = new_fixture();
+    s->t = new_told();
+    s->t->holds = s->ends;
+    s->serving = fresh;
+    s->f->extra = s;
+    httpdown_restart_options restart = to(s->t, "serves", 1);
+    httpdown_options options = options_for(s->f, who);
+    options.addr = "127.0.0.1:0";
+    options.on_phase = on_phase_of_run;
+    options.restart = &restart;
+    CHECK(pthread_create(&thread, NULL, signals, s) == 0);
+    EQUAL(httpdown_run(&options, NULL, error, sizeof error), 0);
+    check_told(s->t, s->ends ? FAILED : 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+}
+
+static void a_signal_restarts_a_run(void) {
+    signalled s = {.ends = false};
+    run_with_signals(&s);
+    end_new(s.port, s.f);
+}
+
+static void a_run_waits_for_the_program_that_is_asked(void) {
+    signalled s = {.ends = true};
+    run_with_signals(&s);
+    free_fixture(s.f);
+}
+
 static void what_makes_no_sense_is_refused(void) {
     fixture *f = new_fixture();
     httpdown_server *server = serve_again(f);
@@ -758,6 +819,8 @@ int main(int argc, char **argv) {
     RUN(the_standard_descriptors_may_be_closed);
     RUN(who_is_ready_has_a_server);
     RUN(a_server_that_comes_late_is_waited_for);
+    RUN(a_signal_restarts_a_run);
+    RUN(a_run_waits_for_the_program_that_is_asked);
     RUN(what_makes_no_sense_is_refused);
     RUN(a_forked_child_cannot_restart);
     return test_end(argv[0]);
