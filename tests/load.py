@@ -21,8 +21,13 @@ HEAD = re.compile(rb"HTTP/1\.1 200 OK\r\n((?:[a-z-]+: [^\r\n]+\r\n)+)\r\n")
 BODY = re.compile(rb"(?:Zero|First|Second) +started at .+ slept for 1000000 nanoseconds from pid \d+\.\n")
 
 
+# A server that stops closes a connection that has had no request for a second.
+IDLE = 0.9
+
+
 class Failed(Exception):
-    """A request that has failed: refused, lost (without a byte of an answer), truncated, or wrong."""
+    """A request that has failed: refused, lost (without a byte of an answer), truncated, or wrong. Or it is late: the
+    system did not let the client run, and the server may have closed the idle connection before the request came."""
 
 
 class Client(threading.Thread):
@@ -69,26 +74,32 @@ class Client(threading.Thread):
             except OSError as error:
                 connection.close()
                 raise Failed("lost", f"handshake: {error!r}") from error
-        self.connection = connection
+        self.connection, self.since = connection, time.monotonic()
+
+    def age(self):
+        """How long ago the last answer came, or the connection was made."""
+        return time.monotonic() - self.since
 
     def receive(self, got):
         try:
             return self.connection.recv(65536)
         except OSError as error:
-            raise Failed("truncated" if got else "lost", repr(error)) from error
+            raise Failed("truncated" if got else "lost", f"{error!r} after {self.age():.3f} s") from error
 
     def exchange(self):
         if self.connection is None:
             self.connect()
+        idle = self.age()
         try:
             self.connection.sendall(self.request)
         except OSError as error:
-            raise Failed("lost", repr(error)) from error
+            raise Failed("late" if idle > IDLE else "lost", f"{error!r} after {idle:.3f} s") from error
         got = b""
         while b"\r\n\r\n" not in got:
             more = self.receive(got)
             if not more:
-                raise Failed("truncated" if got else "lost", "the end")
+                lost = "late" if idle > IDLE else "lost"
+                raise Failed("truncated" if got else lost, f"the end after {idle:.3f} s, seen after {self.age():.3f} s")
             got += more
         head = HEAD.match(got)
         length = head and re.search(rb"^content-length: (\d+)\r$", head[1], re.M)
@@ -105,6 +116,7 @@ class Client(threading.Thread):
         closes = re.search(rb"^connection: close\r$", head[1], re.M) is not None
         if not closes and not self.keeps:
             raise Failed("wrong", f"the connection stays open: {got!r}")
+        self.since = time.monotonic()
         if closes:
             more = self.receive(got)
             if more:
