@@ -59,6 +59,7 @@ class Client(threading.Thread):
             self.connection = None
 
     def connect(self):
+        self.since = time.monotonic()
         family = socket.AF_UNIX if self.place.startswith("/") else socket.AF_INET
         connection = socket.socket(family, socket.SOCK_STREAM)
         connection.settimeout(PATIENCE)
@@ -73,33 +74,43 @@ class Client(threading.Thread):
                 connection = self.context.wrap_socket(connection, suppress_ragged_eofs=False)
             except OSError as error:
                 connection.close()
-                raise Failed("lost", f"handshake: {error!r}") from error
-        self.connection, self.since = connection, time.monotonic()
+                kind = "late" if self.age() > IDLE else "lost"
+                raise Failed(kind, f"handshake: {error!r} after {self.age():.3f} s") from error
+        self.connection = connection
 
     def age(self):
-        """How long ago the last answer came, or the connection was made."""
+        """How long ago the last request was sent, or the connection was begun: it has not been idle for longer."""
         return time.monotonic() - self.since
+
+    def cut(self, got, how):
+        """The connection has ended, and so much of the answer was there."""
+        kind = "truncated" if got else "late" if self.idle > IDLE else "lost"
+        return Failed(kind, f"{how} {self.age():.3f} s after it was sent, {self.idle:.3f} s after the one before")
 
     def receive(self, got):
         try:
             return self.connection.recv(65536)
         except OSError as error:
-            raise Failed("truncated" if got else "lost", f"{error!r} after {self.age():.3f} s") from error
+            raise self.cut(got, repr(error)) from error
 
     def exchange(self):
         if self.connection is None:
             self.connect()
-        idle = self.age()
+        before, self.since = self.since, time.monotonic()
+        failed = None
         try:
             self.connection.sendall(self.request)
         except OSError as error:
-            raise Failed("late" if idle > IDLE else "lost", f"{error!r} after {idle:.3f} s") from error
+            failed = error
+        # The client may have been held up until then.
+        self.idle = time.monotonic() - before
+        if failed:
+            raise self.cut(b"", repr(failed)) from failed
         got = b""
         while b"\r\n\r\n" not in got:
             more = self.receive(got)
             if not more:
-                lost = "late" if idle > IDLE else "lost"
-                raise Failed("truncated" if got else lost, f"the end after {idle:.3f} s, seen after {self.age():.3f} s")
+                raise self.cut(got, "the end")
             got += more
         head = HEAD.match(got)
         length = head and re.search(rb"^content-length: (\d+)\r$", head[1], re.M)
@@ -109,14 +120,13 @@ class Client(threading.Thread):
         while len(got) < end:
             more = self.receive(got)
             if not more:
-                raise Failed("truncated", f"{len(got)} of {end} bytes")
+                raise self.cut(got, f"{len(got)} of {end} bytes")
             got += more
         if len(got) > end or not BODY.fullmatch(got, head.end()):
             raise Failed("wrong", repr(got))
         closes = re.search(rb"^connection: close\r$", head[1], re.M) is not None
         if not closes and not self.keeps:
             raise Failed("wrong", f"the connection stays open: {got!r}")
-        self.since = time.monotonic()
         if closes:
             more = self.receive(got)
             if more:
