@@ -740,6 +740,7 @@ def test_the_program_may_refuse() -> None:
         assert lines == ["ERROR restart failed: refused: not today"]
         assert httpdown.restart_info() == httpdown.RestartInfo(RestartState.IDLE, 0, None, ())
         httpdown.restart_ready()  # Nobody waits for that.
+        _restart.run_ready()
         assert server.ready
     assert sums == ["restart", "restart.failed"]
     assert server.report().successor_pid == 0
@@ -776,7 +777,8 @@ def test_a_program_that_is_not_there_is_not_started() -> None:
 
     def on_end(*end: Any) -> None:
         ended.append(end)
-        over.open()
+        if len(ended) == 2:
+            over.open()
 
     with httpdown.Server(hello, "127.0.0.1:0", on_log=lambda *_: None) as server:
         missing = Restart(program="/nowhere/program", on_end=on_end)
