@@ -289,7 +289,7 @@ typedef enum {
     // httpdown_restart_ready when all its servers serve.
     HTTPDOWN_RESTART_DROP_UNCLAIMED = 1,
     // The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
-    // be out of the way of the sockets, which have the numbers from 3 on.
+    // be out of the way of the sockets, which have the numbers from 3 on: otherwise the restart fails.
     HTTPDOWN_RESTART_KEEP_FDS = 2,
     // The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
     // copied there, so that what it says of its failure is in the text of the result, too.

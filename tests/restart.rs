@@ -184,8 +184,10 @@ fn listen(addr: &str, is_successor: bool) -> Listener {
         // A socket that the host binds itself, and gets back by the name that such sockets have, or by its number.
         Some(("own" | "given", addr)) if !is_successor => bound(addr),
         Some(("own", _)) => Listener::bind("fd:httpdown").unwrap(),
-        // SAFETY: the process was started with it, and nobody else takes it.
-        Some(("given", _)) => Listener::from_fd(unsafe { OwnedFd::from_raw_fd(3) }).unwrap(),
+        Some(("given" | "passed", _)) => {
+            // SAFETY: the process was started with it, and nobody else takes it.
+            Listener::from_fd(unsafe { OwnedFd::from_raw_fd(3) }).unwrap()
+        }
         _ => Listener::bind(addr).unwrap(),
     }
 }
@@ -1819,6 +1821,48 @@ fn a_descriptor_of_the_host_is_kept_if_that_is_asked_for() {
     }
     let last = service.restart("");
     assert!(!Path::new(&format!("/proc/{last}/fd/{NUMBER}")).exists());
+    service.stop();
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_kept_makes_the_restart_fail() {
+    for number in 3..=5 {
+        // The socket gets 3, and what the two processes say to each other goes by 4.
+        let service = Start::at(&["127.0.0.1:0"])
+            .before(&format!("exec {number}</dev/zero"))
+            .start();
+        let answer = service.get("/restart?keep");
+        if number == 5 {
+            let next = succeeded(&answer);
+            assert_eq!(link_of(next, number), "/dev/zero");
+        } else {
+            let why = format!(
+                "was not started: keeping descriptors: the sockets get the numbers from 3 to 4, and \
+                 {number} is /dev/zero: give that a higher number"
+            );
+            assert!(answer.contains(&why), "{answer}");
+            assert_eq!(service.get("/"), service.first().to_string());
+            // Without the wish to keep it, it is in nobody's way.
+            service.restart("");
+        }
+        service.stop();
+    }
+}
+
+#[test]
+fn a_socket_that_is_passed_on_anyway_is_in_nobodys_way() {
+    let web = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut start = Start::at(&["passed:3"]);
+    // It is not close-on-exec, and the host gives it by its number.
+    let above = rustix::io::fcntl_dupfd_cloexec(&web, 100).unwrap();
+    start.fds.push(above);
+    drop(web);
+    let service = start.start();
+    for _ in 0..2 {
+        let pid: u32 = service.get("/").parse().unwrap();
+        service.restart("keep");
+        service.assert_ended_well(pid);
+    }
     service.stop();
 }
 

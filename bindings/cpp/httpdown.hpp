@@ -665,7 +665,7 @@ struct restart_options {
     /// call `restart_ready` when all its servers serve.
     bool drop_unclaimed = false;
     /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
-    /// be out of the way of the sockets, which have the numbers from 3 on.
+    /// be out of the way of the sockets, which have the numbers from 3 on: otherwise the restart fails.
     bool keep_fds = false;
     /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, so that
     /// what it says of its failure is in the error of the restart, too.

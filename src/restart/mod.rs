@@ -170,7 +170,7 @@ impl Restart {
     }
 
     /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
-    /// be out of the way of the sockets, which have the numbers from 3 on.
+    /// be out of the way of the sockets, which have the numbers from 3 on: otherwise the restart fails.
     pub fn keep_fds(mut self, keeps: bool) -> Self {
         self.keep_fds = keeps;
         self

@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
@@ -14,7 +15,10 @@ use std::process::ExitStatus;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use super::{PTHREAD_CANCEL_DISABLE, no_action, null, outlives_exec, poll_now, set_cancel_state};
+use super::{
+    PTHREAD_CANCEL_DISABLE, identity, no_action, null, outlives_exec, poll_now, set_cancel_state,
+    with_fd,
+};
 
 /// The first descriptor that a program is given, behind its standard ones.
 const FIRST: RawFd = 3;
@@ -39,7 +43,8 @@ pub(crate) struct Spawn<'a> {
     pub(crate) fds: &'a [BorrowedFd<'a>],
     /// Its standard error; `None`: that of this process. What this process lacks of 0 to 2 is `/dev/null`.
     pub(crate) stderr: Option<BorrowedFd<'a>>,
-    /// Leaves it all other descriptors of this process that are not close-on-exec.
+    /// Leaves it all other descriptors of this process that are not close-on-exec. None of them may have a number of
+    /// `fds`.
     pub(crate) keep_fds: bool,
     /// The program becomes a child of our parent.
     pub(crate) sibling: bool,
@@ -138,7 +143,7 @@ struct Plan {
 ///
 /// # Errors
 /// The system has no room for the copies of the descriptors, or for a process; there is no such directory, or no such
-/// program, or it cannot be executed.
+/// program, or it cannot be executed; a descriptor cannot be kept.
 pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
     let failed = |what| {
         move |why| NotSpawned {
@@ -151,6 +156,11 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
     let count = RawFd::try_from(spawn.fds.len()).unwrap_or(RawFd::MAX - FIRST - 1);
     // The copies are above all numbers that will be given, so that none of them is overwritten before its turn.
     let end = FIRST + count;
+    if spawn.keep_fds
+        && let Some(number) = (FIRST..end).find(|&number| would_be_lost(number, spawn.fds))
+    {
+        return Err(failed("keeping descriptors")(in_the_way(number, end - 1)));
+    }
     let targets = (FIRST..).zip(spawn.fds).map(|(to, from)| (*from, to));
     let stderr = spawn.stderr.iter();
     let targets = targets.chain(stderr.map(|from| (*from, libc::STDERR_FILENO)));
@@ -207,6 +217,25 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
             })
         }
     }
+}
+
+/// Whether the program should have the descriptor with this number, and would not, because one of `fds` gets the number.
+fn would_be_lost(number: RawFd, fds: &[BorrowedFd<'_>]) -> bool {
+    if !outlives_exec(number) {
+        return false;
+    }
+    let file = with_fd(number, identity).ok();
+    // What is one of them is not lost.
+    !fds.iter().any(|fd| identity(*fd).ok() == file)
+}
+
+fn in_the_way(number: RawFd, last: RawFd) -> io::Error {
+    let file = fs::read_link(format!("/proc/self/fd/{number}"));
+    let file = file.map_or_else(|_| "in use".into(), |file| file.display().to_string());
+    io::Error::other(format!(
+        "the sockets get the numbers from {FIRST} to {last}, and {number} is {file}: give that a higher number, or \
+         make it close-on-exec"
+    ))
 }
 
 /// A copy of a descriptor whose number is larger than `end`. It is close-on-exec.
@@ -478,7 +507,7 @@ impl Child {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-    use std::fs::{self, File};
+    use std::fs::File;
     use std::io::{PipeReader, PipeWriter, Read, pipe};
     use std::os::fd::AsFd;
     use std::os::unix::process::parent_id;

@@ -52,7 +52,8 @@ class Restart:
       often than not. With this option the new process must call `restart_ready` when all its
       servers serve; `run` does. Default: False.
     - `keep_fds`: The new process also gets the inheritable descriptors of this one, with their
-      numbers. They must be out of the way of the sockets, which have the numbers from 3 on.
+      numbers. They must be out of the way of the sockets, which have the numbers from 3 on:
+      otherwise the restart fails.
       Default: False.
     - `plain_stderr`: The new process writes to this one's standard error at once. Otherwise it gets
       a pipe until it is ready, which is copied there, so that its traceback is in the text of
