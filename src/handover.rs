@@ -3,13 +3,18 @@
 //! A message is a text: the first line says its kind, and further lines are keys with values. Keys that a version of
 //! this library does not know are skipped. So two versions can follow each other.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use nix::sys::socket::{Shutdown, shutdown};
-use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{
+    AsciiSet, CONTROLS, percent_decode_str, percent_encode, utf8_percent_encode,
+};
 
 use crate::sys::{seqpacket, wipe};
 
@@ -63,6 +68,8 @@ pub(crate) struct Hello {
     pub(crate) drop_unclaimed: bool,
     /// Device and inode of the pipe that is the new process's standard error.
     pub(crate) stderr: Option<(u64, u64)>,
+    /// Where the new process's ID belongs, if its predecessor dies before it has written it there. Absolute.
+    pub(crate) pid_file: Option<PathBuf>,
     pub(crate) sockets: Vec<Passed>,
 }
 
@@ -215,6 +222,10 @@ impl Hello {
         if let Some((device, inode)) = self.stderr {
             let _ = write!(text, "\nstderr={device}:{inode}");
         }
+        if let Some(file) = &self.pid_file {
+            let file = percent_encode(file.as_os_str().as_bytes(), SPECIAL);
+            let _ = write!(text, "\npid_file={file}");
+        }
         for socket in &self.sockets {
             text.push_str("\nsocket");
             if let Some(asked) = &socket.asked {
@@ -259,6 +270,10 @@ impl Hello {
                 ("stderr", value) => {
                     let (device, inode) = value.split_once(':').unwrap_or((value, ""));
                     hello.stderr = Some((number(device)?, number(inode)?));
+                }
+                ("pid_file", value) => {
+                    let bytes = percent_decode_str(value).collect();
+                    hello.pid_file = Some(OsString::from_vec(bytes).into());
                 }
                 ("socket", rest) => hello.sockets.push(Passed::parse(rest)?),
                 _ => {}
@@ -321,6 +336,7 @@ mod tests {
             predecessors: vec![17, 4],
             drop_unclaimed: true,
             stderr: Some((13, u64::MAX)),
+            pid_file: Some(OsString::from_vec(b"/run/a b=%\n\xff".into()).into()),
             sockets: vec![
                 Passed {
                     asked: Some("unix:/run/a b=%\n".into()),

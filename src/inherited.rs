@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::parent_id;
+use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,6 +154,8 @@ pub(crate) struct Predecessor {
     /// All that may still drain, with those before it.
     pub(crate) pids: Vec<u32>,
     pub(crate) drops_unclaimed: bool,
+    /// Which file has the process ID of the program.
+    pub(crate) pid_file: Option<PathBuf>,
     /// Where our standard error belongs, and which pipe to the predecessor is in its place now.
     stderr: Mutex<Option<OwnedFd>>,
     pipe: Option<(u64, u64)>,
@@ -178,6 +181,7 @@ impl Predecessor {
             generation: hello.generation,
             pids: hello.predecessors,
             drops_unclaimed: hello.drop_unclaimed,
+            pid_file: hello.pid_file,
             stderr: Mutex::new(fds.next()),
             pipe: hello.stderr,
             errors: Mutex::new(fds.next()),

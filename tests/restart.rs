@@ -313,6 +313,9 @@ fn restart(server: &Server, query: Query<'_>, fault: &str) -> String {
     if let Some(timeout) = millis("timeout") {
         restart = restart.ready_timeout(timeout);
     }
+    if let Some(path) = query.get("pid") {
+        restart = restart.pid_file(&*path);
+    }
     if let Some(most) = query.get("most") {
         restart = restart.max_predecessors(most.parse().unwrap());
     }
@@ -1508,6 +1511,56 @@ fn if_the_old_process_dies_in_the_probation_the_new_one_owns_the_socket() {
             assert!(!Path::new("/").join(path).exists());
         }
     }
+}
+
+#[test]
+fn if_the_old_process_dies_the_file_gets_the_number_of_the_new_one() {
+    let folder = Folder::new("pid");
+    for dies_in in ["start", "probation"] {
+        let service = Service::start();
+        let (gate, path) = (Gate::new(), folder.join("pid"));
+        fs::write(&path, format!("{}\n", service.first())).unwrap();
+        let how = match dies_in {
+            "start" => format!("&gate={}", gate.addr()),
+            _ => "&probation=60000".into(),
+        };
+        let _asked = service.ask(&format!("/restart?pid={}{how}", path.display()));
+        let reached = (dies_in == "start").then(|| gate.reached());
+        let second = service.started(&[]);
+        if dies_in == "probation" {
+            // The new file is there before the process may serve.
+            let _serves = service.connect_to(second);
+        }
+        send_signal(service.first(), Signal::KILL);
+        wait_for_end(service.first());
+        drop(reached);
+        service.line("has ended before it handed over");
+        let written = fs::read_to_string(&path).unwrap();
+        assert_eq!(written, format!("{second}\n"), "{dies_in}");
+        let names = fs::read_dir(&folder.0).unwrap();
+        let names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["pid"], "nothing stays beside it");
+        service.stop();
+    }
+}
+
+#[test]
+fn if_the_old_process_dies_and_the_file_cannot_be_written_the_new_one_says_so() {
+    let folder = Folder::new("no-pid");
+    let (service, gate) = (Service::start(), Gate::new());
+    let path = folder.join("gone").join("pid");
+    let path = path.display();
+    let _asked = service.ask(&format!("/restart?pid={path}&gate={}", gate.addr()));
+    let reached = gate.reached();
+    let second = service.started(&[]);
+    send_signal(service.first(), Signal::KILL);
+    wait_for_end(service.first());
+    drop(reached);
+    service.line(&format!(
+        "Error: restart: {path} cannot be written: No such file"
+    ));
+    assert_eq!(service.get("/"), second.to_string());
+    service.stop();
 }
 
 #[test]

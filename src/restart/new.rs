@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,6 +19,7 @@ use crate::threads;
 
 use super::canary::Canary;
 use super::errors::Errors;
+use super::pid_file::PidFile;
 use super::{Coordinator, Party, Standing, Succession, has_ended, living};
 
 /// Wakes the thread that talks with the predecessor.
@@ -344,6 +346,9 @@ impl Talk {
         coordinator.permit.send_replace(true);
         // The predecessor waits for that.
         predecessor.channel.end();
+        if !was_handed_over {
+            self.write_pid_file();
+        }
         let pid = predecessor.pids.first().copied().unwrap_or(0);
         if let Some(party) = coordinator.parties().first() {
             if was_handed_over {
@@ -356,5 +361,17 @@ impl Talk {
         let generation = predecessor.generation;
         let status = format!("took over from PID {pid} (restart {generation})");
         coordinator.tell_taken_over(&status);
+    }
+
+    /// Does what the predecessor can do no more. It may have written the file already; then it stays as it is.
+    fn write_pid_file(&self) {
+        let Some(path) = &self.predecessor.pid_file else {
+            return;
+        };
+        let written = PidFile::prepare(path, process::id()).and_then(|file| file.replace());
+        if let (Err(error), Some(party)) = (written, self.coordinator.parties().first()) {
+            let text = format!("restart: {} cannot be written: {error}", path.display());
+            party.log(LogLevel::Error, text);
+        }
     }
 }

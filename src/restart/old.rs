@@ -7,7 +7,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{self, Path};
 use std::process::{self, ExitStatus};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
@@ -663,6 +663,11 @@ impl Coordinator {
             predecessors: [process::id()].into_iter().chain(pids).collect(),
             drop_unclaimed: restart.drop_unclaimed,
             stderr: None,
+            // The new process may have another directory.
+            pid_file: restart
+                .pid_file
+                .as_ref()
+                .map(|path| path::absolute(path).unwrap_or_else(|_| path.clone())),
             sockets: handed.iter().map(|handed| handed.passed.clone()).collect(),
         }
     }
