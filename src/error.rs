@@ -119,6 +119,20 @@ impl Error {
         }
     }
 
+    /// Says in the text whose error it is, if there is a text.
+    pub(crate) fn of(mut self, whose: &str) -> Self {
+        if let Self::InvalidArgument(text)
+        | Self::Unsupported(text)
+        | Self::Address(text)
+        | Self::Tls(text)
+        | Self::Io(text, _)
+        | Self::OutOfResources(text, _) = &mut self
+        {
+            text.insert_str(0, &format!("{whose}: "));
+        }
+        self
+    }
+
     pub(crate) fn io(what: impl Into<String>, error: io::Error) -> Self {
         let what = what.into();
         match error.raw_os_error() {

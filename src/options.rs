@@ -153,7 +153,7 @@ impl Options {
             && !is_target(target)
         {
             return wrong(format!(
-                "canary {target:?} is not the target of a request: \"/\" first, then visible ASCII"
+                "canary {target:?} is not the target of a request: \"/\" first, then visible ASCII without \"#\""
             ));
         }
         for (name, timeout) in [
@@ -317,7 +317,10 @@ const MOST_BUFFERED: usize = 16 << 20;
 
 /// Whether the target of a request can have this path.
 fn is_target(target: &str) -> bool {
-    target.starts_with('/') && target.bytes().all(|byte| byte.is_ascii_graphic())
+    target.starts_with('/')
+        && target
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'#')
 }
 
 fn is_path(path: &str) -> bool {

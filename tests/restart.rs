@@ -1903,6 +1903,61 @@ fn a_descriptor_that_cannot_be_kept_makes_the_restart_fail() {
 }
 
 #[test]
+fn options_that_make_no_sense_are_refused_when_the_server_starts() {
+    let restart = Restart::default;
+    for (restart, why) in [
+        (
+            restart().program("bin/app"),
+            "program \"bin/app\" is not absolute",
+        ),
+        (
+            restart().directory("run"),
+            "directory \"run\" is not absolute",
+        ),
+        (restart().directory(""), "directory \"\" is not absolute"),
+        (
+            restart().pid_file("app.pid"),
+            "pid_file \"app.pid\" is not absolute",
+        ),
+        (
+            restart().pid_file("/run/"),
+            "pid_file \"/run/\" is not the path of a file",
+        ),
+        (restart().pid_file("/run/a\0b"), "pid_file has a zero byte"),
+        (
+            restart().args(Vec::<String>::new()),
+            "args is empty: the first one is the program's name",
+        ),
+        (restart().args(["app", "a\0b"]), "args[1] has a zero byte"),
+        (
+            restart().env([("A=B", "C")]),
+            "env: \"A=B\" is not a variable's name",
+        ),
+        (
+            restart().env([("SECRET", "a\0b")]),
+            "env: \"SECRET\" has a zero byte",
+        ),
+        (
+            restart().ready_timeout(Duration::ZERO),
+            "ready_timeout is 0: no process would be ready in time",
+        ),
+        (
+            restart().max_predecessors(0),
+            "max_predecessors is 0: every restart would be refused",
+        ),
+    ] {
+        let listener = Listener::bind("127.0.0.1:0").unwrap();
+        let handler = |exchange: Exchange| drop(exchange);
+        let server = Server::builder().restart(restart.clone());
+        let error = server.handle(listener, Dispatch::default(), handler);
+        assert_eq!(
+            format!("{:#}", error.unwrap_err()),
+            format!("restart: {why}")
+        );
+    }
+}
+
+#[test]
 fn a_socket_that_is_passed_on_anyway_is_in_nobodys_way() {
     let web = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut start = Start::at(&["passed:3"]);
@@ -1917,6 +1972,27 @@ fn a_socket_that_is_passed_on_anyway_is_in_nobodys_way() {
         service.assert_ended_well(pid);
     }
     service.stop();
+}
+
+#[test]
+fn a_canary_is_the_target_of_a_request() {
+    for target in [
+        "",
+        "x",
+        "http://x/",
+        "/a b",
+        "/x#y",
+        "/\n",
+        "/\u{e9}",
+        "/\0",
+    ] {
+        let listener = Listener::bind("127.0.0.1:0").unwrap();
+        let handler = |exchange: Exchange| drop(exchange);
+        let server = Server::builder().canary(target);
+        let error = server.handle(listener, Dispatch::default(), handler);
+        let error = format!("{:#}", error.unwrap_err());
+        assert!(error.contains(&format!("canary {target:?}")), "{error}");
+    }
 }
 
 // The program.

@@ -650,7 +650,7 @@ struct restart_options {
     /// The environment, as texts of the form NAME=VALUE, without what a restart itself needs. Default: the one that
     /// this process was started with.
     std::optional<std::vector<std::string>> env{};
-    /// The working directory. Default: the one that this process was started in.
+    /// The working directory: an absolute path. Default: the one that this process was started in.
     std::string directory{};
     /// How long the new process may take until it serves all sockets. Default: 1 minute. In real time.
     std::optional<milliseconds> ready_timeout{};

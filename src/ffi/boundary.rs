@@ -160,20 +160,6 @@ pub(super) fn status_text(status: c_int) -> &'static CStr {
     }
 }
 
-/// Says in an error's text whose error it is, if the error has a text.
-pub(super) fn error_of(whose: &str, mut error: Error) -> Error {
-    if let Error::InvalidArgument(text)
-    | Error::Unsupported(text)
-    | Error::Address(text)
-    | Error::Tls(text)
-    | Error::Io(text, _)
-    | Error::OutOfResources(text, _) = &mut error
-    {
-        text.insert_str(0, &format!("{whose}: "));
-    }
-    error
-}
-
 /// Borrows from a pointer that must not be NULL.
 ///
 /// # Safety

@@ -93,7 +93,9 @@ impl Options {
         if process::forked() {
             return Err(Error::Forked);
         }
-        let restart = restart.transpose()?;
+        let restart = restart
+            .transpose()
+            .map_err(|error| error.of("options.restart"))?;
         Ok(Self { raw, data, restart })
     }
 

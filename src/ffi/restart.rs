@@ -203,6 +203,10 @@ pub(super) unsafe fn read(options: *const httpdown_restart_options) -> Result<Re
     }
     // SAFETY: the header's preface: NULL, or texts and a NULL.
     if let Some(args) = unsafe { os_texts(raw.argv) } {
+        if args.is_empty() {
+            let why = "options.argv is empty: the first one is the program's name";
+            return Err(Error::InvalidArgument(why.into()));
+        }
         restart = restart.args(args);
     }
     // SAFETY: the same.

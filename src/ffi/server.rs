@@ -10,7 +10,7 @@ use crate::process;
 use crate::{Error, Event, RequestQueue, Result, Server, Signals};
 
 use super::boundary::{
-    borrow, deadline, error_of, explained, output, room, size_of_callers, slice, status, status_of,
+    borrow, deadline, explained, output, room, size_of_callers, slice, status, status_of,
     status_text, text_array, value, without_cancellation, write_sized, write_text,
 };
 use super::callbacks::ForeignData;
@@ -148,7 +148,7 @@ pub unsafe extern "C" fn httpdown_run_all(
             let place = &places[index];
             let like = places[..index].iter().position(|other| other == place);
             let like = like.map_or_else(String::new, |first| format!(", like server {first}"));
-            error_of(&format!("server {index} ({place}{like})"), error)
+            error.of(&format!("server {index} ({place}{like})"))
         })
     })
 }
@@ -173,7 +173,7 @@ unsafe fn read_all(options: *const *const httpdown_options, count: usize) -> Res
         }
         // SAFETY: the same promise.
         let options = unsafe { Options::read(pointer) };
-        options.map_err(|error| error_of(&format!("options[{index}]"), error))
+        options.map_err(|error| error.of(&format!("options[{index}]")))
     });
     // All, before the first error counts.
     let read: Vec<_> = read.collect();

@@ -857,13 +857,13 @@ pub struct httpdown_restart_options {
     /// The file that is executed: an absolute path. Default: the one that this process was started from. Its path is
     /// looked up anew, so a link that leads elsewhere now, or a file that was replaced, means the new version.
     pub program: *const c_char,
-    /// The arguments, and behind them a NULL, like in execve(2); the first one is the program's name. Default: those of
-    /// this process.
+    /// The arguments, at least one, and behind them a NULL, like in execve(2); the first one is the program's name.
+    /// Default: those of this process.
     pub argv: *const *mut c_char,
     /// The environment, as texts of the form NAME=VALUE, and behind them a NULL, without what a restart itself needs.
     /// Default: the one that this process was started with.
     pub envp: *const *mut c_char,
-    /// The working directory. Default: the one that this process was started in.
+    /// The working directory: an absolute path. Default: the one that this process was started in.
     pub directory: *const c_char,
     /// Is asked whether the restart may begin. May be NULL.
     pub before: httpdown_before_restart_fn,

@@ -21,7 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
@@ -119,7 +119,7 @@ impl Restart {
         self
     }
 
-    /// The arguments; the first one is the program's name. Default: those of this process.
+    /// The arguments, at least one; the first one is the program's name. Default: those of this process.
     pub fn args<T: Into<OsString>>(mut self, args: impl IntoIterator<Item = T>) -> Self {
         self.args = Some(args.into_iter().map(Into::into).collect());
         self
@@ -135,13 +135,14 @@ impl Restart {
         self
     }
 
-    /// The working directory. Default: the one that this process was started in.
+    /// The working directory: an absolute path. Default: the one that this process was started in.
     pub fn directory(mut self, path: impl Into<PathBuf>) -> Self {
         self.dir = Some(path.into());
         self
     }
 
-    /// How long the new process may take until it serves all sockets. Default: 60 seconds. In real time.
+    /// How long the new process may take until it serves all sockets, more than zero. Default: 60 seconds. In real
+    /// time.
     pub fn ready_timeout(mut self, timeout: Duration) -> Self {
         self.ready_timeout = timeout;
         self
@@ -155,7 +156,7 @@ impl Restart {
     }
 
     /// While so many earlier processes still drain, a restart is refused ([`Error::Busy`]): each of them holds memory.
-    /// Default: 8.
+    /// At least 1. Default: 8.
     pub fn max_predecessors(mut self, count: usize) -> Self {
         self.max_predecessors = count;
         self
@@ -206,8 +207,8 @@ impl Restart {
         !self.no_signal
     }
 
-    /// A file that has the process ID of the program, for those who look for it there. A restart replaces the file when
-    /// the new process has proved itself. The new version is written beside the file before that, with the process ID
+    /// A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
+    /// replaces the file when the new process has proved itself. The new version is written beside the file before that, with the process ID
     /// added to the name; if that fails, so does the restart. The first process's file is written by the program, or by
     /// whoever starts it. Default: none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
@@ -233,30 +234,52 @@ impl Restart {
         self
     }
 
-    /// Whether there can be such a process.
-    fn check(&self) -> Result<()> {
+    /// Whether there can be such a process. Of arguments and variables, which may be secrets, nothing is shown but names.
+    pub(crate) fn check(&self) -> Result<()> {
         let wrong = |why: String| Err(Error::InvalidArgument(why));
-        if let Some(program) = self.program.as_ref().filter(|path| !path.is_absolute()) {
-            return wrong(format!("program: {} is not absolute", program.display()));
+        let has_zero = |text: &OsStr| text.as_bytes().contains(&0);
+        for (name, path) in [
+            ("program", &self.program),
+            ("directory", &self.dir),
+            ("pid_file", &self.pid_file),
+        ] {
+            let Some(path) = path else { continue };
+            if has_zero(path.as_os_str()) {
+                return wrong(format!("{name} has a zero byte"));
+            }
+            if !path.is_absolute() {
+                return wrong(format!("{name} \"{}\" is not absolute", path.display()));
+            }
+        }
+        if let Some(path) = &self.pid_file
+            && (path.file_name().is_none() || path.as_os_str().as_bytes().ends_with(b"/"))
+        {
+            let path = path.display();
+            return wrong(format!("pid_file \"{path}\" is not the path of a file"));
         }
         if self.args.as_ref().is_some_and(Vec::is_empty) {
-            return wrong("there are no arguments: the first one is the program's name".into());
+            return wrong("args is empty: the first one is the program's name".into());
         }
-        // Not its value, which may be a secret.
-        let is_wrong = |name: &OsStr| name.is_empty() || name.as_bytes().contains(&b'=');
-        let mut names = self.env.iter().flatten().map(|(name, _)| name);
-        if let Some(name) = names.find(|name| is_wrong(name)) {
+        let mut args = self.args.iter().flatten();
+        if let Some(index) = args.position(|arg| has_zero(arg)) {
+            return wrong(format!("args[{index}] has a zero byte"));
+        }
+        for (name, value) in self.env.iter().flatten() {
+            let is_wrong = name.is_empty() || name.as_bytes().contains(&b'=');
+            let has_zero = has_zero(name) || has_zero(value);
             let name = name.display();
-            return wrong(format!("\"{name}\" is no name of a variable"));
+            if is_wrong {
+                return wrong(format!("env: \"{name}\" is not a variable's name"));
+            }
+            if has_zero {
+                return wrong(format!("env: \"{name}\" has a zero byte"));
+            }
         }
-        let paths = [self.program.as_deref(), self.dir.as_deref()];
-        let paths = paths.into_iter().flatten().map(Path::as_os_str);
-        let env = self.env.iter().flatten();
-        let mut texts = paths
-            .chain(self.args.iter().flatten().map(OsString::as_os_str))
-            .chain(env.flat_map(|(name, value)| [name.as_os_str(), value.as_os_str()]));
-        if texts.any(|text| text.as_bytes().contains(&0)) {
-            return wrong("a path, an argument or a variable has a zero byte".into());
+        if self.ready_timeout.is_zero() {
+            return wrong("ready_timeout is 0: no process would be ready in time".into());
+        }
+        if self.max_predecessors == 0 {
+            return wrong("max_predecessors is 0: every restart would be refused".into());
         }
         Ok(())
     }

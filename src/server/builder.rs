@@ -872,6 +872,10 @@ impl Builder {
             return Err(Error::InvalidArgument("no address to listen on".into()));
         }
         self.options.check()?;
+        if let Some(restart) = &self.restart {
+            let checked = restart.check();
+            checked.map_err(|error| error.of("restart"))?;
+        }
         let mask = SignalMask::here().and_pipe();
         threads::elsewhere(move || self.start_here(listeners, mask, respond))
     }

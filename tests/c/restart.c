@@ -744,15 +744,21 @@ static void what_makes_no_sense_is_refused(void) {
     options.flags = 1u << 20;
     REFUSED(HTTPDOWN_STATUS_UNSUPPORTED, "options.flags 1048576");
     options.argv = nothing;
-    REFUSED(INVALID, "there are no arguments");
+    REFUSED(INVALID, "options.argv is empty");
     options.envp = no_value;
     REFUSED(INVALID, "options.envp[1] has no '='");
     options.envp = unnamed;
-    REFUSED(INVALID, "\"\" is no name");
+    REFUSED(INVALID, "\"\" is not a variable's name");
     options.program = "";
     REFUSED(INVALID, "is not absolute");
     options.program = "build/tests/restart";
-    REFUSED(INVALID, "is not absolute");
+    REFUSED(INVALID, "program \"build/tests/restart\" is not absolute");
+    options.directory = "";
+    REFUSED(INVALID, "directory \"\" is not absolute");
+    options.pid_file = "app.pid";
+    REFUSED(INVALID, "pid_file \"app.pid\" is not absolute");
+    options.ready_timeout_ms = HTTPDOWN_NOW;
+    REFUSED(INVALID, "ready_timeout is 0");
     struct {
         httpdown_restart_options known;
         size_t more;
@@ -773,6 +779,51 @@ static void what_makes_no_sense_is_refused(void) {
     EQUAL(state(), HTTPDOWN_RESTART_IDLE);
     EQUAL(who_answers(port_of(server)).pid, getpid());
     end_server(f, 0);
+    free_fixture(f);
+}
+
+/* Not only when a signal asks for a restart. */
+static void what_makes_no_sense_is_refused_before_a_run(void) {
+    char error[256], *nothing[] = {NULL};
+    const struct {
+        httpdown_restart_options how;
+        const char *text;
+    } wrong[] = {
+        {{.program = "app"}, "restart: program \"app\" is not absolute"},
+        {{.directory = "run"}, "restart: directory \"run\" is not absolute"},
+        {{.pid_file = "app.pid"}, "restart: pid_file \"app.pid\" is not absolute"},
+        {{.ready_timeout_ms = HTTPDOWN_NOW}, "restart: ready_timeout is 0"},
+        {{.argv = nothing}, "options.restart: options.argv is empty"},
+    };
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        told_of *t = new_told();
+        fixture *f = new_fixture();
+        httpdown_restart_options how = wrong[i].how;
+        how.struct_size = sizeof how;
+        how.user_data = t;
+        how.destroy = destroys;
+        httpdown_options options = options_for(f, who);
+        const httpdown_options *all[] = {&options};
+        options.addr = "127.0.0.1:0";
+        options.restart = &how;
+        EQUAL(httpdown_run(&options, NULL, error, sizeof error), INVALID);
+        says(error, wrong[i].text);
+        EQUAL(httpdown_run_all(all, 1, NULL, error, sizeof error), INVALID);
+        says(error, wrong[i].text);
+        EQUAL(httpdown_serve(&options, &f->server, error, sizeof error), INVALID);
+        says(error, wrong[i].text);
+        CHECK(f->server == NULL);
+        EQUAL(gate_value(&t->destroyed), 3);
+        EQUAL(gate_value(&f->destroyed), 3);
+        free(t);
+        free(f);
+    }
+    fixture *f = new_fixture();
+    httpdown_options options = options_for(f, who);
+    options.addr = "127.0.0.1:0";
+    options.canary = "/x#y";
+    EQUAL(httpdown_serve(&options, &f->server, error, sizeof error), INVALID);
+    says(error, "canary \"/x#y\" is not the target of a request");
     free_fixture(f);
 }
 
@@ -822,6 +873,7 @@ int main(int argc, char **argv) {
     RUN(a_signal_restarts_a_run);
     RUN(a_run_waits_for_the_program_that_is_asked);
     RUN(what_makes_no_sense_is_refused);
+    RUN(what_makes_no_sense_is_refused_before_a_run);
     RUN(a_forked_child_cannot_restart);
     return test_end(argv[0]);
 }

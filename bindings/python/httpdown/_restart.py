@@ -39,10 +39,10 @@ class Restart:
       (`sys.orig_argv`), so `python -m package` and scripts are started again as they were.
     - `env`: The environment, without what a restart itself needs. Default: the one that this
       process was started with.
-    - `directory`: The working directory. Default: the one of the moment when `httpdown` was
-      imported, by the name that the shell had for it: so do not change it before.
-    - `ready_timeout`: How long the new process may take until it serves all sockets, in seconds.
-      Default: 60.
+    - `directory`: The working directory: an absolute path. Default: the one of the moment when
+      `httpdown` was imported, by the name that the shell had for it: so do not change it before.
+    - `ready_timeout`: How long the new process may take until it serves all sockets, in seconds,
+      more than 0. Default: 60.
     - `probation`: How long both processes accept, once the new one is ready. If the new one dies
       within this time, this one goes on. Default: 3.
     - `max_predecessors`: A restart is refused (Busy) while so many earlier processes still drain,
@@ -103,6 +103,8 @@ class Restart:
     ) -> None:
         _arguments.milliseconds("ready_timeout", ready_timeout)
         _arguments.milliseconds("probation", probation)
+        if ready_timeout == 0:
+            raise ValueError("ready_timeout is 0: no process would be ready in time")
         _arguments.count("max_predecessors", max_predecessors)
         for name, value in {
             "program": None if program is None else _path("program", program),
@@ -137,8 +139,10 @@ def _text(name: str, value: str) -> str:
 
 def _path(name: str, value: Path) -> str:
     found = _text(name, os.fspath(value))
-    if name == "program" and not os.path.isabs(found):
-        raise ValueError(f"program must be an absolute path, not {found!r}")
+    if not found:
+        raise ValueError(f"{name} is empty")
+    if name != "pid_file" and not os.path.isabs(found):
+        raise ValueError(f"{name} must be an absolute path, not {found!r}")
     return found
 
 
