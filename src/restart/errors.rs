@@ -43,9 +43,9 @@ impl Errors {
             .collect()
     }
 
-    /// The end of all that was written.
-    pub(super) fn kept(&self) -> &[u8] {
-        &self.kept
+    /// The end of all that was written, as text. In C, a zero byte in it would be its end.
+    pub(super) fn kept(&self) -> String {
+        String::from_utf8_lossy(&self.kept).replace('\0', "\u{fffd}")
     }
 
     /// Leaves the rest to others.

@@ -583,7 +583,7 @@ impl<'a> Successor<'a> {
         if !self.notes.is_empty() {
             let _ = write!(text, "; it has said: {}", self.notes.join("; "));
         }
-        let errors = String::from_utf8_lossy(self.errors.kept());
+        let errors = self.errors.kept();
         if !errors.trim().is_empty() {
             let _ = write!(text, "; its errors: {}", errors.trim());
         }

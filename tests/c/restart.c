@@ -128,6 +128,10 @@ static int successor(const char *how, int count) {
         fprintf(stderr, "something is missing\n");
         return 3;
     }
+    if (strcmp(how, "says-zero") == 0) {
+        CHECK(fwrite("one\0two", 1, 7, stderr) == 7);
+        return 3;
+    }
     while (strcmp(how, "hangs") == 0) pause();
     if (strcmp(how, "says-ready-first") == 0) {
         EQUAL(httpdown_restart_ready(), FAILED);
@@ -372,6 +376,9 @@ static void if_the_new_process_fails_the_old_one_goes_on(void) {
     httpdown_server *server = serve_again(f);
     httpdown_restart_options options = to(new_told(), "dies", 1);
     fails(server, options, "has exited with status 3 before it was ready; its errors: something is missing");
+    /* A NUL in it does not end the text. */
+    options = to(new_told(), "says-zero", 1);
+    fails(server, options, "its errors: one\xef\xbf\xbdtwo");
     options = to(new_told(), "hangs", 1);
     options.ready_timeout_ms = 300;
     fails(server, options, "was not ready after 300ms");
