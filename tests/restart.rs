@@ -14,6 +14,7 @@ use std::env;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
@@ -211,8 +212,12 @@ fn serve(at: usize, listener: Listener, host: Query<'_>) -> Server {
         Some(target) => builder.canary(target),
         None => builder,
     };
+    let (builder, dispatch) = match Query::new(&fault).get("inline") {
+        Some(_) => (builder.io_threads(NonZeroUsize::MIN), Dispatch::Inline),
+        None => (builder, Dispatch::default()),
+    };
     builder
-        .handle(listener, Dispatch::default(), move |exchange: Exchange| {
+        .handle(listener, dispatch, move |exchange: Exchange| {
             answer(at, exchange);
         })
         .unwrap()
@@ -1186,6 +1191,36 @@ fn a_new_process_that_hangs_in_its_probation_is_found_out() {
     load.answered_by(first);
     load.lost_none();
     service.restart("");
+    service.stop();
+}
+
+#[test]
+fn a_new_process_whose_io_thread_is_blocked_has_hung() {
+    let service = Service::start();
+    let (first, mut failed) = (service.first(), Vec::new());
+    for (probation, how) in [
+        (60_000, "has not answered for 4s"),
+        // There are fewer questions before its end.
+        (1_000, "does not answer any more"),
+    ] {
+        let mut asked = service.ask(&format!("/restart?inline&probation={probation}"));
+        let second = service.started(&failed);
+        failed.push(second);
+        // The handler in place blocks the only thread that drives connections.
+        let _held = service.hold_one(second);
+        let answer = text(&mut asked);
+        assert!(answer.contains(how), "{answer}");
+        assert!(answer.contains("it held 1 requests on "), "{answer}");
+        wait_for_end(second);
+        assert_eq!(service.get("/"), first.to_string());
+    }
+    // One that gets on again is well.
+    let mut asked = service.ask("/restart?inline&probation=2000");
+    let second = service.started(&failed);
+    let Held { client, reached } = service.hold_one(second);
+    drop((reached, client));
+    assert_eq!(succeeded(&text(&mut asked)), second);
+    service.assert_ended_well(first);
     service.stop();
 }
 

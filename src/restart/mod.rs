@@ -451,7 +451,7 @@ pub(crate) trait Party: Send + Sync {
     /// Serves a connection that did not come by the sockets. It speaks plain HTTP.
     fn inject(&self, stream: UnixStream) -> io::Result<()>;
     /// Gives each thread that drives connections a copy of this, which the thread drops when it comes to it.
-    fn ask_threads(&self, given: &mpsc::Sender<()>);
+    fn ask_threads(&self, given: &Arc<dyn Send + Sync>);
     fn log(&self, level: LogLevel, text: String);
     fn stat(&self, kind: StatKind, key: &'static str, value: f64);
 }
@@ -840,6 +840,14 @@ impl Coordinator {
         state.attempt = Some(Arc::clone(&attempt));
         self.restarts.send_replace(true);
         Ok((attempt, asker))
+    }
+
+    /// Gives this to each thread that drives connections. When all have got on to it, or have ended, it is dropped.
+    fn ask_threads(&self, given: &Arc<dyn Send + Sync>) {
+        // The end of a server that stops is limited by its own timeouts, whatever its threads do.
+        for party in self.parties().iter().filter(|party| !party.is_stopping()) {
+            party.ask_threads(given);
+        }
     }
 
     fn end(&self, attempt: &Attempt) {

@@ -123,6 +123,19 @@ fn is_leaving(party: &Arc<dyn Party>) -> bool {
     party.is_stopping() && party.borrows()
 }
 
+/// Answers a question when it is dropped, which the last of the threads does that were asked.
+struct Pong {
+    predecessor: &'static Predecessor,
+    number: u64,
+}
+
+impl Drop for Pong {
+    fn drop(&mut self) {
+        let pong = Message::Pong(self.number);
+        let _ = self.predecessor.channel.send(&pong);
+    }
+}
+
 /// The talk with the predecessor.
 struct Talk {
     coordinator: &'static Coordinator,
@@ -231,7 +244,12 @@ impl Talk {
                 self.coordinator.permit.send_replace(true);
             }
             Message::Ping(number) => {
-                let _ = self.predecessor.channel.send(&Message::Pong(*number));
+                let (predecessor, number) = (self.predecessor, *number);
+                let pong: Arc<dyn Send + Sync> = Arc::new(Pong {
+                    predecessor,
+                    number,
+                });
+                self.coordinator.ask_threads(&pong);
             }
             Message::Stop => {
                 let parties = {

@@ -262,7 +262,7 @@ impl Coordinator {
         let (life, ended) = mpsc::channel();
         let keeps = move || {
             loop {
-                wait_for_threads(self.parties());
+                self.wait_for_threads();
                 let state = self.lock();
                 // It is not told by two processes.
                 if state.watchdog.is_some() {
@@ -284,6 +284,16 @@ impl Coordinator {
                 }
             }
         }
+    }
+
+    /// Waits until each thread that drives connections has done something that it was given to do: all of them get on.
+    fn wait_for_threads(&self) {
+        let (given, done) = mpsc::channel::<()>();
+        let given: Arc<dyn Send + Sync> = Arc::new(given);
+        self.ask_threads(&given);
+        drop(given);
+        // Each thread drops its copy, and does not use it.
+        let _ = done.recv();
     }
 }
 
@@ -308,16 +318,4 @@ fn watchdog_interval() -> Option<Duration> {
     };
     let micros = number("WATCHDOG_USEC").filter(|micros| *micros > 0)?;
     is_for_us.then(|| Duration::from_micros(micros))
-}
-
-/// Waits until each thread that drives connections has done something that it was given to do: all of them get on.
-fn wait_for_threads(parties: Vec<Arc<dyn Party>>) {
-    let (given, done) = mpsc::channel();
-    for party in &parties {
-        party.ask_threads(&given);
-    }
-    // A server that ends meanwhile is not kept.
-    drop((given, parties));
-    // Each thread drops its copy, and does not use it.
-    let _ = done.recv();
 }

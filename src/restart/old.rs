@@ -31,7 +31,7 @@ use super::{Attempt, Coordinator, Handed, Party, Restart, Restarted, State, Turn
 
 /// How often the new process is asked whether it is there.
 const PING_INTERVAL: Duration = Duration::from_millis(250);
-/// How many questions may be without an answer. A thread that does nothing else answers.
+/// How many questions may be without an answer. It comes when each thread that drives connections has got on.
 const MOST_UNANSWERED: u64 = 16;
 /// How long the last answer before the hand-over may take, and how long either process may take to leave the sockets.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,6 +39,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the service manager may take to note which process is the main one.
 const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
+/// What it means if there is no answer.
+const HANGS: &str = "it is suspended, or a thread that drives connections is blocked";
 /// How many of the new process's notes are kept for the error of the restart.
 const MOST_NOTES: usize = 4;
 
@@ -395,7 +397,8 @@ impl<'a> Successor<'a> {
             if Instant::now() >= ask_at {
                 if self.asked - self.answered >= MOST_UNANSWERED {
                     let time = PING_INTERVAL * u32::try_from(MOST_UNANSWERED).unwrap_or(1);
-                    return Err(Failure::Hangs(format!("has not answered for {time:?}")));
+                    let how = format!("has not answered for {time:?}: {HANGS}");
+                    return Err(Failure::Hangs(how));
                 }
                 self.ask()?;
                 // Not so many at once, if this process was suspended: the other needs time for each.
@@ -408,7 +411,8 @@ impl<'a> Successor<'a> {
         let answer_until = Instant::now() + ANSWER_TIMEOUT;
         while self.answered < self.asked {
             if Instant::now() >= answer_until {
-                return Err(Failure::Hangs("does not answer any more".into()));
+                let how = format!("does not answer any more: {HANGS}");
+                return Err(Failure::Hangs(how));
             }
             self.wait(answer_until)?;
         }
@@ -482,7 +486,8 @@ impl<'a> Successor<'a> {
         self.errors.poll_with(&all, left);
         loop {
             match self.channel.receive() {
-                Ok(Some((Message::Pong(number), _))) => self.answered = number,
+                // Two may overtake each other.
+                Ok(Some((Message::Pong(number), _))) => self.answered = self.answered.max(number),
                 Ok(Some((Message::Holds, mut shown))) => self.holds = shown.pop(),
                 Ok(Some((Message::Note(note), _))) => {
                     self.notes.push(note);

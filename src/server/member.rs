@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Weak};
 
 use socket2::SockRef;
 
@@ -100,9 +100,9 @@ impl Party for Member {
         Ok(())
     }
 
-    fn ask_threads(&self, given: &mpsc::Sender<()>) {
+    fn ask_threads(&self, given: &Arc<dyn Send + Sync>) {
         for worker in self.executor.workers() {
-            let given = given.clone();
+            let given = Arc::clone(given);
             worker.spawn(async move { drop(given) });
         }
     }
