@@ -165,9 +165,10 @@ fn find(
     dir: Option<&Path>,
     is_running: impl Fn(&Path) -> bool,
 ) -> Option<PathBuf> {
+    // Without "." and "//": the path is shown. A ".." stays, because it may lead elsewhere behind a link.
     let absolute = |path: PathBuf| match dir {
-        _ if path.is_absolute() => Some(path),
-        Some(dir) => Some(dir.join(path)),
+        _ if path.is_absolute() => Some(path.components().collect::<PathBuf>()),
+        Some(dir) => Some(dir.join(path).components().collect()),
         None => None,
     };
     if name.as_bytes().contains(&b'/') {
@@ -270,6 +271,9 @@ mod tests {
             find("second/app", Some(&list), Some(&folder)),
             Some(folder.join("second/app"))
         );
+        // Two paths that differ only in that are equal.
+        let found = find("./second/.//app", None, Some(&folder)).unwrap();
+        assert_eq!(found.as_os_str(), second.join("app").as_os_str());
         assert_eq!(find("second/app", Some(&list), None), None);
         assert_eq!(find("first/app", Some(&list), Some(&folder)), None);
         let absolute = second.join("app");

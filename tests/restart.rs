@@ -1679,7 +1679,7 @@ fn there_is_one_restart_at_a_time() {
     let answer = service.ask_one(second, "/restart");
     assert_eq!(
         answer,
-        "busy: this process has not taken over from its predecessor yet"
+        format!("busy: this process has not taken over from PID {first} yet")
     );
     let held = service.hold_one(first);
     succeeded(&text(&mut asked));
@@ -2110,6 +2110,11 @@ fn what_cannot_be_started_says_why() {
         answer.starts_with(&format!("failed: {shown} was not started: {why}")),
         "{answer}"
     );
+    fs::write(&app, "#!/nowhere/sh\n").unwrap();
+    fs::set_permissions(&app, fs::Permissions::from_mode(0o755)).unwrap();
+    let answer = service.get("/restart");
+    let why = "(os error 2): the file is there, but not its interpreter (\"#!\")";
+    assert!(answer.contains(why), "{answer}");
     write_version(&app, "2");
     fs::set_permissions(&app, fs::Permissions::from_mode(0o644)).unwrap();
     let answer = service.get("/restart");
@@ -2130,7 +2135,7 @@ fn what_cannot_be_started_says_why() {
     fs::remove_dir(&dir).unwrap();
     let answer = service.get("/restart");
     let why = format!(
-        "changing to the directory {}: No such file or directory",
+        "changing to the directory {}: No such file or directory (os error 2); set `directory` to start it elsewhere",
         dir.display()
     );
     assert!(answer.contains(&why), "{answer}");

@@ -208,9 +208,9 @@ impl Restart {
     }
 
     /// A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
-    /// replaces the file when the new process has proved itself. The new version is written beside the file before that, with the process ID
-    /// added to the name; if that fails, so does the restart. The first process's file is written by the program, or by
-    /// whoever starts it. Default: none.
+    /// replaces the file when the new process has proved itself. The new version is written beside the file before
+    /// that, with the process ID added to the name; if that fails, so does the restart. The first process's file is
+    /// written by the program, or by whoever starts it. Default: none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.pid_file = Some(path.into());
         self
@@ -234,7 +234,7 @@ impl Restart {
         self
     }
 
-    /// Whether there can be such a process. Of arguments and variables, which may be secrets, nothing is shown but names.
+    /// Whether there can be such a process. Arguments and the values of variables are not shown: they may be secrets.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |why: String| Err(Error::InvalidArgument(why));
         let has_zero = |text: &OsStr| text.as_bytes().contains(&0);
@@ -813,7 +813,11 @@ impl Coordinator {
         match state.succession {
             Succession::Done => {}
             Succession::Under(_) => {
-                return busy("this process has not taken over from its predecessor yet".into());
+                let pids = inherited::predecessor().map(|predecessor| &predecessor.pids);
+                let pid = pids.and_then(|pids| pids.first()).unwrap_or(&0);
+                return busy(format!(
+                    "this process has not taken over from PID {pid} yet"
+                ));
             }
             Succession::Over => return Err(Error::Stopped),
         }

@@ -309,11 +309,12 @@ impl<'a> Successor<'a> {
     ) -> Result<Self, String> {
         let origin = inherited::origin();
         let program = restart.program.as_ref().or(origin.program.as_ref());
-        let program = program.ok_or(
-            "the file of this program is not known, or was removed: say which program to execute",
-        )?;
+        let program = program
+            .ok_or("the file of this program is not known, or was removed: set `program`")?;
         let dir = restart.dir.as_ref().or(origin.dir.as_ref());
-        let dir = dir.ok_or("the directory in which this program was started was removed")?;
+        let dir = dir.ok_or(
+            "the directory in which this program was started was removed: set `directory`",
+        )?;
         let args = restart.args.as_ref().unwrap_or(&origin.args);
         let names: Vec<_> = handed.iter().map(|handed| handed.name).collect();
         let env = origin.env(restart.env.as_deref(), &names);
@@ -343,6 +344,10 @@ impl<'a> Successor<'a> {
             fds: copies.map_err(|error| format!("copying a socket: {error}"))?,
             stderr,
             keep_fds: restart.keep_fds,
+            dir_hint: match restart.dir {
+                Some(_) => "",
+                None => "; set `directory` to start it elsewhere",
+            },
         };
         let shown = program.display().to_string();
         let child = what.spawn(env, restart.ready_timeout, &shown)?;
@@ -686,6 +691,8 @@ struct Prepared {
     fds: Vec<OwnedFd>,
     stderr: Option<OwnedFd>,
     keep_fds: bool,
+    /// What to do if there is no such directory.
+    dir_hint: &'static str,
 }
 
 impl Prepared {
@@ -698,6 +705,7 @@ impl Prepared {
         shown: &str,
     ) -> Result<Child, String> {
         let (give, given) = mpsc::channel();
+        let dir_hint = self.dir_hint;
         let spawns = move || {
             let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
             let child = spawn(Spawn {
@@ -718,7 +726,10 @@ impl Prepared {
         threads::apart("httpdown-spawn", spawns).map_err(|error| format!("{error:#}"))?;
         match given.recv_timeout(timeout) {
             Ok(Ok(child)) => Ok(child),
-            Ok(Err(why)) => Err(format!("{shown} was not started: {why}")),
+            Ok(Err(why)) => {
+                let hint = if why.dir.is_some() { dir_hint } else { "" };
+                Err(format!("{shown} was not started: {why}{hint}"))
+            }
             Err(_) => Err(format!("{shown} was not started after {timeout:?}")),
         }
     }

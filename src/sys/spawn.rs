@@ -5,12 +5,14 @@
 //! executes the program it makes system calls, and writes where nobody else reads or writes. It allocates nothing, and
 //! takes no lock.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -97,6 +99,8 @@ pub(crate) struct NotSpawned {
     /// The directory, if it is about that.
     pub(crate) dir: Option<CString>,
     pub(crate) why: io::Error,
+    /// The program is there, but not what it needs to run.
+    pub(crate) is_there: bool,
 }
 
 impl fmt::Display for NotSpawned {
@@ -105,7 +109,11 @@ impl fmt::Display for NotSpawned {
         if let Some(dir) = &self.dir {
             write!(f, " {}", dir.to_string_lossy())?;
         }
-        write!(f, ": {}", self.why)
+        write!(f, ": {}", self.why)?;
+        if self.is_there {
+            f.write_str(": the file is there, but not its interpreter (\"#!\"), or the loader that it names")?;
+        }
+        Ok(())
     }
 }
 
@@ -150,6 +158,7 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
             what,
             dir: None,
             why,
+            is_there: false,
         }
     };
     let mut env = spawn.env;
@@ -207,6 +216,9 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
             // It has ended by itself.
             child.wait();
             let why = io::Error::from_raw_os_error(plan.errno.load(Ordering::Relaxed));
+            let file = Path::new(OsStr::from_bytes(spawn.program.to_bytes()));
+            let is_there =
+                number == EXECUTE && why.kind() == io::ErrorKind::NotFound && file.exists();
             Err(NotSpawned {
                 what: step(number),
                 dir: spawn
@@ -214,6 +226,7 @@ pub(crate) fn spawn(spawn: Spawn<'_>) -> Result<Child, NotSpawned> {
                     .filter(|_| number == CHANGE_DIR)
                     .map(CStr::to_owned),
                 why,
+                is_there,
             })
         }
     }

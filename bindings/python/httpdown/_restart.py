@@ -318,7 +318,8 @@ class _Turn:
             if info.state is RestartState.HANDED_OVER:
                 raise _busy(f"process {info.successor} has taken over")
             if info.state is RestartState.SUCCEEDING:
-                raise _busy("this process has not taken over from its predecessor yet")
+                pid = next(iter(info.predecessors), 0)
+                raise _busy(f"this process has not taken over from PID {pid} yet")
             if info.state is not RestartState.IDLE:
                 raise _busy("a restart is under way")
             if server.phase is not Phase.SERVING:

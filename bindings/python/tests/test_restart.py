@@ -495,7 +495,7 @@ RESTART = httpdown.Restart(probation=3, max_predecessors=1)
         client.endheaders(b"x" * 99_999)
         service.first.send_signal(signal.SIGUSR2)
         for _ in range(2):
-            service.says("busy: this process has not taken over from its predecessor yet")
+            service.says(f"busy: this process has not taken over from PID {pid} yet")
         successor = service.has_taken_over()
         service.says("phase DRAINING", pid)  # It does not accept any more.
         about = service.about()
