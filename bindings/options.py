@@ -375,7 +375,7 @@ def cpp_give(options: list[Option]) -> str:
     for option in options:
         if option.kind == "text":
             lines += f"        {option.name}_ = std::move(from.{option.name});\n"
-            lines += f"        if (!{option.name}_.empty()) raw_.{option.c_name} = {option.name}_.c_str();\n"
+            lines += f'        raw_.{option.c_name} = texts_.give({option.name}_, "{option.name}");\n'
         else:
             lines += f"        raw_.{option.c_name} = {option.of.cpp_value.format(option.name)};\n"
     return lines

@@ -1294,8 +1294,30 @@ inline std::vector<httpdown_header> to_c(const std::vector<header> &headers) {
 
 inline httpdown_bytes to_c(const std::string &bytes) noexcept { return {bytes.data(), bytes.size()}; }
 
-/// The name of a file in the form of the C interface: nullptr if there is none.
-inline const char *file(const std::string &name) noexcept { return name.empty() ? nullptr : name.c_str(); }
+/// Gives texts to the C interface. It would see only what is before a NUL; such a text is refused.
+class c_texts {
+public:
+    /// nullptr if the text is empty. `name`: of the setting.
+    const char *give(const std::string &text, const char *name) {
+        if (wrong_.empty() && text.find('\0') != std::string::npos) wrong_ = std::string(name) + " contains a NUL";
+        return text.empty() ? nullptr : text.c_str();
+    }
+
+    /// Returns whether the call may be made. Otherwise says why not.
+    bool check(int &status, std::string *what) const {
+        if (wrong_.empty()) return true;
+        status = HTTPDOWN_STATUS_INVALID_ARGUMENT;
+        if (what != nullptr) *what = wrong_;
+        return false;
+    }
+
+    void add(const c_texts &others) {
+        if (wrong_.empty()) wrong_ = others.wrong_;
+    }
+
+private:
+    std::string wrong_{};
+};
 
 /// A descriptor that is closed, unless it is given away.
 class descriptor {
@@ -1318,19 +1340,20 @@ public:
     explicit c_tls(const tls_options &from) {
         more_.reserve(from.more.size());
         for (const certificate &each : from.more)
-            more_.push_back({file(each.cert_file), file(each.key_file), to_c(each.cert), to_c(each.key)});
+            more_.push_back({texts_.give(each.cert_file, "tls.more.cert_file"),
+                             texts_.give(each.key_file, "tls.more.key_file"), to_c(each.cert), to_c(each.key)});
         raw_.struct_size = sizeof raw_;
-        raw_.cert_file = file(from.cert_file);
-        raw_.key_file = file(from.key_file);
+        raw_.cert_file = texts_.give(from.cert_file, "tls.cert_file");
+        raw_.key_file = texts_.give(from.key_file, "tls.key_file");
         raw_.cert = to_c(from.cert);
         raw_.key = to_c(from.key);
         raw_.more = more_.data();
         raw_.more_count = more_.size();
         raw_.client_auth = from.client_auth;
         raw_.min_version = from.min_version ? static_cast<int>(*from.min_version) : 0;
-        raw_.ca_file = file(from.ca_file);
+        raw_.ca_file = texts_.give(from.ca_file, "tls.ca_file");
         raw_.ca = to_c(from.ca);
-        raw_.crl_file = file(from.crl_file);
+        raw_.crl_file = texts_.give(from.crl_file, "tls.crl_file");
         raw_.crl = to_c(from.crl);
         raw_.ticket_keys = to_c(from.ticket_keys);
         raw_.handshake_timeout_ms = to_ms(from.handshake_timeout);
@@ -1340,22 +1363,23 @@ public:
     c_tls &operator=(const c_tls &) = delete;
 
     const httpdown_tls *get() const noexcept { return &raw_; }
+    const c_texts &texts() const noexcept { return texts_; }
 
 private:
+    c_texts texts_{};
     std::vector<httpdown_certificate> more_{};
     httpdown_tls raw_{};
 };
 
-/// The options of a restart in the form of the C interface, for one call. The call must be made; otherwise nobody ends
-/// the callbacks.
+/// The options of a restart in the form of the C interface, for one call.
 class c_restart {
 public:
     explicit c_restart(restart_options &&from) : of_(std::move(from)) {
         raw_.struct_size = sizeof raw_;
-        raw_.program = file(of_.program);
-        if (!of_.args.empty()) raw_.argv = pointers(of_.args, argv_);
-        if (of_.env) raw_.envp = pointers(*of_.env, envp_);
-        raw_.directory = file(of_.directory);
+        raw_.program = texts_.give(of_.program, "program");
+        if (!of_.args.empty()) raw_.argv = pointers(of_.args, argv_, "args");
+        if (of_.env) raw_.envp = pointers(*of_.env, envp_, "env");
+        raw_.directory = texts_.give(of_.directory, "directory");
         raw_.ready_timeout_ms = to_ms(of_.ready_timeout);
         raw_.probation_ms = to_ms(of_.probation);
         raw_.max_predecessors = of_.max_predecessors;
@@ -1364,27 +1388,35 @@ public:
         if (of_.plain_stderr) raw_.flags |= HTTPDOWN_RESTART_PLAIN_STDERR;
         if (of_.on_hup) raw_.flags |= HTTPDOWN_RESTART_ON_HUP;
         if (of_.no_signal) raw_.flags |= HTTPDOWN_RESTART_NO_SIGNAL;
-        raw_.pid_file = file(of_.pid_file);
+        raw_.pid_file = texts_.give(of_.pid_file, "pid_file");
         if (of_.before) raw_.before = before;
         if (of_.on_restart) raw_.on_restart = on_restart;
         raw_.destroy = [](void *data) noexcept { delete static_cast<callbacks *>(data); };
-        raw_.user_data = new callbacks{std::move(of_.before), std::move(of_.on_restart)};
+        callbacks_.reset(new callbacks{std::move(of_.before), std::move(of_.on_restart)});
     }
     c_restart(const c_restart &) = delete;
     c_restart &operator=(const c_restart &) = delete;
 
-    const httpdown_restart_options *get() const noexcept { return &raw_; }
+    const c_texts &texts() const noexcept { return texts_; }
+
+    /// The call must be made then: it owns the callbacks.
+    const httpdown_restart_options *release() noexcept {
+        raw_.user_data = callbacks_.release();
+        return &raw_;
+    }
 
 private:
-    /// The library has the only pointer to it.
     struct callbacks {
         std::function<std::string()> before;
         callback<int, std::string_view, std::uint32_t> on_restart;
     };
 
-    static char *const *pointers(std::vector<std::string> &texts, std::vector<char *> &all) {
+    char *const *pointers(std::vector<std::string> &texts, std::vector<char *> &all, const char *name) {
         all.reserve(texts.size() + 1);
-        for (std::string &text : texts) all.push_back(text.data());
+        for (std::string &text : texts) {
+            texts_.give(text, name);
+            all.push_back(text.data());
+        }
         all.push_back(nullptr);
         return all.data();
     }
@@ -1420,6 +1452,8 @@ private:
     }
 
     restart_options of_;
+    std::unique_ptr<callbacks> callbacks_{};
+    c_texts texts_{};
     std::vector<char *> argv_{};
     std::vector<char *> envp_{};
     httpdown_restart_options raw_{};
@@ -1504,14 +1538,14 @@ void bump(const char *key, double value, void *data) noexcept {
     self.guarded("a callback for statistics", [&] { (self.of.*function)(key, value); });
 }
 
-/// The options in the form of the C interface, for one call. The call must be made; otherwise nobody ends the host.
+/// The options in the form of the C interface, for one call.
 class c_options {
 public:
     explicit c_options(options &&from)
         : addr_(std::move(from.addr)), fds_(std::move(from.fds)), tls_(std::exchange(from.tls, std::nullopt)),
           restart_(std::exchange(from.restart, std::nullopt)) {
         raw_.struct_size = sizeof raw_;
-        if (!addr_.empty()) raw_.addr = addr_.c_str();
+        raw_.addr = texts_.give(addr_, "addr");
         raw_.fds = fds_.data();
         raw_.fd_count = fds_.size();
         raw_.fds_shared = from.fds_shared;
@@ -1520,7 +1554,8 @@ public:
         raw_.pull_events = from.pull_events;
         raw_.clock = from.clock == nullptr ? nullptr : from.clock->get();
         if (tls_) raw_.tls = c_tls_.emplace(*tls_).get();
-        if (restart_) raw_.restart = c_restart_.emplace(std::move(*restart_)).get();
+        if (c_tls_) texts_.add(c_tls_->texts());
+        if (restart_) texts_.add(c_restart_.emplace(std::move(*restart_)).texts());
         // options: begin give (made from src/options.toml by `make options`)
         raw_.stop_timeout_ms = to_ms(from.stop_timeout);
         raw_.kill_timeout_ms = to_ms(from.kill_timeout);
@@ -1531,7 +1566,7 @@ public:
         raw_.quiesce_timeout_ms = to_ms(from.quiesce_timeout);
         raw_.linger_timeout_ms = to_ms(from.linger_timeout);
         ready_path_ = std::move(from.ready_path);
-        if (!ready_path_.empty()) raw_.ready_path = ready_path_.c_str();
+        raw_.ready_path = texts_.give(ready_path_, "ready_path");
         raw_.lame_duck_min_ms = to_ms(from.lame_duck_min);
         raw_.lame_duck_quiet_ms = to_ms(from.lame_duck_quiet);
         raw_.idle_timeout_ms = to_ms(from.idle_timeout);
@@ -1545,11 +1580,11 @@ public:
         raw_.body_buffer = from.body_buffer;
         raw_.drain_rate = from.drain_rate;
         proxy_protocol_from_ = std::move(from.proxy_protocol_from);
-        if (!proxy_protocol_from_.empty()) raw_.proxy_protocol_from = proxy_protocol_from_.c_str();
+        raw_.proxy_protocol_from = texts_.give(proxy_protocol_from_, "proxy_protocol_from");
         trusted_proxies_ = std::move(from.trusted_proxies);
-        if (!trusted_proxies_.empty()) raw_.trusted_proxies = trusted_proxies_.c_str();
+        raw_.trusted_proxies = texts_.give(trusted_proxies_, "trusted_proxies");
         forwarded_by_ = std::move(from.forwarded_by);
-        if (!forwarded_by_.empty()) raw_.forwarded_by = forwarded_by_.c_str();
+        raw_.forwarded_by = texts_.give(forwarded_by_, "forwarded_by");
         raw_.max_body_size = from.max_body_size;
         raw_.max_headers = from.max_headers;
         raw_.max_head_size = from.max_head_size;
@@ -1568,7 +1603,7 @@ public:
         raw_.handler_timeout_ms = to_ms(from.handler_timeout);
         raw_.trim_memory = from.trim_memory;
         canary_ = std::move(from.canary);
-        if (!canary_.empty()) raw_.canary = canary_.c_str();
+        raw_.canary = texts_.give(canary_, "canary");
         // options: end give
 
         if (from.handler) raw_.handler = on_request;
@@ -1581,10 +1616,17 @@ public:
         if (from.on_log) raw_.on_log = on_log;
         if (from.on_done) raw_.on_done = on_done;
         raw_.destroy = [](void *data) noexcept { delete static_cast<host *>(data); };
-        raw_.user_data = new host(std::move(from));
+        host_ = std::make_unique<host>(std::move(from));
     }
 
-    const httpdown_options *get() const noexcept { return &raw_; }
+    const c_texts &texts() const noexcept { return texts_; }
+
+    /// The call must be made then: it owns the host, and the callbacks of the restart.
+    const httpdown_options *release() noexcept {
+        if (c_restart_) raw_.restart = c_restart_->release();
+        raw_.user_data = host_.release();
+        return &raw_;
+    }
 
 private:
     static void on_request(httpdown_request *lent, void *data) noexcept {
@@ -1624,6 +1666,8 @@ private:
     std::optional<c_tls> c_tls_{};
     std::optional<restart_options> restart_;
     std::optional<c_restart> c_restart_{};
+    std::unique_ptr<host> host_{};
+    c_texts texts_{};
     // options: begin kept (made from src/options.toml by `make options`)
     std::string ready_path_{};
     std::string proxy_protocol_from_{};
@@ -1987,6 +2031,7 @@ inline void server_ref::tls_reload(const tls_options &tls) const {
 
 inline bool server_ref::tls_reload(const tls_options &tls, int &status, std::string *what) const {
     const detail::c_tls raw(tls);
+    if (!raw.texts().check(status, what)) return false;
     return reload(raw.get(), status, what);
 }
 
@@ -2016,17 +2061,21 @@ inline std::uint32_t server_ref::restart(restart_options options) const {
 }
 
 inline std::uint32_t server_ref::restart(restart_options options, int &status, std::string *what) const {
-    const detail::c_restart raw(std::move(options));
+    detail::c_restart raw(std::move(options));
+    if (!raw.texts().check(status, what)) return 0;
     // More than the last words of the new process.
     std::string why(8192, '\0');
-    status = httpdown_restart(handle_, raw.get(), why.data(), why.size());
+    status = httpdown_restart(handle_, raw.release(), why.data(), why.size());
     if (what != nullptr) *what = why.c_str();
     return status == HTTPDOWN_STATUS_OK ? restart_info().successor_pid : 0;
 }
 
 inline bool server_ref::restart_begin(restart_options options) const {
-    const detail::c_restart raw(std::move(options));
-    const int status = httpdown_restart_begin(handle_, raw.get());
+    detail::c_restart raw(std::move(options));
+    int status = HTTPDOWN_STATUS_OK;
+    std::string what;
+    if (!raw.texts().check(status, &what)) return detail::raise(error(status, what)), false;
+    status = httpdown_restart_begin(handle_, raw.release());
     detail::check(status);
     return status == HTTPDOWN_STATUS_OK;
 }
@@ -2131,31 +2180,37 @@ namespace detail {
 
 /// Starts a server. Returns nullptr if the server could not be started.
 inline const httpdown_server *serve(options &&from, int &status, std::string &what) {
-    const c_options raw(std::move(from));
+    c_options raw(std::move(from));
+    if (!raw.texts().check(status, &what)) return nullptr;
     httpdown_server *started = nullptr;
     char why[512] = "";
-    status = httpdown_serve(raw.get(), &started, why, sizeof why);
+    status = httpdown_serve(raw.release(), &started, why, sizeof why);
     what = why;
     return started;
 }
 
 inline stop_report run(options &&from, int &status, std::string &what) {
-    const c_options raw(std::move(from));
+    c_options raw(std::move(from));
     stop_report report = empty_report();
+    if (!raw.texts().check(status, &what)) return report;
     char why[512] = "";
-    status = httpdown_run(raw.get(), &report, why, sizeof why);
+    status = httpdown_run(raw.release(), &report, why, sizeof why);
     what = why;
     return report;
 }
 
 inline std::vector<stop_report> run_all(std::vector<options> &&from, int &status, std::string &what) {
-    std::vector<std::unique_ptr<const c_options>> kept;
+    std::vector<std::unique_ptr<c_options>> kept;
     std::vector<const httpdown_options *> raw;
+    std::vector<stop_report> reports(from.size(), empty_report());
     for (auto &server : from) {
-        kept.push_back(std::make_unique<const c_options>(std::move(server)));
-        raw.push_back(kept.back()->get());
+        kept.push_back(std::make_unique<c_options>(std::move(server)));
+        if (!kept.back()->texts().check(status, &what)) {
+            what = "options[" + std::to_string(kept.size() - 1) + "]: " + what;
+            return reports;
+        }
     }
-    std::vector<stop_report> reports(raw.size(), empty_report());
+    for (const auto &server : kept) raw.push_back(server->release());
     char why[512] = "";
     status = httpdown_run_all(raw.data(), raw.size(), reports.data(), why, sizeof why);
     what = why;

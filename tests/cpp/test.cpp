@@ -137,6 +137,52 @@ static void servers_can_be_started_without_throwing() {
     CHECK(status == HTTPDOWN_STATUS_ADDR_IN_USE);
 }
 
+// C would see only what is before it.
+static void a_text_with_a_nul_is_refused() {
+    const std::string nul("/a\0b", 4);
+    httpdown::options wrong;
+    int status = 0;
+    std::string what;
+    const auto is_refused = [&](const char *name) {
+        const auto why = std::string(name) + " contains a NUL";
+        // Even then, nothing of the host is left behind.
+        auto alive = std::make_shared<int>(0);
+        wrong.addr = wrong.addr.empty() ? any_addr() : wrong.addr;
+        wrong.handler = [alive](request asked) { asked.reply(200); };
+        if (!wrong.restart) wrong.restart.emplace();
+        wrong.restart->before = [alive] { return std::string(); };
+        CHECK(!httpdown::server::start(wrong, status, &what) && status == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+        CHECK(what == why);
+        CHECK(status_of([&] { httpdown::server server(wrong); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+        CHECK(status_of([&] { httpdown::run(wrong); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+        CHECK(httpdown::run_all({serving(hello), wrong}, status, &what).size() == 2);
+        CHECK(status == HTTPDOWN_STATUS_INVALID_ARGUMENT && what == "options[1]: " + why);
+        wrong = {};
+        CHECK(alive.use_count() == 1);
+    };
+    wrong.addr = nul;
+    is_refused("addr");
+    wrong.canary = nul;
+    is_refused("canary");
+    wrong.tls.emplace().key_file = nul;
+    is_refused("tls.key_file");
+    wrong.restart.emplace().directory = nul;
+    is_refused("directory");
+    wrong.restart.emplace().args = {"app", nul};
+    is_refused("args");
+
+    const httpdown::server server(serving(hello));
+    httpdown::restart_options restart;
+    restart.env = {"A=" + nul};
+    CHECK(server.restart(restart, status, &what) == 0 && status == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(what == "env contains a NUL");
+    CHECK(status_of([&] { server.restart(restart); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    CHECK(status_of([&] { server.restart_begin(restart); }) == HTTPDOWN_STATUS_INVALID_ARGUMENT);
+    httpdown::tls_options tls;
+    tls.more.emplace_back().cert_file = nul;
+    CHECK(!server.tls_reload(tls, status, &what) && what == "tls.more.cert_file contains a NUL");
+}
+
 static void what_is_borrowed_may_be_the_answer() {
     httpdown::server server(serving([](request request) {
         const auto method = request.method(), agent = request.header("host");
@@ -923,6 +969,7 @@ int main(int argc, char **argv) {
         TEST(records_tell_what_became_of_each_request),
         TEST(a_program_restarts_itself),
         TEST(a_restart_can_be_refused),
+        TEST(a_text_with_a_nul_is_refused),
         TEST(a_run_ends_with_a_signal),
         TEST(several_servers_end_with_one_signal),
         TEST(two_files_can_include_it),
