@@ -542,19 +542,26 @@ fn a_failure_is_told_in_one_line_and_so_is_a_refusal() {
     assert!(why.contains("before it was ready"), "{why}");
     assert!(why.contains("something is missing MAINPID=1"), "{why}");
 
-    for (query, expected) in [
-        ("veto=1", "refused: not now"),
-        ("predecessors=0", "0 earlier processes still drain"),
-    ] {
+    let refused = |pid: u32, query: &str, expected: &str| {
         let answer = service.restart(query).join().unwrap();
         assert!(answer.contains(expected), "{answer}");
-        manager.hears_reloading(first);
-        let why = manager.hears_of_failure(first);
+        manager.hears_reloading(pid);
+        let why = manager.hears_of_failure(pid);
         assert!(why.contains(expected), "{why}");
-    }
-    assert_eq!(service.pid(), first);
+        assert_eq!(service.pid(), pid);
+    };
+    refused(first, "veto=1", "refused: not now");
+
+    let (addr, release) = (service.addrs[0].clone(), manager.path("release"));
+    let target = format!("/hold?until={}", release.display());
+    let held = thread::spawn(move || get(&addr, &target));
+    until(|| manager.path("release.begun").exists());
+    let second = manager.restarts(&service, first, 1);
+    refused(second, "predecessors=1", "1 earlier processes still drain");
+    fs::write(&release, "").unwrap();
+    assert_eq!(held.join().unwrap(), "held");
     service.stop();
-    manager.hears_stop(first);
+    manager.hears_stop(second);
 }
 
 #[test]
