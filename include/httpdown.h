@@ -286,13 +286,14 @@ typedef enum {
 typedef enum {
     // A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise it
     // makes the restart fail, because it is a mistake more often than not. With this flag the new process must call
-    // httpdown_restart_ready when all its servers serve.
+    // httpdown_restart_ready when all its servers serve, or httpdown_run_ready, as httpdown_run does.
     HTTPDOWN_RESTART_DROP_UNCLAIMED = 1,
     // The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
     // be out of the way of the sockets, which have the numbers from 3 on: otherwise the restart fails.
     HTTPDOWN_RESTART_KEEP_FDS = 2,
     // The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
-    // copied there, so that what it says of its failure is in the text of the result, too.
+    // copied there, so that what it says of its failure is in the text of the result, too. A program that looks at its
+    // start whether that is a terminal, or the journal (JOURNAL_STREAM), sees the pipe.
     HTTPDOWN_RESTART_PLAIN_STDERR = 4,
     // In httpdown_options.restart: SIGHUP restarts the program, too. Not together with `reload_on_hup`.
     HTTPDOWN_RESTART_ON_HUP = 8,
@@ -562,7 +563,7 @@ typedef struct {
     // A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
     // replaces the file when the new process has proved itself. The new version is written beside the file before that,
     // with the process ID added to the name; if that fails, so does the restart. The first process's file is written by
-    // the program, or by whoever starts it. Default: none.
+    // the program, or by whoever starts it. A symbolic link is replaced by a file. Default: none.
     const char *pid_file;
 } httpdown_restart_options;
 
@@ -1086,6 +1087,10 @@ int httpdown_serve(const httpdown_options *options,
 // for programs in the background); SIGTERM always stops. `report` (may be NULL; set its struct_size) is written if the
 // server has run, however it ended. `error` is like in httpdown_serve. Blocks.
 //
+// After a restart, this process finishes its requests, and ignores SIGTERM and SIGINT: they are for the new one. Its
+// end comes after stop_timeout_ms and kill_timeout_ms at the latest. To end it sooner, send SIGKILL, or call
+// httpdown_kill_begin.
+//
 // Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 HTTPDOWN_MUST_USE
 int httpdown_run(const httpdown_options *options,
@@ -1105,7 +1110,8 @@ int httpdown_run(const httpdown_options *options,
 // The call returns when all servers have ended. A server that is stopped in another way (by httpdown_stop_begin in a
 // handler, for example) ends alone, and the others go on. But if a server fails, the others are stopped, too. If a
 // server cannot be started, the servers that have started are stopped like by a signal, and `error` names the one that
-// could not, by its index and its `addr`.
+// could not, by its index and its `addr`. A restart is for all of them, and a stop of one cancels it. After a restart,
+// SIGTERM and SIGINT are ignored, as in httpdown_run.
 //
 // `reports` (may be NULL) has `count` reports; set the struct_size of each. A report is written if its server has run,
 // however the server ended; its `status` is the result of that server. `error` is like in httpdown_serve. Blocks.
@@ -1799,8 +1805,10 @@ void httpdown_restart_options_init(httpdown_restart_options *options, size_t str
 // The new process does what this one did: it calls httpdown_serve with the same `addr`, and gets the sockets. When it
 // serves all of them, both processes accept connections for `probation_ms`. If the new process ends or hangs before
 // that is over, it is ended, and this one goes on as before: it has never ceased to accept. Then the result is
-// RESTART_FAILED, and `error` says why, with the last words of the new process (up to 4 KiB of its standard error).
-// Only the connections that a failed process had accepted are lost; the text says how many they were.
+// RESTART_FAILED, and `error` says why, with the last words of the new process: up to 4 KiB of its standard error, until
+// it was ready. What it writes later goes to the real one, and is not in the text. Only the connections that a failed
+// process had accepted are lost; the text says how many they were. A stop of any server of this process cancels the
+// restart.
 //
 // `options` may be NULL. `error` is like in httpdown_serve. All servers of the process restart together; on_log and the
 // statistics of `server` tell of it. Blocks until it has succeeded or failed: for as long as the new process needs, at
@@ -1830,8 +1838,8 @@ int httpdown_restart_begin(const httpdown_server *server,
 // that has succeeded. Never blocks.
 //
 // In a process that was started by a restart, it is needed only with HTTPDOWN_RESTART_DROP_UNCLAIMED; otherwise the
-// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told at once of a socket
-// that was forgotten.
+// process is ready as soon as it serves all sockets that it was given. A socket that nobody serves makes the restart
+// fail after ready_timeout_ms; with this call it fails at once. httpdown_run does not make this call: it waits.
 //
 // To systemd (`Type=notify`) it says `READY=1`, if this process was not started by a restart; and from now on
 // `STOPPING=1` when the stop of the last server begins, and `WATCHDOG=1` if the unit has `WatchdogSec=`. httpdown_run

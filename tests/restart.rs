@@ -1391,7 +1391,7 @@ fn a_stop_while_a_new_process_starts_ends_that_one() {
     let first = service.first();
     service.get("/stop");
     let answer = text(&mut asked);
-    let why = format!("failed: PID {second} was killed, because this process stops");
+    let why = format!("failed: PID {second} was killed, because a server of this process stops");
     assert!(answer.starts_with(&why), "{answer}");
     wait_for_end(second);
     service.assert_ended_well(first);
@@ -1411,7 +1411,8 @@ fn a_stop_in_the_probation_loses_nothing_in_either_process() {
     load.ends_at_refusals();
     service.ask_one(first, "/stop");
     let answer = text(&mut asked);
-    let why = format!("failed: PID {second} was told to stop, because this process stops");
+    let why =
+        format!("failed: PID {second} was told to stop, because a server of this process stops");
     assert_eq!(answer, why);
     service.assert_ended_well(first);
     assert_refuses(service.addr());
@@ -1432,7 +1433,7 @@ fn a_stop_before_the_new_process_is_started_keeps_it_from_starting() {
     // The stop goes on without the restart, which does not end.
     idle.assert_ended();
     drop(reached);
-    assert_eq!(text(&mut asked), "failed: this process stops");
+    assert_eq!(text(&mut asked), "failed: a server of this process stops");
     service.assert_ended_well(first);
     let is_start = |line: &String| line.contains("started PID");
     assert!(!service.lines.all().iter().any(is_start));

@@ -619,7 +619,10 @@ fn a_stop_in_a_restart_is_told_when_that_has_ended() {
     // The signal of the manager.
     kill_process(pid_of(first), Signal::TERM).unwrap();
     let why = manager.hears_of_failure(first);
-    assert!(why.contains("because this process stops"), "{why}");
+    assert!(
+        why.contains("because a server of this process stops"),
+        "{why}"
+    );
     manager.hears_stop(first);
     assert!(restart.join().unwrap().starts_with("failed"));
     until(|| is_gone(first) && is_gone(second));

@@ -662,20 +662,22 @@ struct restart_options {
     std::uint32_t max_predecessors = 0;
     /// A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise
     /// it makes the restart fail, because it is a mistake more often than not. With this setting the new process must
-    /// call `restart_ready` when all its servers serve.
+    /// call `restart_ready` when all its servers serve, or `run_ready`, as `run` does.
     bool drop_unclaimed = false;
     /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
     /// be out of the way of the sockets, which have the numbers from 3 on: otherwise the restart fails.
     bool keep_fds = false;
     /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, so that
-    /// what it says of its failure is in the error of the restart, too.
+    /// what it says of its failure is in the error of the restart, too. A program that looks at its start whether that
+    /// is a terminal, or the journal (JOURNAL_STREAM), sees the pipe.
     bool plain_stderr = false;
     /// In `options::restart`: SIGHUP restarts the program, too. Not together with `reload_on_hup`.
     bool on_hup = false;
     /// In `options::restart`: SIGUSR2 does what it does without httpdown.
     bool no_signal = false;
     /// A file that has the process ID of the program: an absolute path. A restart replaces it when the new process has
-    /// proved itself. The first process's file is written by the program, or by whoever starts it. Default: none.
+    /// proved itself. The first process's file is written by the program, or by whoever starts it. A symbolic link is
+    /// replaced by a file. Default: none.
     std::string pid_file{};
     /// Says why there must be no restart now; an empty text means that it may begin. An exception refuses it, too.
     /// Called on the restart's own thread, before the new process is started.

@@ -55,8 +55,10 @@ pub unsafe extern "C" fn httpdown_restart_options_init(
 /// The new process does what this one did: it calls httpdown_serve with the same `addr`, and gets the sockets. When it
 /// serves all of them, both processes accept connections for `probation_ms`. If the new process ends or hangs before
 /// that is over, it is ended, and this one goes on as before: it has never ceased to accept. Then the result is
-/// RESTART_FAILED, and `error` says why, with the last words of the new process (up to 4 KiB of its standard error).
-/// Only the connections that a failed process had accepted are lost; the text says how many they were.
+/// RESTART_FAILED, and `error` says why, with the last words of the new process: up to 4 KiB of its standard error, until
+/// it was ready. What it writes later goes to the real one, and is not in the text. Only the connections that a failed
+/// process had accepted are lost; the text says how many they were. A stop of any server of this process cancels the
+/// restart.
 ///
 /// `options` may be NULL. `error` is like in httpdown_serve. All servers of the process restart together; on_log and the
 /// statistics of `server` tell of it. Blocks until it has succeeded or failed: for as long as the new process needs, at
@@ -110,8 +112,8 @@ pub unsafe extern "C" fn httpdown_restart_begin(
 /// that has succeeded. Never blocks.
 ///
 /// In a process that was started by a restart, it is needed only with HTTPDOWN_RESTART_DROP_UNCLAIMED; otherwise the
-/// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told at once of a socket
-/// that was forgotten.
+/// process is ready as soon as it serves all sockets that it was given. A socket that nobody serves makes the restart
+/// fail after ready_timeout_ms; with this call it fails at once. httpdown_run does not make this call: it waits.
 ///
 /// To systemd (`Type=notify`) it says `READY=1`, if this process was not started by a restart; and from now on
 /// `STOPPING=1` when the stop of the last server begins, and `WATCHDOG=1` if the unit has `WatchdogSec=`. httpdown_run

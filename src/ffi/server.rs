@@ -87,6 +87,10 @@ pub unsafe extern "C" fn httpdown_serve(
 /// for programs in the background); SIGTERM always stops. `report` (may be NULL; set its struct_size) is written if the
 /// server has run, however it ended. `error` is like in httpdown_serve. Blocks.
 ///
+/// After a restart, this process finishes its requests, and ignores SIGTERM and SIGINT: they are for the new one. Its
+/// end comes after stop_timeout_ms and kill_timeout_ms at the latest. To end it sooner, send SIGKILL, or call
+/// httpdown_kill_begin.
+///
 /// Returns as httpdown_serve and, when the server has run, as httpdown_stop.
 #[must_use]
 #[unsafe(no_mangle)]
@@ -119,7 +123,8 @@ pub unsafe extern "C" fn httpdown_run(
 /// The call returns when all servers have ended. A server that is stopped in another way (by httpdown_stop_begin in a
 /// handler, for example) ends alone, and the others go on. But if a server fails, the others are stopped, too. If a
 /// server cannot be started, the servers that have started are stopped like by a signal, and `error` names the one that
-/// could not, by its index and its `addr`.
+/// could not, by its index and its `addr`. A restart is for all of them, and a stop of one cancels it. After a restart,
+/// SIGTERM and SIGINT are ignored, as in httpdown_run.
 ///
 /// `reports` (may be NULL) has `count` reports; set the struct_size of each. A report is written if its server has run,
 /// however the server ended; its `status` is the result of that server. `error` is like in httpdown_serve. Blocks.

@@ -818,13 +818,14 @@ pub struct httpdown_stop_report {
 pub enum httpdown_restart_flag {
     /// A socket that the new process does not listen on any more is stopped like in a stop, without a loss. Otherwise it
     /// makes the restart fail, because it is a mistake more often than not. With this flag the new process must call
-    /// httpdown_restart_ready when all its servers serve.
+    /// httpdown_restart_ready when all its servers serve, or httpdown_run_ready, as httpdown_run does.
     HTTPDOWN_RESTART_DROP_UNCLAIMED = 1,
     /// The new process also gets the descriptors of this one that are not close-on-exec, with their numbers. They must
     /// be out of the way of the sockets, which have the numbers from 3 on: otherwise the restart fails.
     HTTPDOWN_RESTART_KEEP_FDS = 2,
     /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, which is
-    /// copied there, so that what it says of its failure is in the text of the result, too.
+    /// copied there, so that what it says of its failure is in the text of the result, too. A program that looks at its
+    /// start whether that is a terminal, or the journal (JOURNAL_STREAM), sees the pipe.
     HTTPDOWN_RESTART_PLAIN_STDERR = 4,
     /// In httpdown_options.restart: SIGHUP restarts the program, too. Not together with `reload_on_hup`.
     HTTPDOWN_RESTART_ON_HUP = 8,
@@ -888,7 +889,7 @@ pub struct httpdown_restart_options {
     /// A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
     /// replaces the file when the new process has proved itself. The new version is written beside the file before that,
     /// with the process ID added to the name; if that fails, so does the restart. The first process's file is written by
-    /// the program, or by whoever starts it. Default: none.
+    /// the program, or by whoever starts it. A symbolic link is replaced by a file. Default: none.
     pub pid_file: *const c_char,
 }
 

@@ -178,7 +178,8 @@ impl Restart {
     }
 
     /// The new process writes to this one's standard error at once. Otherwise it gets a pipe until it is ready, so that
-    /// what it says of its failure is in the error of the restart, too.
+    /// what it says of its failure is in the error of the restart, too. A program that looks at its start whether that is
+    /// a terminal, or the journal (`JOURNAL_STREAM`), sees the pipe.
     pub fn plain_stderr(mut self, plain: bool) -> Self {
         self.plain_stderr = plain;
         self
@@ -210,7 +211,7 @@ impl Restart {
     /// A file that has the process ID of the program, for those who look for it there: an absolute path. A restart
     /// replaces the file when the new process has proved itself. The new version is written beside the file before
     /// that, with the process ID added to the name; if that fails, so does the restart. The first process's file is
-    /// written by the program, or by whoever starts it. Default: none.
+    /// written by the program, or by whoever starts it. A symbolic link is replaced by a file. Default: none.
     pub fn pid_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.pid_file = Some(path.into());
         self
@@ -356,8 +357,8 @@ pub fn restart_info() -> RestartInfo {
 /// after the first call that has succeeded.
 ///
 /// In a process that was started by a restart, it is needed only with [`Restart::drop_unclaimed`]; otherwise the
-/// process is ready as soon as it serves all sockets that it was given. Call it anyway to be told of a socket that was
-/// forgotten.
+/// process is ready as soon as it serves all sockets that it was given. A socket that nobody serves makes the restart
+/// fail after [`Restart::ready_timeout`]; with this call it fails at once.
 ///
 /// To systemd (`Type=notify`) it says `READY=1`, if this process was not started by a restart; and from now on what
 /// becomes of the servers: `STOPPING=1` when the stop of the last one begins, and `WATCHDOG=1` if the unit has

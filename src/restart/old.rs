@@ -149,7 +149,7 @@ fn try_it<'a>(
     left: &mut Option<Successor<'a>>,
 ) -> Result<u32, String> {
     if attempt.is_cancelled() {
-        return Err("this process stops".into());
+        return Err("a server of this process stops".into());
     }
     let served = turn.coordinator.lock().served;
     let handed = turn
@@ -544,7 +544,7 @@ impl<'a> Successor<'a> {
             match failure {
                 Failure::Says(why) => drop(write!(text, "says: {why}")),
                 Failure::Ours(why) => drop(write!(text, "was told to stop, because {why}")),
-                _ => text.push_str("was told to stop, because this process stops"),
+                _ => text.push_str("was told to stop, because a server of this process stops"),
             }
             return (text, true);
         }
@@ -571,7 +571,9 @@ impl<'a> Successor<'a> {
             Failure::Ours(why) => {
                 let _ = write!(text, "was killed, because {why}");
             }
-            Failure::Cancelled => text.push_str("was killed, because this process stops"),
+            Failure::Cancelled => {
+                text.push_str("was killed, because a server of this process stops");
+            }
         }
         match self.ready {
             None if matches!(failure, Failure::Ended) => text.push_str(" before it was ready"),

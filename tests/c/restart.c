@@ -478,7 +478,7 @@ static void a_stop_ends_a_restart(void) {
     UNTIL(info_of_this_process(NULL, 0).successor_pid != 0);
     EQUAL(end_server(f, 0).successor_pid, 0);
     gate_wait(&t->destroyed, 1);
-    says(t->text, "was killed, because this process stops");
+    says(t->text, "was killed, because a server of this process stops");
     check_told(t, FAILED);
     free_fixture(f);
 }

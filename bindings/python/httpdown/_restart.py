@@ -57,10 +57,11 @@ class Restart:
       Default: False.
     - `plain_stderr`: The new process writes to this one's standard error at once. Otherwise it gets
       a pipe until it is ready, which is copied there, so that its traceback is in the text of
-      RestartFailed, too. Default: False.
+      RestartFailed, too. A program that looks at its start whether that is a terminal, or the
+      journal (JOURNAL_STREAM), sees the pipe. Default: False.
     - `pid_file`: A file that has the process ID of the program. A restart replaces it when the new
       process has proved itself. The first process's file is written by the program, or by whoever
-      starts it. Default: none.
+      starts it. A symbolic link is replaced by a file. Default: none.
     - `before()`: Is asked whether the restart may begin. If it raises, the restart is refused: the
       exception's text is in that of RestartFailed. It may block, and the restart waits for it.
     - `on_end(pid, error)`: Is told how a restart has ended that has begun: with the new process and
