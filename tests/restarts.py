@@ -82,7 +82,8 @@ class Grace:
         self.reader = threading.Thread(target=self.read, daemon=True)
         self.reader.start()
         serving = r"serving on (?:https?://127\.0\.0\.1:|unix:)([^/ ]\d*|/\S+?)/? with"
-        self.places = [self.line(serving)[1] for _ in range(3)]
+        # Each server says it when it comes to it. A Unix socket is the first, so that there is always a port behind it.
+        self.places = sorted(self.line(serving)[1] for _ in range(3))
         self.ca = ca
         self.loads = []
 
@@ -182,7 +183,7 @@ class Grace:
 
     def get(self, target):
         """A request that is not waited for."""
-        port = int(self.places[0])
+        port = int(self.places[-1])
         if self.ca is None:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         else:
