@@ -66,8 +66,6 @@ pub(crate) struct Hello {
     pub(crate) predecessors: Vec<u32>,
     /// Inherited sockets that nobody claims are closed.
     pub(crate) drop_unclaimed: bool,
-    /// Device and inode of the pipe that is the new process's standard error.
-    pub(crate) stderr: Option<(u64, u64)>,
     /// Where the new process's ID belongs, if its predecessor dies before it has written it there. Absolute.
     pub(crate) pid_file: Option<PathBuf>,
     pub(crate) sockets: Vec<Passed>,
@@ -219,9 +217,6 @@ impl Hello {
         if self.drop_unclaimed {
             text.push_str("\ndrop_unclaimed");
         }
-        if let Some((device, inode)) = self.stderr {
-            let _ = write!(text, "\nstderr={device}:{inode}");
-        }
         if let Some(file) = &self.pid_file {
             let file = percent_encode(file.as_os_str().as_bytes(), SPECIAL);
             let _ = write!(text, "\npid_file={file}");
@@ -267,10 +262,6 @@ impl Hello {
                 ("generation", value) => hello.generation = number(value)?,
                 ("predecessor", value) => hello.predecessors.push(number(value)?),
                 ("drop_unclaimed", _) => hello.drop_unclaimed = true,
-                ("stderr", value) => {
-                    let (device, inode) = value.split_once(':').unwrap_or((value, ""));
-                    hello.stderr = Some((number(device)?, number(inode)?));
-                }
                 ("pid_file", value) => {
                     let bytes = percent_decode_str(value).collect();
                     hello.pid_file = Some(OsString::from_vec(bytes).into());
@@ -335,7 +326,6 @@ mod tests {
             generation: 7,
             predecessors: vec![17, 4],
             drop_unclaimed: true,
-            stderr: Some((13, u64::MAX)),
             pid_file: Some(OsString::from_vec(b"/run/a b=%\n\xff".into()).into()),
             sockets: vec![
                 Passed {
@@ -414,7 +404,6 @@ mod tests {
             "PING -",
             "PONG",
             "HELLO 1\nsocket file=1:x:/a",
-            "HELLO 1\nstderr=1",
         ] {
             Message::parse(broken.as_bytes()).unwrap_err();
         }

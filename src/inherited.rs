@@ -156,11 +156,7 @@ pub(crate) struct Predecessor {
     pub(crate) drops_unclaimed: bool,
     /// Which file has the process ID of the program.
     pub(crate) pid_file: Option<PathBuf>,
-    /// Where our standard error belongs, and which pipe to the predecessor is in its place now.
-    stderr: Mutex<Option<OwnedFd>>,
-    pipe: Option<(u64, u64)>,
-    /// The other end of that pipe. While it is open here, the death of the predecessor does not break the pipe.
-    errors: Mutex<Option<OwnedFd>>,
+    detour: Mutex<Option<Detour>>,
     for_process: u32,
 }
 
@@ -175,6 +171,8 @@ impl Predecessor {
             let _ = channel.send(&Message::Failed(format!("{error:#}")));
         })?;
         let mut fds = fds.into_iter();
+        let detour = fds.next().zip(fds.next());
+        let detour = detour.map(|(stderr, pipe)| Detour { stderr, pipe });
         let predecessor = Self {
             channel,
             process,
@@ -182,9 +180,7 @@ impl Predecessor {
             pids: hello.predecessors,
             drops_unclaimed: hello.drop_unclaimed,
             pid_file: hello.pid_file,
-            stderr: Mutex::new(fds.next()),
-            pipe: hello.stderr,
-            errors: Mutex::new(fds.next()),
+            detour: Mutex::new(detour),
             for_process: process::id(),
         };
         Ok((predecessor, hello.sockets))
@@ -203,19 +199,29 @@ impl Predecessor {
 
     /// Ceases to write errors to the predecessor. If the host has chosen another standard error meanwhile, it stays.
     pub(crate) fn restore_stderr(&self) {
-        let stderr = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = { stderr }.take();
-        let now = sys::with_fd(libc::STDERR_FILENO, sys::identity).ok();
-        if let Some(stderr) = taken.filter(|_| now == self.pipe) {
+        let detour = self.detour.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Detour { stderr, pipe }) = &*detour
+            && sys::with_fd(libc::STDERR_FILENO, sys::identity).ok()
+                == sys::identity(pipe.as_fd()).ok()
+        {
             let _ = sys::replace_stderr(stderr.as_fd());
         }
     }
 
-    /// What is read from the pipe to the predecessor, at the first call.
-    pub(crate) fn errors(&self) -> Option<OwnedFd> {
-        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
-        { errors }.take()
+    /// What others may still write to, at the first call.
+    pub(crate) fn take_detour(&self) -> Option<Detour> {
+        let mut detour = self.detour.lock().unwrap_or_else(PoisonError::into_inner);
+        detour.take()
     }
+}
+
+/// Until a new process is ready, its standard error is a pipe to its predecessor.
+#[derive(Debug)]
+pub(crate) struct Detour {
+    /// Where standard error belongs.
+    pub(crate) stderr: OwnedFd,
+    /// The end that is read. While it is open here, the death of the predecessor does not break the pipe.
+    pub(crate) pipe: OwnedFd,
 }
 
 /// A descriptor that tells of the predecessor's end. `None`: it has ended.

@@ -20,7 +20,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -47,6 +47,8 @@ const ADDRS: &str = "HTTPDOWN_TEST_ADDRS";
 const HOST: &str = "HTTPDOWN_TEST_HOST";
 /// How a service behaves that was started by a restart, and only that one: a query.
 const FAULT: &str = "HTTPDOWN_TEST_FAULT";
+/// A copy of standard error, made before the process was ready.
+static SAVED_STDERR: AtomicI32 = AtomicI32::new(-1);
 /// Certificate and key, if the service speaks TLS.
 const CHAIN: &str = "HTTPDOWN_TEST_CHAIN";
 const KEY: &str = "HTTPDOWN_TEST_KEY";
@@ -82,6 +84,10 @@ fn service() {
     }
     if let Some(pipe) = fault.get("writer") {
         start_writer(&pipe);
+    }
+    if is("saves stderr") {
+        // SAFETY: no pointers.
+        SAVED_STDERR.store(unsafe { libc::dup(2) }, Ordering::Relaxed);
     }
     if let Some(log) = fault.get("log") {
         let log = fs::File::create(&*log).unwrap();
@@ -276,6 +282,13 @@ fn answer(at: usize, exchange: Exchange) {
             let addr = another.local_addrs()[0].to_string();
             OTHERS.lock().unwrap().push(another);
             addr
+        }
+        // As hosts do that catch what is written while something runs.
+        (_, "/stderr-back") => {
+            let saved = SAVED_STDERR.load(Ordering::Relaxed);
+            // SAFETY: no pointers.
+            assert_eq!(unsafe { libc::dup2(saved, libc::STDERR_FILENO) }, 2);
+            String::new()
         }
         (_, "/stop") => {
             server.stop_begin();
@@ -1281,6 +1294,21 @@ fn what_the_new_process_has_started_may_write_errors_after_the_old_one_has_ended
     service.line("first words");
     service.line("last words");
     assert_eq!(fs::read_to_string(&pipe).unwrap(), "lives\n");
+    service.stop();
+}
+
+#[test]
+fn a_standard_error_from_before_that_is_put_back_later_is_not_copied_to_itself() {
+    let service = Service::start();
+    let first = service.first();
+    let before = link_of(first, 2);
+    let _asked = service.ask("/restart?saves+stderr&probation=60000");
+    let second = service.started(&[]);
+    service.ask_one(second, "/stderr-back");
+    assert_ne!(link_of(second, 2), before);
+    send_signal(first, Signal::KILL);
+    service.line("has ended before it handed over");
+    assert_eq!(link_of(second, 2), before);
     service.stop();
 }
 

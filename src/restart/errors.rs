@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::inherited::Detour;
 use crate::sys;
 
 /// How much of it is kept for the error of the restart, in bytes.
@@ -21,19 +22,19 @@ pub(super) struct Errors {
 }
 
 impl Errors {
-    /// Errors that come by a pipe go to our standard error, as it is now.
-    pub(super) fn by(pipe: OwnedFd) -> io::Result<Self> {
+    pub(super) fn by(Detour { stderr, pipe }: Detour) -> Self {
         sys::ensure_nonblocking(pipe.as_fd());
-        Ok(Self {
-            way: Some((pipe.into(), sys::standard_error()?.into())),
+        Self {
+            way: Some((pipe.into(), stderr.into())),
             kept: Vec::new(),
-        })
+        }
     }
 
-    /// Also returns the end at which a new process writes.
+    /// Errors that go to our standard error, as it is now. Also returns the end at which a new process writes.
     pub(super) fn to_ours() -> io::Result<(Self, OwnedFd)> {
         let (reads, writes) = io::pipe()?;
-        Ok((Self::by(reads.into())?, writes.into()))
+        let (stderr, pipe) = (sys::standard_error()?, reads.into());
+        Ok((Self::by(Detour { stderr, pipe }), writes.into()))
     }
 
     /// What the new process needs to do without this one: where they go, and where they come from.

@@ -175,9 +175,8 @@ impl Talk {
         while !self.step(&mut progress) {}
         // What the predecessor has not read; and what those processes write that this one has started before it was
         // ready, and that have the pipe. Nearly always, there is none.
-        let errors = self.predecessor.errors();
-        if let Some(Ok(mut errors)) = errors.map(Errors::by) {
-            errors.copy_all();
+        if let Some(detour) = self.predecessor.take_detour() {
+            Errors::by(detour).copy_all();
         }
     }
 

@@ -21,8 +21,8 @@ use crate::holdings::Holdings;
 use crate::inherited::{self, Spare};
 use crate::origin::text;
 use crate::stats::StatKind;
+use crate::sys::SignalMask;
 use crate::sys::spawn::{Child, Spawn, spawn};
-use crate::sys::{self, SignalMask};
 use crate::threads;
 
 use super::errors::Errors;
@@ -320,13 +320,12 @@ impl<'a> Successor<'a> {
         let env = origin.env(restart.env.as_deref(), &names);
         let (channel, theirs) =
             Channel::pair().map_err(|error| format!("making a socket pair: {error}"))?;
-        let mut hello = coordinator.hello(restart, handed);
+        let hello = coordinator.hello(restart, handed);
         let (errors, stderr) = if restart.plain_stderr {
             (Errors::default(), None)
         } else {
             let (errors, pipe) =
                 Errors::to_ours().map_err(|error| format!("making a pipe: {error}"))?;
-            hello.stderr = sys::identity(pipe.as_fd()).ok();
             (errors, Some(pipe))
         };
         channel
@@ -674,7 +673,6 @@ impl Coordinator {
             generation: state.generation + 1,
             predecessors: [process::id()].into_iter().chain(pids).collect(),
             drop_unclaimed: restart.drop_unclaimed,
-            stderr: None,
             // The new process may have another directory.
             pid_file: restart
                 .pid_file
