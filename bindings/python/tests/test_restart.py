@@ -205,6 +205,18 @@ def serve(start: Start, tmp_path: Path) -> Callable[[str], Service]:
 Serve = Callable[[str], Service]
 
 
+@contextlib.contextmanager
+def uploading(service: Service) -> Iterator[None]:
+    """Meanwhile, a request without its last byte is under way. It must be answered."""
+    with contextlib.closing(http.client.HTTPConnection(service.address, timeout=LONG)) as client:
+        client.putrequest("POST", "/body")
+        client.putheader("Content-Length", "100000")
+        client.endheaders(b"x" * 99_999)
+        yield
+        client.send(b"x")
+        assert len(client.getresponse().read()) == 100_000
+
+
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGHUP], ids=str)
 def test_a_signal_restarts_and_no_client_is_refused_or_lost(
     serve: Serve, number: signal.Signals
@@ -388,10 +400,7 @@ def test_a_draining_predecessor_is_not_ended_by_signals(serve: Serve) -> None:
         + RUN.replace("main()\n", "main(second_signal=0)\n")
     )
     pid = service.first.pid
-    with contextlib.closing(http.client.HTTPConnection(service.address, timeout=LONG)) as client:
-        client.putrequest("POST", "/body")
-        client.putheader("Content-Length", "100000")
-        client.endheaders(b"x" * 99_999)
+    with uploading(service):
         service.first.send_signal(signal.SIGUSR2)
         successor = service.has_taken_over()
         service.says(f"ended {successor} NoneType", pid)
@@ -400,8 +409,6 @@ def test_a_draining_predecessor_is_not_ended_by_signals(serve: Serve) -> None:
             # Python calls its handlers in the order of their numbers.
             service.first.send_signal(signal.SIGWINCH)
             service.says("winch", pid)
-        client.send(b"x")
-        assert len(client.getresponse().read()) == 100_000
     service.says(f"reports OK {successor}", pid)
     assert service.first.wait(LONG) == 0
     # The one that serves stops by a signal.
@@ -489,10 +496,7 @@ RESTART = httpdown.Restart(probation=3, max_predecessors=1)
         + RUN.replace("main()\n", "main(started=tries, on_phase=on_phase)\n")
     )
     pid = service.first.pid
-    with contextlib.closing(http.client.HTTPConnection(service.address, timeout=LONG)) as client:
-        client.putrequest("POST", "/body")
-        client.putheader("Content-Length", "100000")
-        client.endheaders(b"x" * 99_999)
+    with uploading(service):
         service.first.send_signal(signal.SIGUSR2)
         for _ in range(2):
             service.says(f"busy: this process has not taken over from PID {pid} yet")
@@ -504,8 +508,6 @@ RESTART = httpdown.Restart(probation=3, max_predecessors=1)
         # A signal says so in the log.
         os.kill(successor, signal.SIGUSR2)
         service.says("ERROR restart failed: 1 earlier processes still drain: .*", successor)
-        client.send(b"x")
-        assert len(client.getresponse().read()) == 100_000
     service.says(f"reports OK {successor}", pid)
     service.get("/stop")
     assert service.end() == ""
